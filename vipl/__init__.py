@@ -1,0 +1,30 @@
+"""vipl: probabilistic programs for JAX, with programmable variational inference."""
+
+from vipl._errors import AddressError as AddressError
+from vipl._errors import ChoiceError as ChoiceError
+from vipl._errors import ControlFlowError as ControlFlowError
+from vipl._errors import DistributionError as DistributionError
+from vipl._errors import EstimatorError as EstimatorError
+from vipl._errors import ProgramError as ProgramError
+from vipl._errors import SupportError as SupportError
+from vipl._errors import ViplError as ViplError
+from vipl.core import seed as seed
+from vipl.estimators import Enumerate as Enumerate
+from vipl.estimators import Expectation as Expectation
+from vipl.estimators import LeaveOneOut as LeaveOneOut
+from vipl.estimators import MeasureValued as MeasureValued
+from vipl.estimators import Reparam as Reparam
+from vipl.estimators import Score as Score
+from vipl.estimators import expectation as expectation
+from vipl.gen import Alternatives as Alternatives
+from vipl.gen import Draw as Draw
+from vipl.gen import Estimator as Estimator
+from vipl.gen import GenerativeFunction as GenerativeFunction
+from vipl.gen import Law as Law
+from vipl.gen import Program as Program
+from vipl.gen import Support as Support
+from vipl.gen import Trace as Trace
+from vipl.gen import box as box
+from vipl.gen import factor as factor
+from vipl.gen import gen as gen
+from vipl.gen import sample as sample

@@ -1,0 +1,205 @@
+"""The one module that names JAX internals and JAX versions (0.10 to 0.12).
+
+Law: everything else in the package uses JAX's public interface, or a name defined here.
+A test walks the package and keeps this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax import lax
+from jax._src import config as _config
+from jax._src import effects as _effects
+from jax._src import source_info_util as _source_info
+from jax.extend import core as _extend_core
+from jax.extend.core import primitives as _primitives
+from jax.interpreters import ad as _ad
+from jax.interpreters import batching as _batching
+
+Primitive = _extend_core.Primitive
+Literal = _extend_core.Literal
+Tracer = jax.core.Tracer
+ShapedArray = jax.core.ShapedArray
+Effect = _effects.Effect
+
+jit_p = _primitives.jit_p
+scan_p = _primitives.scan_p
+cond_p = _primitives.cond_p
+while_p = _primitives.while_p
+remat_p = _primitives.remat_p
+custom_jvp_call_p = _primitives.custom_jvp_call_p
+custom_vjp_call_p = _primitives.custom_vjp_call_p
+
+_DERIVATIVE_TRACES = tuple(
+    trace for name in ("JVPTrace", "LinearizeTrace") if (trace := getattr(_ad, name, None))
+) or (_ad.JVPTrace,)
+
+
+class JaxprParts(NamedTuple):
+    """A jaxpr with its constants, whatever class this JAX gives it."""
+
+    constvars: Sequence[Any]
+    consts: Sequence[Any]
+    invars: Sequence[Any]
+    eqns: Sequence[Any]
+    outvars: Sequence[Any]
+
+
+def is_jaxpr(x: Any) -> bool:
+    """Says whether `x` is a jaxpr, closed or open."""
+    return hasattr(x, "eqns") and (hasattr(x, "invars") or hasattr(x, "jaxpr"))
+
+
+def parts(jaxpr: Any) -> JaxprParts:
+    """Splits a closed or open jaxpr into its parts."""
+    if hasattr(jaxpr, "consts"):
+        inner = jaxpr.jaxpr
+        consts = list(jaxpr.consts)
+        return JaxprParts(
+            inner.constvars[: len(consts)], consts, inner.invars, inner.eqns, inner.outvars
+        )
+    return JaxprParts(jaxpr.constvars, (), jaxpr.invars, jaxpr.eqns, jaxpr.outvars)
+
+
+def with_consts(jaxpr: Any, consts: Sequence[Any]) -> Any:
+    """The same closed jaxpr with other values for its constants."""
+    return _extend_core.ClosedJaxpr(jaxpr.jaxpr, list(consts))
+
+
+def in_avals(jaxpr: Any) -> list[Any]:
+    """The abstract values of a jaxpr's inputs."""
+    return [v.aval for v in parts(jaxpr).invars]
+
+
+class ScanParts(NamedTuple):
+    """What a `scan` equation holds: its body and how its operands are split."""
+
+    jaxpr: Any
+    num_consts: int
+    num_carry: int
+    options: dict[str, Any]  # keyword arguments of `lax.scan`
+
+
+def scan_parts(params: dict[str, Any]) -> ScanParts:
+    """Reads the parameters of a `scan` equation (their form changed in JAX 0.12)."""
+    if "ft_in" in params:
+        consts, carry, _ = params["ft_in"].unpack()
+        num_consts, num_carry = len(list(consts)), len(list(carry))
+    else:
+        num_consts, num_carry = params["num_consts"], params["num_carry"]
+    options = {k: params[k] for k in ("reverse", "length", "unroll", "_split_transpose") if k in params}
+    return ScanParts(params["jaxpr"], num_consts, num_carry, options)
+
+
+def define_effectful_primitive(
+    name: str,
+    *,
+    effect: Effect,
+    abstract: Callable,
+    batch: Callable,
+    impl: Callable,
+    refuse_derivative: Callable,
+    multiple_results: bool = False,
+) -> Any:
+    """Makes a primitive that carries `effect` and that no derivative may pass.
+
+    Args:
+      name: the primitive's name.
+      effect: a JAX effect; it is allowed inside control flow.
+      abstract: avals and parameters -> abstract value(s), without the effect.
+      batch: `(axis_data, values, dims, **params) -> values, dims`; called under every `vmap`,
+        also when nothing is mapped.
+      impl: called when the primitive is met outside every program.
+      refuse_derivative: `params -> exception`, raised when the primitive is bound under `jvp` or `linearize`.
+      multiple_results: whether the primitive returns a list.
+    """
+    _effects.control_flow_allowed_effects.add_type(type(effect))
+
+    class EffectfulPrimitive(Primitive):
+        def bind_with_trace(self, trace, *rest):
+            if isinstance(trace, _DERIVATIVE_TRACES):
+                raise refuse_derivative(rest[-1])
+            return super().bind_with_trace(trace, *rest)
+
+    primitive = EffectfulPrimitive(name)
+    primitive.multiple_results = multiple_results
+    primitive.def_impl(impl)
+    primitive.def_effectful_abstract_eval(lambda *a, **p: (abstract(*a, **p), {effect}))
+    _batching.fancy_primitive_batchers[primitive] = batch
+    return primitive
+
+
+def wrap_batching(primitive: Any, wrapper: Callable) -> None:
+    """Puts `wrapper(original, axis_data, values, dims, **params)` before a primitive's batching rule."""
+    original = _batching.fancy_primitive_batchers[primitive]
+
+    def rule(axis_data, values, dims, **params):
+        return wrapper(original, axis_data, values, dims, **params)
+
+    _batching.fancy_primitive_batchers[primitive] = rule
+
+
+def move_to_front(x: Any, dim: int | None) -> Any:
+    """Moves a batch dimension to the front."""
+    return x if dim is None or dim == 0 else _batching.moveaxis(x, dim, 0)
+
+
+def rebind(eqn: Any, values: Sequence[Any]) -> list[Any]:
+    """Evaluates one equation as JAX's own evaluator does: same parameters, context, source line."""
+    params = eqn.primitive.get_bind_params(eqn.params)
+    with eqn_context(eqn), eqn.ctx.manager:
+        out = eqn.primitive.bind(*values, **params)
+    return list(out) if eqn.primitive.multiple_results else [out]
+
+
+@contextlib.contextmanager
+def _no_context() -> Iterator[None]:
+    yield
+
+
+def eqn_context(eqn: Any) -> Any:
+    """The source line of an equation, for messages and profiles of what is bound in its place."""
+    stack = _source_info.current_name_stack() + eqn.source_info.name_stack
+    return _source_info.user_context(eqn.source_info.traceback, name_stack=stack)
+
+
+def remat_options(params: dict[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of `jax.checkpoint` behind a `remat` equation."""
+    return {"prevent_cse": params["prevent_cse"], "policy": params["policy"]}
+
+
+def axis_of(axis_data: Any) -> tuple[int, Any]:
+    """Size and name of the axis that a batching rule is called with; the name is None where there is none."""
+    name = axis_data.name
+    named = isinstance(name, str) or (isinstance(name, tuple) and bool(name))
+    return axis_data.size, name if named else None
+
+
+def numeric_mode() -> tuple[Any, ...]:
+    """What, besides the avals, decides the jaxpr of a draw: for cache keys."""
+    return (
+        jax.config.jax_enable_x64,
+        jax.config.jax_default_prng_impl,
+        jax.config.jax_threefry_partitionable,
+        str(jax.config.jax_numpy_dtype_promotion),
+        str(jax.config.jax_numpy_rank_promotion),
+    )
+
+
+def jit_disabled() -> bool:
+    """Says whether `jax.disable_jit` is in force."""
+    return bool(_config.disable_jit.value)
+
+
+def typeof(x: Any) -> Any:
+    """The abstract value of `x`."""
+    return jax.typeof(x)
+
+
+def switch(index: Any, branches: Sequence[Callable], *operands: Any) -> Any:
+    """`lax.switch` of a `cond` equation's index, which JAX has clamped already."""
+    return lax.switch(index, branches, *operands)

@@ -1,0 +1,85 @@
+"""The errors of the package: four lines, always, so that a message says where and what to write instead.
+
+    AddressError: the guide samples an address that the model does not have.
+      at:        "scale" in mean_field (regression.py:41)
+      got:       choices at "scale", "w"
+      expected:  the model's addresses "sigma", "w", "y"
+      mend:      rename the site to "sigma"
+
+Law: every error that a user can cause is one of these classes, is raised as early as both sides are
+known, and has a test that pins its text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+
+class ViplError(Exception):
+    """Base of all errors of this package.
+
+    Attributes:
+      summary: one sentence, what is wrong.
+      at: the site, program, file and line.
+      got: what was found.
+      expected: what would have been right.
+      mend: what to write instead.
+    """
+
+    def __init__(self, summary: str, *, at: str, got: str, expected: str, mend: str):
+        """Builds the four lines."""
+        self.summary, self.at, self.got, self.expected, self.mend = summary, at, got, expected, mend
+        super().__init__(
+            f"{summary}\n  at:        {at}\n  got:       {got}\n  expected:  {expected}\n  mend:      {mend}"
+        )
+
+
+    def located(self, at: str) -> ViplError:
+        """The same error at a place that was not known where it was raised."""
+        return type(self)(self.summary, at=at, got=self.got, expected=self.expected, mend=self.mend)
+
+
+class AddressError(ViplError):
+    """An address is unknown, missing, malformed, or used twice."""
+
+
+class ChoiceError(ViplError):
+    """A given value does not fit its site: shape, dtype, or structure."""
+
+
+class SupportError(ViplError):
+    """A value can lie where the site's density is zero."""
+
+
+class DistributionError(ViplError):
+    """The source of a site is not a distribution that a site can hold."""
+
+
+class EstimatorError(ViplError):
+    """An estimator cannot be honoured at its site."""
+
+
+class ControlFlowError(ViplError):
+    """A site stands in a construct where it cannot be honoured."""
+
+
+class ProgramError(ViplError):
+    """A program is used outside its place, or returns what it must not."""
+
+
+def show_address(address: Iterable[str]) -> str:
+    """An address as messages write it: `"layer" / "w"`."""
+    return " / ".join(f'"{part}"' for part in address)
+
+
+def show_addresses(addresses: Iterable[Iterable[str]]) -> str:
+    """Several addresses, in order, or the word none."""
+    return ", ".join(show_address(a) for a in addresses) or "none"
+
+
+def show_aval(x: Any) -> str:
+    """`dtype[shape]` of an array or abstract value; the Python type of anything else."""
+    if hasattr(x, "shape") and hasattr(x, "dtype"):
+        return f"{x.dtype}[{','.join(map(str, x.shape))}]"
+    return type(x).__name__

@@ -1,0 +1,379 @@
+"""The equation loop: an interpreter of programs is one function that says what to do at a site.
+
+    handle(visit, operands, given) -> Outcome(value, totals, emits)
+
+`run` evaluates a jaxpr and calls `handle` at every site. The control flow around sites is rebuilt once,
+here, and is the same for all interpreters:
+
+- `given[path]` is what a site is handed (a choice, its noise, the number of an alternative). Inside `scan`
+  and under lanes it is a slice of an array whose leading axes are the loops around the site, outermost first.
+- `totals` are scalars that are added up over sites, steps and lanes (log densities).
+- `emits[path]` is what a site hands out. It is stacked by `scan` and lanes, and is zero where a `cond` took
+  another branch.
+
+Law: with `handle` = "draw from the source with the key of the path" this is plain evaluation of the program,
+and every equation without a site is evaluated as JAX itself does.
+
+A *path* is the position of a site in a program: the numbers of the equations (and branches) that lead to it.
+Unlike an address it is unique, also where a program is simulated twice.
+
+An equation that holds a site and has no rule here raises; none is passed over in silence.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from vipl import _compat
+from vipl._errors import ControlFlowError
+from vipl.core._site import Lane, Site, lanes_p, sample_effect, sample_p
+
+Path = tuple[int, ...]
+
+
+class Outcome(NamedTuple):
+    """What a handler returns for one site, or a region of a program for all of its sites.
+
+    Attributes:
+      value: the site's value; the region's outputs.
+      totals: name -> scalar, added up.
+      emits: path -> pytree, collected.
+    """
+
+    value: Any
+    totals: dict[str, Any]
+    emits: dict[Path, Any]
+
+
+class Visit(NamedTuple):
+    """Where a handler is: the site and its path."""
+
+    site: Site
+    path: Path
+
+
+class Interpreter(NamedTuple):
+    """A way to read programs.
+
+    Attributes:
+      handle: `(visit, operands, given) -> Outcome`.
+      in_while: `(places, given, count) -> given` makes what the sites of one pass through a `while` loop are
+        handed; None where an unknown number of draws has no meaning.
+      name: what the interpreter does, for messages.
+    """
+
+    handle: Callable[[Visit, Sequence[Any], Any], Outcome]
+    in_while: Callable[[Any, Any, Any], Any] | None
+    name: str
+
+
+# --- which equations hold sites ---------------------------------------------------------------------------
+
+_SIMPLE = (type(None), bool, int, float, complex, str, bytes, type)
+
+
+def _jaxprs_inside(x: Any, seen: set[int], depth: int = 0) -> Iterator[Any]:
+    """The jaxprs in a parameter, also those in objects, closures and containers."""
+    if isinstance(x, _SIMPLE) or id(x) in seen or depth > 6:
+        return
+    seen.add(id(x))
+    if _compat.is_jaxpr(x):
+        yield x
+    elif isinstance(x, dict):
+        for y in x.values():
+            yield from _jaxprs_inside(y, seen, depth + 1)
+    elif isinstance(x, (tuple, list, set, frozenset)):
+        for y in x:
+            yield from _jaxprs_inside(y, seen, depth + 1)
+    elif isinstance(x, (jax.Array, jax.core.Tracer, Site, Lane)) or type(x).__module__.startswith("numpy"):
+        return
+    else:
+        for cell in getattr(x, "__closure__", None) or ():
+            try:
+                yield from _jaxprs_inside(cell.cell_contents, seen, depth + 1)
+            except ValueError:  # an empty cell
+                continue
+        slots = [s for c in type(x).__mro__ for s in _names(getattr(c, "__slots__", ()))]
+        for name in [*getattr(x, "__dict__", {}), *slots]:
+            yield from _jaxprs_inside(getattr(x, name, None), seen, depth + 1)
+
+
+def _names(slots: Any) -> Sequence[str]:
+    return (slots,) if isinstance(slots, str) else tuple(slots)
+
+
+# Primitives whose parameters hold functions only for their own derivative rules or lowering: searching the
+# objects in them is slow and finds nothing that runs. Their jaxprs are searched all the same.
+_JAXPR_ONLY = {
+    _compat.jit_p, _compat.scan_p, _compat.cond_p, _compat.while_p, _compat.remat_p,
+    _compat.custom_jvp_call_p, _compat.custom_vjp_call_p,
+}  # fmt: skip
+
+
+def _params_hold_site(eqn: Any) -> bool:
+    seen: set[int] = set()
+    for value in eqn.params.values():
+        if isinstance(value, _SIMPLE):
+            continue
+        if eqn.primitive in _JAXPR_ONLY:
+            found = [value] if _compat.is_jaxpr(value) else value if isinstance(value, tuple) else ()
+            found = [j for j in found if _compat.is_jaxpr(j)]
+        else:
+            found = list(_jaxprs_inside(value, seen))
+        if any(holds_site(j) for j in found):
+            return True
+    return False
+
+
+def eqn_holds_site(eqn: Any) -> bool:
+    """Says whether an equation is or contains a site: by its effects, or by its parameters."""
+    return eqn.primitive is sample_p or sample_effect in eqn.effects or _params_hold_site(eqn)
+
+
+_HOLDS_SITE: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
+
+
+def holds_site(jaxpr: Any) -> bool:
+    """Says whether a jaxpr contains a site."""
+    if jaxpr not in _HOLDS_SITE:
+        _HOLDS_SITE[jaxpr] = any(eqn_holds_site(eqn) for eqn in _compat.parts(jaxpr).eqns)
+    return _HOLDS_SITE[jaxpr]
+
+
+# --- the loop ---------------------------------------------------------------------------------------------
+
+
+def walk(jaxpr: Any, args: Sequence[Any], visit: Callable[[int, Any, list[Any]], Sequence[Any]]) -> list[Any]:
+    """Evaluates a jaxpr; `visit(number, equation, operands)` evaluates one equation."""
+    constvars, consts, invars, eqns, outvars = _compat.parts(jaxpr)
+    env = dict(zip([*constvars, *invars], [*consts, *args], strict=True))
+    return read(evaluate(eqns, env, visit), outvars)
+
+
+def evaluate(
+    eqns: Sequence[Any], env: dict[Any, Any], visit: Callable[[int, Any, list[Any]], Sequence[Any]]
+) -> dict[Any, Any]:
+    """The equation loop: extends an environment by the results of the equations."""
+    env = dict(env)
+    for i, eqn in enumerate(eqns):
+        env.update(zip(eqn.outvars, visit(i, eqn, read(env, eqn.invars)), strict=True))
+    return env
+
+
+def read(env: dict[Any, Any], variables: Sequence[Any]) -> list[Any]:
+    """The values of variables and literals."""
+    return [v.val if isinstance(v, _compat.Literal) else env[v] for v in variables]
+
+
+def plain(_: int, eqn: Any, values: list[Any]) -> list[Any]:
+    """Evaluates an equation as JAX does."""
+    return _compat.rebind(eqn, values)
+
+
+def run(
+    jaxpr: Any,
+    args: Sequence[Any],
+    interpreter: Interpreter,
+    given: dict[Path, Any],
+    path: Path = (),
+) -> Outcome:
+    """Evaluates a program with an interpreter at its sites."""
+    totals: dict[str, Any] = {}
+    emits: dict[Path, Any] = {}
+
+    def visit(i: int, eqn: Any, values: list[Any]) -> Sequence[Any]:
+        if not eqn_holds_site(eqn):
+            return _compat.rebind(eqn, values)
+        with _compat.eqn_context(eqn):
+            out = _rule(eqn)(eqn, values, interpreter, given, (*path, i))
+        for name, x in out.totals.items():
+            totals[name] = totals[name] + x if name in totals else x
+        emits.update(out.emits)
+        return out.value
+
+    outs = walk(jaxpr, args, visit)
+    return Outcome(outs, totals, emits)
+
+
+def _below(given: dict[Path, Any], path: Path) -> dict[Path, Any]:
+    return {p: x for p, x in given.items() if p[: len(path)] == path}
+
+
+def _sum_axis(out: Outcome) -> Outcome:
+    """Adds up the totals of steps or lanes; emits stay stacked."""
+    return out._replace(totals={name: jnp.sum(x, axis=0) for name, x in out.totals.items()})
+
+
+def _sample_rule(eqn: Any, values: list[Any], interpreter: Interpreter, given: Any, path: Path) -> Outcome:
+    out = interpreter.handle(Visit(eqn.params["site"], path), values, given.get(path))
+    return out._replace(value=[out.value])
+
+
+def _jit_rule(eqn: Any, values: list[Any], interpreter: Interpreter, given: Any, path: Path) -> Outcome:
+    return run(eqn.params["jaxpr"], values, interpreter, given, path)
+
+
+def _remat_rule(eqn: Any, values: list[Any], interpreter: Interpreter, given: Any, path: Path) -> Outcome:
+    def body(values, given):
+        return run(eqn.params["jaxpr"], values, interpreter, given, path)
+
+    return jax.checkpoint(body, **_compat.remat_options(eqn.params))(values, _below(given, path))
+
+
+def _lanes_rule(eqn: Any, values: list[Any], interpreter: Interpreter, given: Any, path: Path) -> Outcome:
+    lane: Lane = eqn.params["lane"]
+    axes = [0 if m else None for m in lane.mapped]
+    mapped = jax.vmap(
+        lambda values, given: run(eqn.params["jaxpr"], values, interpreter, given, path),
+        in_axes=(axes, 0),
+        axis_size=lane.size,
+        **({"axis_name": lane.name} if lane.name is not None else {}),
+    )
+    return _sum_axis(mapped(values, _below(given, path)))
+
+
+def _scan_rule(eqn: Any, values: list[Any], interpreter: Interpreter, given: Any, path: Path) -> Outcome:
+    jaxpr, num_consts, num_carry, options = _compat.scan_parts(eqn.params)
+    consts, init, xs = values[:num_consts], values[num_consts:][:num_carry], values[num_consts + num_carry :]
+
+    def body(carry, step):
+        x, step_given = step
+        outs, totals, emits = run(jaxpr, [*consts, *carry, *x], interpreter, step_given, path)
+        return outs[:num_carry], (outs[num_carry:], totals, emits)
+
+    carry, (ys, totals, emits) = lax.scan(body, init, (xs, _below(given, path)), **options)
+    return _sum_axis(Outcome([*carry, *ys], totals, emits))
+
+
+def _cond_rule(eqn: Any, values: list[Any], interpreter: Interpreter, given: Any, path: Path) -> Outcome:
+    """Interprets each branch, pads what the others hand out with zeros, and selects as JAX does."""
+    if "branches_platforms" in eqn.params:
+        raise _unsupported(eqn, "the platform that the program is compiled for would decide its addresses")
+    index, *operands = values
+    given = _below(given, path)
+    staged, structures = [], []
+    for b, branch in enumerate(eqn.params["branches"]):
+        jaxpr, structure = stage(
+            lambda operands, given, b=b, branch=branch: run(branch, operands, interpreter, given, (*path, b)),
+            operands,
+            given,
+        )
+        staged.append(jaxpr)
+        structures.append(structure)
+    totals = {name: x for s in structures for name, x in s.totals.items()}
+    emits = {p: x for s in structures for p, x in s.emits.items()}
+
+    def padded(jaxpr, structure):
+        def branch(operands, given):
+            flat = walk(jaxpr, jax.tree.leaves((operands, given)), plain)
+            out = jax.tree.unflatten(jax.tree.structure(structure), flat)
+            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (totals, emits))
+            return Outcome(out.value, zeros[0] | out.totals, zeros[1] | out.emits)
+
+        return branch
+
+    branches = [padded(j, s) for j, s in zip(staged, structures, strict=True)]
+    return _compat.switch(index, branches, operands, given)
+
+
+def _while_rule(eqn: Any, values: list[Any], interpreter: Interpreter, given: Any, path: Path) -> Outcome:
+    """Counts the passes, so that each has its own keys; only for interpreters that can give them."""
+    from vipl.core._places import places
+
+    make_given = interpreter.in_while
+    if make_given is None:
+        raise _unsupported(
+            eqn,
+            f"the number of draws is not known before the loop ends, and {interpreter.name} needs it",
+            mend="give lax.fori_loop bounds that are Python integers, or use lax.scan with a mask",
+        )
+    p = eqn.params
+    n, m = p["cond_nconsts"], p["body_nconsts"]
+    cond_consts, body_consts, init = values[:n], values[n : n + m], values[n + m :]
+    given = _below(given, path)
+
+    def part(number, jaxpr, consts, count, carry):
+        inner = places(jaxpr, (*path, number))
+        handed = make_given(inner, given, count)
+        return run(jaxpr, [*consts, *carry], interpreter, handed, (*path, number)).value
+
+    _, out = lax.while_loop(
+        lambda state: part(0, p["cond_jaxpr"], cond_consts, *state)[0],
+        lambda state: (state[0] + 1, part(1, p["body_jaxpr"], body_consts, *state)),
+        (jnp.uint32(0), list(init)),
+    )
+    return Outcome(out, {}, {})
+
+
+_RULES: dict[Any, Callable] = {
+    sample_p: _sample_rule,
+    lanes_p: _lanes_rule,
+    _compat.jit_p: _jit_rule,
+    _compat.remat_p: _remat_rule,
+    _compat.scan_p: _scan_rule,
+    _compat.cond_p: _cond_rule,
+    _compat.while_p: _while_rule,
+}
+
+
+def _rule(eqn: Any) -> Callable:
+    rule = _RULES.get(eqn.primitive)
+    if rule is None:
+        raise _unsupported(eqn, "sites in it would be lost, repeated, or drawn with a rule that is not seen")
+    return rule
+
+
+def sites_in(jaxpr: Any) -> Iterator[Site]:
+    """All sites that can be found in a jaxpr, for messages."""
+    for eqn in _compat.parts(jaxpr).eqns:
+        if eqn.primitive is sample_p:
+            yield eqn.params["site"]
+        else:
+            yield from sites_of(eqn)
+
+
+def sites_of(eqn: Any) -> Iterator[Site]:
+    """All sites that can be found in an equation's parameters, for messages."""
+    seen: set[int] = set()
+    for value in eqn.params.values():
+        for jaxpr in _jaxprs_inside(value, seen):
+            yield from sites_in(jaxpr)
+
+
+_INSTEAD = {
+    "custom_vmap_call": "map it with jax.vmap outside the function, and keep sites out of it",
+    "custom_jvp_call": "move the site out of the function with the custom derivative rule",
+    "custom_vjp_call": "move the site out of the function with the custom derivative rule",
+    "reduce": "draw before the reduction, with jax.vmap, and reduce the drawn values",
+    "reduce_window": "draw before the reduction, with jax.vmap, and reduce the drawn values",
+    "custom_linear_solve": "draw before the solve, and pass the drawn values to it",
+    "shard_map": "draw outside shard_map, and pass the drawn values to it",
+    "pmap": "use jax.vmap",
+}
+
+
+def _unsupported(eqn: Any, why: str, mend: str | None = None) -> ControlFlowError:
+    site = next(sites_of(eqn), None)
+    name = eqn.primitive.name
+    return ControlFlowError(
+        f"a site stands inside `{name}`, where it cannot be honoured: {why}.",
+        at=site.at() if site else "a site that is out of sight",
+        got=f"`sample` inside `{name}`",
+        expected="sites in plain code, jit, vmap, scan, map, fori_loop, cond, switch or checkpoint",
+        mend=mend or _INSTEAD.get(name, f"draw outside `{name}`, and pass the drawn value to it"),
+    )
+
+
+def stage(fn: Callable, *args: Any) -> tuple[Any, Any]:
+    """Traces `fn(*args)` to a jaxpr of the flat arguments, and the shapes of its result."""
+    flat, treedef = jax.tree.flatten(args)
+    jaxpr, shape = jax.make_jaxpr(
+        lambda *flat: fn(*jax.tree.unflatten(treedef, flat)), return_shape=True
+    )(*flat)
+    return jaxpr, shape

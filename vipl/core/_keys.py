@@ -1,0 +1,81 @@
+"""Keys follow the path of a site.
+
+    key(site) = fold_in(key, hash(address, occurrence)), then for each loop around the site, outermost first,
+                fold_in(fold_in(key, hash(kind of loop)), index).
+
+Adding a site leaves the draws of all others alone. Kinds of loop are tagged because `split(key, n)[i]` and
+`fold_in(key, i)` are the same bits. The index of a reversed `scan` is that of the x, not of the iteration.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vipl._errors import AddressError, ProgramError, show_address
+from vipl.core._places import Loop, Place
+
+
+def digest(*parts: Any) -> int:
+    """A 32-bit hash that is the same in every process."""
+    text = "\x1f".join(str(p) for p in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")
+
+
+def place_digest(place: Place) -> int:
+    """The hash of a site's address and occurrence."""
+    return digest("site", *place.site.address, place.occurrence)
+
+
+def check_digests(found: Sequence[Place]) -> None:
+    """Raises where two addresses of one program have the same 32-bit hash: they would draw the same noise."""
+    seen: dict[int, Place] = {}
+    for place in found:
+        other = seen.setdefault(place_digest(place), place)
+        if (other.site.address, other.occurrence) != (place.site.address, place.occurrence):
+            raise AddressError(
+                "two addresses have the same hash, so that their sites would draw the same noise.",
+                at=place.site.at(),
+                got=f"{show_address(place.site.address)} and {show_address(other.site.address)}",
+                expected="addresses with different 32-bit hashes",
+                mend="rename one of them",
+            )
+
+
+def as_key(key: Any) -> Any:
+    """Checks a PRNG key; raw uint32 keys are wrapped."""
+    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0:
+        return key
+    if isinstance(key, (jax.Array, np.ndarray)) and key.dtype == np.uint32 and key.ndim == 1:
+        return jax.random.wrap_key_data(jnp.asarray(key))
+    got = f"{key.dtype}[{','.join(map(str, key.shape))}]" if hasattr(key, "dtype") else repr(key)
+    raise ProgramError(
+        "the first argument is not one PRNG key.",
+        at="the `key` argument",
+        got=got,
+        expected="one key, as jax.random.key(0) makes it",
+        mend="pass jax.random.key(seed); map over several keys with jax.vmap",
+    )
+
+
+def fold_loop(keys: Any, loop: Loop) -> Any:
+    """Keys for all indices of one loop: adds an axis at the end."""
+    tagged = fold_tag(keys, loop.kind)
+    fold = jax.random.fold_in
+    for _ in range(tagged.ndim):
+        fold = jax.vmap(fold, (0, None))
+    return jax.vmap(fold, (None, 0), tagged.ndim)(tagged, jnp.arange(loop.size, dtype=jnp.uint32))
+
+
+def fold_tag(keys: Any, kind: str, index: Any = None) -> Any:
+    """Folds a tag, and then an index if there is one, into an array of keys."""
+    fold = jax.random.fold_in
+    for _ in range(keys.ndim):
+        fold = jax.vmap(fold, (0, None))
+    tagged = fold(keys, np.uint32(digest("tag", kind)))
+    return tagged if index is None else fold(tagged, index)

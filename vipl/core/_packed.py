@@ -1,0 +1,88 @@
+"""A pytree split into arrays (operands of an equation) and a hashable rest (a parameter of it).
+
+Law: `unpack(packed, leaves)` of `packed, leaves = pack(tree)` is `tree`, leaf for leaf.
+"""
+
+from __future__ import annotations
+
+import numbers
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from vipl._compat import Tracer
+
+
+@dataclass(frozen=True)
+class _Integers:
+    """A concrete integer array, made hashable."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    data: bytes
+
+    def array(self) -> np.ndarray:
+        return np.frombuffer(self.data, self.dtype).reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The hashable rest of a pytree whose array leaves were taken out.
+
+    Attributes:
+      treedef: the structure.
+      static: for every leaf, in order, `(True, value)` where the leaf stays here, `(False, None)` where it is an operand.
+    """
+
+    treedef: Any
+    static: tuple[tuple[bool, Any], ...]
+
+    def unpack(self, leaves: Any) -> Any:
+        """Puts the operands back."""
+        operands = iter(leaves)
+        values = [
+            (value.array() if isinstance(value, _Integers) else value) if kept else next(operands)
+            for kept, value in self.static
+        ]
+        return jax.tree.unflatten(self.treedef, values)
+
+
+def _is_integer(leaf: Any) -> bool:
+    """A concrete integer or boolean: `Binomial.total_count`, bounds of `DiscreteUniform`, a mask."""
+    if isinstance(leaf, Tracer):
+        return False
+    if isinstance(leaf, (bool, int, np.integer, np.bool_)):
+        return True
+    return isinstance(leaf, (np.ndarray, jax.Array)) and np.dtype(leaf.dtype).kind in "iub"
+
+
+def _hashable(leaf: Any) -> Any:
+    if isinstance(leaf, (np.ndarray, np.generic, jax.Array)):
+        array = np.asarray(leaf)
+        return _Integers(array.shape, array.dtype.str, array.tobytes())
+    return leaf
+
+
+def is_array(leaf: Any) -> bool:
+    """A leaf that can be an operand: an array, a tracer, a Python number."""
+    return isinstance(leaf, (Tracer, jax.Array, np.ndarray, np.generic, numbers.Number))
+
+
+def pack(tree: Any, *, keep_integers: bool) -> tuple[Packed, list[Any]]:
+    """Splits a pytree into a hashable rest and its array leaves.
+
+    Args:
+      tree: any pytree; leaves that are not arrays have to be hashable.
+      keep_integers: whether concrete integers stay in the rest, so that shapes and supports may depend on them.
+    """
+    flat, treedef = jax.tree.flatten(tree)
+    static, leaves = [], []
+    for leaf in flat:
+        if is_array(leaf) and not (keep_integers and _is_integer(leaf)):
+            leaves.append(leaf)
+            static.append((False, None))
+        else:
+            static.append((True, _hashable(leaf)))
+    return Packed(treedef, tuple(static)), leaves

@@ -1,0 +1,211 @@
+"""The primitive `sample`, and the primitive `lanes` that keeps a branch of a program unmapped.
+
+`sample_p` binds one site. Its operands are the arrays of the site's source and of its estimator; its one
+parameter is a `Site`, which says everything else. Three nets hold (see `vipl._compat` and `_interpret`):
+the primitive carries a JAX effect, so that no pass drops or hides a site; binding it under a derivative
+raises; meeting it outside every program raises.
+
+`lanes_p` is a `vmap` that waits: `jax.vmap` of a `cond` whose predicate is mapped would become "run both
+branches, select", and the sites of both branches would count. Where a branch holds a site, the `cond` and
+the lanes are kept instead, and an interpreter maps the *interpreted* `cond`, whose outputs are selected.
+
+Not here: densities, keys, control flow.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from vipl import _compat
+from vipl._errors import ControlFlowError, ProgramError, show_address
+from vipl.core._packed import Packed
+
+_PACKAGE = str(Path(__file__).resolve().parent.parent)
+_JAX = str(Path(jax.__file__).resolve().parent)
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One `vmap` around a site.
+
+    Attributes:
+      size: how many lanes.
+      name: the axis name, or None.
+      mapped: for every operand, whether its leading axis runs over these lanes.
+    """
+
+    size: int
+    name: Any
+    mapped: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class Site:
+    """Everything about a site but its arrays.
+
+    Attributes:
+      address: the path, outermost part first.
+      source: the distribution (or factor), packed.
+      estimator: the gradient estimator, packed; None where the user named none.
+      num_source: how many operands belong to the source; the others are the estimator's.
+      shape: the value's shape in one lane.
+      dtype: the value's dtype.
+      lanes: the `vmap`s around it, outermost first; operands and value have one leading axis for each.
+      support: a hashable description of where the density is not zero, or None; only checks read it.
+      where: function, file and line of the user's call.
+    """
+
+    address: tuple[str, ...]
+    source: Packed
+    estimator: Packed | None
+    num_source: int
+    shape: tuple[int, ...]
+    dtype: Any
+    lanes: tuple[Lane, ...]
+    support: Any
+    where: str
+
+    @property
+    def lane_shape(self) -> tuple[int, ...]:
+        """The sizes of the lanes, outermost first."""
+        return tuple(lane.size for lane in self.lanes)
+
+    def at(self) -> str:
+        """The site as messages write it."""
+        return f"{show_address(self.address)} in {self.where}"
+
+    def over_lanes(self, fn: Callable) -> Callable:
+        """Maps `fn(given, *operands)` over the lanes: `given` in every lane, operands where they are mapped."""
+        for lane in reversed(self.lanes):
+            axes = tuple(0 if m else None for m in lane.mapped)
+            fn = jax.vmap(fn, in_axes=(0, *axes), axis_size=lane.size)
+        return fn
+
+    def lane_avals(self, operands: Sequence[Any]) -> tuple[Any, ...]:
+        """The abstract values of the operands as one lane sees them, from those of all lanes."""
+        avals = []
+        for i, aval in enumerate(operands):
+            depth = sum(lane.mapped[i] for lane in self.lanes)
+            avals.append(aval.update(shape=aval.shape[depth:]) if depth else aval)
+        return tuple(avals)
+
+
+def user_frame() -> str:
+    """Function, file and line of the innermost caller outside this package and JAX."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith((_PACKAGE, _JAX)) and not name.startswith("<"):
+            return f"{frame.f_code.co_name} ({Path(name).name}:{frame.f_lineno})"
+        frame = frame.f_back
+    return "an unknown place"
+
+
+class SampleEffect(_compat.Effect):
+    """The JAX effect of `sample`: shows in every jaxpr that holds a site."""
+
+    def __str__(self) -> str:
+        return "Sample"
+
+
+sample_effect = SampleEffect()
+
+
+def _refuse_derivative(params: dict[str, Any]) -> ControlFlowError:
+    site = params.get("site")
+    return ControlFlowError(
+        "a derivative is taken around a site, which would lose or repeat its draws.",
+        at=site.at() if site else "a `cond` that holds a site",
+        got="`sample` under jax.grad, jvp, vjp or linearize inside a program",
+        expected="derivatives of `vipl.expectation(...).estimate`, or of code without sites",
+        mend="write the program as @vipl.expectation and differentiate its `estimate`",
+    )
+
+
+def _outside(*_: Any, **params: Any) -> Any:
+    site = params.get("site")
+    raise ProgramError(
+        "a site is met outside every program, where nothing gives it a key.",
+        at=site.at() if site else "a `cond` that holds a site",
+        got="`sample` called as ordinary Python, or `simulate()` without a key",
+        expected="a call inside a program, or a key",
+        mend="pass a key: program.simulate(key), vipl.seed(fn)(key, ...), or objective.estimate(key, ...)",
+    )
+
+
+def _sample_abstract(*_: Any, site: Site) -> Any:
+    return _compat.ShapedArray(site.lane_shape + site.shape, site.dtype)
+
+
+def _sample_batch(axis_data: Any, values: Sequence[Any], dims: Sequence[Any], *, site: Site) -> Any:
+    size, name = _compat.axis_of(axis_data)
+    lane = Lane(size, name, tuple(d is not None for d in dims))
+    values = [_compat.move_to_front(x, d) for x, d in zip(values, dims, strict=True)]
+    return sample_p.bind(*values, site=replace(site, lanes=(lane, *site.lanes))), 0
+
+
+sample_p = _compat.define_effectful_primitive(
+    "sample",
+    effect=sample_effect,
+    abstract=_sample_abstract,
+    batch=_sample_batch,
+    impl=_outside,
+    refuse_derivative=_refuse_derivative,
+)
+
+
+def _lanes_abstract(*_: Any, jaxpr: Any, lane: Lane) -> list[Any]:
+    outs = [v.aval for v in _compat.parts(jaxpr).outvars]
+    return [aval.update(shape=(lane.size, *aval.shape)) for aval in outs]
+
+
+def defer_lanes(bind: Callable, axis_data: Any, values: Sequence[Any], dims: Sequence[Any]) -> Any:
+    """Binds `lanes_p`: the equation that `bind` binds, unmapped, with the lanes beside it."""
+    size, name = _compat.axis_of(axis_data)
+    avals = []
+    for x, d in zip(values, dims, strict=True):
+        aval = _compat.typeof(x)
+        shape = aval.shape if d is None else aval.shape[:d] + aval.shape[d + 1 :]
+        avals.append(aval.update(shape=shape))
+    jaxpr = jax.make_jaxpr(bind)(*avals)
+    lane = Lane(size, name, tuple(d is not None for d in dims))
+    outs = lanes_p.bind(
+        *[_compat.move_to_front(x, d) for x, d in zip(values, dims, strict=True)], jaxpr=jaxpr, lane=lane
+    )
+    return outs, [0] * len(outs)
+
+
+def _lanes_batch(axis_data: Any, values: Sequence[Any], dims: Sequence[Any], **params: Any) -> Any:
+    return defer_lanes(functools.partial(lanes_p.bind, **params), axis_data, values, dims)
+
+
+lanes_p = _compat.define_effectful_primitive(
+    "sample_lanes",
+    effect=sample_effect,
+    abstract=_lanes_abstract,
+    batch=_lanes_batch,
+    impl=_outside,
+    refuse_derivative=_refuse_derivative,
+    multiple_results=True,
+)
+
+
+def _cond_batch(
+    original: Callable, axis_data: Any, values: Sequence[Any], dims: Sequence[Any], **params: Any
+) -> Any:
+    """Keeps a `cond` whole where its predicate is mapped and a branch holds a site."""
+    from vipl.core._interpret import holds_site
+
+    if dims[0] is None or not any(holds_site(b) for b in params["branches"]):
+        return original(axis_data, values, dims, **params)
+    return defer_lanes(functools.partial(_compat.cond_p.bind, **params), axis_data, values, dims)
+
+
+_compat.wrap_batching(_compat.cond_p, _cond_batch)

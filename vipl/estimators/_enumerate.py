@@ -1,0 +1,88 @@
+"""Exact enumeration of finite supports."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax import lax
+
+from vipl._errors import EstimatorError
+from vipl.gen import Estimator, Law, Support
+
+MAX_POINTS = 2**20
+
+
+class Enumerate(Estimator):
+    """Sums over all values of a site; no noise.
+
+    E[k(x)] = Σ_i p_i k(i),   and its derivatives term by term.
+
+    Bernoulli, Categorical, Binomial, DiscreteUniform, BetaBinomial and others with a finite support; of a
+    distribution with a batch shape, all combinations. Exact for value and all derivatives. Only what depends on
+    the value is evaluated several times; but a site inside `scan` or `vmap` is enumerated *jointly* over steps
+    and lanes, at a cost of (size of the support)^(steps x lanes).
+
+    A value of probability zero has weight zero and is not evaluated (the most probable value stands in), so that
+    log 0 in the program does no harm. NumPyro clamps `probs` of exactly 0 and 1, where derivatives are then 0:
+    use `logits` there.
+
+    Raises:
+      EstimatorError: the support is not finite, depends on a traced value, or has more than 2^20 points.
+    """
+
+    def points(self, law: Law, key: Any) -> Support:
+        """All values with their probabilities."""
+        del key
+        values, log_probs = finite_support(law, "Enumerate()")  # [n], f[n, batch]
+        batch = jnp.shape(log_probs)[1:]
+        size, count = values.shape[0], math.prod(batch)
+        if size**count > MAX_POINTS:
+            raise EstimatorError(
+                "a site has too many values to enumerate.",
+                at="",
+                got=f"{size}^{count} values",
+                expected=f"at most {MAX_POINTS}",
+                mend="use MeasureValued() or Score(); or split the site",
+            )
+        digits = digit_table(size, count)  # i[n**count, count]
+        flat = log_probs.reshape(size, count)
+        best = jnp.argmax(lax.stop_gradient(flat), axis=0)
+        impossible = flat[digits, np.arange(count)] == -jnp.inf  # [n**count, count]
+        chosen = jnp.where(impossible, best, digits)
+        log_weights = jnp.sum(flat[chosen, np.arange(count)], axis=1)
+        log_weights = jnp.where(jnp.any(impossible, axis=1), -jnp.inf, log_weights)
+        return Support(values[chosen].reshape(-1, *batch), log_weights)
+
+
+def digit_table(base: int, length: int) -> np.ndarray:
+    """i[base**length, length], all numbers of `length` digits, first digit slowest."""
+    return np.indices((base,) * length, dtype=np.int32).reshape(length, base**length).T
+
+
+def finite_support(law: Law, who: str) -> tuple[Any, Any]:
+    """The values of one element of a distribution, i[n], and their log probabilities, f[n, *batch_shape].
+
+    The event of a distribution made by `to_event` counts as batch.
+    """
+    d = elementwise(law.dist)
+    try:
+        values = d.enumerate_support(expand=False)
+    except (NotImplementedError, TypeError, ValueError, AttributeError) as error:
+        raise EstimatorError(
+            "a distribution has no finite support that is known when the program is staged.",
+            at="",
+            got=f"{who} for {type(law.dist).__name__}",
+            expected="Bernoulli, Categorical, Binomial, DiscreteUniform, ... with sizes that are Python integers",
+            mend="use Score(), or MeasureValued() where it exists; pass sizes as Python integers",
+        ) from error
+    log_probs = d.log_prob(values)
+    return values.reshape(values.shape[0]), jnp.broadcast_to(log_probs, (values.shape[0], *d.batch_shape))
+
+
+def elementwise(d: Any) -> Any:
+    """The distribution whose batch shape is batch and event shape of `d`, if `d` was made by `to_event`."""
+    return elementwise(d.base_dist) if isinstance(d, dist.Independent) else d

@@ -1,0 +1,61 @@
+"""The score-function estimator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+
+from vipl._errors import EstimatorError
+from vipl.gen import Draw, Estimator, Law, box
+
+
+@dataclass(frozen=True)
+class LeaveOneOut:
+    """The baseline of a sample is the mean of the other samples' values; needs `num_samples >= 2`.
+
+    Reference: Kool, van Hoof and Welling (2019), "Buy 4 REINFORCE samples, get a baseline for free!", eq. (8).
+    """
+
+
+class Score(Estimator):
+    """Score-function derivative (REINFORCE), for any distribution with a density.
+
+    ∇ E[k(x)] = E[∇k(x) + (k(x) - b) ∇ log p(x)];
+    surrogate  k(sg x) box(l) + b (1 - box(l)),   l = log p(sg x),   box(l) = exp(l - sg l).
+
+    Unbiased for value and all derivatives. Variance grows with k²; a baseline b lowers it.
+
+    Attributes:
+      baseline: b, or None for 0. A number or array computed from values upstream of the site; or a function of the site's
+        distribution; or `LeaveOneOut()`. It must not depend on the site's own value.
+
+    Raises:
+      EstimatorError: the baseline is not a scalar.
+
+    Reference: Williams (1992), theorem 1; Foerster et al. (2018), eq. (5), for higher derivatives.
+    """
+
+    baseline: Any | Callable[[Any], Any] | LeaveOneOut | None = None
+
+    def points(self, law: Law, key: Any) -> Draw:
+        """The draw, with its score."""
+        x = lax.stop_gradient(law.sample(key))
+        log_prob = law.log_prob(x)
+        if isinstance(self.baseline, LeaveOneOut):
+            return Draw(x, log_weight=log_prob, shared_control=1.0 - box(log_prob))
+        if self.baseline is None:
+            return Draw(x, log_weight=log_prob)
+        b = self.baseline(law.dist) if callable(self.baseline) else self.baseline
+        if jnp.shape(b) != ():
+            raise EstimatorError(
+                "a baseline is not a scalar.",
+                at="",
+                got=f"shape {jnp.shape(b)}",
+                expected="one number for the site (one for each lane under vmap)",
+                mend="sum or average it, or move the site under jax.vmap",
+            )
+        return Draw(x, log_weight=log_prob, control=lax.stop_gradient(b) * (1.0 - box(log_prob)))

@@ -1,0 +1,14 @@
+"""Addresses, choices, traces, generative functions."""
+
+from vipl.gen._estimator import Alternatives as Alternatives
+from vipl.gen._estimator import Draw as Draw
+from vipl.gen._estimator import Estimator as Estimator
+from vipl.gen._estimator import Law as Law
+from vipl.gen._estimator import Support as Support
+from vipl.gen._estimator import box as box
+from vipl.gen._program import GenerativeFunction as GenerativeFunction
+from vipl.gen._program import Program as Program
+from vipl.gen._program import Trace as Trace
+from vipl.gen._program import gen as gen
+from vipl.gen._sample import factor as factor
+from vipl.gen._sample import sample as sample

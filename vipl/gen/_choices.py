@@ -1,0 +1,189 @@
+"""Choices: nested dicts of arrays, one level for each part of an address."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vipl import _compat
+from vipl._errors import AddressError, ChoiceError, show_address, show_addresses, show_aval
+from vipl.core._packed import is_array
+from vipl.core._places import Place
+
+Address = tuple[str, ...]
+
+
+def check_address(address: Any, at: str) -> Address:
+    """An address as a tuple of strings; raises where it is not one."""
+    parts = address if isinstance(address, tuple) else (address,)
+    if not parts or not all(isinstance(p, str) and p for p in parts):
+        raise AddressError(
+            "an address is not a string.",
+            at=at,
+            got=repr(address) if isinstance(address, (str, tuple, int, float)) else type(address).__name__,
+            expected="a non-empty string, or a tuple of them",
+            mend='write sample("name", distribution)',
+        )
+    return parts
+
+
+def nest(flat: dict[Address, Any]) -> dict[str, Any]:
+    """Nested dicts from addresses."""
+    out: dict[str, Any] = {}
+    for address, value in flat.items():
+        level = out
+        for part in address[:-1]:
+            level = level.setdefault(part, {})
+        level[address[-1]] = value
+    return out
+
+
+def flatten(choices: Any, what: str) -> dict[Address, Any]:
+    """Addresses from nested dicts; a leaf is whatever is not a dict."""
+    if not isinstance(choices, dict):
+        raise ChoiceError(
+            "choices are not a dict.",
+            at=what,
+            got=show_aval(choices),
+            expected='nested dicts of arrays, such as {"x": 1.0, "layer": {"w": w}}',
+            mend="pass trace.choices, or a dict from address to value",
+        )
+    out: dict[Address, Any] = {}
+    for name, value in choices.items():
+        if not isinstance(name, str):
+            raise AddressError(
+                "an address in the choices is not a string.",
+                at=what,
+                got=repr(name),
+                expected="strings as keys; nested addresses as nested dicts",
+                mend=f"write {_nested_hint(name)}",
+            )
+        if isinstance(value, dict):
+            out |= {(name, *rest): x for rest, x in flatten(value, what).items()}
+        else:
+            out[(name,)] = value
+    return out
+
+
+def _nested_hint(name: Any) -> str:
+    if isinstance(name, tuple) and all(isinstance(p, str) for p in name):
+        return "{" + ": {".join(f'"{p}"' for p in name) + ": value" + "}" * len(name)
+    return f'"{name}" instead'
+
+
+class Drawn(NamedTuple):
+    """Where a value came from: the site of a simulated program, and its support."""
+
+    at: str
+    support: Any
+
+
+# Values that `simulate` handed out while a program is staged. Only checks read it: a value that is not in it
+# is checked when the program runs instead.
+_DRAWN: dict[int, tuple[Any, Drawn]] = {}
+
+
+def remember(value: Any, drawn: Drawn) -> None:
+    """Notes where a traced value came from, for as long as the value lives."""
+    if isinstance(value, _compat.Tracer):
+        number = id(value)
+        _DRAWN[number] = (weakref.ref(value, lambda _: _DRAWN.pop(number, None)), drawn)
+
+
+def drawn_at(value: Any) -> Drawn | None:
+    """Where a value came from, or None."""
+    entry = _DRAWN.get(id(value))
+    return entry[1] if entry is not None and entry[0]() is value else None
+
+
+def match(
+    choices: Any, found: Sequence[Place], program: str, *, complete: bool
+) -> dict[Address, Any]:
+    """The choices of a program by address, checked against its sites.
+
+    Raises:
+      AddressError: an address is unknown, or (with `complete`) missing.
+      ChoiceError: a value has the wrong shape or kind of dtype.
+    """
+    given = flatten(choices, f"the choices for {program}")
+    by_address: dict[Address, Place] = {}
+    for place in found:
+        by_address.setdefault(place.site.address, place)
+    for address, value in given.items():
+        if address not in by_address:
+            raise _unknown(address, value, given, by_address, program)
+    missing = [a for a in by_address if a not in given]
+    if complete and missing:
+        raise AddressError(
+            "a site has no value.",
+            at=by_address[missing[0]].site.at(),
+            got=f"choices at {show_addresses(given)}",
+            expected=f"{program}'s addresses {show_addresses(by_address)}",
+            mend=f"add a value for {show_address(missing[0])}, or use generate, which draws what is missing",
+        )
+    return {a: _checked(value, by_address[a]) for a, value in given.items()}
+
+
+def _unknown(address: Address, value: Any, given: Any, by_address: Any, program: str) -> AddressError:
+    drawn = drawn_at(value)
+    nearest = _nearest(address, by_address)
+    return AddressError(
+        f"{'the guide samples' if drawn else 'the choices hold'} an address that {program} does not have.",
+        at=drawn.at if drawn else f"the choices for {program}",
+        got=f"choices at {show_addresses(given)}",
+        expected=f"{program}'s addresses {show_addresses(by_address)}",
+        mend=(f"rename it to {show_address(nearest)}, or " if nearest else "")
+        + f"leave {show_address(address)} out of the choices",
+    )
+
+
+def _nearest(address: Address, known: Any) -> Address | None:
+    import difflib
+
+    names = {"/".join(a): a for a in known}
+    close = difflib.get_close_matches("/".join(address), names, n=1, cutoff=0.5)
+    return names[close[0]] if close else None
+
+
+def _checked(value: Any, place: Place) -> Any:
+    site = place.site
+    shape = place.loop_shape + site.shape
+    expected = f"{np.dtype(site.dtype)}[{','.join(map(str, shape))}]"
+    if not is_array(value):
+        raise ChoiceError(
+            "a given value is not an array.",
+            at=site.at(),
+            got=type(value).__name__,
+            expected=expected,
+            mend="pass an array or a number (lists: jnp.asarray)",
+        )
+    array = value if isinstance(value, jax.Array) else jnp.asarray(value)
+    if array.shape != shape:
+        loops = "".join(f"[{loop.size} {loop.kind}s]" for loop in place.loops)
+        raise ChoiceError(
+            "a given value has the wrong shape.",
+            at=site.at(),
+            got=show_aval(array),
+            expected=f"{expected}{', of which the leading axes are ' + loops if loops else ''}",
+            mend="give one event per site; more data want jax.vmap around the site, or .expand in the distribution",
+        )
+    if not _fits(array.dtype, site.dtype):
+        raise ChoiceError(
+            "a given value has the wrong kind of dtype.",
+            at=site.at(),
+            got=show_aval(array),
+            expected=expected,
+            mend=f"convert it: value.astype({np.dtype(site.dtype).name!r})",
+        )
+    return array if array.dtype == site.dtype else array.astype(site.dtype)
+
+
+def _fits(given: Any, wanted: Any) -> bool:
+    order = [jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating]
+    rank = [next(i for i, k in enumerate(order) if jnp.issubdtype(d, k)) for d in (given, wanted)]
+    return rank[0] <= rank[1]

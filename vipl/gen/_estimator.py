@@ -1,0 +1,142 @@
+"""What a gradient estimator is: one method that puts a few weighted points in the place of a distribution.
+
+A site draws x ~ p_θ, and the rest of the program is a function k(x). An estimator replaces p_θ by a random
+*signed measure with finitely many points*, Σ_j w_j δ(x_j), whose expectation is p_θ and whose θ-derivatives
+are unbiased for those of p_θ:
+
+    E[Σ_j w_j(θ) k(x_j(θ))] = E_{p_θ}[k(x)],   and the same for the derivatives in θ.
+
+That is all that the score function, reparametrization, enumeration and measure-valued derivatives do; and,
+unlike a continuation that an estimator calls at will, points can be carried through `scan`, `vmap` and `cond`.
+There are two forms:
+
+- `Draw`: one point whose weight is 1 in value and may carry a derivative, a term of mean zero (control
+  variate), and alternatives whose weights are 0 in value: only their derivatives count.
+- `Support`: several points with weights that sum to 1; the program is evaluated for all of them.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+
+
+class Law:
+    """The distribution of one site, as an estimator sees it: one lane, unmasked.
+
+    Attributes:
+      dist: the NumPyro distribution. A mask changes the density that a program counts, not what is drawn;
+        the derivative of an expectation needs the density of what is drawn, so masks are taken off.
+    """
+
+    def __init__(self, distribution: Any):
+        """Takes the masks off."""
+        self.dist = unmasked(distribution)
+
+    def sample(self, key: Any) -> Any:
+        """Draws a value; differentiable in the parameters where the distribution is reparametrized."""
+        return self.dist.sample(key)
+
+    def log_prob(self, value: Any) -> Any:
+        """f[], the log density of the whole value, summed over batch dimensions."""
+        return jnp.sum(self.dist.log_prob(value))
+
+
+def unmasked(d: Any) -> Any:
+    """The distribution that draws what `d` draws, without masks on its density."""
+    if isinstance(d, dist.MaskedDistribution):
+        return unmasked(d.base_dist)
+    if isinstance(d, dist.Independent):
+        base = unmasked(d.base_dist)
+        return d if base is d.base_dist else base.to_event(d.reinterpreted_batch_ndims)
+    if isinstance(d, dist.ExpandedDistribution):
+        base = unmasked(d.base_dist)
+        return d if base is d.base_dist else base.expand(d.batch_shape)
+    return d
+
+
+class Alternatives(NamedTuple):
+    """Points whose weights are zero in value.
+
+    Attributes:
+      values: [n, ...], the other values of the site.
+      weights: f[n], zero in value: (θ - stop_gradient(θ)) c. The main draw implicitly has minus their sum.
+    """
+
+    values: Any
+    weights: Any
+
+
+class Draw(NamedTuple):
+    """One point, with what its derivatives need.
+
+    The surrogate is  exp(l - sg l) k(x) + control + Σ_j weights_j (k(values_j) - k(x)).
+
+    Attributes:
+      value: the value of the site, x.
+      log_weight: f[], l; its derivative is the score. None for 0.
+      control: f[], a term of mean zero and value 0, such as b (1 - exp(l - sg l)). None for 0.
+      shared_control: f[], the same with b the mean of the other samples of `estimate(num_samples=...)`.
+      alternatives: points of weight 0, or None. With them a second derivative raises.
+    """
+
+    value: Any
+    log_weight: Any = None
+    control: Any = None
+    shared_control: Any = None
+    alternatives: Alternatives | None = None
+
+
+class Support(NamedTuple):
+    """Several points; the program is evaluated for each.
+
+    The surrogate is  Σ_j exp(log_weights_j) k(values_j).
+
+    Attributes:
+      values: [n, ...].
+      log_weights: f[n], differentiable; their exponentials sum to 1.
+    """
+
+    values: Any
+    log_weights: Any
+
+
+class Estimator(abc.ABC):
+    """Base of all gradient estimators: a frozen dataclass and a pytree with one method, `points`.
+
+    Fields may be arrays (also values computed in the program), numbers, or hashable objects.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any):
+        """Makes the subclass a frozen dataclass and a pytree."""
+        super().__init_subclass__(**kwargs)
+        dataclasses.dataclass(frozen=True)(cls)
+        names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        jax.tree_util.register_dataclass(cls, data_fields=names, meta_fields=[])
+
+    @abc.abstractmethod
+    def points(self, law: Law, key: Any) -> Draw | Support:
+        """Replaces the law of one site by weighted points.
+
+        Written for one site in one lane; loops, lanes and branches around it are not its concern.
+
+        Args:
+          law: the distribution; its parameters are differentiable.
+          key: PRNG key, consumed.
+
+        Raises:
+          EstimatorError: the law is not one that the estimator can serve.
+        """
+
+
+def box(log_weight: Any) -> Any:
+    """exp(l - stop_gradient(l)): equals 1, carries the derivatives of the score.
+
+    Reference: Foerster et al. (2018), "DiCE: The infinitely differentiable Monte Carlo estimator", eq. (5).
+    """
+    return jnp.exp(log_weight - jax.lax.stop_gradient(log_weight))

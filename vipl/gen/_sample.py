@@ -1,0 +1,162 @@
+"""`sample` and `factor`: the two effects of a generative function."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from vipl import _compat
+from vipl._errors import ChoiceError, EstimatorError, ViplError, show_address, show_aval
+from vipl.core._draw import SiteProgram, site_program
+from vipl.core._packed import Packed, is_array, pack
+from vipl.core._site import Site, sample_p, user_frame
+from vipl.gen._choices import check_address
+from vipl.gen._density import Factor, check_distribution
+from vipl.gen._estimator import Draw, Estimator, Law, Support
+from vipl.gen._supports import describe
+
+
+def sample(address: str | tuple[str, ...], source: Any, estimator: Estimator | None = None) -> Any:
+    """Draws a value from a distribution, or runs a generative function, under an address.
+
+    May be called anywhere in a program: in plain code, helper functions, `jit`, `vmap` (independent draws in
+    every lane), `scan`, `map`, `fori_loop`, `cond`, `switch`, `checkpoint`.
+
+    Args:
+      address: the site's name; a tuple nests, as in `("layer", "w")`.
+      source: a NumPyro distribution; or `program(*args)` with `@vipl.gen` on `program`, whose choices nest
+        under the address.
+      estimator: how the derivative of an expectation treats the site. None: `Reparam()` where the distribution
+        is reparametrized, otherwise `Score()`; both are unbiased.
+
+    Returns:
+      The value, of shape `batch_shape + event_shape`; the return value of a generative function.
+
+    Raises:
+      AddressError: the address is not a string.
+      DistributionError: the source is not a distribution, or its shapes are out of date.
+      EstimatorError: the estimator cannot serve the distribution.
+    """
+    from vipl.gen._program import Program
+
+    where = user_frame()
+    address = check_address(address, where)
+    at = f"{show_address(address)} in {where}"
+    if isinstance(source, Program):
+        if estimator is not None:
+            raise EstimatorError(
+                "an estimator is given for a whole generative function.",
+                at=at,
+                got=f"{_name(estimator)} for {source.name}",
+                expected="one estimator for each of its sites",
+                mend=f"name them: {source.name}(...).with_estimators({{'site': {_name(estimator)}()}})",
+            )
+        return source.inline(address)
+    packed, leaves = pack(source, keep_integers=True)
+    value = check_distribution(source, packed, leaves, at)
+    packed_estimator, extra = None, []
+    if estimator is not None:
+        check_estimator(estimator, at)
+        packed_estimator, extra = pack(estimator, keep_integers=False)
+    site = Site(
+        address=address,
+        source=packed,
+        estimator=packed_estimator,
+        num_source=len(leaves),
+        shape=tuple(value.shape),
+        dtype=value.dtype,
+        lanes=(),
+        support=describe(source.support),
+        where=where,
+    )
+    if estimator is not None:
+        points_of(site, tuple(_compat.typeof(x) for x in [*leaves, *extra]))
+    return sample_p.bind(*leaves, *extra, site=site)
+
+
+def factor(address: str | tuple[str, ...], log_weight: Any) -> None:
+    """Adds a log weight to the log density of a generative function.
+
+    log p(choices) gets + `log_weight` (summed, if it is an array). The density is then unnormalized. Nothing is
+    drawn, and the address has no choice; it is named in messages only.
+
+    Args:
+      address: the factor's name.
+      log_weight: f[...], the log weight.
+    """
+    where = user_frame()
+    address = check_address(address, where)
+    if not is_array(log_weight) or not jnp.issubdtype(jnp.result_type(log_weight), jnp.floating):
+        raise ChoiceError(
+            "a factor's log weight is not a float.",
+            at=f"{show_address(address)} in {where}",
+            got=show_aval(log_weight),
+            expected="a float, or an array of floats",
+            mend="pass a log weight such as -0.5 * error**2",
+        )
+    packed, leaves = pack(Factor(log_weight), keep_integers=False)
+    dtype = jnp.result_type(float)
+    site = Site(address, packed, None, 1, (0,), dtype, (), None, where)
+    sample_p.bind(*leaves, site=site)
+
+
+def check_estimator(estimator: Any, at: str) -> None:
+    """Raises where something is not an estimator."""
+    if isinstance(estimator, Estimator):
+        return
+    is_class = isinstance(estimator, type) and issubclass(estimator, Estimator)
+    raise EstimatorError(
+        "the third argument of `sample` is not an estimator.",
+        at=at,
+        got=f"the class {estimator.__name__}" if is_class else repr(estimator),
+        expected="an estimator object, such as vipl.Score()",
+        mend=f"write {estimator.__name__}()" if is_class else "pass an object, not its name",
+    )
+
+
+def _name(estimator: Any) -> str:
+    return estimator.__name__ if isinstance(estimator, type) else type(estimator).__name__
+
+
+def points_program(config: tuple[Packed, Packed, int]) -> Any:
+    """The site program of an estimator: `(key, *operands) -> Draw or Support`."""
+    source, estimator, num_source = config
+
+    def points(key, *operands):
+        law = Law(source.unpack(operands[:num_source]))
+        return estimator.unpack(operands[num_source:]).points(law, key)
+
+    return points
+
+
+def points_of(site: Site, lane_avals: tuple[Any, ...]) -> SiteProgram:
+    """The estimator of a site, traced and checked; errors of the estimator are given the site's place."""
+    try:
+        program = site_program(points_program, (site.source, site.estimator, site.num_source), lane_avals)
+    except ViplError as error:
+        raise error.located(site.at()) if not error.at else error from None
+    points = program.shape
+    name = type(site.estimator.unpack(lane_avals[site.num_source :])).__name__  # type: ignore[union-attr]
+    if not isinstance(points, (Draw, Support)):
+        raise _malformed(site, name, f"`points` returned {type(points).__name__}", "vipl.Draw or vipl.Support")
+    values = points.value if isinstance(points, Draw) else points.values
+    shape = values.shape if isinstance(points, Draw) else values.shape[1:]
+    if shape != site.shape or values.dtype != site.dtype:
+        expected = f"{jnp.dtype(site.dtype)}[{','.join(map(str, site.shape))}]"
+        if isinstance(points, Support):
+            expected += " with a leading axis over the points"
+        raise _malformed(site, name, f"a value {show_aval(values)}", expected)
+    return program
+
+
+def _malformed(site: Site, name: str, got: str, expected: str) -> EstimatorError:
+    return EstimatorError(
+        f"the estimator {name} does not return points for its site.",
+        at=site.at(),
+        got=got,
+        expected=expected,
+        mend="return vipl.Draw(value, ...) or vipl.Support(values, log_weights) of the site's shape and dtype",
+    )
+
+
