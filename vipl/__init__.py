@@ -16,6 +16,8 @@ from vipl.estimators import MeasureValued as MeasureValued
 from vipl.estimators import Reparam as Reparam
 from vipl.estimators import Score as Score
 from vipl.estimators import expectation as expectation
+from vipl.fit import Fit as Fit
+from vipl.fit import fit as fit
 from vipl.gen import Alternatives as Alternatives
 from vipl.gen import Draw as Draw
 from vipl.gen import Estimator as Estimator

@@ -6,18 +6,18 @@ A test walks the package and keeps this.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax._src import config as _config
 from jax._src import effects as _effects
 from jax._src import source_info_util as _source_info
+from jax._src.interpreters import ad as _ad
 from jax.extend import core as _extend_core
 from jax.extend.core import primitives as _primitives
-from jax.interpreters import ad as _ad
 from jax.interpreters import batching as _batching
 
 Primitive = _extend_core.Primitive
@@ -34,9 +34,7 @@ remat_p = _primitives.remat_p
 custom_jvp_call_p = _primitives.custom_jvp_call_p
 custom_vjp_call_p = _primitives.custom_vjp_call_p
 
-_DERIVATIVE_TRACES = tuple(
-    trace for name in ("JVPTrace", "LinearizeTrace") if (trace := getattr(_ad, name, None))
-) or (_ad.JVPTrace,)
+_DERIVATIVE_TRACES = (_ad.JVPTrace, _ad.LinearizeTrace)
 
 
 class JaxprParts(NamedTuple):
@@ -145,7 +143,7 @@ def wrap_batching(primitive: Any, wrapper: Callable) -> None:
 
 def move_to_front(x: Any, dim: int | None) -> Any:
     """Moves a batch dimension to the front."""
-    return x if dim is None or dim == 0 else _batching.moveaxis(x, dim, 0)
+    return x if dim is None or dim == 0 else jnp.moveaxis(x, dim, 0)
 
 
 def rebind(eqn: Any, values: Sequence[Any]) -> list[Any]:
@@ -154,11 +152,6 @@ def rebind(eqn: Any, values: Sequence[Any]) -> list[Any]:
     with eqn_context(eqn), eqn.ctx.manager:
         out = eqn.primitive.bind(*values, **params)
     return list(out) if eqn.primitive.multiple_results else [out]
-
-
-@contextlib.contextmanager
-def _no_context() -> Iterator[None]:
-    yield
 
 
 def eqn_context(eqn: Any) -> Any:

@@ -303,11 +303,19 @@ def _while_rule(eqn: Any, values: list[Any], interpreter: Interpreter, given: An
         handed = make_given(inner, given, count)
         return run(jaxpr, [*consts, *carry], interpreter, handed, (*path, number)).value
 
-    _, out = lax.while_loop(
-        lambda state: part(0, p["cond_jaxpr"], cond_consts, *state)[0],
-        lambda state: (state[0] + 1, part(1, p["body_jaxpr"], body_consts, *state)),
-        (jnp.uint32(0), list(init)),
-    )
+    def goes_on(count, carry):
+        return part(0, p["cond_jaxpr"], cond_consts, count, carry)[0]
+
+    def body(state):
+        count, carry = state
+        new = part(1, p["body_jaxpr"], body_consts, count, carry)
+        if p["cond_jaxpr"].out_avals[0].shape:  # under vmap: one predicate a lane; finished lanes stand still
+            going = goes_on(count, carry)
+            new = [jnp.where(going.reshape(going.shape + (1,) * (x.ndim - going.ndim)), x, old)
+                   for x, old in zip(new, carry, strict=True)]  # fmt: skip
+        return count + 1, new
+
+    _, out = lax.while_loop(lambda state: jnp.any(goes_on(*state)), body, (jnp.uint32(0), list(init)))
     return Outcome(out, {}, {})
 
 

@@ -6,6 +6,7 @@ Law: `unpack(packed, leaves)` of `packed, leaves = pack(tree)` is `tree`, leaf f
 from __future__ import annotations
 
 import numbers
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,9 +50,14 @@ class Packed:
         return jax.tree.unflatten(self.treedef, values)
 
 
-def _is_integer(leaf: Any) -> bool:
-    """A concrete integer or boolean: `Binomial.total_count`, bounds of `DiscreteUniform`, a mask."""
-    if isinstance(leaf, Tracer):
+def python_integer(leaf: Any) -> bool:
+    """A Python integer or boolean, such as a length."""
+    return isinstance(leaf, (bool, int))
+
+
+def concrete_integer(leaf: Any) -> bool:
+    """Any integers that are not traced: `Binomial.total_count`, bounds of `DiscreteUniform`, a mask."""
+    if isinstance(leaf, (Tracer, str)):
         return False
     if isinstance(leaf, (bool, int, np.integer, np.bool_)):
         return True
@@ -70,17 +76,17 @@ def is_array(leaf: Any) -> bool:
     return isinstance(leaf, (Tracer, jax.Array, np.ndarray, np.generic, numbers.Number))
 
 
-def pack(tree: Any, *, keep_integers: bool) -> tuple[Packed, list[Any]]:
+def pack(tree: Any, *, keep: Callable[[Any], bool] | None = None) -> tuple[Packed, list[Any]]:
     """Splits a pytree into a hashable rest and its array leaves.
 
     Args:
       tree: any pytree; leaves that are not arrays have to be hashable.
-      keep_integers: whether concrete integers stay in the rest, so that shapes and supports may depend on them.
+      keep: which arrays and numbers stay in the rest as well, so that shapes and supports may depend on them.
     """
     flat, treedef = jax.tree.flatten(tree)
     static, leaves = [], []
     for leaf in flat:
-        if is_array(leaf) and not (keep_integers and _is_integer(leaf)):
+        if is_array(leaf) and not (keep is not None and keep(leaf)):
             leaves.append(leaf)
             static.append((False, None))
         else:

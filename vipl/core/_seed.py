@@ -15,6 +15,7 @@ from vipl.core._interpret import Interpreter, Outcome, run
 from vipl.core._keys import as_key, check_digests
 from vipl.core._places import Place, places
 from vipl.core._site import Site
+from vipl.core._guard import undifferentiable
 from vipl.core._stage import stage_program
 
 
@@ -74,7 +75,7 @@ def seed_jaxpr(key: Any, jaxpr: Any) -> list[Any]:
         draw = site.over_lanes(lambda noise, *xs: program.rest(noise, xs[: site.num_source]))
         value = draw(noise, *operands)
         if not site.source.unpack(leaves).has_rsample:
-            value = _frozen(site.at())(lax.stop_gradient(value), leaves)
+            value = undifferentiable(_no_pathwise, site.at())(lax.stop_gradient(value), leaves)
         return Outcome(value, {}, {})
 
     def in_while(inner: list[Place], keys: Any, count: Any) -> Any:
@@ -83,24 +84,11 @@ def seed_jaxpr(key: Any, jaxpr: Any) -> list[Any]:
     return run(jaxpr, [], Interpreter(handle, in_while, "seed"), handed(key, found, programs)).value
 
 
-@functools.lru_cache(maxsize=1024)
-def _frozen(at: str) -> Callable:
-    """The identity in its first argument; its derivative in the second raises, where it would be lost."""
-
-    @jax.custom_jvp
-    def frozen(value, leaves):
-        return value
-
-    @frozen.defjvp
-    def _(primals, tangents):
-        raise ControlFlowError(
-            "a derivative passes through a draw that is not reparametrized, and would be silently wrong.",
-            at=at,
-            got="jax.grad or jax.jvp of `seed` or of `simulate(key)`",
-            expected="parameters of the site that are not differentiated, or an expectation",
-            mend="differentiate vipl.expectation(...).estimate, or put jax.lax.stop_gradient around the parameters",
-        )
-
-    return frozen
-
-
+def _no_pathwise(at: str) -> ControlFlowError:
+    return ControlFlowError(
+        "a derivative passes through a draw that is not reparametrized, and would be silently wrong.",
+        at=at,
+        got="jax.grad or jax.jvp of `seed` or of `simulate(key)`",
+        expected="parameters of the site that are not differentiated, or an expectation",
+        mend="differentiate vipl.expectation(...).estimate, or put jax.lax.stop_gradient around the parameters",
+    )

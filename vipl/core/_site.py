@@ -27,8 +27,12 @@ from vipl import _compat
 from vipl._errors import ControlFlowError, ProgramError, show_address
 from vipl.core._packed import Packed
 
-_PACKAGE = str(Path(__file__).resolve().parent.parent)
-_JAX = str(Path(jax.__file__).resolve().parent)
+_PACKAGE = Path(__file__).resolve().parent.parent
+# Frames that are not the user's; programs in the package's own demo are users.
+_SKIPPED = (
+    str(Path(jax.__file__).resolve().parent),
+    *(str(_PACKAGE / room) for room in ("core", "gen", "estimators", "fit", "interop", "testing", "_compat")),
+)
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ def user_frame() -> str:
     frame = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
-        if not name.startswith((_PACKAGE, _JAX)) and not name.startswith("<"):
+        if not name.startswith(_SKIPPED) and not name.startswith("<"):
             return f"{frame.f_code.co_name} ({Path(name).name}:{frame.f_lineno})"
         frame = frame.f_back
     return "an unknown place"
@@ -111,8 +115,10 @@ def user_frame() -> str:
 class SampleEffect(_compat.Effect):
     """The JAX effect of `sample`: shows in every jaxpr that holds a site."""
 
-    def __str__(self) -> str:
-        return "Sample"
+    def __repr__(self) -> str:
+        return "vipl.sample (draw outside, and pass the drawn value)"
+
+    __str__ = __repr__
 
 
 sample_effect = SampleEffect()

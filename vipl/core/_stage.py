@@ -35,7 +35,7 @@ def stage_program(fn: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     box: list[Packed] = []
 
     def flat():
-        packed, leaves = pack(fn(*args, **kwargs), keep_integers=False)
+        packed, leaves = pack(fn(*args, **kwargs))
         try:
             hash(packed)
         except TypeError:

@@ -31,6 +31,7 @@ from jax import lax
 from vipl import _compat
 from vipl._errors import EstimatorError, ProgramError, show_aval
 from vipl.core._draw import SiteProgram, handed
+from vipl.core._guard import undifferentiable
 from vipl.core._interpret import Interpreter, Outcome, Path, run
 from vipl.core._keys import as_key, check_digests, fold_tag
 from vipl.core._packed import Packed, pack
@@ -90,7 +91,7 @@ class Expectation:
           ControlFlowError: a site stands where it cannot be honoured.
           ProgramError: the program does not return a float scalar.
         """
-        packed, leaves = pack(args, keep_integers=False)
+        packed, leaves = pack(args)
         if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
             raise ProgramError(
                 "num_samples is not a positive integer.",
@@ -252,7 +253,7 @@ def _with_estimator(place: Place) -> Place:
     if site.estimator is not None or is_factor(site):
         return place
     reparametrized = site.source.unpack(place.source_avals).has_rsample
-    packed, _ = pack(Reparam() if reparametrized else Score(), keep_integers=False)
+    packed, _ = pack(Reparam() if reparametrized else Score())
     return place._replace(site=replace(site, estimator=packed))
 
 
@@ -279,7 +280,7 @@ def _check_result(staged: Staged, has_aux: bool, name: str) -> None:
         raise ProgramError(
             "an objective with has_aux=True does not return a pair.",
             at=name,
-            got=type(result).__name__,
+            got=show_aval(result),
             expected="(scalar, aux)",
             mend="return (value, aux), or drop has_aux=True",
         )
@@ -416,26 +417,32 @@ def _first_order(names: str) -> Callable:
     def first_order(weights, differences):
         return weights * differences
 
-    @jax.custom_jvp
-    def once(weights, differences):
-        return differences
-
-    @once.defjvp
-    def _(primals, tangents):
-        raise EstimatorError(
-            "a second derivative is taken through an estimator that is unbiased for the first only.",
-            at=names,
-            got="jax.hessian, or jax.grad of jax.grad, of `estimate`",
-            expected="first derivatives; or Reparam(), Score(), Enumerate() at the site",
-            mend='objective.with_estimators({"site": vipl.Score()}).estimate has unbiased second derivatives',
-        )
-
     @first_order.defjvp
     def _(primals, tangents):
         weights, differences = primals
-        return weights * differences, tangents[0] * once(weights, differences)
+        return weights * differences, tangents[0] * undifferentiable(_once_only, names)(differences, weights)
 
     return first_order
+
+
+def _once_only(names: str) -> EstimatorError:
+    return EstimatorError(
+        "a second derivative is taken through an estimator that is unbiased for the first only.",
+        at=names,
+        got="jax.hessian, or jax.grad of jax.grad, of `estimate`",
+        expected="first derivatives; or Reparam(), Score(), Enumerate() at the site",
+        mend='objective.with_estimators({"site": vipl.Score()}).estimate has unbiased second derivatives',
+    )
+
+
+def _no_derivative(at: str) -> EstimatorError:
+    return EstimatorError(
+        "a derivative is taken in a parameter for which the site's estimator has none.",
+        at=at,
+        got="MeasureValued(), say, with a derivative in the concentration of Gamma",
+        expected="parameters that are not differentiated, or an estimator for all of them",
+        mend="use Reparam() or Score() at the site, or jax.lax.stop_gradient around the parameter",
+    )
 
 
 class Given(NamedTuple):
@@ -462,7 +469,8 @@ def _interpreter(plan: Plan, number: Any) -> Interpreter:
         def one(given, *operands):
             points = program.rest(given.noise, operands)
             if isinstance(points, Support):
-                return points.values[given.digit], {"log_support": points.log_weights[given.digit]}, None
+                totals = {"log_support": points.log_weights[given.digit]}
+                return points.values[given.digit], totals, None, None
             value = points.value
             if given.alternative is not None:
                 values, numbers = given.alternative
@@ -470,9 +478,11 @@ def _interpreter(plan: Plan, number: Any) -> Interpreter:
                 value = jnp.where(jnp.any(here), values[jnp.argmax(here)], value)
             names = ("log_weight", "control", "shared_control")
             totals = {n: x for n in names if (x := getattr(points, n)) is not None}
-            return value, totals, points.alternatives
+            return value, totals, points.alternatives, points.fixed
 
-        value, totals, alternatives = site.over_lanes(one)(given, *operands)
+        value, totals, alternatives, fixed = site.over_lanes(one)(given, *operands)
+        if fixed is not None:
+            value = undifferentiable(_no_derivative, site.at())(value, fixed)
         totals = {n: lax.convert_element_type(jnp.sum(x), float) for n, x in totals.items()}
         return Outcome(value, totals, {} if alternatives is None or number is not None else {visit.path: alternatives})
 

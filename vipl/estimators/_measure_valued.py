@@ -53,8 +53,10 @@ class MeasureValued(Estimator):
         """The draw and, for each element, its alternatives."""
         draw_key, other_key = jax.random.split(key)
         x = lax.stop_gradient(law.sample(draw_key))
-        branches = branches_of(family(law.dist), x, other_key)
-        return Draw(x, alternatives=one_at_a_time(x, branches))
+        d = family(law.dist)
+        branches = branches_of(d, x, other_key)
+        fixed = d.concentration if isinstance(d, dist.Gamma) else None
+        return Draw(x, alternatives=one_at_a_time(x, branches), fixed=fixed)
 
 
 def family(d: Any) -> Any:
@@ -87,26 +89,6 @@ def change(theta: Any) -> Any:
 def again(d: Any, x: Any, key: Any) -> Any:
     """A second draw, of the shape of the first."""
     return lax.stop_gradient(d.expand(x.shape).sample(key))
-
-
-def fixed(theta: Any, what: str) -> Any:
-    """θ without derivative; raises where one is asked for."""
-
-    @jax.custom_jvp
-    def undifferentiated(theta):
-        return theta
-
-    @undifferentiated.defjvp
-    def _(primals, tangents):
-        raise EstimatorError(
-            "MeasureValued has no derivative in this parameter.",
-            at=what,
-            got="a derivative in it",
-            expected="a parameter that is not differentiated",
-            mend="use Reparam() or Score() at the site, or jax.lax.stop_gradient around the parameter",
-        )
-
-    return undifferentiated(theta)
 
 
 @functools.singledispatch
@@ -189,7 +171,6 @@ def _gamma(d: dist.Gamma, x: Any, key: Any) -> list[Branch]:
     """d/dλ E[k] = (α/λ) (E[k(x)] - E[k(x + e)]), with e ~ Exponential(λ); none in α."""
     rate = lax.stop_gradient(d.rate)
     step = jax.random.exponential(key, x.shape, x.dtype) / rate
-    alpha = fixed(d.concentration, "the concentration of Gamma")
-    return [Branch(x + step, -change(d.rate) * alpha / rate)]
+    return [Branch(x + step, -change(d.rate) * lax.stop_gradient(d.concentration) / rate)]
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import typing
 from typing import Any, NamedTuple
 
 import jax
@@ -83,6 +84,7 @@ class Draw(NamedTuple):
       control: f[], a term of mean zero and value 0, such as b (1 - exp(l - sg l)). None for 0.
       shared_control: f[], the same with b the mean of the other samples of `estimate(num_samples=...)`.
       alternatives: points of weight 0, or None. With them a second derivative raises.
+      fixed: pytree of parameters in which the estimator has no derivative; differentiating in them raises.
     """
 
     value: Any
@@ -90,6 +92,7 @@ class Draw(NamedTuple):
     control: Any = None
     shared_control: Any = None
     alternatives: Alternatives | None = None
+    fixed: Any = None
 
 
 class Support(NamedTuple):
@@ -106,6 +109,7 @@ class Support(NamedTuple):
     log_weights: Any
 
 
+@typing.dataclass_transform(frozen_default=True)
 class Estimator(abc.ABC):
     """Base of all gradient estimators: a frozen dataclass and a pytree with one method, `points`.
 

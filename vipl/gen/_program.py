@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from vipl._errors import AddressError, ProgramError, SupportError, show_addresses
 from vipl.core._interpret import Interpreter, Outcome, run
 from vipl.core._keys import as_key
-from vipl.core._packed import Packed, pack
+from vipl.core._packed import Packed, pack, python_integer
 from vipl.core._places import Place, check_unique, places
 from vipl.core._seed import seed
 from vipl.core._site import Site, sample_p
@@ -266,7 +266,9 @@ class Program:
     def _with_key(self, verb: str, key: Any, *extra: Any) -> Any:
         """Calls a verb with a key: compiled, and staged once for each kind of arguments."""
         key = as_key(key)
-        packed, leaves = pack((self.args, self.kwargs, extra), keep_integers=True)
+        packed_args, leaves = pack((self.args, self.kwargs), keep=python_integer)
+        packed_extra, extra_leaves = pack(extra)
+        packed = (packed_args, packed_extra)
         cache = self.gf._compiled
         try:
             if (verb, packed) not in cache:
@@ -275,17 +277,18 @@ class Program:
             raise ProgramError(
                 "an argument of a generative function is neither an array nor hashable.",
                 at=self.name,
-                got=", ".join(sorted({type(v).__name__ for kept, v in packed.static if kept})),
+                got=", ".join(sorted({type(v).__name__ for kept, v in (*packed_args.static, *packed_extra.static) if kept})),
                 expected="pytrees of arrays, and hashable objects",
                 mend="pass arrays, or close over the object",
             ) from None
-        return cache[verb, packed](key, leaves)
+        return cache[verb, packed](key, leaves, extra_leaves)
 
 
-def _compile(gf: GenerativeFunction, verb: str, packed: Packed) -> Callable:
+def _compile(gf: GenerativeFunction, verb: str, packed: tuple[Packed, Packed]) -> Callable:
     @jax.jit
-    def compiled(key, leaves):
-        args, kwargs, extra = packed.unpack(leaves)
+    def compiled(key, leaves, extra_leaves):
+        args, kwargs = packed[0].unpack(leaves)
+        extra = packed[1].unpack(extra_leaves)
         return seed(lambda: getattr(Program(gf, args, kwargs), verb)(*extra))(key)
 
     return compiled
@@ -303,7 +306,7 @@ def with_estimators(
       *args: its arguments.
       **kwargs: its keyword arguments.
     """
-    wanted = {a: pack(e, keep_integers=False) for a, e in estimators}
+    wanted = {a: pack(e) for a, e in estimators}
     staged = stage_program(fn, args, kwargs)
     known = dict.fromkeys(p.site.address for p in places(staged.jaxpr))
     unknown = [a for a in wanted if a not in known]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from vipl import _compat
 from vipl._errors import ChoiceError, EstimatorError, ViplError, show_address, show_aval
 from vipl.core._draw import SiteProgram, site_program
-from vipl.core._packed import Packed, is_array, pack
+from vipl.core._packed import Packed, concrete_integer, is_array, pack
 from vipl.core._site import Site, sample_p, user_frame
 from vipl.gen._choices import check_address
 from vipl.gen._density import Factor, check_distribution
@@ -53,12 +53,12 @@ def sample(address: str | tuple[str, ...], source: Any, estimator: Estimator | N
                 mend=f"name them: {source.name}(...).with_estimators({{'site': {_name(estimator)}()}})",
             )
         return source.inline(address)
-    packed, leaves = pack(source, keep_integers=True)
+    packed, leaves = pack(source, keep=concrete_integer)
     value = check_distribution(source, packed, leaves, at)
     packed_estimator, extra = None, []
     if estimator is not None:
         check_estimator(estimator, at)
-        packed_estimator, extra = pack(estimator, keep_integers=False)
+        packed_estimator, extra = pack(estimator)
     site = Site(
         address=address,
         source=packed,
@@ -95,7 +95,7 @@ def factor(address: str | tuple[str, ...], log_weight: Any) -> None:
             expected="a float, or an array of floats",
             mend="pass a log weight such as -0.5 * error**2",
         )
-    packed, leaves = pack(Factor(log_weight), keep_integers=False)
+    packed, leaves = pack(Factor(log_weight))
     dtype = jnp.result_type(float)
     site = Site(address, packed, None, 1, (0,), dtype, (), None, where)
     sample_p.bind(*leaves, site=site)
@@ -139,7 +139,7 @@ def points_of(site: Site, lane_avals: tuple[Any, ...]) -> SiteProgram:
     points = program.shape
     name = type(site.estimator.unpack(lane_avals[site.num_source :])).__name__  # type: ignore[union-attr]
     if not isinstance(points, (Draw, Support)):
-        raise _malformed(site, name, f"`points` returned {type(points).__name__}", "vipl.Draw or vipl.Support")
+        raise _malformed(site, name, f"`points` returned {show_aval(points)}", "vipl.Draw or vipl.Support")
     values = points.value if isinstance(points, Draw) else points.values
     shape = values.shape if isinstance(points, Draw) else values.shape[1:]
     if shape != site.shape or values.dtype != site.dtype:

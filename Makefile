@@ -1,0 +1,71 @@
+# A fresh clone needs python3 (3.11 or newer) and make; everything else is installed beside this file, in .venv.
+# An environment is made once. It is brought up to date when pyproject.toml changes, and needs no network otherwise.
+
+# PYTHON: the interpreter an environment is made from.
+# JAX: a JAX series to hold to, as in JAX=0.10; the newest that fits if empty.
+# SHORT: any value asks for the short demo.
+# ARGS: more arguments for pytest or for the demo.
+# JOBS: test processes.
+PYTHON ?= python3
+JAX ?=
+SHORT ?=
+ARGS ?=
+JOBS ?= 2
+
+# One environment for each interpreter and JAX series that is asked for, so that none stands in for another.
+ifneq ($(PYTHON),python3)
+PYTAG := -py$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+endif
+VENV ?= .venv$(PYTAG)$(if $(JAX),-jax$(JAX))
+PY := $(VENV)/bin/python
+PIN := $(if $(JAX),'jax==$(JAX).*' 'jaxlib==$(JAX).*')
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test lint clean
+
+help:
+	@echo 'make demo            run the demo; SHORT=1 for the short one'
+	@echo 'make test            run the tests; ARGS="-k scan" for some of them, JAX=0.10 for a JAX series'
+	@echo 'make lint            ruff check, ruff format --check, pyright'
+	@echo 'make clean           remove the environments (.venv*)'
+	@echo ''
+	@echo 'PYTHON=python3.13    another interpreter (python3 by default; 3.11 or newer)'
+
+demo: $(VENV)/.stamp-demo
+	@echo '== demo: python -m vipl demo$(if $(SHORT), --short)$(if $(ARGS), $(ARGS))'
+	@$(PY) -m vipl demo $(if $(SHORT),--short) $(ARGS)
+
+test: $(VENV)/.stamp-test
+	@echo "== test: $$($(PY) -c 'import platform, importlib.metadata as m; print("Python", platform.python_version(), "JAX", m.version("jax"))'), $(JOBS) processes"
+	@$(PY) -m pytest -n $(JOBS) $(ARGS)
+
+# All three run, also after one that failed.
+lint: $(VENV)/.stamp-lint
+	@failed=0; \
+	echo '== lint: ruff check'; $(PY) -m ruff check || failed=1; \
+	echo '== lint: ruff format --check'; $(PY) -m ruff format --check || failed=1; \
+	echo '== lint: pyright'; $(PY) -m pyright --pythonpath $(PY) || failed=1; \
+	exit $$failed
+
+clean:
+	@echo '== clean: removing .venv*'
+	@rm -rf .venv .venv-*
+
+# Setuptools stands in the environment, and no build is isolated: a later install then asks the network for nothing.
+$(VENV)/.stamp-venv:
+	@$(PYTHON) -c 'pass' 2>/dev/null || { echo 'vipl needs Python 3.11 or newer, and "$(PYTHON)" does not run. Name another: make PYTHON=python3.12 ...'; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "vipl needs Python 3.11 or newer, and \"$(PYTHON)\" is $$($(PYTHON) -V 2>&1). Name another: make PYTHON=python3.12 ..."; exit 1; }
+	@echo "== environment: making $(VENV) with $$($(PYTHON) -V 2>&1)"
+	@$(PYTHON) -m venv $(VENV) || { echo '"$(PYTHON)" cannot make a virtual environment (on Debian and Ubuntu: apt install python3-venv).'; exit 1; }
+	@$(PY) -m pip install -q --disable-pip-version-check 'setuptools>=77'
+	@touch $@
+
+$(VENV)/.stamp-demo: EXTRAS := demo
+$(VENV)/.stamp-test: EXTRAS := test
+$(VENV)/.stamp-lint: EXTRAS := demo,lint
+$(VENV)/.stamp-demo $(VENV)/.stamp-test $(VENV)/.stamp-lint: pyproject.toml $(VENV)/.stamp-venv
+	@echo '== environment: installing vipl[$(EXTRAS)]$(if $(JAX), with JAX $(JAX)) into $(VENV) (a minute or two the first time)'
+	@$(PY) -m pip install -q --disable-pip-version-check --no-build-isolation -e '.[$(EXTRAS)]' $(PIN)
+	@touch $@

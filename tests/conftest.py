@@ -1,0 +1,26 @@
+"""Double precision for all tests, quick compilation; the seed can be moved by VIPL_TEST_SEED."""
+
+import os
+
+# Test programs are compiled once and run for a fraction of a second: unoptimized code is the quicker choice.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_enable_x64", True)
+
+SEED = int(os.environ.get("VIPL_TEST_SEED", "20240620"))
+
+
+@pytest.fixture
+def key(request):
+    """One key for each test, moved by VIPL_TEST_SEED."""
+    return jax.random.fold_in(jax.random.key(SEED), sum(map(ord, request.node.name)))
+
+
+def pytest_report_header(config):
+    return f"jax {jax.__version__}, VIPL_TEST_SEED={SEED}"

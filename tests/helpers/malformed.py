@@ -1,0 +1,502 @@
+"""Programs that are wrong, each in one way. `tests/test_errors.py` pins what each is told."""
+
+from __future__ import annotations
+
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax import lax
+
+import vipl
+from vipl import Enumerate, Estimator, LeaveOneOut, MeasureValued, Reparam, Score, sample
+
+KEY = jax.random.key(0)
+MALFORMED = {}
+
+
+def malformed(fn):
+    """Registers a program."""
+    MALFORMED[fn.__name__] = fn
+    return fn
+
+
+@vipl.gen
+def regression(n):
+    """A model with nested, plated and scalar sites."""
+    sigma = sample("sigma", dist.HalfNormal(1.0))
+    w = jax.vmap(lambda _: sample("w", dist.Normal(0.0, 1.0)))(jnp.arange(n))
+    sample(("data", "y"), dist.Normal(w.sum(), sigma))
+    sample("k", dist.Poisson(2.0))
+
+
+@vipl.gen
+def mean_field():
+    """A guide that misnames a site."""
+    sample("scale", dist.HalfNormal(1.0))
+
+
+def seeded(fn):
+    """Runs a program."""
+    return vipl.seed(fn)(KEY)
+
+
+def expected(fn, *args, **kwargs):
+    """Estimates an objective."""
+    return vipl.expectation(fn).estimate(KEY, *args, **kwargs)
+
+
+GOOD = {"sigma": 1.0, "w": jnp.zeros(3), "data": {"y": 0.5}, "k": 2}
+
+
+@malformed
+def unknown_address():
+    regression(3).assess(GOOD | {"sigmas": 2.0})
+
+
+@malformed
+def unknown_address_in_generate():
+    regression(3).generate({"data": {"z": 0.5}}, key=KEY)
+
+
+@malformed
+def missing_address():
+    regression(3).assess({"sigma": 1.0, "w": jnp.zeros(3), "k": 1})
+
+
+@malformed
+def guide_site_absent_from_the_model():
+    def elbo():
+        q = mean_field().simulate()
+        return regression(3).assess(q.choices | GOOD).log_prob - q.log_prob
+
+    expected(elbo)
+
+
+@malformed
+def wrong_shape():
+    regression(3).assess(GOOD | {"w": jnp.zeros(4)})
+
+
+@malformed
+def vector_for_a_scalar_site():
+    regression(3).assess(GOOD | {"data": {"y": jnp.zeros(5)}})
+
+
+@malformed
+def float_for_an_integer_site():
+    regression(3).assess(GOOD | {"k": 1.5})
+
+
+@malformed
+def string_for_a_value():
+    regression(3).assess(GOOD | {"k": "two"})
+
+
+@malformed
+def choices_not_a_dict():
+    regression(3).assess(jnp.zeros(3))
+
+
+@malformed
+def choices_with_tuple_keys():
+    regression(3).assess({("data", "y"): 0.5})
+
+
+@malformed
+def address_not_a_string():
+    seeded(lambda: sample(3, dist.Normal(0.0, 1.0)))
+
+
+@malformed
+def address_twice():
+    @vipl.gen
+    def twice():
+        return sample("x", dist.Normal(0.0, 1.0)) + sample("x", dist.Normal(0.0, 2.0))
+
+    twice().simulate(KEY)
+
+
+@malformed
+def address_below_a_site():
+    @vipl.gen
+    def both():
+        sample("x", dist.Normal(0.0, 1.0))
+        sample(("x", "y"), dist.Normal(0.0, 1.0))
+
+    both().simulate(KEY)
+
+
+@malformed
+def python_loop_over_a_helper():
+    @vipl.gen
+    def loop():
+        return sum(_draw() for _ in range(3))
+
+    loop().simulate(KEY)
+
+
+def _draw():
+    return sample("x", dist.Normal(0.0, 1.0))
+
+
+@malformed
+def map_with_a_remainder():
+    @vipl.gen
+    def mapped():
+        return lax.map(lambda m: sample("x", dist.Normal(m, 1.0)), jnp.arange(6.0), batch_size=4)
+
+    mapped().simulate(KEY)
+
+
+@malformed
+def associative_scan():
+    @vipl.gen
+    def scanned():
+        return lax.associative_scan(lambda a, b: a + b + sample("x", dist.Normal(jnp.zeros_like(a), 1.0)), jnp.arange(6.0))
+
+    scanned().simulate(KEY)
+
+
+@malformed
+def loop_under_disable_jit():
+    @vipl.gen
+    def loop():
+        return lax.scan(lambda c, _: (c + _draw(), None), 0.0, None, length=3)[0]
+
+    with jax.disable_jit():
+        seeded(lambda: loop().simulate().log_prob)
+
+
+@malformed
+def not_a_distribution():
+    seeded(lambda: sample("x", 3.0))
+
+
+@malformed
+def generative_function_not_called():
+    seeded(lambda: sample("x", regression))
+
+
+@malformed
+def distribution_from_outside_vmap():
+    def program():
+        ds = jax.vmap(lambda m: dist.Normal(m, 1.0))(jnp.zeros(3))
+        return sample("x", ds)
+
+    seeded(program)
+
+
+@malformed
+def improper_distribution():
+    seeded(lambda: sample("x", dist.ImproperUniform(dist.constraints.real, (), ())))
+
+
+@malformed
+def factor_of_an_integer():
+    seeded(lambda: vipl.factor("f", 3))
+
+
+@malformed
+def factor_in_an_objective():
+    def objective():
+        vipl.factor("f", -1.0)
+        return sample("x", dist.Normal(0.0, 1.0))
+
+    expected(objective)
+
+
+@malformed
+def estimator_class():
+    seeded(lambda: sample("x", dist.Normal(0.0, 1.0), Reparam))
+
+
+@malformed
+def estimator_name():
+    seeded(lambda: sample("x", dist.Normal(0.0, 1.0), "reparam"))
+
+
+@malformed
+def estimator_for_a_program():
+    seeded(lambda: sample("x", regression(3), Score()))
+
+
+@malformed
+def reparam_of_a_coin():
+    seeded(lambda: sample("x", dist.Bernoulli(0.5), Reparam()))
+
+
+@malformed
+def reparam_of_a_mixture():
+    mixture = dist.MixtureSameFamily(dist.Categorical(jnp.ones(2) / 2), dist.Normal(jnp.zeros(2), 1.0))
+    seeded(lambda: sample("x", mixture, Reparam()))
+
+
+@malformed
+def enumerate_a_normal():
+    seeded(lambda: sample("x", dist.Normal(0.0, 1.0), Enumerate()))
+
+
+@malformed
+def enumerate_a_traced_size():
+    vipl.expectation(lambda n: sample("x", dist.Binomial(n, 0.5), Enumerate()) * 1.0).estimate(KEY, 3)
+
+
+@malformed
+def enumerate_too_many_values():
+    seeded(lambda: sample("x", dist.Bernoulli(jnp.full(30, 0.5)), Enumerate()))
+
+
+@malformed
+def enumerate_a_long_scan():
+    def objective(p):
+        step = lambda c, _: (c + sample("x", dist.Bernoulli(p), Enumerate()), None)  # noqa: E731
+        return lax.scan(step, 0, None, length=100)[0] * 1.0
+
+    expected(objective, 0.5)
+
+
+@malformed
+def measure_valued_of_a_beta():
+    seeded(lambda: sample("x", dist.Beta(2.0, 3.0), MeasureValued()))
+
+
+@malformed
+def measure_valued_in_another_parameter():
+    objective = vipl.expectation(lambda a: sample("x", dist.Gamma(a, 2.0), MeasureValued()) ** 2)
+    objective.value_and_grad(KEY, 2.0)
+
+
+@malformed
+def second_derivative_of_measure_valued():
+    objective = vipl.expectation(lambda p: sample("x", dist.Bernoulli(p), MeasureValued()) * 1.0)
+    jax.hessian(objective.estimate, argnums=1)(KEY, 0.3)
+
+
+@malformed
+def baseline_not_a_scalar():
+    seeded(lambda: sample("x", dist.Normal(0.0, 1.0), Score(baseline=jnp.zeros(3))))
+
+
+@malformed
+def leave_one_out_of_one():
+    expected(lambda: sample("x", dist.Normal(0.0, 1.0), Score(LeaveOneOut())))
+
+
+class Constant(Estimator):
+    """Forgets what it has to return."""
+
+    def points(self, law, key):
+        return 1.0
+
+
+class WrongShape(Estimator):
+    """Returns too many values."""
+
+    def points(self, law, key):
+        return vipl.Draw(jnp.zeros(3))
+
+
+@malformed
+def estimator_without_points():
+    seeded(lambda: sample("x", dist.Normal(0.0, 1.0), Constant()))
+
+
+@malformed
+def estimator_of_another_shape():
+    seeded(lambda: sample("x", dist.Normal(0.0, 1.0), WrongShape()))
+
+
+@malformed
+def estimators_for_an_unknown_address():
+    vipl.expectation(lambda: _draw()).with_estimators({"y": Score()}).estimate(KEY)
+
+
+@malformed
+def estimators_by_name():
+    regression.with_estimators({"sigma": "score"})
+
+
+@malformed
+def outside_every_program():
+    sample("x", dist.Normal(0.0, 1.0))
+
+
+@malformed
+def simulate_without_a_key():
+    regression(3).simulate()
+
+
+@malformed
+def gradient_of_a_site():
+    seeded(lambda: jax.grad(lambda m: sample("x", dist.Normal(m, 1.0)))(0.3))
+
+
+@malformed
+def gradient_around_a_scan():
+    def loop(m):
+        return lax.scan(lambda c, _: (c * m * sample("x", dist.Normal(0.0, 1.0)), None), m, None, length=3)[0]
+
+    seeded(lambda: jax.grad(loop)(0.3))
+
+
+@malformed
+def gradient_of_checkpoint_with_a_site():
+    seeded(lambda: jax.grad(jax.checkpoint(lambda m: m * sample("x", dist.Normal(0.0, 1.0))))(0.3))
+
+
+@malformed
+def gradient_through_a_seeded_coin():
+    jax.grad(lambda p: vipl.seed(lambda: sample("x", dist.Bernoulli(p)) * 1.0)(KEY))(0.3)
+
+
+@malformed
+def while_loop_in_simulate():
+    @vipl.gen
+    def until():
+        return lax.while_loop(lambda c: c < 3.0, lambda c: c + sample("x", dist.Exponential(1.0)), 0.0)
+
+    until().simulate(KEY)
+
+
+@malformed
+def while_loop_in_an_expectation():
+    expected(lambda: lax.while_loop(lambda c: c < 3.0, lambda c: c + sample("x", dist.Exponential(1.0)), 0.0))
+
+
+@malformed
+def fori_loop_with_traced_bounds():
+    expected(lambda n: lax.fori_loop(0, n, lambda i, c: c + sample("x", dist.Normal(0.0, 1.0)), 0.0), 3)
+
+
+@malformed
+def site_in_custom_jvp():
+    @jax.custom_jvp
+    def f(x):
+        return x + sample("x", dist.Normal(0.0, 1.0))
+
+    f.defjvp(lambda p, t: (f(*p), t[0]))
+    seeded(lambda: f(1.0))
+
+
+@malformed
+def site_in_custom_vjp():
+    @jax.custom_vjp
+    def f(x):
+        return x + sample("x", dist.Normal(0.0, 1.0))
+
+    f.defvjp(lambda x: (f(x), None), lambda _, g: (g,))
+    seeded(lambda: f(1.0))
+
+
+@malformed
+def site_in_custom_vmap():
+    f = jax.custom_batching.custom_vmap(lambda x: x + sample("x", dist.Normal(0.0, 1.0)))
+    f.def_vmap(lambda size, batched, x: (x, batched[0]))
+    seeded(lambda: f(1.0))
+
+
+@malformed
+def site_in_reduce():
+    add = lambda a, b: a + b + sample("x", dist.Normal(0.0, 1.0))  # noqa: E731
+    seeded(lambda: lax.reduce(jnp.arange(3.0), 0.0, add, (0,)))
+
+
+@malformed
+def site_in_a_linear_solve():
+    def program():
+        matvec = lambda v: v * (2.0 + 0 * sample("x", dist.Normal(0.0, 1.0)))  # noqa: E731
+        return lax.custom_linear_solve(matvec, jnp.ones(2), lambda _, b: b / 2, symmetric=True)
+
+    seeded(program)
+
+
+@malformed
+def site_on_one_platform():
+    def program():
+        return lax.platform_dependent(
+            1.0, cpu=lambda m: sample("x", dist.Normal(m, 1.0)), default=lambda m: sample("y", dist.Normal(m, 2.0))
+        )
+
+    seeded(program)
+
+
+@malformed
+def branches_of_different_shape():
+    @vipl.gen
+    def program(i):
+        return lax.cond(
+            i > 0,
+            lambda: sample("x", dist.Normal(jnp.zeros(2), 1.0)).sum(),
+            lambda: sample("x", dist.Normal(0.0, 1.0)),
+        )
+
+    program(1).simulate(KEY)
+
+
+@malformed
+def support_wider_than_the_model():
+    guide = vipl.gen(lambda m: sample("sigma", dist.Normal(m, 1.0)))
+
+    def elbo(m):
+        q = guide(m).simulate()
+        return regression(3).assess(GOOD | q.choices).log_prob - q.log_prob
+
+    expected(elbo, 0.0)
+
+
+@malformed
+def support_of_another_kind():
+    guide = vipl.gen(lambda: sample("k", dist.Normal(0.0, 1.0)))
+    expected(lambda: regression(3).generate(guide().simulate().choices)[1])
+
+
+@malformed
+def objective_returns_a_vector():
+    expected(lambda: sample("x", dist.Normal(jnp.zeros(3), 1.0)))
+
+
+@malformed
+def objective_returns_an_integer():
+    expected(lambda: sample("x", dist.Bernoulli(0.5)))
+
+
+@malformed
+def objective_without_aux():
+    vipl.expectation(lambda: sample("x", dist.Normal(0.0, 1.0)), has_aux=True).estimate(KEY)
+
+
+@malformed
+def integer_aux_under_enumerate():
+    def objective():
+        b = sample("b", dist.Bernoulli(0.5), Enumerate())
+        return b * 1.0, b
+
+    vipl.expectation(objective, has_aux=True).estimate(KEY)
+
+
+@malformed
+def no_key():
+    regression(3).simulate(0)
+
+
+@malformed
+def several_keys():
+    vipl.expectation(lambda: _draw()).estimate(jax.random.split(KEY, 3))
+
+
+@malformed
+def no_samples():
+    expected(lambda: _draw(), num_samples=0)
+
+
+@malformed
+def argument_not_hashable():
+    expected(lambda xs: _draw(), {1, 2})
+
+
+@malformed
+def result_not_an_array():
+    seeded(lambda: (sample("x", dist.Normal(0.0, 1.0)), {1, 2}))
+
+

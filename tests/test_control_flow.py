@@ -1,0 +1,286 @@
+"""Sites in JAX's control flow: densities, draws and choices are those of the program written out by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from jax import lax
+
+import vipl
+from vipl import sample
+
+KEY = jax.random.key(7)
+
+
+def normal(x, m=0.0, s=1.0):
+    return dist.Normal(m, s).log_prob(x).sum()
+
+
+def agree(program, by_hand):
+    """`assess` of a simulated trace gives its `log_prob`, the return value, and the density by hand."""
+    trace = program.simulate(KEY)
+    again = program.assess(trace.choices)
+    np.testing.assert_allclose(again.log_prob, trace.log_prob, rtol=1e-12)
+    np.testing.assert_allclose(trace.log_prob, by_hand(trace.choices), rtol=1e-12)
+    for a, b in zip(jax.tree.leaves(trace.retval), jax.tree.leaves(again.retval), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12)
+    return trace
+
+
+def test_jit_scan_and_helpers():
+    def helper(name, m):
+        return sample(name, dist.Normal(m, 0.7))
+
+    @vipl.gen
+    def program(n):
+        a = jax.jit(lambda m: helper("a", m))(0.3)
+        b, cs = lax.scan(lambda c, t: (helper("b", c + t), c), a, jnp.arange(3.0), reverse=True)
+        return a, b, cs
+
+    def by_hand(c):
+        b = c["b"]
+        return normal(c["a"], 0.3, 0.7) + normal(b[2], c["a"] + 2, 0.7) + normal(b[1], b[2] + 1, 0.7) + normal(b[0], b[1], 0.7)
+
+    trace = agree(program(3), by_hand)
+    assert trace.choices["b"].shape == (3,)
+
+
+def test_vmap_of_scan_with_nothing_mapped_gives_independent_series():
+    @vipl.gen
+    def program():
+        series = lambda: lax.scan(lambda c, _: (sample("x", dist.Normal(c, 1.0)),) * 2, 0.0, None, length=4)[1]  # noqa: E731
+        return jax.vmap(series, axis_size=3)()
+
+    def by_hand(c):
+        x = c["x"]  # scan outside, lanes inside
+        return normal(x, jnp.concatenate([jnp.zeros((1, 3)), x[:-1]]))
+
+    trace = agree(program(), by_hand)
+    assert trace.choices["x"].shape == (4, 3)
+    assert len(np.unique(trace.choices["x"])) == 12
+
+
+@pytest.mark.parametrize("taken", [0, 1, 2])
+def test_switch_with_different_addresses(taken):
+    @vipl.gen
+    def program(i):
+        return lax.switch(
+            i,
+            [
+                lambda: sample("a", dist.Normal(0.0, 1.0)),
+                lambda: sample("b", dist.Gamma(2.0, 1.0)) + sample("c", dist.Normal(1.0, 2.0)),
+                lambda: 0.5,
+            ],
+        )
+
+    def by_hand(c):
+        gamma = dist.Gamma(2.0, 1.0).log_prob(c["b"]) if taken == 1 else 0.0
+        return [normal(c["a"]), gamma + normal(c["c"], 1.0, 2.0), 0.0][taken]
+
+    trace = agree(program(jnp.asarray(taken)), by_hand)
+    assert {k for k, v in trace.choices.items() if v != 0} == [{"a"}, {"b", "c"}, set()][taken]
+
+
+def test_vmap_of_cond_counts_one_branch_per_lane():
+    """The worst trap: JAX turns this into "run both, select", which would add both densities."""
+
+    @vipl.gen
+    def program(xs):
+        def lane(x):
+            return lax.cond(
+                x > 0, lambda: sample("u", dist.Normal(x, 1.0)), lambda: sample("v", dist.Normal(0.0, 2.0)) * sample("w", dist.Normal(x, 3.0))
+            )
+
+        return jax.vmap(lane)(xs)
+
+    xs = jnp.array([0.4, -0.7, 1.3, -0.1])
+
+    def by_hand(c):
+        return sum(
+            normal(c["u"][i], x) if x > 0 else normal(c["v"][i], 0.0, 2.0) + normal(c["w"][i], x, 3.0) for i, x in enumerate(xs)
+        )
+
+    trace = agree(program(xs), by_hand)
+    assert (trace.choices["u"] != 0).tolist() == [True, False, True, False]
+    assert len(np.unique(trace.retval)) == 4
+
+
+@pytest.mark.parametrize("outer", ["vmap", "scan", "jit", "checkpoint", "cond", "map"])
+@pytest.mark.parametrize("inner", ["vmap", "scan", "jit", "checkpoint", "cond", "map", "switch"])
+def test_constructs_nest(outer, inner):
+    """Every construct in every other: the density is the sum over the choices that were made."""
+
+    def wrap(kind, f):
+        return {
+            "vmap": lambda x: jax.vmap(f)(x + jnp.arange(2.0)).sum(),
+            "scan": lambda x: lax.scan(lambda c, t: (c + f(x + t), None), 0.0, jnp.arange(2.0))[0],
+            "jit": jax.jit(f),
+            "checkpoint": jax.checkpoint(f),
+            "cond": lambda x: lax.cond(x > 0.5, f, lambda x: f(x) * 2.0, x),
+            "map": lambda x: lax.map(f, x + jnp.arange(2.0)).sum(),
+            "switch": lambda x: lax.switch(jnp.int32(x > 0.5), [f, lambda x: x, f], x),
+        }[kind]
+
+    def site(x):
+        return sample("s", dist.Normal(x, 1.0))
+
+    @vipl.gen
+    def program(x):
+        return wrap(outer, wrap(inner, site))(x)
+
+    trace = program(0.2).simulate(KEY)
+    again = program(0.2).assess(trace.choices)
+    np.testing.assert_allclose(again.log_prob, trace.log_prob, rtol=1e-12)
+    np.testing.assert_allclose(again.retval, trace.retval, rtol=1e-12)
+    shape = ((2,) if outer in ("vmap", "scan", "map") else ()) + ((2,) if inner in ("vmap", "scan", "map") else ())
+    assert trace.choices["s"].shape == shape
+    x = 0.2
+    for kind in (outer, inner):
+        x = jnp.asarray(x)[..., None] + jnp.arange(2.0) if kind in ("vmap", "scan", "map") else x
+    made = trace.choices["s"] != 0
+    if inner == "switch":
+        assert bool((made == (jnp.asarray(x) <= 0.5)).all())
+    np.testing.assert_allclose(trace.log_prob, jnp.where(made, dist.Normal(x, 1.0).log_prob(trace.choices["s"]), 0.0).sum(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("f", [jax.nn.relu, jax.nn.gelu, jax.nn.softplus, jax.nn.silu, lambda x: jnp.logaddexp(x, 0.3)])
+def test_functions_with_custom_derivatives(f):
+    """Their rules are kept: the gradient of the expectation is that of the function."""
+    objective = vipl.expectation(lambda m: f(m) * (1.0 + 0.0 * sample("x", dist.Normal(m, 1.0))) + f(f(m)))
+    got = jax.grad(objective.estimate, argnums=1)(KEY, 0.37)
+    np.testing.assert_allclose(got, jax.grad(lambda m: f(m) + f(f(m)))(0.37), rtol=1e-12)
+    assert jax.grad(objective.estimate, argnums=1)(KEY, 0.0) == jax.grad(lambda m: f(m) + f(f(m)))(0.0)
+
+
+def test_while_loop_can_be_seeded():
+    def waiting(rate):
+        total, n = lax.while_loop(
+            lambda c: c[0] < 3.0, lambda c: (c[0] + sample("x", dist.Exponential(rate)), c[1] + 1), (0.0, 0)
+        )
+        return total, n
+
+    totals, counts = jax.vmap(lambda k: vipl.seed(waiting)(k, 1.0))(jax.random.split(KEY, 20_000))
+    assert (totals >= 3.0).all()
+    assert abs(counts.mean() - 4.0) < 5 * np.sqrt(3.0 / 20_000)  # 1 + Poisson(3)
+    _, lanes = vipl.seed(lambda: jax.vmap(lambda _: waiting(1.0))(jnp.arange(5_000)))(KEY)
+    assert abs(lanes.mean() - 4.0) < 5 * np.sqrt(3.0 / 5_000)
+
+
+def test_while_loop_draws_differ_between_passes_and_in_its_condition():
+    def program():
+        return lax.while_loop(
+            lambda c: (c[0] < 4) & (sample("go", dist.Normal(0.0, 1.0)) < 100.0),
+            lambda c: (c[0] + 1, c[1].at[c[0]].set(sample("x", dist.Normal(0.0, 1.0)))),
+            (0, jnp.zeros(4)),
+        )[1]
+
+    assert len(np.unique(vipl.seed(program)(KEY))) == 4
+
+
+def test_scan_of_length_zero_has_density_zero():
+    @vipl.gen
+    def program():
+        return lax.scan(lambda c, _: (c + sample("x", dist.Normal(0.0, 1.0)), None), 0.0, None, length=0)[0]
+
+    trace = program().simulate(KEY)
+    assert trace.log_prob == 0.0
+    assert trace.choices["x"].shape == (0,)
+    assert program().assess({"x": jnp.zeros(0)}).log_prob == 0.0
+
+
+def test_unused_sites_count():
+    @vipl.gen
+    def program():
+        sample("unused", dist.Normal(0.0, 1.0))
+        jax.jit(lambda: sample("also", dist.Normal(0.0, 2.0)))()
+
+    trace = program().simulate(KEY)
+    np.testing.assert_allclose(trace.log_prob, normal(trace.choices["unused"]) + normal(trace.choices["also"], 0.0, 2.0))
+
+
+def test_where_is_not_cond():
+    @vipl.gen
+    def program():
+        return jnp.where(True, sample("a", dist.Normal(0.0, 1.0)), sample("b", dist.Normal(0.0, 1.0)))
+
+    assert set(program().simulate(KEY).choices) == {"a", "b"}
+
+
+def test_generative_functions_nest_and_jitted_helpers_keep_their_addresses():
+    @vipl.gen
+    def inner(m):
+        return jax.jit(lambda: sample("x", dist.Normal(m, 1.0)))()
+
+    @vipl.gen
+    def outer():
+        left = sample("left", inner(1.0))
+        right = sample("right", inner(-1.0))
+        deep = jax.vmap(lambda m: sample(("deep", "er"), inner(m)))(jnp.arange(3.0))
+        vipl.factor("penalty", -0.5 * (left - right) ** 2)
+        return left + right + deep.sum()
+
+    trace = outer().simulate(KEY)
+    x, y, z = trace.choices["left"]["x"], trace.choices["right"]["x"], trace.choices["deep"]["er"]["x"]
+    np.testing.assert_allclose(
+        trace.log_prob, normal(x, 1.0) + normal(y, -1.0) + normal(z, jnp.arange(3.0)) - 0.5 * (x - y) ** 2, rtol=1e-12
+    )
+    np.testing.assert_allclose(outer().assess(trace.choices).log_prob, trace.log_prob, rtol=1e-12)
+
+
+def test_named_axes_reach_taken_over_branches():
+    """`psum` in a branch of a vmapped `cond` sees the axis; so does a re-mapped program."""
+
+    @vipl.gen
+    def program(xs):
+        def lane(x):
+            mean = lax.pmean(x, "i")
+            return lax.cond(x > mean, lambda: sample("u", dist.Normal(x, 1.0)), lambda: sample("v", dist.Normal(mean, 1.0)))
+
+        return jax.vmap(lane, axis_name="i")(xs)
+
+    xs = jnp.array([0.0, 1.0, 5.0])
+    trace = program(xs).simulate(KEY)
+    c = trace.choices
+    np.testing.assert_allclose(trace.log_prob, normal(c["v"][0], 2.0) + normal(c["v"][1], 2.0) + normal(c["u"][2], 5.0), rtol=1e-12)
+
+
+def test_pure_code_is_evaluated_as_jax_does():
+    """Equations without sites keep values and gradients, whatever they are."""
+
+    def pure(x):
+        a = jnp.outer(x, x) + 3 * jnp.eye(3)
+        y = jnp.linalg.solve(a, x) + jnp.sort(x) + jnp.fft.fft(x).real + jax.scipy.special.gammaln(x + 3)
+        y = y + lax.scan(lambda c, t: (c * 0.9 + t, c), x, jnp.ones((2, 3)))[0] + lax.cond(x[0] > 0, jnp.sin, jnp.cos, x)
+        y = y + jax.checkpoint(jnp.tanh)(x) + jax.nn.logsumexp(x) + lax.fori_loop(0, 2, lambda _, c: c * 1.1, x)
+        y = y + lax.while_loop(lambda c: c[1] < 3, lambda c: (c[0], c[1] + 1), (lax.stop_gradient(x), 0))[0]
+        return y.sum() + jnp.einsum("ij,jk->", a, a) + lax.associative_scan(jnp.add, x)[-1]
+
+    x = jnp.array([0.3, -1.1, 0.7])
+    objective = vipl.expectation(lambda x: pure(x) + 0.0 * sample("s", dist.Normal(0.0, 1.0)))
+    value, grad = objective.value_and_grad(KEY, x)
+    np.testing.assert_allclose(value, pure(x), rtol=1e-12)
+    np.testing.assert_allclose(grad, jax.grad(pure)(x), rtol=1e-12)
+
+
+def test_a_site_in_the_rule_of_a_custom_derivative_is_drawn_where_the_rule_runs():
+    @jax.custom_jvp
+    def f(x):
+        return x
+
+    f.defjvp(lambda p, t: (p[0], t[0] * sample("noise", dist.Normal(0.0, 1.0))))
+    got = vipl.seed(lambda: jax.grad(f)(1.0))(KEY)
+    assert got == vipl.seed(lambda: sample("noise", dist.Normal(0.0, 1.0)))(KEY)
+
+
+def test_operands_may_be_mapped_along_any_axis():
+    """XLA likes to leave the mapped axis of a product at the end."""
+    a = jnp.arange(10.0).reshape(2, 5)
+
+    @vipl.gen
+    def program(xs):
+        return jax.vmap(lambda x: sample("z", dist.Normal(a @ x, 1.0).to_event(1)))(xs)
+
+    xs = jnp.arange(15.0).reshape(3, 5)
+    trace = agree(program(xs), lambda c: normal(c["z"], xs @ a.T))
+    assert trace.choices["z"].shape == (3, 2)

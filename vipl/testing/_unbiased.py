@@ -1,0 +1,111 @@
+"""The one statistical test: does an estimator have the expected value that it claims?"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+
+class Check(NamedTuple):
+    """What `assert_unbiased` measured, number by number.
+
+    Attributes:
+      mean: f[...], the mean of the draws, as the pytree of one draw.
+      se: f[...], its standard error.
+      z: f[...], |mean - exact| in standard errors.
+    """
+
+    mean: Any
+    se: Any
+    z: Any
+
+
+def assert_unbiased(
+    draw: Callable[..., Any],
+    exact: Any,
+    *,
+    key: Any,
+    resolution: Any,
+    args: tuple[Any, ...] = (),
+    num: int = 100_000,
+    batch: int = 50_000,
+    z_max: float = 5.0,
+) -> Check:
+    """Fails if E[draw(key)] differs from `exact`, or if a bias of `resolution` could have gone unseen.
+
+    Two error rates are stated. A right estimator fails with probability at most 6e-7 per number (z_max = 5). A bias
+    of at least `resolution` is missed with probability at most 0.13 % per number, because the test also fails when
+    z_max + 3 standard errors exceed `resolution`: then it is blind, and `num` has to grow.
+
+    A test of an estimator calls this twice: once for the estimator, once for a deliberately broken twin, which must
+    fail with "z = ".
+
+    Args:
+      draw: `(key, *args) -> pytree of floats`, one draw; a pure JAX function.
+      exact: a pytree of the same structure: the expected value.
+      key: PRNG key; fix it, so that the test is repeatable.
+      resolution: the least bias that must be seen; one number, or a pytree like `exact`.
+      args: further arguments of `draw`; the compiled function is shared between calls with the same `draw`.
+      num: how many draws.
+      batch: how many draws are made at once.
+      z_max: how many standard errors are allowed.
+
+    Returns:
+      A `Check`.
+
+    Raises:
+      AssertionError: "z = ..." for a bias, "blind below ..." for too little power, or if a draw is not finite.
+    """
+    batch = min(batch, num)
+    rounds = math.ceil(num / batch)
+    keys = jax.random.split(key, (rounds, batch))
+    leaves, treedef = jax.tree.flatten(exact)
+    exacts = [np.asarray(x, np.float64) for x in leaves]
+    resolutions = jax.tree.leaves(resolution)
+    resolutions = resolutions * len(exacts) if len(resolutions) == 1 else resolutions
+    total = [np.zeros_like(x) for x in exacts]
+    squares = [np.zeros_like(x) for x in exacts]
+    for some in keys:
+        flat, structure = jax.tree.flatten(_compiled(draw)(some, *args))
+        if structure != treedef:
+            raise AssertionError(f"draw returns {structure}, exact is {treedef}")
+        for i, x in enumerate(flat):
+            centered = np.asarray(x, np.float64) - exacts[i]
+            if centered.shape[1:] != exacts[i].shape:
+                raise AssertionError(f"draw has shape {centered.shape[1:]}, exact has {exacts[i].shape}")
+            total[i] += centered.sum(0)
+            squares[i] += (centered**2).sum(0)
+    num = rounds * batch
+    results = [
+        _check(t / num, s / num, x, num, z_max, float(np.min(r)))
+        for t, s, x, r in zip(total, squares, exacts, resolutions, strict=True)
+    ]
+    return Check(*(jax.tree.unflatten(treedef, list(column)) for column in zip(*results, strict=True)))
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled(draw: Callable) -> Callable:
+    @jax.jit
+    def many(keys, *args):
+        return jax.vmap(lambda key: draw(key, *args))(keys)
+
+    return many
+
+
+def _check(bias: Any, second: Any, exact: Any, num: int, z_max: float, resolution: float) -> tuple[Any, Any, Any]:
+    if not (np.isfinite(bias).all() and np.isfinite(second).all()):
+        raise AssertionError(f"a draw is not finite: mean {bias + exact}")
+    se = np.sqrt(np.maximum(second - bias**2, 0.0) / num)
+    floor = 1e-9 * (1.0 + np.abs(exact))  # exact estimators have se = 0
+    z = np.abs(bias) / np.maximum(se, floor)
+    if z.size and z.max() > z_max:
+        raise AssertionError(f"z = {z.max():.1f}: mean {bias + exact}, exact {exact}, se {se}")
+    blind = (z_max + 3.0) * (se.max() if se.size else 0.0)
+    if blind > resolution:
+        raise AssertionError(f"blind below {blind:.2g}, must see {resolution:.2g}: raise num")
+    return bias + exact, se, z
