@@ -134,7 +134,9 @@ def vae() -> dict[str, Any]:
     }
     keys = jax.random.split(key, 400)
     means = {n: jax.vmap(lambda k, s=s: s(k, params, x))(keys) for n, s in steps.items()}
-    flat = {n: np.concatenate([np.asarray(a).reshape(400, -1) for a in jax.tree.leaves(m)], 1) for n, m in means.items()}
+    flat = {
+        n: np.concatenate([np.asarray(a).reshape(400, -1) for a in jax.tree.leaves(m)], 1) for n, m in means.items()
+    }
     se = np.sqrt(sum(f.var(0) / 400 for f in flat.values())) + 1e-6
     z = np.abs(flat["vipl"].mean(0) - flat["handwritten"].mean(0)) / se
     if np.quantile(z, 0.99) > 4 or z.max() > 7:

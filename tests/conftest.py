@@ -4,8 +4,7 @@ import os
 
 # Test programs are compiled once and run for a fraction of a second: unoptimized code is the quicker choice.
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
-    + " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
 
 import jax  # noqa: E402
@@ -24,3 +23,15 @@ def key(request):
 
 def pytest_report_header(config):
     return f"jax {jax.__version__}, VIPL_TEST_SEED={SEED}"
+
+
+_FINISHED = []
+
+
+@pytest.fixture(autouse=True)
+def forget_compiled_programs():
+    """Compiled programs would fill the memory."""
+    yield
+    _FINISHED.append(1)
+    if len(_FINISHED) % 30 == 0:
+        jax.clear_caches()

@@ -40,7 +40,12 @@ def test_jit_scan_and_helpers():
 
     def by_hand(c):
         b = c["b"]
-        return normal(c["a"], 0.3, 0.7) + normal(b[2], c["a"] + 2, 0.7) + normal(b[1], b[2] + 1, 0.7) + normal(b[0], b[1], 0.7)
+        return (
+            normal(c["a"], 0.3, 0.7)
+            + normal(b[2], c["a"] + 2, 0.7)
+            + normal(b[1], b[2] + 1, 0.7)
+            + normal(b[0], b[1], 0.7)
+        )
 
     trace = agree(program(3), by_hand)
     assert trace.choices["b"].shape == (3,)
@@ -89,7 +94,9 @@ def test_vmap_of_cond_counts_one_branch_per_lane():
     def program(xs):
         def lane(x):
             return lax.cond(
-                x > 0, lambda: sample("u", dist.Normal(x, 1.0)), lambda: sample("v", dist.Normal(0.0, 2.0)) * sample("w", dist.Normal(x, 3.0))
+                x > 0,
+                lambda: sample("u", dist.Normal(x, 1.0)),
+                lambda: sample("v", dist.Normal(0.0, 2.0)) * sample("w", dist.Normal(x, 3.0)),
             )
 
         return jax.vmap(lane)(xs)
@@ -98,7 +105,8 @@ def test_vmap_of_cond_counts_one_branch_per_lane():
 
     def by_hand(c):
         return sum(
-            normal(c["u"][i], x) if x > 0 else normal(c["v"][i], 0.0, 2.0) + normal(c["w"][i], x, 3.0) for i, x in enumerate(xs)
+            normal(c["u"][i], x) if x > 0 else normal(c["v"][i], 0.0, 2.0) + normal(c["w"][i], x, 3.0)
+            for i, x in enumerate(xs)
         )
 
     trace = agree(program(xs), by_hand)
@@ -141,7 +149,9 @@ def test_constructs_nest(outer, inner):
     made = trace.choices["s"] != 0
     if inner == "switch":
         assert bool((made == (jnp.asarray(x) <= 0.5)).all())
-    np.testing.assert_allclose(trace.log_prob, jnp.where(made, dist.Normal(x, 1.0).log_prob(trace.choices["s"]), 0.0).sum(), rtol=1e-12)
+    np.testing.assert_allclose(
+        trace.log_prob, jnp.where(made, dist.Normal(x, 1.0).log_prob(trace.choices["s"]), 0.0).sum(), rtol=1e-12
+    )
 
 
 @pytest.mark.parametrize("f", [jax.nn.relu, jax.nn.gelu, jax.nn.softplus, jax.nn.silu, lambda x: jnp.logaddexp(x, 0.3)])
@@ -196,7 +206,9 @@ def test_unused_sites_count():
         jax.jit(lambda: sample("also", dist.Normal(0.0, 2.0)))()
 
     trace = program().simulate(KEY)
-    np.testing.assert_allclose(trace.log_prob, normal(trace.choices["unused"]) + normal(trace.choices["also"], 0.0, 2.0))
+    np.testing.assert_allclose(
+        trace.log_prob, normal(trace.choices["unused"]) + normal(trace.choices["also"], 0.0, 2.0)
+    )
 
 
 def test_where_is_not_cond():
@@ -235,14 +247,18 @@ def test_named_axes_reach_taken_over_branches():
     def program(xs):
         def lane(x):
             mean = lax.pmean(x, "i")
-            return lax.cond(x > mean, lambda: sample("u", dist.Normal(x, 1.0)), lambda: sample("v", dist.Normal(mean, 1.0)))
+            return lax.cond(
+                x > mean, lambda: sample("u", dist.Normal(x, 1.0)), lambda: sample("v", dist.Normal(mean, 1.0))
+            )
 
         return jax.vmap(lane, axis_name="i")(xs)
 
     xs = jnp.array([0.0, 1.0, 5.0])
     trace = program(xs).simulate(KEY)
     c = trace.choices
-    np.testing.assert_allclose(trace.log_prob, normal(c["v"][0], 2.0) + normal(c["v"][1], 2.0) + normal(c["u"][2], 5.0), rtol=1e-12)
+    np.testing.assert_allclose(
+        trace.log_prob, normal(c["v"][0], 2.0) + normal(c["v"][1], 2.0) + normal(c["u"][2], 5.0), rtol=1e-12
+    )
 
 
 def test_pure_code_is_evaluated_as_jax_does():
@@ -251,7 +267,11 @@ def test_pure_code_is_evaluated_as_jax_does():
     def pure(x):
         a = jnp.outer(x, x) + 3 * jnp.eye(3)
         y = jnp.linalg.solve(a, x) + jnp.sort(x) + jnp.fft.fft(x).real + jax.scipy.special.gammaln(x + 3)
-        y = y + lax.scan(lambda c, t: (c * 0.9 + t, c), x, jnp.ones((2, 3)))[0] + lax.cond(x[0] > 0, jnp.sin, jnp.cos, x)
+        y = (
+            y
+            + lax.scan(lambda c, t: (c * 0.9 + t, c), x, jnp.ones((2, 3)))[0]
+            + lax.cond(x[0] > 0, jnp.sin, jnp.cos, x)
+        )
         y = y + jax.checkpoint(jnp.tanh)(x) + jax.nn.logsumexp(x) + lax.fori_loop(0, 2, lambda _, c: c * 1.1, x)
         y = y + lax.while_loop(lambda c: c[1] < 3, lambda c: (c[0], c[1] + 1), (lax.stop_gradient(x), 0))[0]
         return y.sum() + jnp.einsum("ij,jk->", a, a) + lax.associative_scan(jnp.add, x)[-1]

@@ -16,7 +16,9 @@ import vipl
 from tests.helpers.malformed import KEY, MALFORMED
 
 PINNED = dict(
-    re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", (Path(__file__).parent / "malformed.txt").read_text(), re.DOTALL | re.MULTILINE)
+    re.findall(
+        r"^## (\w+)\n(.*?)(?=^## |\Z)", (Path(__file__).parent / "malformed.txt").read_text(), re.DOTALL | re.MULTILINE
+    )
 )
 
 
@@ -29,7 +31,12 @@ def test_a_malformed_program_gets_its_message(name):
     with pytest.raises(vipl.ViplError) as caught:
         MALFORMED[name]()
     assert message(caught.value) == PINNED[name]
-    assert [line.split(":")[0].strip() for line in str(caught.value).split("\n")[1:]] == ["at", "got", "expected", "mend"]
+    assert [line.split(":")[0].strip() for line in str(caught.value).split("\n")[1:]] == [
+        "at",
+        "got",
+        "expected",
+        "mend",
+    ]
 
 
 def test_every_message_is_pinned():
@@ -45,7 +52,9 @@ def test_a_site_in_custom_root_raises():
         f = lambda x: x - 1.0 + 0 * vipl.sample("x", dist.Normal(0.0, 1.0))  # noqa: E731
         return lax.custom_root(f, 0.0, lambda f, x: x - f(x), lambda g, y: y / g(1.0))
 
-    with pytest.raises((vipl.ControlFlowError, NotImplementedError), match=r"vipl.sample|derivative is taken around a site"):
+    with pytest.raises(
+        (vipl.ControlFlowError, NotImplementedError), match=r"vipl.sample|derivative is taken around a site"
+    ):
         vipl.seed(program)(KEY)
 
 

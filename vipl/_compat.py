@@ -57,9 +57,7 @@ def parts(jaxpr: Any) -> JaxprParts:
     if hasattr(jaxpr, "consts"):
         inner = jaxpr.jaxpr
         consts = list(jaxpr.consts)
-        return JaxprParts(
-            inner.constvars[: len(consts)], consts, inner.invars, inner.eqns, inner.outvars
-        )
+        return JaxprParts(inner.constvars[: len(consts)], consts, inner.invars, inner.eqns, inner.outvars)
     return JaxprParts(jaxpr.constvars, (), jaxpr.invars, jaxpr.eqns, jaxpr.outvars)
 
 

@@ -34,7 +34,6 @@ class ViplError(Exception):
             f"{summary}\n  at:        {at}\n  got:       {got}\n  expected:  {expected}\n  mend:      {mend}"
         )
 
-
     def located(self, at: str) -> ViplError:
         """The same error at a place that was not known where it was raised."""
         return type(self)(self.summary, at=at, got=self.got, expected=self.expected, mend=self.mend)

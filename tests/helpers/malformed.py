@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
@@ -153,7 +152,9 @@ def map_with_a_remainder():
 def associative_scan():
     @vipl.gen
     def scanned():
-        return lax.associative_scan(lambda a, b: a + b + sample("x", dist.Normal(jnp.zeros_like(a), 1.0)), jnp.arange(6.0))
+        return lax.associative_scan(
+            lambda a, b: a + b + sample("x", dist.Normal(jnp.zeros_like(a), 1.0)), jnp.arange(6.0)
+        )
 
     scanned().simulate(KEY)
 
@@ -498,5 +499,3 @@ def argument_not_hashable():
 @malformed
 def result_not_an_array():
     seeded(lambda: (sample("x", dist.Normal(0.0, 1.0)), {1, 2}))
-
-

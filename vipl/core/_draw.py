@@ -60,9 +60,7 @@ def _split(build: Callable, config: Any, avals: tuple[Any, ...], mode: Any) -> S
     drawn = [e for e in eqns if level[e.outvars[0]] == 1]
     other = [e for e in eqns if level[e.outvars[0]] == 2]
     needed = [v for e in other for v in e.invars] + list(outvars)
-    residuals = list(
-        dict.fromkeys(v for v in needed if not isinstance(v, _compat.Literal) and level.get(v) == 1)
-    )
+    residuals = list(dict.fromkeys(v for v in needed if not isinstance(v, _compat.Literal) and level.get(v) == 1))
     base = dict(zip(constvars, consts, strict=True))
 
     def noise(key):

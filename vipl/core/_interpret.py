@@ -381,7 +381,5 @@ def _unsupported(eqn: Any, why: str, mend: str | None = None) -> ControlFlowErro
 def stage(fn: Callable, *args: Any) -> tuple[Any, Any]:
     """Traces `fn(*args)` to a jaxpr of the flat arguments, and the shapes of its result."""
     flat, treedef = jax.tree.flatten(args)
-    jaxpr, shape = jax.make_jaxpr(
-        lambda *flat: fn(*jax.tree.unflatten(treedef, flat)), return_shape=True
-    )(*flat)
+    jaxpr, shape = jax.make_jaxpr(lambda *flat: fn(*jax.tree.unflatten(treedef, flat)), return_shape=True)(*flat)
     return jaxpr, shape

@@ -6,16 +6,15 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax
 from jax import lax
 
 from vipl._errors import ControlFlowError
 from vipl.core._draw import handed, handed_in_while, site_program
+from vipl.core._guard import undifferentiable
 from vipl.core._interpret import Interpreter, Outcome, run
 from vipl.core._keys import as_key, check_digests
 from vipl.core._places import Place, places
 from vipl.core._site import Site
-from vipl.core._guard import undifferentiable
 from vipl.core._stage import stage_program
 
 

@@ -203,9 +203,7 @@ lanes_p = _compat.define_effectful_primitive(
 )
 
 
-def _cond_batch(
-    original: Callable, axis_data: Any, values: Sequence[Any], dims: Sequence[Any], **params: Any
-) -> Any:
+def _cond_batch(original: Callable, axis_data: Any, values: Sequence[Any], dims: Sequence[Any], **params: Any) -> Any:
     """Keeps a `cond` whole where its predicate is mapped and a branch holds a site."""
     from vipl.core._interpret import holds_site
 

@@ -372,16 +372,26 @@ def _at_values(plan: Plan, noise: dict[Path, Any], digits: dict[Path, Any]) -> t
     if "control" in totals:
         surrogate = surrogate + totals["control"].astype(f.dtype)
     shared = totals.get("shared_control", jnp.zeros(())).astype(f.dtype)
-    weight = _support_weight(totals).astype(f.dtype)
+    weight = _support_weight(totals, emits, digits).astype(f.dtype)
     sample = Sample(surrogate, lax.stop_gradient(f), shared, outs)
-    return weight, sample, _alternatives(plan, given, emits, weight * f) if plan.branching else None
+    return weight, sample, _alternatives(plan, given, digits, emits, weight * f) if plan.branching else None
 
 
-def _support_weight(totals: dict[str, Any]) -> Any:
-    return jnp.exp(totals["log_support"]) if "log_support" in totals else jnp.ones(())
+def _support_weight(totals: dict[str, Any], emits: dict[Path, Any], digits: dict[Path, Any]) -> Any:
+    """W_e: the product of the probabilities of the enumerated values.
+
+    A site in a branch that is not taken has no values to sum over: of its numbers only the first counts.
+    """
+    if not digits:
+        return jnp.ones(())
+    counts = [jnp.all(emits[path] | (digit == 0)) for path, digit in digits.items()]
+    log_support = totals.get("log_support", jnp.zeros(()))
+    return jnp.where(functools.reduce(jnp.logical_and, counts), jnp.exp(log_support), 0.0)
 
 
-def _alternatives(plan: Plan, given: dict[Path, Given], emits: dict[Path, Any], weighted: Any) -> Any:
+def _alternatives(
+    plan: Plan, given: dict[Path, Given], digits: dict[Path, Any], emits: dict[Path, Any], weighted: Any
+) -> Any:
     """Σ_a weight_a (W_a f_a - W f): one run for each alternative of each site, step and lane."""
     for path, first in plan.branching.items():
         values, weights = emits[path]
@@ -391,8 +401,8 @@ def _alternatives(plan: Plan, given: dict[Path, Given], emits: dict[Path, Any], 
     jaxpr = _compat.with_consts(plan.staged.jaxpr, jax.tree.map(_still, list(plan.staged.jaxpr.consts)))
 
     def other(number):
-        outs, totals, _ = run(jaxpr, [], _interpreter(plan, number), given)
-        weight = _support_weight(totals).astype(outs[0].dtype)
+        outs, totals, emits = run(jaxpr, [], _interpreter(plan, number), given)
+        weight = _support_weight(totals, emits, digits).astype(outs[0].dtype)
         return jnp.where(weight > 0, weight * outs[0], 0)
 
     values = jax.vmap(other)(jnp.arange(plan.num_alternatives, dtype=jnp.int32))
@@ -411,7 +421,7 @@ def _still(x: Any) -> Any:
 
 @functools.lru_cache(maxsize=256)
 def _first_order(names: str) -> Callable:
-    """weights * differences, whose first derivative is right and whose second derivative raises."""
+    """Weights * differences, whose first derivative is right and whose second derivative raises."""
 
     @jax.custom_jvp
     def first_order(weights, differences):
@@ -470,7 +480,7 @@ def _interpreter(plan: Plan, number: Any) -> Interpreter:
             points = program.rest(given.noise, operands)
             if isinstance(points, Support):
                 totals = {"log_support": points.log_weights[given.digit]}
-                return points.values[given.digit], totals, None, None
+                return points.values[given.digit], totals, jnp.array(True), None
             value = points.value
             if given.alternative is not None:
                 values, numbers = given.alternative
@@ -478,12 +488,12 @@ def _interpreter(plan: Plan, number: Any) -> Interpreter:
                 value = jnp.where(jnp.any(here), values[jnp.argmax(here)], value)
             names = ("log_weight", "control", "shared_control")
             totals = {n: x for n in names if (x := getattr(points, n)) is not None}
-            return value, totals, points.alternatives, points.fixed
+            return value, totals, points.alternatives if number is None else None, points.fixed
 
-        value, totals, alternatives, fixed = site.over_lanes(one)(given, *operands)
+        value, totals, emitted, fixed = site.over_lanes(one)(given, *operands)
         if fixed is not None:
             value = undifferentiable(_no_derivative, site.at())(value, fixed)
         totals = {n: lax.convert_element_type(jnp.sum(x), float) for n, x in totals.items()}
-        return Outcome(value, totals, {} if alternatives is None or number is not None else {visit.path: alternatives})
+        return Outcome(value, totals, {} if emitted is None else {visit.path: emitted})
 
     return Interpreter(handle, None, "expectation")

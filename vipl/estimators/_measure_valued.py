@@ -172,5 +172,3 @@ def _gamma(d: dist.Gamma, x: Any, key: Any) -> list[Branch]:
     rate = lax.stop_gradient(d.rate)
     step = jax.random.exponential(key, x.shape, x.dtype) / rate
     return [Branch(x + step, -change(d.rate) * lax.stop_gradient(d.concentration) / rate)]
-
-

@@ -101,9 +101,7 @@ def drawn_at(value: Any) -> Drawn | None:
     return entry[1] if entry is not None and entry[0]() is value else None
 
 
-def match(
-    choices: Any, found: Sequence[Place], program: str, *, complete: bool
-) -> dict[Address, Any]:
+def match(choices: Any, found: Sequence[Place], program: str, *, complete: bool) -> dict[Address, Any]:
     """The choices of a program by address, checked against its sites.
 
     Raises:

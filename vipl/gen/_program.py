@@ -251,9 +251,7 @@ class Program:
                 value = sample_p.bind(*operands, site=site)
                 log_prob = site_log_prob(site, operands, value, check_support=False)
                 return Outcome(value, {"log_prob": log_prob}, {visit.path: value})
-            log_prob = site_log_prob(
-                site, operands, value, check_support=site.address not in surely_inside
-            )
+            log_prob = site_log_prob(site, operands, value, check_support=site.address not in surely_inside)
             return Outcome(value, {"log_prob": log_prob, "log_w": log_prob}, {visit.path: value})
 
         return run(staged.jaxpr, [], Interpreter(handle, None, verb), by_path)
@@ -277,7 +275,9 @@ class Program:
             raise ProgramError(
                 "an argument of a generative function is neither an array nor hashable.",
                 at=self.name,
-                got=", ".join(sorted({type(v).__name__ for kept, v in (*packed_args.static, *packed_extra.static) if kept})),
+                got=", ".join(
+                    sorted({type(v).__name__ for kept, v in (*packed_args.static, *packed_extra.static) if kept})
+                ),
                 expected="pytrees of arrays, and hashable objects",
                 mend="pass arrays, or close over the object",
             ) from None
@@ -294,9 +294,7 @@ def _compile(gf: GenerativeFunction, verb: str, packed: tuple[Packed, Packed]) -
     return compiled
 
 
-def with_estimators(
-    fn: Callable, estimators: Any, name: str, *args: Any, **kwargs: Any
-) -> Any:
+def with_estimators(fn: Callable, estimators: Any, name: str, *args: Any, **kwargs: Any) -> Any:
     """Runs a program as a part of the one around it, with other estimators at some sites.
 
     Args:
@@ -324,9 +322,7 @@ def with_estimators(
         if site.address in wanted:
             packed, leaves = wanted[site.address]
             n = site.num_source
-            lanes = tuple(
-                replace(lane, mapped=(*lane.mapped[:n], *(False,) * len(leaves))) for lane in site.lanes
-            )
+            lanes = tuple(replace(lane, mapped=(*lane.mapped[:n], *(False,) * len(leaves))) for lane in site.lanes)
             site, operands = replace(site, estimator=packed, lanes=lanes), [*operands[:n], *leaves]
         return Outcome(sample_p.bind(*operands, site=site), {}, {})
 

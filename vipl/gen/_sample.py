@@ -158,5 +158,3 @@ def _malformed(site: Site, name: str, got: str, expected: str) -> EstimatorError
         expected=expected,
         mend="return vipl.Draw(value, ...) or vipl.Support(values, log_weights) of the site's shape and dtype",
     )
-
-

@@ -32,8 +32,8 @@ def assert_unbiased(
     key: Any,
     resolution: Any,
     args: tuple[Any, ...] = (),
-    num: int = 100_000,
-    batch: int = 50_000,
+    num: int | None = None,
+    batch: int = 8192,
     z_max: float = 5.0,
 ) -> Check:
     """Fails if E[draw(key)] differs from `exact`, or if a bias of `resolution` could have gone unseen.
@@ -51,7 +51,7 @@ def assert_unbiased(
       key: PRNG key; fix it, so that the test is repeatable.
       resolution: the least bias that must be seen; one number, or a pytree like `exact`.
       args: further arguments of `draw`; the compiled function is shared between calls with the same `draw`.
-      num: how many draws.
+      num: how many draws; None: as many as a pilot batch says that the power needs, at most 2e7.
       batch: how many draws are made at once.
       z_max: how many standard errors are allowed.
 
@@ -61,29 +61,36 @@ def assert_unbiased(
     Raises:
       AssertionError: "z = ..." for a bias, "blind below ..." for too little power, or if a draw is not finite.
     """
-    batch = min(batch, num)
-    rounds = math.ceil(num / batch)
-    keys = jax.random.split(key, (rounds, batch))
     leaves, treedef = jax.tree.flatten(exact)
     exacts = [np.asarray(x, np.float64) for x in leaves]
-    resolutions = jax.tree.leaves(resolution)
+    resolutions = [float(np.min(r)) for r in jax.tree.leaves(resolution)]
     resolutions = resolutions * len(exacts) if len(resolutions) == 1 else resolutions
-    total = [np.zeros_like(x) for x in exacts]
-    squares = [np.zeros_like(x) for x in exacts]
-    for some in keys:
-        flat, structure = jax.tree.flatten(_compiled(draw)(some, *args))
-        if structure != treedef:
-            raise AssertionError(f"draw returns {structure}, exact is {treedef}")
-        for i, x in enumerate(flat):
-            centered = np.asarray(x, np.float64) - exacts[i]
-            if centered.shape[1:] != exacts[i].shape:
-                raise AssertionError(f"draw has shape {centered.shape[1:]}, exact has {exacts[i].shape}")
-            total[i] += centered.sum(0)
-            squares[i] += (centered**2).sum(0)
-    num = rounds * batch
+
+    def moments(key: Any, num: int) -> list[tuple[Any, Any]]:
+        """Mean and variance of draw - exact, number by number."""
+        size = min(batch, num)
+        rounds = math.ceil(num / size)
+        sums = [(np.zeros_like(x), np.zeros_like(x)) for x in exacts]
+        for keys in jax.random.split(key, (rounds, size)):
+            flat, structure = jax.tree.flatten(_compiled(draw)(keys, *args))
+            if structure != treedef or [x.shape[1:] for x in flat] != [x.shape for x in exacts]:
+                raise AssertionError(f"draw returns {structure}, exact is {treedef}, or shapes differ")
+            centered = [np.asarray(x, np.float64) - e for x, e in zip(flat, exacts, strict=True)]
+            sums = [(s + c.sum(0), q + (c**2).sum(0)) for (s, q), c in zip(sums, centered, strict=True)]
+        means = [(s / (rounds * size), q / (rounds * size)) for s, q in sums]
+        return [(s, np.maximum(q - s**2, 0.0)) for s, q in means]
+
+    pilot_key, key = jax.random.split(key)
+    if num is None:
+        wanted = [
+            (1.15 * (z_max + 3.0) / r) ** 2 * np.max(v, initial=0.0)
+            for (_, v), r in zip(moments(pilot_key, batch), resolutions, strict=True)
+        ]
+        num = int(min(max(batch, *wanted), 2e7))
+    num = math.ceil(num / min(batch, num)) * min(batch, num)
     results = [
-        _check(t / num, s / num, x, num, z_max, float(np.min(r)))
-        for t, s, x, r in zip(total, squares, exacts, resolutions, strict=True)
+        _check(bias, variance, num, x, z_max, r)
+        for (bias, variance), x, r in zip(moments(key, num), exacts, resolutions, strict=True)
     ]
     return Check(*(jax.tree.unflatten(treedef, list(column)) for column in zip(*results, strict=True)))
 
@@ -97,10 +104,10 @@ def _compiled(draw: Callable) -> Callable:
     return many
 
 
-def _check(bias: Any, second: Any, exact: Any, num: int, z_max: float, resolution: float) -> tuple[Any, Any, Any]:
-    if not (np.isfinite(bias).all() and np.isfinite(second).all()):
+def _check(bias: Any, variance: Any, num: int, exact: Any, z_max: float, resolution: float) -> tuple[Any, Any, Any]:
+    if not (np.isfinite(bias).all() and np.isfinite(variance).all()):
         raise AssertionError(f"a draw is not finite: mean {bias + exact}")
-    se = np.sqrt(np.maximum(second - bias**2, 0.0) / num)
+    se = np.sqrt(variance / num)
     floor = 1e-9 * (1.0 + np.abs(exact))  # exact estimators have se = 0
     z = np.abs(bias) / np.maximum(se, floor)
     if z.size and z.max() > z_max:

@@ -1,0 +1,121 @@
+"""README.md and docs/: their code runs, their links lead somewhere, and they leave no public name or message out."""
+
+import contextlib
+import inspect
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import vipl
+import vipl.interop.flax
+import vipl.testing
+
+ROOT = Path(__file__).parent.parent
+PAGES = {str(path.relative_to(ROOT)): path for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+DOCTESTS = [
+    "vipl.core._seed",
+    "vipl.gen._program",
+    "vipl.estimators._expectation",
+    "vipl.fit._fit",
+    "vipl.interop.flax",
+]
+
+
+def without_line(text):
+    """A message without the file and line of its site."""
+    return re.sub(r"\(\S+:\d+\)", "(*)", text).strip()
+
+
+@pytest.mark.parametrize("page", [p for p, path in PAGES.items() if "```python" in path.read_text()])
+def test_code_blocks_run(page):
+    """In order, in one namespace; what a block prints is the ```text block after it."""
+    text = PAGES[page].read_text()
+    blocks = [
+        (kind, code, text[: m.start()].count("\n") + 1) for m in BLOCK.finditer(text) for kind, code in [m.groups()]
+    ]
+    namespace = {"__name__": "docs"}
+    for i, (kind, code, line) in enumerate(blocks):
+        if kind != "python":
+            continue
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile("\n" * line + code, str(PAGES[page]), "exec"), namespace)
+        if printed.getvalue():
+            following, expected, _ = blocks[i + 1]
+            assert following == "text"
+            assert without_line(printed.getvalue()) == without_line(expected)
+
+
+def public(module):
+    """What a user may import from a module."""
+    names = {name for name in vars(module) if not name.startswith("_")}
+    return {name for name in names if not inspect.ismodule(vars(module)[name])}
+
+
+def test_every_public_name_is_in_the_reference():
+    text = PAGES["docs/reference.md"].read_text()
+    wanted = {f"vipl.{name}" for name in public(vipl)}
+    wanted |= {f"vipl.testing.{name}" for name in public(vipl.testing)} | {"vipl.interop.flax.functional"}
+    shown = set(re.findall(r"`([\w.]+)(?:\([^`]*\))?`", text))
+    assert sorted(wanted - shown) == []
+
+
+def test_nothing_in_the_reference_is_made_up():
+    """Every `vipl...` name at the beginning of a line of a table exists."""
+    for name in re.findall(r"^\| `vipl\.([\w.]+)", PAGES["docs/reference.md"].read_text(), re.MULTILINE):
+        found = vipl
+        for part in name.split("."):
+            found = getattr(found, part)
+
+
+def test_every_message_is_in_the_list_of_errors():
+    text = PAGES["docs/errors.md"].read_text()
+    pinned = re.split(r"^## (\w+)\n", (ROOT / "tests" / "malformed.txt").read_text(), flags=re.MULTILINE)[1:]
+    messages = dict(zip(pinned[::2], pinned[1::2], strict=True))
+    assert len(messages) >= 25
+    assert [name for name, message in messages.items() if f"\n{message}" not in text] == []
+
+
+def test_every_error_class_is_in_the_list_of_errors():
+    text = PAGES["docs/errors.md"].read_text()
+    classes = [x.__name__ for x in vars(vipl).values() if inspect.isclass(x) and issubclass(x, vipl.ViplError)]
+    assert [name for name in classes if f"`{name}`" not in text] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files(page):
+    links = LINK.findall(re.sub(BLOCK, "", PAGES[page].read_text()))
+    relative = [link.split("#")[0] for link in links if not re.match(r"[a-z]+:|#", link)]
+    assert [link for link in relative if not (PAGES[page].parent / link).exists()] == []
+
+
+def test_tests_named_in_the_docs_exist():
+    named = {
+        name
+        for path in PAGES.values()
+        for name in re.findall(r"`((?:tests|benchmarks|vipl)/[\w/]+\.\w+)`", path.read_text())
+    }
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+def test_doctests_of_public_docstrings():
+    """In a process of their own, since they show single precision."""
+    code = (
+        "import doctest, importlib, sys\n"
+        "for name in sys.argv[1:]:\n"
+        "    result = doctest.testmod(importlib.import_module(name))\n"
+        "    print(name, result.attempted, result.failed)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *DOCTESTS], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    counts = re.findall(r"^(vipl\S+) (\d+) (\d+)$", done.stdout, re.MULTILINE)
+    assert [name for name, *_ in counts] == DOCTESTS
+    assert all(int(attempted) > 0 and failed == "0" for _, attempted, failed in counts), done.stdout
