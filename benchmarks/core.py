@@ -5,7 +5,7 @@
 - 200 scalar sites: compile time against one hand-written draw of all 200.
 - An eager `estimate` called twice: how often the program is staged.
 
-Both sides compute the same gradient estimate; it is checked first, with many samples, to agree within Monte Carlo error.
+Both sides compute the same gradient estimate; it is checked first to agree within Monte Carlo error.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 from jax import lax
 from jax._src import config as _config
@@ -173,11 +174,11 @@ def axis_of(axis_data: Any) -> tuple[int, Any]:
 def numeric_mode() -> tuple[Any, ...]:
     """What, besides the avals, decides the jaxpr of a draw: for cache keys."""
     return (
-        jax.config.jax_enable_x64,
-        jax.config.jax_default_prng_impl,
-        jax.config.jax_threefry_partitionable,
-        str(jax.config.jax_numpy_dtype_promotion),
-        str(jax.config.jax_numpy_rank_promotion),
+        _config.enable_x64.value,
+        _config.default_prng_impl.value,
+        _config.threefry_partitionable.value,
+        str(_config.numpy_dtype_promotion.value),
+        str(_config.numpy_rank_promotion.value),
     )
 
 

@@ -91,7 +91,7 @@ def _jaxprs_inside(x: Any, seen: set[int], depth: int = 0) -> Iterator[Any]:
     elif isinstance(x, (tuple, list, set, frozenset)):
         for y in x:
             yield from _jaxprs_inside(y, seen, depth + 1)
-    elif isinstance(x, (jax.Array, jax.core.Tracer, Site, Lane)) or type(x).__module__.startswith("numpy"):
+    elif isinstance(x, (jax.Array, _compat.Tracer, Site, Lane)) or type(x).__module__.startswith("numpy"):
         return
     else:
         for cell in getattr(x, "__closure__", None) or ():

@@ -34,11 +34,13 @@ class Packed:
 
     Attributes:
       treedef: the structure.
-      static: for every leaf, in order, `(True, value)` where the leaf stays here, `(False, None)` where it is an operand.
+      static: for every leaf, in order, `(True, value)` where it stays here, `(False, None)` where it is an operand.
+      types: the types of the leaves that stay, since True == 1 in Python.
     """
 
     treedef: Any
     static: tuple[tuple[bool, Any], ...]
+    types: tuple[type, ...]
 
     def unpack(self, leaves: Any) -> Any:
         """Puts the operands back."""
@@ -91,4 +93,4 @@ def pack(tree: Any, *, keep: Callable[[Any], bool] | None = None) -> tuple[Packe
             static.append((False, None))
         else:
             static.append((True, _hashable(leaf)))
-    return Packed(treedef, tuple(static)), leaves
+    return Packed(treedef, tuple(static), tuple(type(v) for kept, v in static if kept)), leaves

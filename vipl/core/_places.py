@@ -128,6 +128,9 @@ def check_unique(found: Sequence[Place], jaxpr: Any) -> None:
                 )
         seen.setdefault(address, []).append(place)
         prefix = next((a for a in _prefixes(address) if a in seen), None)
+        below = next((a for a in seen if address in _prefixes(a)), None)
+        if below is not None:
+            address, prefix = below, address
         if prefix is not None:
             raise AddressError(
                 "one site's address is the beginning of another's.",

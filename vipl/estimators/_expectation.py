@@ -14,7 +14,7 @@ is run
 So the size of the compiled program is linear in the number of sites, whatever their estimators, and a loop's
 body is traced a fixed number of times.
 
-Value of S: an unbiased estimate of E[f]. JAX derivatives of S: unbiased for those of E[f]. See docs/theory.
+Value of S: an unbiased estimate of E[f]. JAX derivatives of S: unbiased for those of E[f]. See docs/theory.md.
 """
 
 from __future__ import annotations
@@ -269,7 +269,7 @@ def _check_enumeration(enumerated: Sequence[Place], shapes: dict[Path, Any]) -> 
                 at=p.site.at(),
                 got=f"{size} values at each of {p.count} visits ({around}), and {len(enumerated)} enumerated sites",
                 expected=f"at most {MAX_POINTS} joint values",
-                mend="use MeasureValued() or Score() there; or map `estimate` over independent data instead of the site",
+                mend="use MeasureValued() or Score() there; or map `estimate` over independent data, not the site",
             )
 
 
@@ -284,7 +284,7 @@ def _check_result(staged: Staged, has_aux: bool, name: str) -> None:
             expected="(scalar, aux)",
             mend="return (value, aux), or drop has_aux=True",
         )
-    value = result[0] if has_aux else result
+    value: Any = result[0] if has_aux else result
     if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, jnp.floating):
         raise ProgramError(
             "an objective does not return a float scalar.",
@@ -360,7 +360,7 @@ def _weighted_mean(weight: Any, x: Any) -> Any:
             mend="convert it to float, or leave it out",
         )
     w = weight.reshape(weight.shape + (1,) * (x.ndim - weight.ndim)).astype(x.dtype)
-    return jnp.sum(jnp.where(w > 0, w * jnp.where(w > 0, x, 0), 0), axis=tuple(range(weight.ndim)))
+    return jnp.sum(jnp.where(w != 0, w * jnp.where(w != 0, x, 0), 0), axis=tuple(range(weight.ndim)))
 
 
 def _at_values(plan: Plan, noise: dict[Path, Any], digits: dict[Path, Any]) -> tuple[Any, Sample, Any]:
@@ -403,13 +403,14 @@ def _alternatives(
     def other(number):
         outs, totals, emits = run(jaxpr, [], _interpreter(plan, number), given)
         weight = _support_weight(totals, emits, digits).astype(outs[0].dtype)
-        return jnp.where(weight > 0, weight * outs[0], 0)
+        return jnp.where(weight != 0, weight * outs[0], 0)
 
     values = jax.vmap(other)(jnp.arange(plan.num_alternatives, dtype=jnp.int32))
     weights = jnp.concatenate([emits[path].weights.reshape(-1) for path in plan.branching])
     names = ", ".join(p.site.at() for p in plan.found if p.path in plan.branching)
     difference = lax.stop_gradient(values - weighted)
-    return jnp.sum(_first_order(names)(weights.astype(values.dtype), difference))
+    inputs = [x for x in plan.staged.jaxpr.consts if jnp.issubdtype(jnp.result_type(x), jnp.inexact)]
+    return jnp.sum(_first_order(names)(weights.astype(values.dtype), difference, inputs))
 
 
 def _still(x: Any) -> Any:
@@ -421,16 +422,24 @@ def _still(x: Any) -> Any:
 
 @functools.lru_cache(maxsize=256)
 def _first_order(names: str) -> Callable:
-    """Weights * differences, whose first derivative is right and whose second derivative raises."""
+    """Weights * differences, whose first derivative is right and whose second derivative raises.
+
+    The differences depend on all inputs of the program, although no derivative passes them: so a second derivative
+    in any of these raises, mixed ones included.
+    """
 
     @jax.custom_jvp
-    def first_order(weights, differences):
+    def first_order(weights, differences, inputs):
         return weights * differences
 
     @first_order.defjvp
     def _(primals, tangents):
-        weights, differences = primals
-        return weights * differences, tangents[0] * undifferentiable(_once_only, names)(differences, weights)
+        weights, differences, inputs = primals
+        guard = undifferentiable(_once_only, names)
+        # The zero keeps the guard in the program where only the inputs are differentiated, weights later.
+        zero = guard(jnp.zeros((), differences.dtype), (weights, inputs))
+        kept = sum((jnp.sum(zero * dx.astype(zero.dtype)) for dx in tangents[2]), jnp.zeros((), zero.dtype))
+        return weights * differences, tangents[0] * guard(differences, (weights, inputs)) + kept
 
     return first_order
 

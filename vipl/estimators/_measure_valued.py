@@ -147,7 +147,7 @@ def _normal(d: dist.Normal, x: Any, key: Any) -> list[Branch]:
     d/dσ: p⁺ = μ + σ M, p⁻ = p, c = 1/σ; given ε = (x - μ)/σ, M = sign(ε) sqrt(ε² + 2E) with E ~ Exp(1), since
     M U ~ N(0, 1) for U uniform.
     """
-    loc, scale = lax.stop_gradient(d.loc), lax.stop_gradient(d.scale)
+    loc, scale = jnp.asarray(lax.stop_gradient(d.loc)), jnp.asarray(lax.stop_gradient(d.scale))
     rayleigh_key, maxwell_key = jax.random.split(key)
     rayleigh = jnp.sqrt(2.0 * jax.random.exponential(rayleigh_key, x.shape, x.dtype))
     eps = (x - loc) / scale
@@ -169,6 +169,6 @@ def _exponential(d: dist.Exponential, x: Any, key: Any) -> list[Branch]:
 @branches_of.register
 def _gamma(d: dist.Gamma, x: Any, key: Any) -> list[Branch]:
     """d/dλ E[k] = (α/λ) (E[k(x)] - E[k(x + e)]), with e ~ Exponential(λ); none in α."""
-    rate = lax.stop_gradient(d.rate)
+    rate = jnp.asarray(lax.stop_gradient(d.rate))
     step = jax.random.exponential(key, x.shape, x.dtype) / rate
     return [Branch(x + step, -change(d.rate) * lax.stop_gradient(d.concentration) / rate)]

@@ -30,8 +30,8 @@ class Score(Estimator):
     Unbiased for value and all derivatives. Variance grows with k²; a baseline b lowers it.
 
     Attributes:
-      baseline: b, or None for 0. A number or array computed from values upstream of the site; or a function of the site's
-        distribution; or `LeaveOneOut()`. It must not depend on the site's own value.
+      baseline: b, or None for 0. A number or array computed from values upstream of the site; or a
+        function of the site's distribution; or `LeaveOneOut()`. It must not depend on the site's own value.
 
     Raises:
       EstimatorError: the baseline is not a scalar.
@@ -49,7 +49,7 @@ class Score(Estimator):
             return Draw(x, log_weight=log_prob, shared_control=1.0 - box(log_prob))
         if self.baseline is None:
             return Draw(x, log_weight=log_prob)
-        b = self.baseline(law.dist) if callable(self.baseline) else self.baseline
+        b: Any = self.baseline(law.dist) if callable(self.baseline) else self.baseline
         if jnp.shape(b) != ():
             raise EstimatorError(
                 "a baseline is not a scalar.",

@@ -16,7 +16,7 @@ from vipl import _compat
 from vipl._errors import DistributionError, show_aval
 from vipl.core._packed import Packed
 from vipl.core._site import Site
-from vipl.gen._supports import Interval
+from vipl.gen._supports import Interval, describe
 
 
 @jax.tree_util.register_pytree_node_class
@@ -54,6 +54,25 @@ def is_factor(site: Site) -> bool:
 
 
 _EVERYWHERE = Interval("real", -math.inf, math.inf)
+
+
+def describe_source(d: Any) -> Any:
+    """The support of a distribution as checks compare it; None where what it claims is not what it draws."""
+    base = d
+    while isinstance(base, (dist.Independent, dist.ExpandedDistribution, dist.MaskedDistribution)):
+        base = base.base_dist
+    claims = isinstance(base, (dist.Delta, dist.TransformedDistribution)) or base.support is None
+    return None if claims and not _honest(base) else describe(d.support)
+
+
+def _honest(d: Any) -> bool:
+    """Whether a transformed distribution's support follows from its base's: every number for every number."""
+    if not isinstance(d, dist.TransformedDistribution):
+        return False
+    base = d.base_dist
+    while isinstance(base, (dist.Independent, dist.ExpandedDistribution)):
+        base = base.base_dist
+    return describe(base.support) == _EVERYWHERE
 
 
 class _NoSampler(Exception):
@@ -115,7 +134,8 @@ def check_distribution(source: Any, packed: Packed, leaves: Sequence[Any], at: s
         raise DistributionError(
             "a distribution's batch shape is out of date; its draws would repeat or misalign.",
             at=at,
-            got=f"{type(source).__name__} that claims batch shape {batch_shape}, with densities of shape {log_prob_shape}",
+            got=f"{type(source).__name__} that claims batch shape {batch_shape}, "
+            f"with densities of shape {log_prob_shape}",
             expected="a distribution built from its parameters where it is used",
             mend="build the distribution inside jax.vmap, from mapped parameters, not outside it",
         )

@@ -240,7 +240,7 @@ class Program:
 
     def _run_given(self, staged: Staged, found: list[Place], given: dict[Address, Any], verb: str) -> Outcome:
         """Runs with values at some sites; the others stay effects."""
-        surely_inside = {a for a, x in given.items() if _inside(x, next(p for p in found if p.site.address == a))}
+        surely_inside = {a for a, x in given.items() if _inside(x, [p for p in found if p.site.address == a])}
         by_path = {p.path: given[p.site.address] for p in found if p.site.address in given}
 
         def handle(visit, operands, value):
@@ -259,7 +259,9 @@ class Program:
     def _remember(self, choices: dict[str, Any], found: list[Place]) -> None:
         values = flatten(choices, self.name)
         for place in _valued(found):
-            remember(values[place.site.address], Drawn(place.site.at(), place.site.support))
+            supports = {p.site.support for p in found if p.site.address == place.site.address}
+            support = supports.pop() if len(supports) == 1 else None
+            remember(values[place.site.address], Drawn(place.site.at(), support))
 
     def _with_key(self, verb: str, key: Any, *extra: Any) -> Any:
         """Calls a verb with a key: compiled, and staged once for each kind of arguments."""
@@ -365,13 +367,17 @@ def _merge(found: list[Place], emits: dict[Any, Any]) -> dict[str, Any]:
     return nest(flat)
 
 
-def _inside(value: Any, place: Place) -> bool:
-    """Whether a value surely lies in the support of a site; raises where the value's own support is wider."""
+def _inside(value: Any, candidates: list[Place]) -> bool:
+    """Whether a value surely lies in the support of its site; raises where the value's own support is wider.
+
+    Branches of a `cond` may share an address: a verdict has to hold for all of them.
+    """
     drawn = drawn_at(value)
     if drawn is None:
         return False
-    verdict = included(drawn.support, place.site.support)
-    if verdict is False:
+    place = candidates[0]
+    verdicts = {included(drawn.support, p.site.support) for p in candidates}
+    if verdicts == {False}:
         raise SupportError(
             "a value can lie where the density of the site that it is given to is zero.",
             at=place.site.at(),
@@ -380,4 +386,4 @@ def _inside(value: Any, place: Place) -> bool:
             mend="draw it from a distribution on that support, e.g. "
             "TransformedDistribution(base, biject_to(model_distribution.support))",
         )
-    return verdict is True
+    return verdicts == {True}

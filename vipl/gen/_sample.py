@@ -12,9 +12,8 @@ from vipl.core._draw import SiteProgram, site_program
 from vipl.core._packed import Packed, concrete_integer, is_array, pack
 from vipl.core._site import Site, sample_p, user_frame
 from vipl.gen._choices import check_address
-from vipl.gen._density import Factor, check_distribution
+from vipl.gen._density import Factor, check_distribution, describe_source
 from vipl.gen._estimator import Draw, Estimator, Law, Support
-from vipl.gen._supports import describe
 
 
 def sample(address: str | tuple[str, ...], source: Any, estimator: Estimator | None = None) -> Any:
@@ -67,7 +66,7 @@ def sample(address: str | tuple[str, ...], source: Any, estimator: Estimator | N
         shape=tuple(value.shape),
         dtype=value.dtype,
         lanes=(),
-        support=describe(source.support),
+        support=describe_source(source),
         where=where,
     )
     if estimator is not None:

@@ -13,6 +13,8 @@ import jax
 import numpy as np
 from numpyro.distributions import constraints as c
 
+from vipl._compat import Tracer
+
 _INF = math.inf
 
 
@@ -39,6 +41,8 @@ class Named(NamedTuple):
         return self.name
 
 
+_INTERVALS = ("interval", "greater", "less", "positive", "nonnegative")
+
 # Supports without parameters: two of one class are equal.
 _WHOLE = {
     "Simplex", "CorrCholesky", "CorrMatrix", "PositiveDefinite", "LowerCholesky", "OrderedVector", "Sphere",
@@ -57,7 +61,7 @@ def describe(s: Any) -> Interval | Named | None:
         return Interval("integer", 0.0, 1.0)
     if lowered in ("real", "realvector"):
         return Interval("real", -_INF, _INF)
-    if hasattr(s, "lower_bound") or hasattr(s, "upper_bound"):
+    if any(word in lowered for word in _INTERVALS):
         low = _number(s.lower_bound) if hasattr(s, "lower_bound") else -_INF
         high = _number(s.upper_bound) if hasattr(s, "upper_bound") else _INF
         return Interval("integer" if "integer" in lowered else "real", low, high)
@@ -68,7 +72,7 @@ def _number(x: Any) -> float | None:
     """A concrete bound; None where it is traced, or an array of unequal entries."""
     if isinstance(x, (bool, int, float, np.number)):
         return float(x)
-    if isinstance(x, (np.ndarray, jax.Array)) and not isinstance(x, jax.core.Tracer):
+    if isinstance(x, (np.ndarray, jax.Array)) and not isinstance(x, Tracer):
         array = np.asarray(x)
         return float(array.flat[0]) if array.size and (array == array.flat[0]).all() else None
     return None

@@ -1,0 +1,276 @@
+"""Laws of expectation, with exact answers, and the measured failures of other systems as cases."""
+
+import ast
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from jax import lax
+
+import vipl
+from vipl import Enumerate, LeaveOneOut, MeasureValued, Reparam, Score, sample
+from vipl.testing import assert_unbiased
+
+KEY = jax.random.key(11)
+FLIPS = [Score(), Score(0.4), Enumerate(), MeasureValued(), None]
+
+
+def gradient(objective, theta, **options):
+    return lambda key: objective.value_and_grad(key, theta, **options)[1]
+
+
+@pytest.mark.parametrize("estimator", FLIPS)
+@pytest.mark.parametrize("how", ["scan", "vmap", "unrolled"])
+def test_square_of_a_sum_of_flips(estimator, how):
+    def flip(p):
+        return sample("b", dist.Bernoulli(p), estimator)
+
+    @vipl.expectation
+    def objective(p):
+        if how == "scan":
+            total = lax.scan(lambda c, _: (c + flip(p), None), 0, None, length=3)[0]
+        elif how == "vmap":
+            total = jax.vmap(lambda: flip(p), axis_size=3)().sum()
+        else:
+            total = sum(flip(p) for _ in range(3))
+        return 1.0 * total**2
+
+    assert_unbiased(gradient(objective, 0.3), 6.6, key=KEY, resolution=0.2)
+
+
+@pytest.mark.parametrize("estimator", [Reparam(), Score()])
+def test_square_of_a_sum_of_normals_in_scan(estimator):
+    @vipl.expectation
+    def objective(m):
+        return (
+            lax.scan(lambda c, _: (c + sample("x", dist.Normal(m, 1.0), estimator), None), 0.0, None, length=3)[0] ** 2
+        )
+
+    assert_unbiased(gradient(objective, 1 / 3), 6.0, key=KEY, resolution=0.3)
+
+
+def test_leave_one_out_is_unbiased_and_lowers_the_variance():
+    @vipl.expectation
+    def objective(m):
+        return 5.0 + sample("x", dist.Normal(m, 1.0), Score(LeaveOneOut())) ** 2
+
+    check = assert_unbiased(gradient(objective, 0.7, num_samples=8), 1.4, key=KEY, resolution=0.05, num=200_000)
+    plain = objective.with_estimators({"x": Score()})
+    other = assert_unbiased(gradient(plain, 0.7, num_samples=8), 1.4, key=KEY, resolution=0.2, num=200_000)
+    assert check.se < 0.6 * other.se
+
+
+def test_consecutive_sites_are_independent():
+    objective = vipl.expectation(lambda m: (sample("x", dist.Normal(m, 1.0)) - sample("y", dist.Normal(m, 1.0))) ** 2)
+    assert_unbiased(lambda key: objective.estimate(key, 0.0), 2.0, key=KEY, resolution=0.05)
+
+
+def test_components_of_a_vector_site_are_independent():
+    def product(m):
+        x = sample("x", dist.Normal(m, 1.0))
+        return x[0] * x[1]
+
+    objective = vipl.expectation(product)
+    assert_unbiased(lambda key: objective.estimate(key, jnp.array([0.5, -0.4])), -0.2, key=KEY, resolution=0.05)
+
+
+def test_second_derivative_of_a_product_of_flips():
+    @vipl.expectation
+    def objective(p):
+        return 1.0 * sample("a", dist.Bernoulli(p)) * sample("b", dist.Bernoulli(p)) * sample("c", dist.Bernoulli(p))
+
+    assert_unbiased(lambda key: jax.hessian(objective.estimate, argnums=1)(key, 0.5), 3.0, key=KEY, resolution=0.2)
+
+
+def elbo_of(guide, model):
+    @vipl.expectation
+    def elbo(phi):
+        q = guide(phi).simulate()
+        return model().assess(q.choices).log_prob - q.log_prob
+
+    return elbo
+
+
+def test_elbo_with_a_bernoulli_latent_and_no_estimator_named():
+    model = vipl.gen(lambda: sample("b", dist.Bernoulli(0.8)))
+    guide = vipl.gen(lambda phi: sample("b", dist.Bernoulli(logits=phi)))
+
+    def exact(phi):
+        q = jax.nn.sigmoid(phi)
+        return q * jnp.log(0.8 / q) + (1 - q) * jnp.log(0.2 / (1 - q))
+
+    elbo = elbo_of(guide, model)
+    assert_unbiased(gradient(elbo, -0.5), jax.grad(exact)(-0.5), key=KEY, resolution=0.02)
+
+
+def test_elbo_with_a_mixture_guide_and_no_estimator_named():
+    model = vipl.gen(lambda: sample("x", dist.Normal(0.3, 1.2)))
+
+    def mixture(phi):
+        return dist.MixtureSameFamily(
+            dist.Categorical(logits=jnp.stack([phi, jnp.zeros_like(phi)])),
+            dist.Normal(jnp.array([-1.0, 1.5]), jnp.array([0.6, 0.8])),
+        )
+
+    nodes, weights = np.polynomial.legendre.leggauss(400)
+    x, w = 12 * jnp.asarray(nodes), 12 * jnp.asarray(weights)
+
+    def exact(phi):
+        log_q = mixture(phi).log_prob(x)
+        return jnp.sum(w * jnp.exp(log_q) * (dist.Normal(0.3, 1.2).log_prob(x) - log_q))
+
+    phi = jnp.array(0.4)
+    elbo = elbo_of(vipl.gen(lambda phi: sample("x", mixture(phi))), model)
+    assert_unbiased(gradient(elbo, phi), jax.grad(exact)(phi), key=KEY, resolution=0.02)
+
+
+def test_score_variance_of_a_lane_does_not_grow_with_the_lanes():
+    objective = vipl.expectation(lambda m: sample("x", dist.Normal(m, 1.0), Score()) ** 2)
+
+    def spread(lanes):
+        keys = jax.random.split(KEY, (20_000, lanes))
+        one = jax.vmap(jax.grad(objective.estimate, argnums=1), (0, None))
+        return jax.vmap(lambda k: one(k, 1.0))(keys)[:, 0].std()
+
+    assert abs(spread(20) / spread(1) - 1) < 0.1
+    assert abs(spread(1) ** 2 / 30 - 1) < 0.15  # exact variance: 30
+
+
+def test_adding_a_site_leaves_other_draws_bit_identical():
+    def few():
+        return {"a": sample("a", dist.Normal(0.0, 1.0)), "g": sample("g", dist.Gamma(2.0, 1.0))}
+
+    def more():
+        sample("new", dist.Normal(0.0, 1.0))
+        out = few()
+        sample("later", dist.Gamma(2.0, 1.0))
+        return out
+
+    assert vipl.seed(few)(KEY) == vipl.seed(more)(KEY)
+
+
+def test_a_program_simulated_twice_draws_twice():
+    guide = vipl.gen(lambda: sample("x", dist.Normal(0.0, 1.0)))
+    x, y = vipl.seed(lambda: (guide().simulate().retval, guide().simulate().retval))(KEY)
+    assert x != y
+
+
+def test_generate_estimates_the_marginal():
+    @vipl.gen
+    def model():
+        z = sample("z", dist.Normal(0.0, 1.0))
+        sample("y", dist.Normal(z, 0.5))
+
+    exact = jnp.exp(dist.Normal(0.0, jnp.sqrt(1.25)).log_prob(0.7))
+    draw = lambda key: jnp.exp(model().generate({"y": 0.7}, key=key)[1])  # noqa: E731
+    assert_unbiased(draw, exact, key=KEY, resolution=0.02)
+
+
+def test_masks_change_densities_not_what_is_drawn():
+    objective = vipl.expectation(lambda m: sample("x", dist.Normal(m, 1.0).mask(False), Score()) ** 2)
+    assert_unbiased(gradient(objective, 0.7), 1.4, key=KEY, resolution=0.1)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0), (0, 0)])
+def test_no_second_derivative_passes_measure_valued(order):
+    """Mixed ones included: they would silently be zero."""
+    objective = vipl.expectation(lambda t, u: sample("b", dist.Bernoulli(logits=t), MeasureValued()) * u**2)
+    inner, outer = order
+    first = lambda *a: jax.grad(objective.estimate, argnums=1 + inner)(KEY, *a)  # noqa: E731
+    with pytest.raises(vipl.EstimatorError, match="second derivative"):
+        jax.grad(first, argnums=outer)(0.3, 2.0)
+
+
+def test_nan_stays_nan_under_enumerate():
+    objective = vipl.expectation(lambda t: 1.0 + sample("x", dist.Bernoulli(logits=t), Enumerate()))
+    assert jnp.isnan(objective.estimate(KEY, jnp.nan))
+
+
+def test_values_outside_the_support_have_density_zero():
+    model = vipl.gen(lambda: sample("x", dist.HalfNormal(1.0)))
+    assert model().assess({"x": -0.5}).log_prob == -jnp.inf
+    assert jnp.isnan(model().assess({"x": jnp.nan}).log_prob)
+
+
+def test_shared_addresses_of_branches_are_all_checked():
+    guide = vipl.gen(lambda: sample("x", dist.Normal(-5.0, 0.1)))
+
+    @vipl.gen
+    def model(c):
+        lax.cond(c, lambda: sample("x", dist.HalfNormal(1.0)), lambda: sample("x", dist.Normal(0.0, 1.0)))
+
+    objective = vipl.expectation(lambda c: model(c).assess(guide().simulate().choices).log_prob)
+    assert objective.estimate(KEY, True) == -jnp.inf
+    assert jnp.isfinite(objective.estimate(KEY, False))
+
+
+def test_python_booleans_and_integers_do_not_share_a_compiled_program():
+    program = vipl.gen(lambda n: sample("x", dist.Delta(1.0 if n is True else 2.0)))
+    assert program(True).simulate(KEY).retval == 1.0
+    assert program(1).simulate(KEY).retval == 2.0
+
+
+def test_with_estimators_changes_only_the_estimator():
+    objective = vipl.expectation(lambda m: sample("x", dist.Normal(m, 1.0)) ** 2)
+    other = objective.with_estimators({"x": Score()})
+    assert objective.estimate(KEY, 0.3) == other.estimate(KEY, 0.3)
+    assert objective.value_and_grad(KEY, 0.3)[1] != other.value_and_grad(KEY, 0.3)[1]
+
+
+def test_an_eager_estimate_is_staged_once():
+    count = []
+
+    @vipl.expectation
+    def objective(m):
+        count.append(1)
+        return sample("x", dist.Normal(m, 1.0)) ** 2
+
+    for seed in range(3):
+        objective.estimate(jax.random.key(seed), 0.1 * seed)
+    assert len(count) == 1
+
+
+def test_program_size_is_linear_in_measure_valued_sites():
+    def size(n):
+        objective = vipl.expectation(
+            lambda p: 1.0 * sum(sample(f"b{i}", dist.Bernoulli(p), MeasureValued()) for i in range(n)) ** 2
+        )
+        return len(str(jax.make_jaxpr(objective.estimate)(KEY, 0.3)).splitlines())
+
+    four, eight, sixteen = size(4), size(8), size(16)
+    assert sixteen - eight <= 2.2 * (eight - four)
+
+
+def test_keys_are_used_once():
+    @vipl.expectation
+    def objective(m):
+        x = sample("x", dist.Normal(m, 1.0), Score())
+        return lax.scan(lambda c, _: (c + sample("b", dist.Bernoulli(0.4), MeasureValued()), None), x, None, length=3)[
+            0
+        ]
+
+    with jax.debug_key_reuse(True):
+        jax.jit(objective.estimate)(KEY, 0.3)
+
+
+ROOMS = [{"_compat", "_errors"}, {"core"}, {"gen"}, {"estimators"}, {"fit", "testing"}, {"interop"}, {"demo"}]
+PACKAGE = Path(vipl.__file__).parent
+
+
+def test_files_import_only_from_rooms_below_and_only_compat_names_internals():
+    level = {name: i for i, room in enumerate(ROOMS) for name in room}
+    files = [f for f in PACKAGE.rglob("*.py") if f.parent != PACKAGE or f.stem in level]
+    assert len(files) > 20
+    for file in files:
+        room = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            for name in names:
+                assert room == "_compat" or not name.startswith(("jax._src", "jax.extend", "jax.interpreters")), file
+                parts = name.split(".")
+                if parts[0] == "vipl" and len(parts) > 1 and room != "demo":
+                    assert level[parts[1]] <= level[room], f"{file} imports {name}"
