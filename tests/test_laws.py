@@ -184,6 +184,14 @@ def test_no_second_derivative_passes_measure_valued(order):
         jax.grad(first, argnums=outer)(0.3, 2.0)
 
 
+@pytest.mark.parametrize("make", [lambda t: dist.Uniform(0.0, t), lambda t: dist.Pareto(t, 3.0), dist.Delta])
+def test_score_refuses_derivatives_in_the_support(make):
+    """The score has no boundary term: d/dt E[x] under Uniform(0, t) would be -0.5 instead of 0.5."""
+    objective = vipl.expectation(lambda t: sample("x", make(t), Score()))
+    with pytest.raises(vipl.EstimatorError, match="a derivative is taken in a parameter"):
+        objective.value_and_grad(KEY, 1.3)
+
+
 def test_nan_stays_nan_under_enumerate():
     objective = vipl.expectation(
         lambda t: 1.0 + sample("x", dist.Categorical(logits=jnp.stack([t, 0.0 * t])), Enumerate())

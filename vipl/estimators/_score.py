@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpyro.distributions as dist
 from jax import lax
 
 from vipl._errors import EstimatorError
@@ -27,7 +29,8 @@ class Score(Estimator):
     ∇ E[k(x)] = E[∇k(x) + (k(x) - b) ∇ log p(x)];
     surrogate  k(sg x) box(l) + b (1 - box(l)),   l = log p(sg x),   box(l) = exp(l - sg l).
 
-    Unbiased for value and all derivatives. Variance grows with k²; a baseline b lowers it.
+    Unbiased for value and all derivatives, in parameters that do not move the support: in the bounds of Uniform, the
+    scale of Pareto or the value of Delta a derivative raises. Variance grows with k²; a baseline b lowers it.
 
     Attributes:
       baseline: b, or None for 0. A number or array computed from values upstream of the site; or a
@@ -45,10 +48,11 @@ class Score(Estimator):
         """The draw, with its score."""
         x = lax.stop_gradient(law.sample(key))
         log_prob = law.log_prob(x)
+        fixed = support_parameters(law.dist)
         if isinstance(self.baseline, LeaveOneOut):
-            return Draw(x, log_weight=log_prob, shared_control=1.0 - box(log_prob))
+            return Draw(x, log_weight=log_prob, shared_control=1.0 - box(log_prob), fixed=fixed)
         if self.baseline is None:
-            return Draw(x, log_weight=log_prob)
+            return Draw(x, log_weight=log_prob, fixed=fixed)
         b: Any = self.baseline(law.dist) if callable(self.baseline) else self.baseline
         if jnp.shape(b) != ():
             raise EstimatorError(
@@ -58,4 +62,17 @@ class Score(Estimator):
                 expected="one number for the site (one for each lane under vmap)",
                 mend="sum or average it, or move the site under jax.vmap",
             )
-        return Draw(x, log_weight=log_prob, control=lax.stop_gradient(b) * (1.0 - box(log_prob)))
+        return Draw(x, log_weight=log_prob, control=lax.stop_gradient(b) * (1.0 - box(log_prob)), fixed=fixed)
+
+
+def support_parameters(d: Any) -> list[Any]:
+    """The parameters that move the support of a distribution, where a score misses a boundary term."""
+    while isinstance(d, (dist.Independent, dist.ExpandedDistribution)):
+        d = d.base_dist
+    if isinstance(d, dist.Delta):
+        found = [d.v]
+    elif isinstance(d, dist.TransformedDistribution) and d.base_dist.support is not dist.constraints.real:
+        found = [*jax.tree.leaves(d.transforms), *support_parameters(d.base_dist)]
+    else:
+        found = [getattr(d.support, name, None) for name in ("lower_bound", "upper_bound")]
+    return [x for x in found if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.inexact)]
