@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.core
 import jax.numpy as jnp
-from jax import lax
 from jax._src import config as _config
 from jax._src import effects as _effects
 from jax._src import source_info_util as _source_info
@@ -65,11 +64,6 @@ def parts(jaxpr: Any) -> JaxprParts:
 def with_consts(jaxpr: Any, consts: Sequence[Any]) -> Any:
     """The same closed jaxpr with other values for its constants."""
     return _extend_core.ClosedJaxpr(jaxpr.jaxpr, list(consts))
-
-
-def in_avals(jaxpr: Any) -> list[Any]:
-    """The abstract values of a jaxpr's inputs."""
-    return [v.aval for v in parts(jaxpr).invars]
 
 
 class ScanParts(NamedTuple):
@@ -190,8 +184,3 @@ def jit_disabled() -> bool:
 def typeof(x: Any) -> Any:
     """The abstract value of `x`."""
     return jax.typeof(x)
-
-
-def switch(index: Any, branches: Sequence[Callable], *operands: Any) -> Any:
-    """`lax.switch` of a `cond` equation's index, which JAX has clamped already."""
-    return lax.switch(index, branches, *operands)

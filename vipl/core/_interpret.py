@@ -279,7 +279,7 @@ def _cond_rule(eqn: Any, values: list[Any], interpreter: Interpreter, given: Any
         return branch
 
     branches = [padded(j, s) for j, s in zip(staged, structures, strict=True)]
-    return _compat.switch(index, branches, operands, given)
+    return lax.switch(index, branches, operands, given)
 
 
 def _while_rule(eqn: Any, values: list[Any], interpreter: Interpreter, given: Any, path: Path) -> Outcome:

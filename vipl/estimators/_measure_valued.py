@@ -39,8 +39,9 @@ class MeasureValued(Estimator):
     Bernoulli and Categorical (in probs or logits), Poisson and Geometric (rate, probs or logits), Normal
     (location and scale), Exponential and Gamma (rate).
 
-    Unbiased for value and first derivatives; a second derivative raises. Cost: for n sites (counted with their
-    steps and lanes), the program is run n times more, under one `vmap`.
+    Unbiased for value and first derivatives; a second derivative raises. Cost: the
+    program is run once more for each alternative (3 for Normal, size - 1 for Categorical, else 1) of each element of
+    each site, step and lane, all under one `vmap`.
 
     Raises:
       EstimatorError: the distribution has no such derivative here, or a parameter without one is differentiated.

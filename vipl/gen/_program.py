@@ -42,8 +42,9 @@ class Trace:
     """One execution of a generative function.
 
     Attributes:
-      choices: nested dicts of arrays; a choice made in `vmap` or `scan` has a leading axis for each, outermost
-        first. Where a `cond` took another branch, the choices of the branches not taken are zeros.
+      choices: nested dicts of arrays; a choice made in `vmap` or `scan` has a leading axis for each: first
+        those of `scan`, outermost first, then those of `vmap`, whichever is outside the other. (A `vmap` whose `cond`
+        has a mapped predicate comes before the scans inside that `cond`.) Where a `cond` took another branch, the choices of the branches not taken are zeros.
       log_prob: f[], the log density of the choices, factors included.
       retval: what the function returned.
     """
@@ -175,7 +176,7 @@ class Program:
 
         Args:
           choices: a value for every site, by address. A value has the site's shape, with a leading axis for each
-            `vmap` and `scan` around it.
+            `scan` and `vmap` around it, in the order that `Trace` states.
           key: unused by programs whose densities are exact.
 
         Returns:
