@@ -44,7 +44,8 @@ class Trace:
     Attributes:
       choices: nested dicts of arrays; a choice made in `vmap` or `scan` has a leading axis for each: first
         those of `scan`, outermost first, then those of `vmap`, whichever is outside the other. (A `vmap` whose `cond`
-        has a mapped predicate comes before the scans inside that `cond`.) Where a `cond` took another branch, the choices of the branches not taken are zeros.
+        has a mapped predicate comes before the scans inside that `cond`.) Where a `cond` took another branch,
+        the choices of the branches not taken are zeros.
       log_prob: f[], the log density of the choices, factors included.
       retval: what the function returned.
     """
