@@ -58,11 +58,11 @@ def test_vmap_of_scan_with_nothing_mapped_gives_independent_series():
         return jax.vmap(series, axis_size=3)()
 
     def by_hand(c):
-        x = c["x"]  # scan outside, lanes inside
+        x = c["x"].T  # lanes outside, scan inside
         return normal(x, jnp.concatenate([jnp.zeros((1, 3)), x[:-1]]))
 
     trace = agree(program(), by_hand)
-    assert trace.choices["x"].shape == (4, 3)
+    assert trace.choices["x"].shape == (3, 4)
     assert len(np.unique(trace.choices["x"])) == 12
 
 
@@ -304,3 +304,36 @@ def test_operands_may_be_mapped_along_any_axis():
     xs = jnp.arange(15.0).reshape(3, 5)
     trace = agree(program(xs), lambda c: normal(c["z"], xs @ a.T))
     assert trace.choices["z"].shape == (3, 2)
+
+
+def test_axes_of_a_choice_are_its_loops_outermost_first():
+    """Lanes outside a loop come before its steps; with a mapped predicate of a `cond` between them, too."""
+
+    def site(m):
+        return sample("x", dist.Normal(m, 1.0))
+
+    def scan(f, n):
+        return lambda m: lax.scan(lambda c, t: (c + f(m + t), None), 0.0, jnp.arange(1.0 * n))[0]
+
+    def lanes(f, n):
+        return lambda m: jax.vmap(f)(m + jnp.arange(1.0 * n)).sum()
+
+    def branch(f):
+        return lambda m: lax.cond(m > -1.0, f, lambda m: m, m)
+
+    programs = {
+        (3, 4): lanes(scan(site, 4), 3),
+        (4, 3): scan(lanes(site, 3), 4),
+        (2, 3, 4): lanes(scan(lanes(site, 4), 3), 2),
+        (4, 2, 3): scan(lanes(scan(site, 3), 2), 4),
+        (5, 2): lanes(branch(scan(site, 2)), 5),
+        (2, 5): scan(lanes(branch(site), 5), 2),
+        (3, 2, 4): lanes(lanes(scan(jax.jit(site), 4), 2), 3),
+    }
+    for shape, program in programs.items():
+        trace = vipl.gen(program)(0.0).simulate(KEY)
+        x = trace.choices["x"]
+        assert x.shape == shape
+        means = sum(np.arange(1.0 * n).reshape(-1, *(1,) * (len(shape) - i - 1)) for i, n in enumerate(shape))
+        np.testing.assert_allclose(trace.log_prob, normal(x, means), rtol=1e-12)
+        np.testing.assert_allclose(trace.retval, x.sum(), rtol=1e-12)

@@ -22,8 +22,7 @@ An equation that holds a site and has no rule here raises; none is passed over i
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -32,9 +31,9 @@ from jax import lax
 
 from vipl import _compat
 from vipl._errors import ControlFlowError
-from vipl.core._site import Lane, Site, lanes_p, sample_effect, sample_p
-
-Path = tuple[int, ...]
+from vipl.core._holds import eqn_holds_site, sites_of
+from vipl.core._places import places
+from vipl.core._site import Lane, Path, Site, lanes_p, sample_p
 
 
 class Outcome(NamedTuple):
@@ -71,79 +70,6 @@ class Interpreter(NamedTuple):
     handle: Callable[[Visit, Sequence[Any], Any], Outcome]
     in_while: Callable[[Any, Any, Any], Any] | None
     name: str
-
-
-# --- which equations hold sites ---------------------------------------------------------------------------
-
-_SIMPLE = (type(None), bool, int, float, complex, str, bytes, type)
-
-
-def _jaxprs_inside(x: Any, seen: set[int], depth: int = 0) -> Iterator[Any]:
-    """The jaxprs in a parameter, also those in objects, closures and containers."""
-    if isinstance(x, _SIMPLE) or id(x) in seen or depth > 6:
-        return
-    seen.add(id(x))
-    if _compat.is_jaxpr(x):
-        yield x
-    elif isinstance(x, dict):
-        for y in x.values():
-            yield from _jaxprs_inside(y, seen, depth + 1)
-    elif isinstance(x, (tuple, list, set, frozenset)):
-        for y in x:
-            yield from _jaxprs_inside(y, seen, depth + 1)
-    elif isinstance(x, (jax.Array, _compat.Tracer, Site, Lane)) or type(x).__module__.startswith("numpy"):
-        return
-    else:
-        for cell in getattr(x, "__closure__", None) or ():
-            try:
-                yield from _jaxprs_inside(cell.cell_contents, seen, depth + 1)
-            except ValueError:  # an empty cell
-                continue
-        slots = [s for c in type(x).__mro__ for s in _names(getattr(c, "__slots__", ()))]
-        for name in [*getattr(x, "__dict__", {}), *slots]:
-            yield from _jaxprs_inside(getattr(x, name, None), seen, depth + 1)
-
-
-def _names(slots: Any) -> Sequence[str]:
-    return (slots,) if isinstance(slots, str) else tuple(slots)
-
-
-# Primitives whose parameters hold functions only for their own derivative rules or lowering: searching the
-# objects in them is slow and finds nothing that runs. Their jaxprs are searched all the same.
-_JAXPR_ONLY = {
-    _compat.jit_p, _compat.scan_p, _compat.cond_p, _compat.while_p, _compat.remat_p,
-    _compat.custom_jvp_call_p, _compat.custom_vjp_call_p,
-}  # fmt: skip
-
-
-def _params_hold_site(eqn: Any) -> bool:
-    seen: set[int] = set()
-    for value in eqn.params.values():
-        if isinstance(value, _SIMPLE):
-            continue
-        if eqn.primitive in _JAXPR_ONLY:
-            found = [value] if _compat.is_jaxpr(value) else value if isinstance(value, tuple) else ()
-            found = [j for j in found if _compat.is_jaxpr(j)]
-        else:
-            found = list(_jaxprs_inside(value, seen))
-        if any(holds_site(j) for j in found):
-            return True
-    return False
-
-
-def eqn_holds_site(eqn: Any) -> bool:
-    """Says whether an equation is or contains a site: by its effects, or by its parameters."""
-    return eqn.primitive is sample_p or sample_effect in eqn.effects or _params_hold_site(eqn)
-
-
-_HOLDS_SITE: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
-
-
-def holds_site(jaxpr: Any) -> bool:
-    """Says whether a jaxpr contains a site."""
-    if jaxpr not in _HOLDS_SITE:
-        _HOLDS_SITE[jaxpr] = any(eqn_holds_site(eqn) for eqn in _compat.parts(jaxpr).eqns)
-    return _HOLDS_SITE[jaxpr]
 
 
 # --- the loop ---------------------------------------------------------------------------------------------
@@ -284,8 +210,6 @@ def _cond_rule(eqn: Any, values: list[Any], interpreter: Interpreter, given: Any
 
 def _while_rule(eqn: Any, values: list[Any], interpreter: Interpreter, given: Any, path: Path) -> Outcome:
     """Counts the passes, so that each has its own keys; only for interpreters that can give them."""
-    from vipl.core._places import places
-
     make_given = interpreter.in_while
     if make_given is None:
         raise _unsupported(
@@ -303,19 +227,14 @@ def _while_rule(eqn: Any, values: list[Any], interpreter: Interpreter, given: An
         handed = make_given(inner, given, count)
         return run(jaxpr, [*consts, *carry], interpreter, handed, (*path, number)).value
 
-    def goes_on(count, carry):
-        return part(0, p["cond_jaxpr"], cond_consts, count, carry)[0]
+    def goes_on(state):
+        return part(0, p["cond_jaxpr"], cond_consts, *state)[0]
 
     def body(state):
         count, carry = state
-        new = part(1, p["body_jaxpr"], body_consts, count, carry)
-        if p["cond_jaxpr"].out_avals[0].shape:  # under vmap: one predicate a lane; finished lanes stand still
-            going = goes_on(count, carry)
-            new = [jnp.where(going.reshape(going.shape + (1,) * (x.ndim - going.ndim)), x, old)
-                   for x, old in zip(new, carry, strict=True)]  # fmt: skip
-        return count + 1, new
+        return count + 1, part(1, p["body_jaxpr"], body_consts, count, carry)
 
-    _, out = lax.while_loop(lambda state: jnp.any(goes_on(*state)), body, (jnp.uint32(0), list(init)))
+    _, out = lax.while_loop(goes_on, body, (jnp.uint32(0), list(init)))
     return Outcome(out, {}, {})
 
 
@@ -335,23 +254,6 @@ def _rule(eqn: Any) -> Callable:
     if rule is None:
         raise _unsupported(eqn, "sites in it would be lost, repeated, or drawn with a rule that is not seen")
     return rule
-
-
-def sites_in(jaxpr: Any) -> Iterator[Site]:
-    """All sites that can be found in a jaxpr, for messages."""
-    for eqn in _compat.parts(jaxpr).eqns:
-        if eqn.primitive is sample_p:
-            yield eqn.params["site"]
-        else:
-            yield from sites_of(eqn)
-
-
-def sites_of(eqn: Any) -> Iterator[Site]:
-    """All sites that can be found in an equation's parameters, for messages."""
-    seen: set[int] = set()
-    for value in eqn.params.values():
-        for jaxpr in _jaxprs_inside(value, seen):
-            yield from sites_in(jaxpr)
 
 
 _INSTEAD = {

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from vipl import _compat
 from vipl._errors import AddressError, show_address
-from vipl.core._interpret import Path, eqn_holds_site
-from vipl.core._site import Site, lanes_p, sample_p
+from vipl.core._holds import eqn_holds_site
+from vipl.core._site import Path, Site, lanes_p, sample_p
 
 
 class Loop(NamedTuple):
@@ -28,15 +28,15 @@ class Place(NamedTuple):
     Attributes:
       path: its position, unique in the program.
       site: what `sample` bound.
-      lane_avals: the abstract values of its operands, as one lane sees them.
-      loops: the loops around it, outermost first, and its lanes; `given` and `emits` have these leading axes.
+      avals: the abstract values of its operands.
+      loops: the loops and lanes around it, outermost first; `given` and `emits` have these leading axes.
       occurrence: how many sites of the same address come before it in the program; branches of one `cond` count alike.
       outside_while: how many of the loops are outside the outermost `while` around it; None where there is none.
     """
 
     path: Path
     site: Site
-    lane_avals: tuple[Any, ...]
+    avals: tuple[Any, ...]
     loops: tuple[Loop, ...]
     occurrence: int
     outside_while: int | None
@@ -48,8 +48,8 @@ class Place(NamedTuple):
 
     @property
     def source_avals(self) -> tuple[Any, ...]:
-        """The abstract values of the source's operands, in one lane."""
-        return self.lane_avals[: self.site.num_source]
+        """The abstract values of the source's operands."""
+        return self.avals[: self.site.num_source]
 
     @property
     def known_loops(self) -> tuple[Loop, ...]:
@@ -78,9 +78,8 @@ def _walk(
             site = eqn.params["site"]
             occurrence = counts.get(site.address, 0)
             counts = counts | {site.address: occurrence + 1}
-            lanes = tuple(Loop("lane", size) for size in site.lane_shape)
-            avals = site.lane_avals([v.aval for v in eqn.invars])
-            found.append(Place(here, site, avals, loops + lanes, occurrence, outside_while))
+            avals = tuple(v.aval for v in eqn.invars)
+            found.append(Place(here, site, avals, loops, occurrence, outside_while))
         elif eqn_holds_site(eqn):
             alternatives = []
             for inner_path, inner, loop, is_while in _children(eqn, here):

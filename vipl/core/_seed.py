@@ -70,9 +70,7 @@ def seed_jaxpr(key: Any, jaxpr: Any) -> list[Any]:
     def handle(visit, operands, noise):
         site: Site = visit.site
         leaves = operands[: site.num_source]
-        program = programs[visit.path]
-        draw = site.over_lanes(lambda noise, *xs: program.rest(noise, xs[: site.num_source]))
-        value = draw(noise, *operands)
+        value = programs[visit.path].rest(noise, leaves)
         if not site.source.unpack(leaves).has_rsample:
             value = undifferentiable(_no_pathwise, site.at())(lax.stop_gradient(value), leaves)
         return Outcome(value, {}, {})

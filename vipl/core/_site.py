@@ -1,13 +1,14 @@
-"""The primitive `sample`, and the primitive `lanes` that keeps a branch of a program unmapped.
+"""The primitive `sample`, and the primitive `lanes` that keeps a part of a program unmapped.
 
 `sample_p` binds one site. Its operands are the arrays of the site's source and of its estimator; its one
-parameter is a `Site`, which says everything else. Three nets hold (see `vipl._compat` and `_interpret`):
+parameter is a `Site`, which says everything else. Three nets hold (see `vipl._compat` and `_holds`):
 the primitive carries a JAX effect, so that no pass drops or hides a site; binding it under a derivative
 raises; meeting it outside every program raises.
 
-`lanes_p` is a `vmap` that waits: `jax.vmap` of a `cond` whose predicate is mapped would become "run both
-branches, select", and the sites of both branches would count. Where a branch holds a site, the `cond` and
-the lanes are kept instead, and an interpreter maps the *interpreted* `cond`, whose outputs are selected.
+`lanes_p` is a `vmap` that waits. `jax.vmap` of a site, or of a loop or `cond` that holds one, keeps the equation as
+it is and puts the lanes around it (`defer_lanes`); an interpreter maps the *interpreted* equation. So a site is
+always seen in one lane, the lanes stand where the user's `vmap` stood, outside the loops that it maps, and a `cond`
+with a mapped predicate does not become "run both branches, select", which would count the sites of both.
 
 Not here: densities, keys, control flow.
 """
@@ -15,10 +16,10 @@ Not here: densities, keys, control flow.
 from __future__ import annotations
 
 import functools
+import pathlib
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -27,22 +28,22 @@ from vipl import _compat
 from vipl._errors import ControlFlowError, ProgramError, show_address
 from vipl.core._packed import Packed
 
-_PACKAGE = Path(__file__).resolve().parent.parent
+_PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 # Frames that are not the user's; programs in the package's own demo are users.
 _SKIPPED = (
-    str(Path(jax.__file__).resolve().parent),
+    str(pathlib.Path(jax.__file__).resolve().parent),
     *(str(_PACKAGE / room) for room in ("core", "gen", "estimators", "fit", "interop", "testing", "_compat")),
 )
 
 
 @dataclass(frozen=True)
 class Lane:
-    """One `vmap` around a site.
+    """One `vmap` around an equation.
 
     Attributes:
       size: how many lanes.
       name: the axis name, or None.
-      mapped: for every operand, whether its leading axis runs over these lanes.
+      mapped: for every operand, whether its leading axis runs over the lanes.
     """
 
     size: int
@@ -59,9 +60,8 @@ class Site:
       source: the distribution (or factor), packed.
       estimator: the gradient estimator, packed; None where the user named none.
       num_source: how many operands belong to the source; the others are the estimator's.
-      shape: the value's shape in one lane.
+      shape: the value's shape.
       dtype: the value's dtype.
-      lanes: the `vmap`s around it, outermost first; operands and value have one leading axis for each.
       support: a hashable description of where the density is not zero, or None; only checks read it.
       where: function, file and line of the user's call.
     """
@@ -72,33 +72,12 @@ class Site:
     num_source: int
     shape: tuple[int, ...]
     dtype: Any
-    lanes: tuple[Lane, ...]
     support: Any
     where: str
-
-    @property
-    def lane_shape(self) -> tuple[int, ...]:
-        """The sizes of the lanes, outermost first."""
-        return tuple(lane.size for lane in self.lanes)
 
     def at(self) -> str:
         """The site as messages write it."""
         return f"{show_address(self.address)} in {self.where}"
-
-    def over_lanes(self, fn: Callable) -> Callable:
-        """Maps `fn(given, *operands)` over the lanes: `given` in every lane, operands where they are mapped."""
-        for lane in reversed(self.lanes):
-            axes = tuple(0 if m else None for m in lane.mapped)
-            fn = jax.vmap(fn, in_axes=(0, *axes), axis_size=lane.size)
-        return fn
-
-    def lane_avals(self, operands: Sequence[Any]) -> tuple[Any, ...]:
-        """The abstract values of the operands as one lane sees them, from those of all lanes."""
-        avals = []
-        for i, aval in enumerate(operands):
-            depth = sum(lane.mapped[i] for lane in self.lanes)
-            avals.append(aval.update(shape=aval.shape[depth:]) if depth else aval)
-        return tuple(avals)
 
 
 def user_frame() -> str:
@@ -107,7 +86,7 @@ def user_frame() -> str:
     while frame is not None:
         name = frame.f_code.co_filename
         if not name.startswith(_SKIPPED) and not name.startswith("<"):
-            return f"{frame.f_code.co_name} ({Path(name).name}:{frame.f_lineno})"
+            return f"{frame.f_code.co_name} ({pathlib.Path(name).name}:{frame.f_lineno})"
         frame = frame.f_back
     return "an unknown place"
 
@@ -122,6 +101,9 @@ class SampleEffect(_compat.Effect):
 
 
 sample_effect = SampleEffect()
+
+Path = tuple[int, ...]
+"""The position of a site in a program: the numbers of the equations (and branches) that lead to it."""
 
 
 def _refuse_derivative(params: dict[str, Any]) -> ControlFlowError:
@@ -147,14 +129,12 @@ def _outside(*_: Any, **params: Any) -> Any:
 
 
 def _sample_abstract(*_: Any, site: Site) -> Any:
-    return _compat.ShapedArray(site.lane_shape + site.shape, site.dtype)
+    return _compat.ShapedArray(site.shape, site.dtype)
 
 
 def _sample_batch(axis_data: Any, values: Sequence[Any], dims: Sequence[Any], *, site: Site) -> Any:
-    size, name = _compat.axis_of(axis_data)
-    lane = Lane(size, name, tuple(d is not None for d in dims))
-    values = [_compat.move_to_front(x, d) for x, d in zip(values, dims, strict=True)]
-    return sample_p.bind(*values, site=replace(site, lanes=(lane, *site.lanes))), 0
+    outs, out_dims = defer_lanes(lambda *xs: [sample_p.bind(*xs, site=site)], axis_data, values, dims)
+    return outs[0], out_dims[0]
 
 
 sample_p = _compat.define_effectful_primitive(
@@ -201,15 +181,3 @@ lanes_p = _compat.define_effectful_primitive(
     refuse_derivative=_refuse_derivative,
     multiple_results=True,
 )
-
-
-def _cond_batch(original: Callable, axis_data: Any, values: Sequence[Any], dims: Sequence[Any], **params: Any) -> Any:
-    """Keeps a `cond` whole where its predicate is mapped and a branch holds a site."""
-    from vipl.core._interpret import holds_site
-
-    if dims[0] is None or not any(holds_site(b) for b in params["branches"]):
-        return original(axis_data, values, dims, **params)
-    return defer_lanes(functools.partial(_compat.cond_p.bind, **params), axis_data, values, dims)
-
-
-_compat.wrap_batching(_compat.cond_p, _cond_batch)

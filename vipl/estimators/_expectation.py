@@ -233,7 +233,7 @@ def _plan(staged: Staged) -> Plan:
                 expected="a factor inside a function decorated with @vipl.gen",
                 mend="add the log weight to the objective's value, or move it into the model",
             )
-    programs = {p.path: points_of(p.site, p.lane_avals) for p in found if p.outside_while is None}
+    programs = {p.path: points_of(p.site, p.avals) for p in found if p.outside_while is None}
     shapes = {path: program.shape for path, program in programs.items()}
     enumerated = [p for p in found if isinstance(shapes.get(p.path), Support)]
     _check_enumeration(enumerated, shapes)
@@ -485,24 +485,20 @@ def _interpreter(plan: Plan, number: Any) -> Interpreter:
         site: Site = visit.site
         program = plan.programs[visit.path]
 
-        def one(given, *operands):
-            points = program.rest(given.noise, operands)
-            if isinstance(points, Support):
-                totals = {"log_support": points.log_weights[given.digit]}
-                return points.values[given.digit], totals, jnp.array(True), None
-            value = points.value
-            if given.alternative is not None:
-                values, numbers = given.alternative
-                here = numbers == number
-                value = jnp.where(jnp.any(here), values[jnp.argmax(here)], value)
-            names = ("log_weight", "control", "shared_control")
-            totals = {n: x for n in names if (x := getattr(points, n)) is not None}
-            return value, totals, points.alternatives if number is None else None, points.fixed
-
-        value, totals, emitted, fixed = site.over_lanes(one)(given, *operands)
-        if fixed is not None:
-            value = undifferentiable(_no_derivative, site.at())(value, fixed)
-        totals = {n: lax.convert_element_type(jnp.sum(x), float) for n, x in totals.items()}
-        return Outcome(value, totals, {} if emitted is None else {visit.path: emitted})
+        points = program.rest(given.noise, operands)
+        if isinstance(points, Support):
+            totals = {"log_support": lax.convert_element_type(points.log_weights[given.digit], float)}
+            return Outcome(points.values[given.digit], totals, {visit.path: jnp.array(True)})
+        value = points.value
+        if given.alternative is not None:
+            values, numbers = given.alternative
+            here = numbers == number
+            value = jnp.where(jnp.any(here), values[jnp.argmax(here)], value)
+        if points.fixed is not None:
+            value = undifferentiable(_no_derivative, site.at())(value, points.fixed)
+        names = ("log_weight", "control", "shared_control")
+        totals = {n: lax.convert_element_type(x, float) for n in names if (x := getattr(points, n)) is not None}
+        emitted = points.alternatives is not None and number is None
+        return Outcome(value, totals, {visit.path: points.alternatives} if emitted else {})
 
     return Interpreter(handle, None, "expectation")

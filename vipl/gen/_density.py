@@ -168,20 +168,16 @@ def in_support(d: Any, value: Any) -> Any:
 
 
 def site_log_prob(site: Site, operands: Sequence[Any], value: Any, *, check_support: bool) -> Any:
-    """f[], the log density of a site's value, summed over batch dimensions and lanes.
+    """f[], the log density of a site's value, summed over batch dimensions.
 
     Args:
       site: the site.
       operands: its operands.
-      value: [lanes, ...], the value.
+      value: [...], the value.
       check_support: whether values outside the support get -inf (NumPyro's densities alone do not).
     """
-
-    def one(value, *operands):
-        d = site.source.unpack(operands[: site.num_source])
-        log_prob = d.log_prob(value)
-        if check_support and not is_factor(site) and site.support != _EVERYWHERE:
-            log_prob = jnp.where(in_support(d, value), log_prob, -jnp.inf)
-        return jnp.sum(log_prob)
-
-    return lax.convert_element_type(jnp.sum(site.over_lanes(one)(value, *operands)), float)
+    d = site.source.unpack(operands[: site.num_source])
+    log_prob = d.log_prob(value)
+    if check_support and not is_factor(site) and site.support != _EVERYWHERE:
+        log_prob = jnp.where(in_support(d, value), log_prob, -jnp.inf)
+    return lax.convert_element_type(jnp.sum(log_prob), float)

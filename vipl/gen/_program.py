@@ -42,10 +42,8 @@ class Trace:
     """One execution of a generative function.
 
     Attributes:
-      choices: nested dicts of arrays; a choice made in `vmap` or `scan` has a leading axis for each: first
-        those of `scan`, outermost first, then those of `vmap`, whichever is outside the other. (A `vmap` whose `cond`
-        has a mapped predicate comes before the scans inside that `cond`.) Where a `cond` took another branch,
-        the choices of the branches not taken are zeros.
+      choices: nested dicts of arrays; a choice made in `vmap` or `scan` has a leading axis for each, outermost
+        first. Where a `cond` took another branch, the choices of the branches not taken are zeros.
       log_prob: f[], the log density of the choices, factors included.
       retval: what the function returned.
     """
@@ -177,7 +175,7 @@ class Program:
 
         Args:
           choices: a value for every site, by address. A value has the site's shape, with a leading axis for each
-            `scan` and `vmap` around it, in the order that `Trace` states.
+            `scan` and `vmap` around it, outermost first.
           key: unused by programs whose densities are exact.
 
         Returns:
@@ -325,17 +323,15 @@ def with_estimators(fn: Callable, estimators: Any, name: str, *args: Any, **kwar
         site: Site = visit.site
         if site.address in wanted:
             packed, leaves = wanted[site.address]
-            n = site.num_source
-            lanes = tuple(replace(lane, mapped=(*lane.mapped[:n], *(False,) * len(leaves))) for lane in site.lanes)
-            site, operands = replace(site, estimator=packed, lanes=lanes), [*operands[:n], *leaves]
+            site, operands = replace(site, estimator=packed), [*operands[: site.num_source], *leaves]
         return Outcome(sample_p.bind(*operands, site=site), {}, {})
 
     return staged.result(run(staged.jaxpr, [], Interpreter(handle, lambda *_: {}, "sample"), {}).value)
 
 
 def _factor(site: Site, operands: Any) -> Outcome:
-    log_weight = site_log_prob(site, operands, jnp.zeros(site.lane_shape + (0,)), check_support=False)
-    return Outcome(jnp.zeros(site.lane_shape + site.shape), {"log_prob": log_weight, "log_w": log_weight}, {})
+    log_weight = site_log_prob(site, operands, jnp.zeros((0,)), check_support=False)
+    return Outcome(jnp.zeros(site.shape), {"log_prob": log_weight, "log_w": log_weight}, {})
 
 
 def _valued(found: list[Place]) -> list[Place]:

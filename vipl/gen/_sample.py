@@ -65,7 +65,6 @@ def sample(address: str | tuple[str, ...], source: Any, estimator: Estimator | N
         num_source=len(leaves),
         shape=tuple(value.shape),
         dtype=value.dtype,
-        lanes=(),
         support=describe_source(source),
         where=where,
     )
@@ -96,7 +95,7 @@ def factor(address: str | tuple[str, ...], log_weight: Any) -> None:
         )
     packed, leaves = pack(Factor(log_weight))
     dtype = jnp.result_type(float)
-    site = Site(address, packed, None, 1, (0,), dtype, (), None, where)
+    site = Site(address, packed, None, 1, (0,), dtype, None, where)
     sample_p.bind(*leaves, site=site)
 
 
@@ -129,14 +128,14 @@ def points_program(config: tuple[Packed, Packed, int]) -> Any:
     return points
 
 
-def points_of(site: Site, lane_avals: tuple[Any, ...]) -> SiteProgram:
+def points_of(site: Site, avals: tuple[Any, ...]) -> SiteProgram:
     """The estimator of a site, traced and checked; errors of the estimator are given the site's place."""
     try:
-        program = site_program(points_program, (site.source, site.estimator, site.num_source), lane_avals)
+        program = site_program(points_program, (site.source, site.estimator, site.num_source), avals)
     except ViplError as error:
         raise error.located(site.at()) if not error.at else error from None
     points = program.shape
-    name = type(site.estimator.unpack(lane_avals[site.num_source :])).__name__  # type: ignore[union-attr]
+    name = type(site.estimator.unpack(avals[site.num_source :])).__name__  # type: ignore[union-attr]
     if not isinstance(points, (Draw, Support)):
         raise _malformed(site, name, f"`points` returned {show_aval(points)}", "vipl.Draw or vipl.Support")
     values = points.value if isinstance(points, Draw) else points.values
