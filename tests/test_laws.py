@@ -184,7 +184,24 @@ def test_no_second_derivative_passes_measure_valued(order):
         jax.grad(first, argnums=outer)(0.3, 2.0)
 
 
-@pytest.mark.parametrize("make", [lambda t: dist.Uniform(0.0, t), lambda t: dist.Pareto(t, 3.0), dist.Delta])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda t: dist.Uniform(0.0, t),
+        lambda t: dist.Pareto(t, 3.0),
+        dist.Delta,
+        lambda t: dist.MixtureSameFamily(dist.Categorical(jnp.ones(2) / 2), dist.Delta(t * jnp.array([1.0, 2.0]))),
+        lambda t: dist.MixtureGeneral(
+            dist.Categorical(jnp.ones(2) / 2),
+            [dist.Uniform(0.0, t), dist.Normal(t, 1.0)],
+            support=dist.constraints.real,
+        ),
+        lambda t: dist.TransformedDistribution(dist.Poisson(2.0), dist.transforms.AffineTransform(0.0, t)),
+        lambda t: dist.TransformedDistribution(
+            dist.Normal(0.0, 1.0), [dist.transforms.SigmoidTransform(), dist.transforms.AffineTransform(0.0, t)]
+        ),
+    ],
+)
 def test_score_refuses_derivatives_in_the_support(make):
     """The score has no boundary term: d/dt E[x] under Uniform(0, t) would be -0.5 instead of 0.5."""
     objective = vipl.expectation(lambda t: sample("x", make(t), Score()))
@@ -199,10 +216,54 @@ def test_nan_stays_nan_under_enumerate():
     assert jnp.isnan(objective.estimate(KEY, jnp.nan))
 
 
-def test_values_outside_the_support_have_density_zero():
-    model = vipl.gen(lambda: sample("x", dist.HalfNormal(1.0)))
-    assert model().assess({"x": -0.5}).log_prob == -jnp.inf
-    assert jnp.isnan(model().assess({"x": jnp.nan}).log_prob)
+SHIFT = dist.transforms.AffineTransform(3.0, 2.0)
+FIRST = jnp.array([True, False])
+WALK = dist.GaussianRandomWalk(1.0, 2)
+
+
+@pytest.mark.parametrize(
+    ("d", "inside", "outside"),
+    [
+        (dist.HalfNormal(1.0), 0.5, -0.5),
+        (dist.Uniform(0.0, 1.0), 0.3, 1.2),
+        (dist.Delta(1.5), 1.5, 1.6),
+        (dist.TransformedDistribution(dist.Exponential(1.0), SHIFT), 4.0, 2.0),
+        (dist.HalfNormal(1.0).expand([2]), [1.0, 2.0], [1.0, -2.0]),
+        (dist.HalfNormal(jnp.ones(2)).mask(FIRST).to_event(1), [1.0, -2.0], [-1.0, 2.0]),
+        (dist.Dirichlet(jnp.ones(2)), [0.4, 0.6], [0.4, 0.7]),
+        (dist.Bernoulli(0.3), 1, 2),
+        (dist.Poisson(2.0), 0, -1),
+    ],
+)
+def test_values_outside_the_support_have_density_zero(d, inside, outside):
+    assess = lambda x: vipl.gen(lambda: sample("x", d))().assess({"x": jnp.asarray(x)}).log_prob  # noqa: E731
+    np.testing.assert_allclose(assess(inside), jnp.sum(d.log_prob(jnp.asarray(inside))), rtol=1e-12)
+    assert assess(outside) == -jnp.inf
+
+
+MIXED = dist.MixtureGeneral(dist.Categorical(jnp.ones(2) / 2), [dist.Normal(0.0, 1.0), dist.Normal(1.0, 1.0)])
+
+
+@pytest.mark.filterwarnings("ignore:Out-of-support values")
+@pytest.mark.parametrize(
+    "d", [dist.Normal(0.0, 1.0), dist.Uniform(0.0, 1.0), dist.Delta(1.5), WALK, MIXED], ids=lambda d: type(d).__name__
+)
+def test_the_density_of_nan_is_nan(d):
+    model = vipl.gen(lambda: sample("x", d))
+    assert jnp.isnan(model().assess({"x": jnp.full(d.shape(), jnp.nan)}).log_prob)
+    assert model().assess({"x": jnp.ones(d.shape())}).log_prob > -jnp.inf or isinstance(d, dist.Delta)
+
+
+def test_what_a_mask_takes_out_may_be_nan():
+    d = dist.HalfNormal(jnp.ones(2)).mask(FIRST).to_event(1)
+    model = vipl.gen(lambda: sample("x", d))
+    expected = dist.HalfNormal(1.0).log_prob(0.4)
+    np.testing.assert_allclose(model().assess({"x": jnp.array([0.4, jnp.nan])}).log_prob, expected, rtol=1e-12)
+
+
+def test_a_distribution_that_loses_its_support_as_a_pytree():
+    model = vipl.gen(lambda: sample("x", dist.Levy(0.0, 1.0)))
+    np.testing.assert_allclose(model().assess({"x": 2.0}).log_prob, dist.Levy(0.0, 1.0).log_prob(2.0), rtol=1e-12)
 
 
 def test_shared_addresses_of_branches_are_all_checked():
@@ -254,16 +315,36 @@ def test_program_size_is_linear_in_measure_valued_sites():
     assert sixteen - eight <= 2.2 * (eight - four)
 
 
-def test_keys_are_used_once():
-    """Under JAX's checker of key reuse, for sites outside loops (it does not follow keys that are reshaped)."""
+@pytest.mark.parametrize("num_samples", [1, 2])
+def test_keys_are_used_once(num_samples):
+    """Under JAX's checker of key reuse: plain, in lanes, in loops, in a branch, and in a loop in lanes."""
 
-    @vipl.expectation
-    def objective(m):
+    def sites(m):
         x = sample("x", dist.Normal(m, 1.0), Score())
         return sample("y", dist.Normal(x, 1.0)) + sample("b", dist.Bernoulli(0.4), MeasureValued())
 
+    def loop(m):
+        return lax.scan(lambda c, _: (c + sites(m), None), 0.0, None, length=3)[0]
+
+    @vipl.expectation
+    def objective(m):
+        gammas = sample("g", dist.Gamma(2.0, 1.0)) + sample("h", dist.Gamma(2.0, 1.0))
+        lanes = jax.vmap(sites)(m + jnp.arange(3.0)).sum() + jax.vmap(loop)(m + jnp.arange(2.0)).sum()
+        return gammas + sites(m) + loop(m) + lanes + lax.cond(m > 0, sites, loop, m)
+
     with jax.debug_key_reuse(True):
-        assert jnp.isfinite(jax.jit(objective.estimate)(jax.random.key(5), 0.3))
+        assert jnp.isfinite(jax.jit(objective.estimate, static_argnames="num_samples")(
+            jax.random.key(5), 0.3, num_samples=num_samples))  # fmt: skip
+        reuse = vipl.gen(lambda: sample("x", Reused()))
+        with pytest.raises(jax.errors.KeyReuseError):
+            reuse().simulate(jax.random.key(5))
+
+
+class Reused(dist.Normal):
+    """Draws with one key twice, which the checker sees."""
+
+    def sample(self, key, sample_shape=()):
+        return super().sample(key, sample_shape) + super().sample(key, sample_shape)
 
 
 ROOMS = [{"_compat", "_errors"}, {"core"}, {"gen"}, {"estimators"}, {"fit", "testing"}, {"interop"}, {"demo"}]

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from vipl import _compat
+from vipl._errors import ProgramError, show_aval
 from vipl.core._interpret import Path, evaluate, plain, read, walk
 from vipl.core._keys import fold_loop, fold_tag, place_digest
 from vipl.core._places import Place
@@ -49,6 +50,14 @@ def _split(build: Callable, config: Any, avals: tuple[Any, ...], mode: Any) -> S
     jaxpr, shape = jax.make_jaxpr(fn, return_shape=True)(key, *avals)
     flat = jax.make_jaxpr(lambda *args: walk(jaxpr, args, _inline))(key, *avals)
     constvars, consts, invars, eqns, outvars = _compat.parts(flat)
+    if any(isinstance(c, _compat.Tracer) for c in consts):
+        raise ProgramError(
+            "a function that a site holds closes over a value that is computed in the program.",
+            at="",
+            got=f"a closure over {', '.join(show_aval(c) for c in consts if isinstance(c, _compat.Tracer))}",
+            expected="values as fields of the estimator, or parameters of the distribution",
+            mend="pass the value itself, e.g. Score(baseline=value), not a function that closes over it",
+        )
     treedef = jax.tree.structure(shape)
 
     # 0: a constant.  1: depends on the key, not on operands.  2: depends on operands.
@@ -109,8 +118,13 @@ def handed(key: Any, found: Sequence[Place], programs: dict[Path, SiteProgram]) 
             keys = fold_loop(keys, loop)
         noise = [keys] if kind == "key" else _noise(programs[members[0].path], keys)
         for i, place in enumerate(members):
-            out[place.path] = [x[i] for x in noise]
+            out[place.path] = [_own(x[i]) for x in noise]
     return out
+
+
+def _own(x: Any) -> Any:
+    """A site's part of what its group was given; a key of it is a key of its own."""
+    return jax.random.clone(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
 
 
 def handed_in_while(

@@ -64,12 +64,15 @@ def as_key(key: Any) -> Any:
 
 
 def fold_loop(keys: Any, loop: Loop) -> Any:
-    """Keys for all indices of one loop: adds an axis at the end."""
+    """Keys for all indices of one loop: adds an axis at the end.
+
+    They are new keys; `clone` says so to JAX's checker of key reuse, which takes a transposed key for a used one.
+    """
     tagged = fold_tag(keys, loop.kind)
     fold = jax.random.fold_in
     for _ in range(tagged.ndim):
         fold = jax.vmap(fold, (0, None))
-    return jax.vmap(fold, (None, 0), tagged.ndim)(tagged, jnp.arange(loop.size, dtype=jnp.uint32))
+    return jax.random.clone(jax.vmap(fold, (None, 0), tagged.ndim)(tagged, jnp.arange(loop.size, dtype=jnp.uint32)))
 
 
 def fold_tag(keys: Any, kind: str, index: Any = None) -> Any:

@@ -13,6 +13,7 @@ from jax import lax
 from vipl._errors import EstimatorError
 from vipl.estimators._enumerate import finite_support
 from vipl.gen import Alternatives, Draw, Estimator, Law
+from vipl.gen._density import innermost
 
 
 class Branch(NamedTuple):
@@ -54,15 +55,10 @@ class MeasureValued(Estimator):
         """The draw and, for each element, its alternatives."""
         draw_key, other_key = jax.random.split(key)
         x = lax.stop_gradient(law.sample(draw_key))
-        d = family(law.dist)
+        d = innermost(law.dist)  # its parameters broadcast to the shape of the draw
         branches = branches_of(d, x, other_key)
         fixed = d.concentration if isinstance(d, dist.Gamma) else None
         return Draw(x, alternatives=one_at_a_time(x, branches), fixed=fixed)
-
-
-def family(d: Any) -> Any:
-    """The distribution whose parameters broadcast to the draw's shape: without `to_event` and `expand`."""
-    return family(d.base_dist) if isinstance(d, (dist.Independent, dist.ExpandedDistribution)) else d
 
 
 def one_at_a_time(x: Any, branches: list[Branch]) -> Alternatives:
@@ -116,13 +112,14 @@ def _bernoulli(d: Any, x: Any, key: Any) -> list[Branch]:
 @branches_of.register(dist.CategoricalProbs)
 @branches_of.register(dist.CategoricalLogits)
 def _categorical(d: Any, x: Any, key: Any) -> list[Branch]:
-    """d/dp_i E[k] = k(i): all other values are alternatives."""
+    """d/dp_i E[k] = k(i): all other values are alternatives; but not those whose logit is -inf, where dp_i = 0."""
     del key
     _, log_probs = finite_support(Law(d), "MeasureValued()")
     n = log_probs.shape[0]
-    probs = jnp.broadcast_to(jnp.moveaxis(jnp.exp(log_probs), 0, -1), (*x.shape, n))
+    log_probs = jnp.broadcast_to(jnp.moveaxis(log_probs, 0, -1), (*x.shape, n))
     others = [(x + j) % n for j in range(1, n)]
-    return [Branch(y, change(jnp.take_along_axis(probs, y[..., None], -1)[..., 0])) for y in others]
+    log_p = [jnp.take_along_axis(log_probs, y[..., None], -1)[..., 0] for y in others]
+    return [Branch(jnp.where(l == -jnp.inf, x, y), change(jnp.exp(l))) for l, y in zip(log_p, others, strict=True)]
 
 
 @branches_of.register

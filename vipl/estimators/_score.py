@@ -13,6 +13,8 @@ from jax import lax
 
 from vipl._errors import EstimatorError
 from vipl.gen import Draw, Estimator, Law, box
+from vipl.gen._density import innermost
+from vipl.gen._supports import EVERYWHERE, describe
 
 
 @dataclass(frozen=True)
@@ -66,13 +68,25 @@ class Score(Estimator):
 
 
 def support_parameters(d: Any) -> list[Any]:
-    """The parameters that move the support of a distribution, where a score misses a boundary term."""
-    while isinstance(d, (dist.Independent, dist.ExpandedDistribution)):
-        d = d.base_dist
+    """The parameters that move the support of a distribution, where a score misses a boundary term.
+
+    Bounds; the places of atoms; parameters of transforms of anything that is not all of the real numbers.
+    """
+    d = innermost(d)
+    found = []
     if isinstance(d, dist.Delta):
         found = [d.v]
-    elif isinstance(d, dist.TransformedDistribution) and d.base_dist.support is not dist.constraints.real:
-        found = [*jax.tree.leaves(d.transforms), *support_parameters(d.base_dist)]
-    else:
-        found = [getattr(d.support, name, None) for name in ("lower_bound", "upper_bound")]
+    elif isinstance(d, dist.MixtureSameFamily):
+        found = support_parameters(d.component_distribution)
+    elif isinstance(d, dist.MixtureGeneral):
+        found = [x for component in d.component_distributions for x in support_parameters(component)]
+    elif isinstance(d, dist.TransformedDistribution):
+        found, support = support_parameters(d.base_dist), innermost(d.base_dist).support
+        for transform in d.transforms:
+            if describe(support) != EVERYWHERE:
+                found += jax.tree.leaves(transform)
+            support = transform.codomain
+        found += [getattr(support, name, None) for name in ("lower_bound", "upper_bound")]
+    elif (support := getattr(d, "support", None)) is not None:
+        found = [getattr(support, name, None) for name in ("lower_bound", "upper_bound")]
     return [x for x in found if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.inexact)]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ from vipl import _compat
 from vipl._errors import DistributionError, show_aval
 from vipl.core._packed import Packed
 from vipl.core._site import Site
-from vipl.gen._supports import Interval, describe
+from vipl.gen._supports import EVERYWHERE, describe
 
 
 @jax.tree_util.register_pytree_node_class
@@ -53,15 +52,17 @@ def is_factor(site: Site) -> bool:
     return site.source.treedef == jax.tree.structure(Factor(0.0))
 
 
-_EVERYWHERE = Interval("real", -math.inf, math.inf)
+def innermost(d: Any) -> Any:
+    """The distribution without `to_event`, `expand` and masks."""
+    while isinstance(d, (dist.Independent, dist.ExpandedDistribution, dist.MaskedDistribution)):
+        d = d.base_dist
+    return d
 
 
 def describe_source(d: Any) -> Any:
     """The support of a distribution as checks compare it; None where what it claims is not what it draws."""
-    base = d
-    while isinstance(base, (dist.Independent, dist.ExpandedDistribution, dist.MaskedDistribution)):
-        base = base.base_dist
-    claims = isinstance(base, (dist.Delta, dist.TransformedDistribution)) or base.support is None
+    base = innermost(d)
+    claims = isinstance(base, (dist.Delta, dist.TransformedDistribution)) or getattr(base, "support", None) is None
     return None if claims and not _honest(base) else describe(d.support)
 
 
@@ -69,10 +70,7 @@ def _honest(d: Any) -> bool:
     """Whether a transformed distribution's support follows from its base's: every number for every number."""
     if not isinstance(d, dist.TransformedDistribution):
         return False
-    base = d.base_dist
-    while isinstance(base, (dist.Independent, dist.ExpandedDistribution)):
-        base = base.base_dist
-    return describe(base.support) == _EVERYWHERE
+    return describe(innermost(d.base_dist).support) == EVERYWHERE
 
 
 class _NoSampler(Exception):
@@ -156,28 +154,65 @@ def _describe_source(source: Any) -> str:
     return f"{show_aval(source)} of {type(source).__module__.split('.')[0]}"
 
 
-def in_support(d: Any, value: Any) -> Any:
-    """Where the density may be nonzero; masked entries and NaN count as inside, so that NaN stays NaN."""
+class Verdict(NamedTuple):
+    """What is known of a value before its density is looked at; both of the shape of the log density.
+
+    Attributes:
+      inside: whether it lies in the support; what a mask takes out counts as inside.
+      nan: whether a part of it is NaN, which the density has to show.
+    """
+
+    inside: Any
+    nan: Any
+
+
+def verdict(d: Any, value: Any) -> Verdict:
+    """Looks at a value through masks, `to_event`, `expand` and transforms.
+
+    NumPyro's support of a transformed distribution is the range of its last transform; the value also has to come
+    from a point in the base's support.
+    """
+    ndim = jnp.ndim(value) - len(d.event_shape)
     if isinstance(d, dist.MaskedDistribution):
-        return jnp.logical_or(jnp.logical_not(d._mask), in_support(d.base_dist, value))
-    ok = d.support(value)
-    if jnp.issubdtype(value.dtype, jnp.inexact):
-        nan = jnp.isnan(value)
-        ok = ok | jnp.any(nan, axis=tuple(range(jnp.ndim(ok), nan.ndim)))
-    return ok
+        inner = verdict(d.base_dist, value)
+        return Verdict(inner.inside | jnp.logical_not(d._mask), inner.nan & jnp.asarray(d._mask))
+    if isinstance(d, (dist.Independent, dist.ExpandedDistribution)):
+        inner = verdict(d.base_dist, value)
+        return Verdict(_over_event(jnp.all, inner.inside, ndim), _over_event(jnp.any, inner.nan, ndim))
+    if isinstance(d, dist.TransformedDistribution):
+        x, inside = value, jnp.array(True)
+        for transform in reversed(d.transforms):
+            inside = inside & _over_event(jnp.all, transform.codomain(x), ndim)
+            x = transform.inv(x)
+        inside = inside & _over_event(jnp.all, verdict(d.base_dist, x).inside, ndim)
+    else:
+        support = getattr(d, "support", None)  # some NumPyro classes lose it as pytrees: no verdict
+        inside = jnp.array(True) if support is None else _over_event(jnp.all, support(value), ndim)
+    nan = jnp.isnan(value) if jnp.issubdtype(value.dtype, jnp.inexact) else jnp.zeros(jnp.shape(value), bool)
+    return Verdict(jnp.broadcast_to(inside, jnp.shape(value)[:ndim]), _over_event(jnp.any, nan, ndim))
 
 
-def site_log_prob(site: Site, operands: Sequence[Any], value: Any, *, check_support: bool) -> Any:
+def _over_event(reduce: Callable, x: Any, ndim: int) -> Any:
+    return reduce(x, axis=tuple(range(ndim, jnp.ndim(x))))
+
+
+# Their densities are positive for every number, and NaN for NaN: nothing to check.
+_PLAIN = (dist.Normal, dist.MultivariateNormal, dist.StudentT, dist.Laplace, dist.Cauchy, dist.Logistic, dist.Gumbel)
+
+
+def site_log_prob(site: Site, operands: Sequence[Any], value: Any, *, check: bool) -> Any:
     """f[], the log density of a site's value, summed over batch dimensions.
 
     Args:
       site: the site.
       operands: its operands.
       value: [...], the value.
-      check_support: whether values outside the support get -inf (NumPyro's densities alone do not).
+      check: whether the value may lie outside the support, or be NaN: its log density is then -inf, or NaN.
+        (NumPyro's densities alone are neither, for many families.)
     """
     d = site.source.unpack(operands[: site.num_source])
     log_prob = d.log_prob(value)
-    if check_support and not is_factor(site) and site.support != _EVERYWHERE:
-        log_prob = jnp.where(in_support(d, value), log_prob, -jnp.inf)
+    if check and not isinstance(innermost(d), (Factor, *_PLAIN)):
+        inside, nan = verdict(d, value)
+        log_prob = jnp.where(nan, jnp.nan, jnp.where(inside | nan, log_prob, -jnp.inf))
     return lax.convert_element_type(jnp.sum(log_prob), float)

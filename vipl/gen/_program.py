@@ -159,7 +159,7 @@ class Program:
             if is_factor(site):
                 return _factor(site, operands)
             value = sample_p.bind(*operands, site=site)
-            log_prob = site_log_prob(site, operands, value, check_support=False)
+            log_prob = site_log_prob(site, operands, value, check=False)
             return Outcome(value, {"log_prob": log_prob}, {visit.path: value})
 
         outs, totals, emits = run(staged.jaxpr, [], Interpreter(handle, None, "simulate"), {})
@@ -249,9 +249,9 @@ class Program:
                 return _factor(site, operands)
             if value is None:
                 value = sample_p.bind(*operands, site=site)
-                log_prob = site_log_prob(site, operands, value, check_support=False)
+                log_prob = site_log_prob(site, operands, value, check=False)
                 return Outcome(value, {"log_prob": log_prob}, {visit.path: value})
-            log_prob = site_log_prob(site, operands, value, check_support=site.address not in surely_inside)
+            log_prob = site_log_prob(site, operands, value, check=site.address not in surely_inside)
             return Outcome(value, {"log_prob": log_prob, "log_w": log_prob}, {visit.path: value})
 
         return run(staged.jaxpr, [], Interpreter(handle, None, verb), by_path)
@@ -330,7 +330,7 @@ def with_estimators(fn: Callable, estimators: Any, name: str, *args: Any, **kwar
 
 
 def _factor(site: Site, operands: Any) -> Outcome:
-    log_weight = site_log_prob(site, operands, jnp.zeros((0,)), check_support=False)
+    log_weight = site_log_prob(site, operands, jnp.zeros((0,)), check=False)
     return Outcome(jnp.zeros(site.shape), {"log_prob": log_weight, "log_w": log_weight}, {})
 
 

@@ -32,6 +32,9 @@ class Interval(NamedTuple):
         return f"{self.kind}s from {low} to {high}"
 
 
+EVERYWHERE = Interval("real", -_INF, _INF)
+
+
 class Named(NamedTuple):
     """A support that is known by its class alone, such as the simplex."""
 
@@ -60,7 +63,7 @@ def describe(s: Any) -> Interval | Named | None:
     if lowered == "boolean":
         return Interval("integer", 0.0, 1.0)
     if lowered in ("real", "realvector"):
-        return Interval("real", -_INF, _INF)
+        return EVERYWHERE
     if any(word in lowered for word in _INTERVALS):
         low = _number(s.lower_bound) if hasattr(s, "lower_bound") else -_INF
         high = _number(s.upper_bound) if hasattr(s, "upper_bound") else _INF
