@@ -209,6 +209,15 @@ def test_score_refuses_derivatives_in_the_support(make):
         objective.value_and_grad(KEY, 1.3)
 
 
+def test_impossible_categories_are_not_looked_at():
+    """d/dt of the entropy of (sigmoid(t), 1 - sigmoid(t), 0) = - t p (1 - p); log 0 of the third is never taken."""
+    guide = vipl.gen(lambda t: sample("x", dist.Categorical(logits=jnp.stack([t, 0 * t, 0 * t - jnp.inf]))))
+    p = jax.nn.sigmoid(0.8)
+    for estimator in (Score(), Enumerate(), MeasureValued()):
+        entropy = vipl.expectation(lambda t: -guide(t).simulate().log_prob).with_estimators({"x": estimator})
+        assert_unbiased(gradient(entropy, 0.8), -0.8 * p * (1 - p), key=KEY, resolution=0.02)
+
+
 def test_nan_stays_nan_under_enumerate():
     objective = vipl.expectation(
         lambda t: 1.0 + sample("x", dist.Categorical(logits=jnp.stack([t, 0.0 * t])), Enumerate())

@@ -280,6 +280,15 @@ def baseline_not_a_scalar():
 
 
 @malformed
+def baseline_that_closes_over_a_draw():
+    def program():
+        z = sample("z", dist.Normal(0.0, 1.0))
+        return sample("x", dist.Normal(z, 1.0), Score(baseline=lambda d: z**2))
+
+    expected(program)
+
+
+@malformed
 def leave_one_out_of_one():
     expected(lambda: sample("x", dist.Normal(0.0, 1.0), Score(LeaveOneOut())))
 
@@ -410,6 +419,14 @@ def site_in_a_linear_solve():
         return lax.custom_linear_solve(matvec, jnp.ones(2), lambda _, b: b / 2, symmetric=True)
 
     seeded(program)
+
+
+@malformed
+def site_in_shard_map():
+    mesh = jax.make_mesh((1,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec("i")
+    draw = jax.shard_map(lambda m: sample("x", dist.Normal(m, 1.0)), mesh=mesh, in_specs=spec, out_specs=spec)
+    seeded(lambda: draw(jnp.zeros(1)))
 
 
 @malformed

@@ -119,7 +119,7 @@ def _categorical(d: Any, x: Any, key: Any) -> list[Branch]:
     log_probs = jnp.broadcast_to(jnp.moveaxis(log_probs, 0, -1), (*x.shape, n))
     others = [(x + j) % n for j in range(1, n)]
     log_p = [jnp.take_along_axis(log_probs, y[..., None], -1)[..., 0] for y in others]
-    return [Branch(jnp.where(l == -jnp.inf, x, y), change(jnp.exp(l))) for l, y in zip(log_p, others, strict=True)]
+    return [Branch(jnp.where(lp == -jnp.inf, x, y), change(jnp.exp(lp))) for lp, y in zip(log_p, others, strict=True)]
 
 
 @branches_of.register

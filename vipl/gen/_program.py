@@ -141,7 +141,9 @@ class Program:
         x ~ p;   log_prob = log p(x).
 
         Args:
-          key: PRNG key; None inside a program, whose effects the draws then are.
+          key: PRNG key; None inside a program, whose effects the draws then are. With a key the run is compiled, and
+            staged once for each kind of arguments: as under `jax.jit`, what the function closes over is what it was
+            at the first call.
 
         Returns:
           A `Trace`. Differentiable in the parameters of reparametrized sites; inside an expectation, unbiased in all.
