@@ -356,7 +356,17 @@ class Reused(dist.Normal):
         return super().sample(key, sample_shape) + super().sample(key, sample_shape)
 
 
-ROOMS = [{"_compat", "_errors"}, {"core"}, {"gen"}, {"estimators"}, {"fit", "testing"}, {"interop"}, {"demo"}]
+ROOMS = [
+    {"_compat", "_errors"},
+    {"core"},
+    {"gen"},
+    {"estimators"},
+    {"inference"},
+    {"objectives"},
+    {"fit", "testing"},
+    {"interop"},
+    {"demo"},
+]
 PACKAGE = Path(vipl.__file__).parent
 
 

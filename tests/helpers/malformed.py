@@ -8,7 +8,19 @@ import numpyro.distributions as dist
 from jax import lax
 
 import vipl
-from vipl import Enumerate, Estimator, LeaveOneOut, MeasureValued, Reparam, Score, sample
+from vipl import (
+    Enumerate,
+    Enumeration,
+    Estimator,
+    LeaveOneOut,
+    MeasureValued,
+    Reparam,
+    Score,
+    importance,
+    marginal,
+    normalize,
+    sample,
+)
 
 KEY = jax.random.key(0)
 MALFORMED = {}
@@ -516,3 +528,87 @@ def argument_not_hashable():
 @malformed
 def result_not_an_array():
     seeded(lambda: (sample("x", dist.Normal(0.0, 1.0)), {1, 2}))
+
+
+# --- estimated densities --------------------------------------------------------------------------------------
+
+
+@vipl.gen
+def pair():
+    """Two choices and a number that depends on them."""
+    a = sample("a", dist.Bernoulli(0.3))
+    b = sample("b", dist.Normal(0.0, 1.0))
+    sample("x", dist.Normal(a + b, 1.0))
+
+
+@vipl.gen
+def uses_a_marginal():
+    """A marginal of two choices as a site."""
+    sample("s", marginal(pair(), ("b", "x")))
+
+
+@malformed
+def marginal_of_a_function():
+    marginal(pair, "x")
+
+
+@malformed
+def marginal_of_nothing():
+    marginal(pair(), ())
+
+
+@malformed
+def marginal_of_an_unknown_address():
+    marginal(pair(), "y").simulate(KEY)
+
+
+@malformed
+def marginal_with_a_number_of_particles():
+    marginal(pair(), "x", 5)
+
+
+@malformed
+def marginal_assessed_at_another_address():
+    marginal(pair(), "x").assess({"x": 0.3, "a": 1}, key=KEY)
+
+
+@malformed
+def no_particles():
+    importance(pair(), {"x": 0.3}, num_particles=0, key=KEY)
+
+
+@malformed
+def enumeration_of_a_normal():
+    marginal(pair(), "x", Enumeration()).assess({"x": 0.3}, key=KEY)
+
+
+@malformed
+def enumeration_of_too_many_values():
+    many = vipl.gen(lambda: sample("a", dist.Bernoulli(0.3 * jnp.ones(30))).sum() + sample("x", dist.Normal(0.0, 1.0)))
+    marginal(many(), "x", Enumeration()).assess({"x": 0.3}, key=KEY)
+
+
+@malformed
+def enumeration_of_an_estimated_site():
+    whole = vipl.gen(lambda: sample("s", marginal(pair(), "a")) + sample("x", dist.Normal(0.0, 1.0)))
+    marginal(whole(), "x", Enumeration()).assess({"x": 0.3}, key=KEY)
+
+
+@malformed
+def enumeration_of_a_posterior():
+    marginal(marginal(pair(), ("a", "x")), "x", Enumeration()).assess({"x": 0.3}, key=KEY)
+
+
+@malformed
+def values_of_a_marginal_given_in_part():
+    uses_a_marginal().generate({"s": {"x": 0.3}}, key=KEY)
+
+
+@malformed
+def given_an_unknown_address():
+    normalize(pair(), {"y": 0.3}).simulate(KEY)
+
+
+@malformed
+def proposal_without_an_address():
+    importance(pair(), {"x": 0.3}, vipl.gen(lambda: sample("a", dist.Bernoulli(0.5)))(), num_particles=2, key=KEY)

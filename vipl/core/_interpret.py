@@ -31,6 +31,7 @@ from jax import lax
 
 from vipl import _compat
 from vipl._errors import ControlFlowError
+from vipl.core._composite import Composite, composite_p
 from vipl.core._holds import eqn_holds_site, sites_of
 from vipl.core._places import places
 from vipl.core._site import Lane, Path, Site, lanes_p, sample_p
@@ -65,11 +66,14 @@ class Interpreter(NamedTuple):
       in_while: `(places, given, count) -> given` makes what the sites of one pass through a `while` loop are
         handed; None where an unknown number of draws has no meaning.
       name: what the interpreter does, for messages.
+      compose: `(composite, operands, given, path) -> Outcome` takes a composite as a whole; `given` and `emits` have
+        one entry for each of its values, at `(*path, number)`. None: only the sites of its `draw` are seen.
     """
 
     handle: Callable[[Visit, Sequence[Any], Any], Outcome]
     in_while: Callable[[Any, Any, Any], Any] | None
     name: str
+    compose: Callable[[Composite, list[Any], list[Any], Path], Outcome] | None = None
 
 
 # --- the loop ---------------------------------------------------------------------------------------------
@@ -139,6 +143,16 @@ def _sum_axis(out: Outcome) -> Outcome:
 def _sample_rule(eqn: Any, values: list[Any], interpreter: Interpreter, given: Any, path: Path) -> Outcome:
     out = interpreter.handle(Visit(eqn.params["site"], path), values, given.get(path))
     return out._replace(value=[out.value])
+
+
+def _composite_rule(eqn: Any, values: list[Any], interpreter: Interpreter, given: Any, path: Path) -> Outcome:
+    composite: Composite = eqn.params["composite"]
+    if interpreter.compose is not None:
+        return interpreter.compose(
+            composite, values, [given.get((*path, k)) for k in range(len(composite.sites))], path
+        )
+    out = run(composite.draw, values[: composite.num_draw], interpreter, given, path)
+    return out._replace(value=out.value[:-1])
 
 
 def _jit_rule(eqn: Any, values: list[Any], interpreter: Interpreter, given: Any, path: Path) -> Outcome:
@@ -240,6 +254,7 @@ def _while_rule(eqn: Any, values: list[Any], interpreter: Interpreter, given: An
 
 _RULES: dict[Any, Callable] = {
     sample_p: _sample_rule,
+    composite_p: _composite_rule,
     lanes_p: _lanes_rule,
     _compat.jit_p: _jit_rule,
     _compat.remat_p: _remat_rule,

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from vipl import _compat
 from vipl._errors import AddressError, show_address
+from vipl.core._composite import composite_p
 from vipl.core._holds import eqn_holds_site
 from vipl.core._site import Path, Site, lanes_p, sample_p
 
@@ -62,39 +63,58 @@ class Place(NamedTuple):
         return math.prod(self.loop_shape)
 
 
-def places(jaxpr: Any, path: Path = ()) -> list[Place]:
-    """Lists the sites of a program in order."""
-    found, _ = _walk(jaxpr, path, (), None, {})
+def places(jaxpr: Any, path: Path = (), *, whole: bool = False) -> list[Place]:
+    """Lists the sites of a program in order.
+
+    Args:
+      jaxpr: the program.
+      path: where it stands.
+      whole: whether a composite counts as its values, each a place, or as the sites of its `draw`.
+    """
+    found, _ = _walk(jaxpr, path, (), None, {}, whole)
     return found
 
 
 def _walk(
-    jaxpr: Any, path: Path, loops: tuple[Loop, ...], outside_while: int | None, counts: dict[tuple[str, ...], int]
+    jaxpr: Any,
+    path: Path,
+    loops: tuple[Loop, ...],
+    outside_while: int | None,
+    counts: dict[tuple[str, ...], int],
+    whole: bool,
 ) -> tuple[list[Place], dict[tuple[str, ...], int]]:
     found: list[Place] = []
     for i, eqn in enumerate(_compat.parts(jaxpr).eqns):
         here = (*path, i)
-        if eqn.primitive is sample_p:
-            site = eqn.params["site"]
-            occurrence = counts.get(site.address, 0)
-            counts = counts | {site.address: occurrence + 1}
+        if eqn.primitive is sample_p or (whole and eqn.primitive is composite_p):
             avals = tuple(v.aval for v in eqn.invars)
-            found.append(Place(here, site, avals, loops, occurrence, outside_while))
+            for at, site in _sites(eqn, here):
+                occurrence = counts.get(site.address, 0)
+                counts = counts | {site.address: occurrence + 1}
+                found.append(Place(at, site, avals, loops, occurrence, outside_while))
         elif eqn_holds_site(eqn):
             alternatives = []
             for inner_path, inner, loop, is_while in _children(eqn, here):
                 start = alternatives[-1] if alternatives and is_while else counts
                 outside = len(loops) if is_while and outside_while is None else outside_while
-                inside, after = _walk(inner, inner_path, loops + loop, outside, start)
+                inside, after = _walk(inner, inner_path, loops + loop, outside, start, whole)
                 found += inside
                 alternatives.append(after)
             counts = {a: max(c.get(a, 0) for c in alternatives) for c in alternatives for a in c} or counts
     return found, counts
 
 
+def _sites(eqn: Any, path: Path) -> list[tuple[Path, Site]]:
+    if eqn.primitive is sample_p:
+        return [(path, eqn.params["site"])]
+    return [((*path, k), site) for k, site in enumerate(eqn.params["composite"].sites)]
+
+
 def _children(eqn: Any, path: Path) -> Sequence[tuple[Path, Any, tuple[Loop, ...], bool]]:
     """The programs inside an equation, with the paths that `run` gives them and the loop they stand in."""
     p = eqn.params
+    if eqn.primitive is composite_p:
+        return [(path, p["composite"].draw, (), False)]
     if eqn.primitive is lanes_p:
         return [(path, p["jaxpr"], (Loop("lane", p["lane"].size),), False)]
     if eqn.primitive is _compat.scan_p:

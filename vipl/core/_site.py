@@ -32,7 +32,7 @@ _PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 # Frames that are not the user's; programs in the package's own demo are users.
 _SKIPPED = (
     str(pathlib.Path(jax.__file__).resolve().parent),
-    *(str(_PACKAGE / room) for room in ("core", "gen", "estimators", "fit", "interop", "testing", "_compat")),
+    *(str(path) for path in _PACKAGE.iterdir() if path.stem not in ("demo", "__main__", "__init__")),
 )
 
 
@@ -57,7 +57,7 @@ class Site:
 
     Attributes:
       address: the path, outermost part first.
-      source: the distribution (or factor), packed.
+      source: the distribution (or factor), packed; None for a value of a composite.
       estimator: the gradient estimator, packed; None where the user named none.
       num_source: how many operands belong to the source; the others are the estimator's.
       shape: the value's shape.
@@ -67,7 +67,7 @@ class Site:
     """
 
     address: tuple[str, ...]
-    source: Packed
+    source: Any
     estimator: Packed | None
     num_source: int
     shape: tuple[int, ...]
@@ -106,8 +106,13 @@ Path = tuple[int, ...]
 """The position of a site in a program: the numbers of the equations (and branches) that lead to it."""
 
 
-def _refuse_derivative(params: dict[str, Any]) -> ControlFlowError:
-    site = params.get("site")
+def _site_of(params: dict[str, Any]) -> Site | None:
+    return params["composite"].sites[0] if "composite" in params else params.get("site")
+
+
+def refuse_derivative(params: dict[str, Any]) -> ControlFlowError:
+    """The second net."""
+    site = _site_of(params)
     return ControlFlowError(
         "a derivative is taken around a site, which would lose or repeat its draws.",
         at=site.at() if site else "a `cond` that holds a site",
@@ -117,8 +122,9 @@ def _refuse_derivative(params: dict[str, Any]) -> ControlFlowError:
     )
 
 
-def _outside(*_: Any, **params: Any) -> Any:
-    site = params.get("site")
+def outside(*_: Any, **params: Any) -> Any:
+    """The third net."""
+    site = _site_of(params)
     raise ProgramError(
         "a site is met outside every program, where nothing gives it a key.",
         at=site.at() if site else "a `cond` that holds a site",
@@ -142,8 +148,8 @@ sample_p = _compat.define_effectful_primitive(
     effect=sample_effect,
     abstract=_sample_abstract,
     batch=_sample_batch,
-    impl=_outside,
-    refuse_derivative=_refuse_derivative,
+    impl=outside,
+    refuse_derivative=refuse_derivative,
 )
 
 
@@ -177,7 +183,7 @@ lanes_p = _compat.define_effectful_primitive(
     effect=sample_effect,
     abstract=_lanes_abstract,
     batch=_lanes_batch,
-    impl=_outside,
-    refuse_derivative=_refuse_derivative,
+    impl=outside,
+    refuse_derivative=refuse_derivative,
     multiple_results=True,
 )

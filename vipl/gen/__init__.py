@@ -1,5 +1,6 @@
 """Addresses, choices, traces, generative functions."""
 
+from vipl.gen._estimated import Estimated as Estimated
 from vipl.gen._estimator import Alternatives as Alternatives
 from vipl.gen._estimator import Draw as Draw
 from vipl.gen._estimator import Estimator as Estimator
@@ -8,7 +9,8 @@ from vipl.gen._estimator import Support as Support
 from vipl.gen._estimator import box as box
 from vipl.gen._program import GenerativeFunction as GenerativeFunction
 from vipl.gen._program import Program as Program
-from vipl.gen._program import Trace as Trace
 from vipl.gen._program import gen as gen
 from vipl.gen._sample import factor as factor
 from vipl.gen._sample import sample as sample
+from vipl.gen._source import Source as Source
+from vipl.gen._source import Trace as Trace

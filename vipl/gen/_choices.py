@@ -43,6 +43,14 @@ def nest(flat: dict[Address, Any]) -> dict[str, Any]:
     return out
 
 
+def merge(*parts: dict[str, Any]) -> dict[str, Any]:
+    """Choices of several parts of one program in one nested dict; a later part wins where two have one address."""
+    flat: dict[Address, Any] = {}
+    for part in parts:
+        flat |= flatten(part, "the choices")
+    return nest(flat)
+
+
 def flatten(choices: Any, what: str) -> dict[Address, Any]:
     """Addresses from nested dicts; a leaf is whatever is not a dict."""
     if not isinstance(choices, dict):

@@ -49,7 +49,7 @@ class Factor:
 
 def is_factor(site: Site) -> bool:
     """Says whether a site is a factor."""
-    return site.source.treedef == jax.tree.structure(Factor(0.0))
+    return site.source is not None and site.source.treedef == jax.tree.structure(Factor(0.0))
 
 
 def innermost(d: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Generative functions: `simulate`, `assess`, `generate`.
+"""Generative functions: functions that call `sample`.
 
 Contracts, with p the density of all choices (times the factors):
 
@@ -6,9 +6,6 @@ Contracts, with p the density of all choices (times the factors):
     assess     log_prob = log p(x) for the given x
     generate   x_given as given, the rest drawn in order;  log_w = log p(x) - log p(rest drawn | ...),
                so that E[exp log_w] = p(x_given)
-
-Each is a program again when it is called without a key (what it draws stays a `sample` effect of the program
-around it), and a pure function when it is called with one.
 """
 
 from __future__ import annotations
@@ -21,36 +18,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vipl._errors import AddressError, ProgramError, SupportError, show_addresses
-from vipl.core._interpret import Interpreter, Outcome, run
-from vipl.core._keys import as_key
-from vipl.core._packed import Packed, pack, python_integer
+from vipl._errors import AddressError, SupportError, show_addresses
+from vipl.core._interpret import Interpreter, Outcome, plain, run, walk
+from vipl.core._packed import pack
 from vipl.core._places import Place, check_unique, places
-from vipl.core._seed import seed
+from vipl.core._rewrite import rewrite
 from vipl.core._site import Site, sample_p
 from vipl.core._stage import Staged, stage_program
-from vipl.gen._choices import Address, Drawn, drawn_at, flatten, match, nest, remember
+from vipl.gen._choices import Address, Drawn, drawn_at, flatten, match, merge, nest, remember
 from vipl.gen._density import is_factor, site_log_prob
 from vipl.gen._estimator import Estimator
 from vipl.gen._sample import check_estimator
+from vipl.gen._source import Source, Trace
 from vipl.gen._supports import included
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Trace:
-    """One execution of a generative function.
-
-    Attributes:
-      choices: nested dicts of arrays; a choice made in `vmap` or `scan` has a leading axis for each, outermost
-        first. Where a `cond` took another branch, the choices of the branches not taken are zeros.
-      log_prob: f[], the log density of the choices, factors included.
-      retval: what the function returned.
-    """
-
-    choices: dict[str, Any]
-    log_prob: Any
-    retval: Any
 
 
 class GenerativeFunction:
@@ -65,7 +45,6 @@ class GenerativeFunction:
         """Wraps a function."""
         functools.update_wrapper(self, fn, updated=())
         self.fn, self.estimators = fn, estimators
-        self._compiled: dict[Any, Any] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Program:
         """Applies the function to arguments; nothing runs yet."""
@@ -112,8 +91,9 @@ def gen(fn: Callable) -> GenerativeFunction:
     return GenerativeFunction(fn)
 
 
+@jax.tree_util.register_pytree_node_class
 @dataclass(frozen=True)
-class Program:
+class Program(Source):
     """A generative function applied to arguments: what `sample` takes as a source.
 
     Attributes:
@@ -126,6 +106,15 @@ class Program:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
+    def tree_flatten(self) -> Any:
+        """Pytree interface: the arguments are the children."""
+        return (self.args, self.kwargs), self.gf
+
+    @classmethod
+    def tree_unflatten(cls, gf: Any, children: Any) -> Program:
+        """Pytree interface."""
+        return cls(gf, *children)
+
     @property
     def name(self) -> str:
         """The function's name."""
@@ -135,128 +124,82 @@ class Program:
         """The same program with other estimators at some sites; see `GenerativeFunction.with_estimators`."""
         return replace(self, gf=self.gf.with_estimators(estimators))
 
-    def simulate(self, key: Any = None) -> Trace:
-        """Runs the program forward.
+    def inline(self, address: Address, where: str) -> Any:
+        """Runs the program as a part of the one around it, its addresses below `address`."""
+        staged, _ = self._staged()
+        outs = rewrite(staged.jaxpr, [], lambda inner: (*address, *inner), lambda site, operands: (site, operands))
+        return staged.result(outs)
 
-        x ~ p;   log_prob = log p(x).
-
-        Args:
-          key: PRNG key; None inside a program, whose effects the draws then are. With a key the run is compiled, and
-            staged once for each kind of arguments: as under `jax.jit`, what the function closes over is what it was
-            at the first call.
-
-        Returns:
-          A `Trace`. Differentiable in the parameters of reparametrized sites; inside an expectation, unbiased in all.
-
-        Raises:
-          AddressError: two sites have the same address.
-          ControlFlowError: a site stands in a `while_loop`, or where it cannot be honoured.
-        """
-        if key is not None:
-            return self._with_key("simulate", key)
-        staged, found = self._staged()
-
-        def handle(visit, operands, _):
-            site = visit.site
-            if is_factor(site):
-                return _factor(site, operands)
-            value = sample_p.bind(*operands, site=site)
-            log_prob = site_log_prob(site, operands, value, check=False)
-            return Outcome(value, {"log_prob": log_prob}, {visit.path: value})
-
-        outs, totals, emits = run(staged.jaxpr, [], Interpreter(handle, None, "simulate"), {})
-        trace = Trace(_merge(found, emits), _total(totals, "log_prob"), staged.result(outs))
+    def _simulate(self) -> Trace:
+        trace, _, found = self._run({}, "simulate")
         self._remember(trace.choices, found)
         return trace
 
-    def assess(self, choices: dict[str, Any], *, key: Any = None) -> Trace:
-        """Evaluates the log density of given choices.
+    def _assess(self, choices: dict[str, Any]) -> Trace:
+        return self._run(choices, "assess", complete=True)[0]
 
-        log_prob = log p(choices); exact, and differentiable in choices and parameters. Choices outside a site's
-        support give -inf.
+    def _generate(self, choices: dict[str, Any]) -> tuple[Trace, Any]:
+        return self._run(choices, "generate")[:2]
 
-        Args:
-          choices: a value for every site, by address. A value has the site's shape, with a leading axis for each
-            `scan` and `vmap` around it, outermost first.
-          key: unused by programs whose densities are exact.
+    def weigh(self, known: dict[str, Any], drawn: dict[str, Any]) -> Any:
+        """See `Source.weigh`."""
+        return self._run(merge(known, drawn), "generate", complete=True, drawn=drawn)[1]
 
-        Returns:
-          A `Trace`.
-
-        Raises:
-          AddressError: an address is unknown or missing.
-          ChoiceError: a value has the wrong shape or kind of dtype.
-          SupportError: a value comes from a site of another program whose support is wider.
-        """
-        if key is not None:
-            return self._with_key("assess", key, choices)
-        staged, found = self._staged()
-        given = match(choices, _valued(found), self.name, complete=True)
-        outs, totals, _ = self._run_given(staged, found, given, "assess")
-        return Trace(nest(given), _total(totals, "log_prob"), staged.result(outs))
-
-    def generate(self, choices: dict[str, Any], *, key: Any = None) -> tuple[Trace, Any]:
-        """Runs the program with some choices given, and draws the rest.
-
-        log_w = Σ over given sites of log p(x_site | earlier choices), plus the factors;  E[exp log_w] = p(given).
-
-        Args:
-          choices: values for some sites, by address.
-          key: PRNG key; None inside a program.
-
-        Returns:
-          A `Trace`, and log_w: f[], the log importance weight.
-
-        Raises:
-          AddressError: an address is unknown.
-          ChoiceError: a value has the wrong shape or kind of dtype.
-          SupportError: a value comes from a site of another program whose support is wider.
-        """
-        if key is not None:
-            return self._with_key("generate", key, choices)
-        staged, found = self._staged()
-        given = match(choices, _valued(found), self.name, complete=False)
-        outs, totals, emits = self._run_given(staged, found, given, "generate")
-        trace = Trace(_merge(found, emits), _total(totals, "log_prob"), staged.result(outs))
-        return trace, _total(totals, "log_w")
-
-    # --- how ----------------------------------------------------------------------------------------------
-
-    def inline(self, address: Address) -> Any:
-        """Runs the program as a part of the one around it, its addresses below `address`."""
-        staged, _ = self._staged()
-
-        def handle(visit, operands, _):
-            site = replace(visit.site, address=(*address, *visit.site.address))
-            return Outcome(sample_p.bind(*operands, site=site), {}, {})
-
-        rewrite = Interpreter(handle, lambda *_: {}, "sample")
-        return staged.result(run(staged.jaxpr, [], rewrite, {}).value)
+    def unknown(self, known: dict[str, Any]) -> list[Place]:
+        """The places of the choices that are not known."""
+        _, found = self._staged()
+        given = match(known, _valued(found), self.name, complete=False)
+        return [p for p in _valued(found) if p.site.address not in given]
 
     def _staged(self) -> tuple[Staged, list[Place]]:
         fn = functools.partial(with_estimators, self.gf.fn, self.gf.estimators, self.name)
         staged = stage_program(fn if self.gf.estimators else self.gf.fn, self.args, self.kwargs)
-        found = places(staged.jaxpr)
+        found = places(staged.jaxpr, whole=True)
         check_unique(found, staged.jaxpr)
         return staged, found
 
-    def _run_given(self, staged: Staged, found: list[Place], given: dict[Address, Any], verb: str) -> Outcome:
-        """Runs with values at some sites; the others stay effects."""
+    def _run(
+        self, choices: dict[str, Any], verb: str, *, complete: bool = False, drawn: dict[str, Any] | None = None
+    ) -> tuple[Trace, Any, list[Place]]:
+        """Runs with values at some sites; the others stay effects.
+
+        Returns:
+          The trace; the sum of the log densities at the given sites but those `drawn`, factors included; the places.
+        """
+        staged, found = self._staged()
+        given = match(choices, _valued(found), self.name, complete=complete)
         surely_inside = {a for a, x in given.items() if _inside(x, [p for p in found if p.site.address == a])}
         by_path = {p.path: given[p.site.address] for p in found if p.site.address in given}
+        unweighted = set(flatten(drawn or {}, self.name))
 
         def handle(visit, operands, value):
             site = visit.site
             if is_factor(site):
-                return _factor(site, operands)
-            if value is None:
+                log_weight = site_log_prob(site, operands, jnp.zeros((0,)), check=False)
+                return Outcome(jnp.zeros(site.shape), {"log_prob": log_weight, "log_w": log_weight}, {})
+            is_given = value is not None
+            if not is_given:
                 value = sample_p.bind(*operands, site=site)
-                log_prob = site_log_prob(site, operands, value, check=False)
-                return Outcome(value, {"log_prob": log_prob}, {visit.path: value})
-            log_prob = site_log_prob(site, operands, value, check=site.address not in surely_inside)
-            return Outcome(value, {"log_prob": log_prob, "log_w": log_prob}, {visit.path: value})
+            log_prob = site_log_prob(site, operands, value, check=is_given and site.address not in surely_inside)
+            weighs = is_given and site.address not in unweighted
+            return Outcome(value, _totals(log_prob, weighs), {visit.path: value})
 
-        return run(staged.jaxpr, [], Interpreter(handle, None, verb), by_path)
+        def compose(composite, operands, values, path):
+            n, is_given = composite.num_draw, [x is not None for x in values]
+            if all(is_given):
+                (log_prob,) = walk(composite.weigh, [*operands[n:], *values], plain)
+            elif not any(is_given):
+                *values, log_prob = walk(composite.draw, operands[:n], plain)
+            else:
+                raise _partly_given(composite, is_given)
+            weighs = all(is_given) and not any(s.address in unweighted for s in composite.sites)
+            return Outcome(values, _totals(log_prob, weighs), {(*path, k): x for k, x in enumerate(values)})
+
+        outs, totals, emits = run(staged.jaxpr, [], Interpreter(handle, None, verb, compose), by_path)
+        zero = jnp.zeros(())
+        made = nest(given) if complete else _merge(found, emits)
+        trace = Trace(made, totals.get("log_prob", zero), staged.result(outs))
+        return trace, totals.get("log_w", zero), found
 
     def _remember(self, choices: dict[str, Any], found: list[Place]) -> None:
         values = flatten(choices, self.name)
@@ -264,38 +207,6 @@ class Program:
             supports = {p.site.support for p in found if p.site.address == place.site.address}
             support = supports.pop() if len(supports) == 1 else None
             remember(values[place.site.address], Drawn(place.site.at(), support))
-
-    def _with_key(self, verb: str, key: Any, *extra: Any) -> Any:
-        """Calls a verb with a key: compiled, and staged once for each kind of arguments."""
-        key = as_key(key)
-        packed_args, leaves = pack((self.args, self.kwargs), keep=python_integer)
-        packed_extra, extra_leaves = pack(extra)
-        packed = (packed_args, packed_extra)
-        cache = self.gf._compiled
-        try:
-            if (verb, packed) not in cache:
-                cache[verb, packed] = _compile(self.gf, verb, packed)
-        except TypeError:
-            raise ProgramError(
-                "an argument of a generative function is neither an array nor hashable.",
-                at=self.name,
-                got=", ".join(
-                    sorted({type(v).__name__ for kept, v in (*packed_args.static, *packed_extra.static) if kept})
-                ),
-                expected="pytrees of arrays, and hashable objects",
-                mend="pass arrays, or close over the object",
-            ) from None
-        return cache[verb, packed](key, leaves, extra_leaves)
-
-
-def _compile(gf: GenerativeFunction, verb: str, packed: tuple[Packed, Packed]) -> Callable:
-    @jax.jit
-    def compiled(key, leaves, extra_leaves):
-        args, kwargs = packed[0].unpack(leaves)
-        extra = packed[1].unpack(extra_leaves)
-        return seed(lambda: getattr(Program(gf, args, kwargs), verb)(*extra))(key)
-
-    return compiled
 
 
 def with_estimators(fn: Callable, estimators: Any, name: str, *args: Any, **kwargs: Any) -> Any:
@@ -321,27 +232,33 @@ def with_estimators(fn: Callable, estimators: Any, name: str, *args: Any, **kwar
             mend="name the sites as the program does; nested addresses as nested dicts",
         )
 
-    def handle(visit, operands, _):
-        site: Site = visit.site
+    def change(site: Site, operands):
         if site.address in wanted:
             packed, leaves = wanted[site.address]
             site, operands = replace(site, estimator=packed), [*operands[: site.num_source], *leaves]
-        return Outcome(sample_p.bind(*operands, site=site), {}, {})
+        return site, operands
 
-    return staged.result(run(staged.jaxpr, [], Interpreter(handle, lambda *_: {}, "sample"), {}).value)
-
-
-def _factor(site: Site, operands: Any) -> Outcome:
-    log_weight = site_log_prob(site, operands, jnp.zeros((0,)), check=False)
-    return Outcome(jnp.zeros(site.shape), {"log_prob": log_weight, "log_w": log_weight}, {})
+    return staged.result(rewrite(staged.jaxpr, [], lambda address: address, change))
 
 
 def _valued(found: list[Place]) -> list[Place]:
     return [p for p in found if not is_factor(p.site)]
 
 
-def _total(totals: dict[str, Any], name: str) -> Any:
-    return totals.get(name, jnp.zeros(()))
+def _totals(log_prob: Any, weighs: bool) -> dict[str, Any]:
+    return {"log_prob": log_prob} | ({"log_w": log_prob} if weighs else {})
+
+
+def _partly_given(composite: Any, is_given: list[bool]) -> AddressError:
+    given = [s.address for s, g in zip(composite.sites, is_given, strict=True) if g]
+    every = [s.address for s in composite.sites]
+    return AddressError(
+        "some values of an estimated distribution are given, and others are not.",
+        at=composite.sites[0].at(),
+        got=f"choices at {show_addresses(given)}",
+        expected=f"all of {show_addresses(every)}, or none",
+        mend="give the others, too; or keep them apart, in two distributions",
+    )
 
 
 def _merge(found: list[Place], emits: dict[Any, Any]) -> dict[str, Any]:

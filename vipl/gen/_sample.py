@@ -14,6 +14,7 @@ from vipl.core._site import Site, sample_p, user_frame
 from vipl.gen._choices import check_address
 from vipl.gen._density import Factor, check_distribution, describe_source
 from vipl.gen._estimator import Draw, Estimator, Law, Support
+from vipl.gen._source import Source
 
 
 def sample(address: str | tuple[str, ...], source: Any, estimator: Estimator | None = None) -> Any:
@@ -37,12 +38,10 @@ def sample(address: str | tuple[str, ...], source: Any, estimator: Estimator | N
       DistributionError: the source is not a distribution, or its shapes are out of date.
       EstimatorError: the estimator cannot serve the distribution.
     """
-    from vipl.gen._program import Program
-
     where = user_frame()
     address = check_address(address, where)
     at = f"{show_address(address)} in {where}"
-    if isinstance(source, Program):
+    if isinstance(source, Source):
         if estimator is not None:
             raise EstimatorError(
                 "an estimator is given for a whole generative function.",
@@ -51,7 +50,7 @@ def sample(address: str | tuple[str, ...], source: Any, estimator: Estimator | N
                 expected="one estimator for each of its sites",
                 mend=f"name them: {source.name}(...).with_estimators({{'site': {_name(estimator)}()}})",
             )
-        return source.inline(address)
+        return source.inline(address, where)
     packed, leaves = pack(source, keep=concrete_integer)
     value = check_distribution(source, packed, leaves, at)
     packed_estimator, extra = None, []

@@ -1,0 +1,275 @@
+"""Estimated densities: both contracts, their duality, nesting, and exact algorithms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from jax import lax
+
+import vipl
+from vipl import Enumeration, Importance, MeasureValued, Reparam, Score, importance, marginal, normalize, sample, sir
+from vipl.testing import assert_unbiased
+
+KEY = jax.random.key(23)
+
+
+@vipl.gen
+def coins(phi):
+    """An auxiliary of unequal probabilities, and a coin and a number that depend on it."""
+    a = sample("a", dist.Categorical(logits=jnp.stack([phi, 0.3 * phi, -0.5 + 0 * phi])))
+    x = sample("x", dist.Bernoulli(jnp.array([0.2, 0.5, 0.85])[a]))
+    sample("y", dist.Normal(jnp.array([-1.0, 0.4, 1.5])[a] + 0.3 * x, 0.8))
+
+
+def exact_log_prob(phi, x, y):
+    p = jax.nn.softmax(jnp.stack([phi, 0.3 * phi, -0.5 + 0 * phi]))
+    px = jnp.array([0.2, 0.5, 0.85])
+    px = jnp.where(x == 1, px, 1 - px)
+    py = jnp.exp(dist.Normal(jnp.array([-1.0, 0.4, 1.5]) + 0.3 * x, 0.8).log_prob(y))
+    return jnp.log(jnp.sum(p * px * py))
+
+
+def guess(kept):
+    """A proposal that looks at the kept values."""
+
+    @vipl.gen
+    def proposal():
+        sample("a", dist.Categorical(logits=jnp.stack([-kept["y"], 0.2 + 0 * kept["y"], 0.6 * kept["y"] + 0.1])))
+
+    return proposal()
+
+
+ALGORITHMS = [
+    *(Importance(k) for k in (1, 2, 5, 50)),
+    *(Importance(k, guess) for k in (1, 2, 5, 50)),
+    Enumeration(),
+]
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda a: f"{a}".replace("<function ", "")[:45])
+def test_a_marginal_keeps_both_contracts(algorithm):
+    """E[w] = p(x) for given x; E[g(x) / w] = ∫ g for drawn x, which is E[1 / w | x] = 1 / p(x)."""
+    source = marginal(coins(0.9), ("x", "y"), algorithm)
+
+    def assessed(key):
+        return jnp.exp(source.assess({"x": 1, "y": 0.7}, key=key).log_prob)
+
+    def drawn(key):
+        trace = source.simulate(key)
+        g = jnp.exp(dist.Normal(0.3, 0.5).log_prob(trace.choices["y"])) * (trace.choices["x"] == 1)
+        return g * jnp.exp(-trace.log_prob)
+
+    exact = jnp.exp(exact_log_prob(0.9, 1, 0.7))
+    assert_unbiased(assessed, exact, key=KEY, resolution=0.2 * exact)
+    assert_unbiased(drawn, 1.0, key=KEY, resolution=0.2)
+    with pytest.raises(AssertionError, match="z = "):  # a weight that leaves the own particle out
+        assert_unbiased(lambda key: 1.25 * drawn(key), 1.0, key=KEY, resolution=0.2)
+
+
+def test_enumeration_is_exact():
+    source = marginal(coins(0.9), ("x", "y"), Enumeration())
+    for x, y in [(0, -0.3), (1, 1.1)]:
+        np.testing.assert_allclose(source.assess({"x": x, "y": y}).log_prob, exact_log_prob(0.9, x, y), rtol=1e-12)
+    trace = source.simulate(KEY)
+    np.testing.assert_allclose(trace.log_prob, exact_log_prob(0.9, trace.choices["x"], trace.choices["y"]), rtol=1e-12)
+
+
+def test_enumeration_of_a_loop_is_the_forward_algorithm():
+    """A hidden Markov chain of 5 steps: 3^5 paths against the sum by matrix products."""
+    transition = jnp.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.3, 0.3, 0.4]])
+    means = jnp.array([-1.0, 0.0, 2.0])
+    ys = jnp.array([0.1, -0.7, 1.9, 2.2, 0.3])
+
+    @vipl.gen
+    def chain():
+        def step(z, _):
+            z = sample("z", dist.Categorical(probs=transition[z]))
+            sample("y", dist.Normal(means[z], 0.5))
+            return z, None
+
+        lax.scan(step, 0, None, length=5)
+
+    alpha = jnp.array([1.0, 0.0, 0.0])
+    for y in ys:
+        alpha = (alpha @ transition) * jnp.exp(dist.Normal(means, 0.5).log_prob(y))
+    got = marginal(chain(), "y", Enumeration()).assess({"y": ys}).log_prob
+    np.testing.assert_allclose(got, jnp.log(alpha.sum()), rtol=1e-12)
+
+
+def sets_of_particles(phi, y, k):
+    """For all numbers of particles at each of the three values: its log probability, and the weights at each value."""
+    log_r = jax.nn.log_softmax(jnp.stack([-y["y"], 0.2 + 0 * y["y"], 0.6 * y["y"] + 0.1]))
+    log_w = jnp.stack([coins(phi).assess({"a": a} | y).log_prob for a in range(3)]) - log_r
+    counts = jnp.array([(i, j, k - i - j) for i in range(k + 1) for j in range(k + 1 - i)])
+    return jax.vmap(dist.Multinomial(k, logits=log_r).log_prob)(counts), counts * jnp.exp(log_w)
+
+
+@pytest.mark.parametrize("num_particles", [1, 2, 5, 50])
+def test_a_posterior_keeps_both_contracts(num_particles):
+    """E[w] = q(a) and E[1 / w; a] = 1, with q the law of the particle that is picked."""
+    y = {"x": 1, "y": jnp.array(0.7)}
+    source = normalize(coins(0.9), y, Importance(num_particles, guess))
+
+    def drawn(key):
+        trace = source.simulate(key)
+        here = trace.choices["a"] == jnp.arange(3)
+        return 1.0 * here, jnp.exp(-trace.log_prob) * here
+
+    def assessed(key):
+        return jnp.stack([jnp.exp(source.assess({"a": a}, key=key).log_prob) for a in range(3)])
+
+    log_p, shares = sets_of_particles(0.9, y, num_particles)
+    q = jnp.exp(log_p) @ (shares / shares.sum(1, keepdims=True))
+    assert_unbiased(drawn, (q, jnp.ones(3)), key=KEY, resolution=(0.05, 0.5))
+    assert_unbiased(assessed, q, key=KEY, resolution=0.05)
+    with pytest.raises(AssertionError, match="z = "):
+        assert_unbiased(assessed, q + jnp.array([0.05, 0.0, -0.05]), key=KEY, resolution=0.05)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_the_elbo_of_a_posterior_is_the_bound_with_as_many_particles(k):
+    """Both against E[log (1/K) Σ w] and its gradient."""
+    y = {"x": 1, "y": jnp.array(0.7)}
+
+    def elbo(phi):
+        q = sir(coins(phi), y, guess(y), num_particles=k).simulate()
+        return coins(phi).assess(q.choices | y).log_prob - q.log_prob
+
+    def iwelbo(phi):
+        return importance(coins(phi), y, guess(y), num_particles=k).log_normalizer
+
+    def exact(phi):
+        log_p, shares = sets_of_particles(phi, y, k)
+        return jnp.exp(log_p) @ jnp.log(shares.sum(1) / k)
+
+    expected = jax.value_and_grad(exact)(0.9)
+    for program in (elbo, iwelbo):
+        estimate = vipl.expectation(program).value_and_grad
+        assert_unbiased(estimate, expected, key=KEY, args=(0.9,), resolution=(0.02, 0.03))
+
+
+def test_the_exact_posterior_as_proposal_makes_all_weights_equal():
+    y = {"x": 1, "y": 0.7}
+
+    @vipl.gen
+    def posterior():
+        log_joint = jnp.stack([coins(0.9).assess({"a": a} | y).log_prob for a in range(3)])
+        sample("a", dist.Categorical(logits=log_joint))
+
+    particles = importance(coins(0.9), y, posterior(), num_particles=7, key=KEY)
+    np.testing.assert_allclose(particles.ess, 7.0, rtol=1e-12)
+    np.testing.assert_allclose(particles.log_normalizer, exact_log_prob(0.9, 1, 0.7), rtol=1e-12)
+
+
+def gaussian(phi, k):
+    """x ~ Normal(a, 1), a ~ Normal(phi, 1): x ~ Normal(phi, sqrt 2)."""
+
+    @vipl.gen
+    def program():
+        a = sample("a", dist.Normal(phi, 1.0))
+        sample("x", dist.Normal(a, 1.0))
+
+    return marginal(program(), "x", Importance(k))
+
+
+@pytest.mark.parametrize("how", ["plain", "vmap", "scan", "cond"])
+def test_a_marginal_is_a_source_of_sample_in_every_construct(how):
+    """d/dphi E[Π_v (x_v^2 + 0.5)] for x_v ~ Normal(phi, sqrt 2), kept in its program by address."""
+
+    @vipl.gen
+    def program(phi):
+        def visit(_):
+            return sample("s", gaussian(phi, 2)) ** 2 + 0.5
+
+        if how == "plain":
+            return visit(0)
+        if how == "vmap":
+            return jnp.prod(jax.vmap(visit)(jnp.arange(2)))
+        if how == "scan":
+            return lax.scan(lambda c, t: (c * visit(t), None), 1.0, jnp.arange(2))[0]
+        return lax.cond(phi > 0, visit, lambda _: 1.0, 0)
+
+    trace = program(0.4).simulate(KEY)
+    shape = (2,) if how in ("vmap", "scan") else ()
+    assert trace.choices["s"]["x"].shape == shape
+    assert jnp.shape(trace.log_prob) == ()
+    assert jnp.isfinite(program(0.4).assess(trace.choices, key=KEY).log_prob)
+
+    visits = 2 if shape else 1
+    exact = jax.value_and_grad(lambda phi: (phi**2 + 2.5) ** visits)(0.4)
+    objective = vipl.expectation(lambda phi: program(phi).simulate().retval)
+    assert_unbiased(lambda key: objective.value_and_grad(key, 0.4), exact, key=KEY, resolution=(0.2, 0.2))
+    # its estimated density: E[w] = p
+    ones = {"s": {"x": jnp.full(shape, 0.9)}}
+    p = jnp.exp(visits * dist.Normal(0.4, jnp.sqrt(2.0)).log_prob(0.9))
+    assert_unbiased(lambda key: jnp.exp(program(0.4).assess(ones, key=key).log_prob), p, key=KEY, resolution=0.05)
+
+
+@pytest.mark.parametrize("estimator", [Reparam(), Score(), MeasureValued()])
+def test_gradients_of_an_estimated_bound(estimator):
+    """E[log w] of a marginal with one particle, against quadrature; every estimator at the auxiliary."""
+
+    @vipl.gen
+    def ring(phi):
+        a = sample("a", dist.Normal(phi, 0.7), estimator)
+        sample("x", dist.Normal(jnp.sin(a), 0.5), Reparam())
+
+    @vipl.expectation
+    def bound(phi):
+        q = marginal(ring(phi), "x").simulate()
+        return dist.Normal(0.4, 1.0).log_prob(q.choices["x"]) - q.log_prob
+
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+
+    def exact(phi):
+        a = phi + 0.7 * nodes
+        m = jnp.sin(a)
+        inner = -0.5 * jnp.log(2 * jnp.pi) - 0.5 * ((m - 0.4) ** 2 + 0.25) + 0.5 + jnp.log(0.5 * jnp.sqrt(2 * jnp.pi))
+        return jnp.sum(weights * inner) / weights.sum()
+
+    expected = jax.value_and_grad(exact)(0.6)
+    assert_unbiased(lambda key: bound.value_and_grad(key, 0.6), expected, key=KEY, resolution=(0.05, 0.15))
+
+
+def test_marginal_in_normalize_in_marginal_is_a_lower_bound():
+    @vipl.gen
+    def inner(m):
+        b = sample("b", dist.Normal(m, 0.6))
+        sample("z", dist.Normal(b, 0.8))
+
+    @vipl.gen
+    def model():
+        z = sample("z", marginal(inner(0.3), "z", Importance(2)))
+        sample("y", dist.Normal(z, 0.5))
+
+    @vipl.gen
+    def outer(m):
+        z = sample("post", normalize(model(), {"y": 1.2}, Importance(3, lambda _: marginal_of_z(m))))
+        sample("w", dist.Normal(z["z"]["z"], 0.3))
+
+    def marginal_of_z(m):
+        @vipl.gen
+        def proposal():
+            sample("z", marginal(inner(m), "z", Importance(2)))
+
+        return proposal()
+
+    # log E_{q}[...]: the density of w under the exact law of `outer` is not known; E[w] and E[1/w] bound it
+    source = marginal(outer(0.5), "w", Importance(2))
+    target = vipl.gen(lambda: sample("w", dist.Normal(0.8, 0.9)))
+
+    @vipl.expectation
+    def bound(m):
+        q = marginal(outer(m), "w", Importance(2)).simulate()
+        return target().assess(q.choices).log_prob - q.log_prob
+
+    # -KL(q || target) <= 0, and the estimated bound is not above it; E[g / w] = 1 for any density g
+    values = jax.vmap(lambda key: bound.estimate(key, 0.5))(jax.random.split(KEY, 100_000))
+    assert values.mean() + 5 * values.std() / np.sqrt(len(values)) < 0.0
+
+    def drawn(key):
+        trace = source.simulate(key)
+        return jnp.exp(dist.Normal(0.8, 0.2).log_prob(trace.choices["w"]) - trace.log_prob)
+
+    assert_unbiased(drawn, 1.0, key=KEY, resolution=0.1)

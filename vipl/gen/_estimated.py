@@ -1,0 +1,100 @@
+"""Distributions over choices whose densities are estimated: the base of `marginal`, `normalize`, ..."""
+
+from __future__ import annotations
+
+import abc
+from typing import Any
+
+import jax
+
+from vipl import _compat
+from vipl._errors import AddressError, show_addresses
+from vipl.core._rewrite import bind_composite, rewrite
+from vipl.core._site import Site
+from vipl.gen._choices import Address, flatten, merge, nest
+from vipl.gen._source import Source, Trace
+
+
+class Estimated(Source):
+    """A distribution over choices with two programs, `_draw` and `_weigh`, under two contracts.
+
+        _draw     x ~ p,  log w  with  E[1 / w | x] = 1 / p(x)
+        _weigh    log w  with  E[w] = p(x)
+
+    Both weights are the density itself where it is exact. It follows that -log w of a draw is, in expectation, at
+    least -log p(x), and log w of a given x at most log p(x): in an evidence lower bound, a guide and a model with
+    estimated densities still give a lower bound.
+
+    As the source of `sample` it draws with `_draw`; `simulate`, `assess` and `generate` of the program around it
+    count its weight as a log density.
+
+    Reference: Lew, Cusumano-Towner and Mansinghka (2022), "Recursive Monte Carlo and variational inference with
+    auxiliary variables", definitions 1 and 2; Lew et al. (2023), "Probabilistic programming with stochastic
+    probabilities", section 3.
+    """
+
+    @abc.abstractmethod
+    def _draw(self) -> tuple[dict[str, Any], Any]:
+        """Choices, and their log weight; a program."""
+
+    @abc.abstractmethod
+    def _weigh(self, choices: dict[str, Any]) -> Any:
+        """The log weight of given choices; a program. Raises where they are not those of `_draw`."""
+
+    def _value(self, choices: dict[str, Any]) -> Any:
+        """What `sample` returns for a draw."""
+        return choices
+
+    def weigh(self, known: dict[str, Any], drawn: dict[str, Any]) -> Any:
+        """See `Source.weigh`."""
+        return self._weigh(merge(known, drawn)) if flatten(known, self.name) else jax.numpy.zeros(())
+
+    def _simulate(self) -> Trace:
+        choices, log_w = self._draw()
+        return Trace(choices, log_w, self._value(choices))
+
+    def _assess(self, choices: dict[str, Any]) -> Trace:
+        return Trace(choices, self._weigh(choices), self._value(choices))
+
+    def _generate(self, choices: dict[str, Any]) -> tuple[Trace, Any]:
+        if flatten(choices, self.name):
+            trace = self._assess(choices)
+            return trace, trace.log_prob
+        return self._simulate(), jax.numpy.zeros(())
+
+    def inline(self, address: Address, where: str) -> Any:
+        """Binds one composite, whose values are the choices, below `address`."""
+        _, shapes = jax.make_jaxpr(lambda: self._draw()[0], return_shape=True)()
+        flat = flatten(shapes, self.name)
+        sites = [Site((*address, *a), None, None, 0, x.shape, x.dtype, None, where) for a, x in flat.items()]
+
+        def draw():
+            choices, log_w = self._draw()
+            return [*flatten(choices, self.name).values(), log_w]
+
+        def weigh(*values):
+            return [self._weigh(nest(dict(zip(flat, values, strict=True))))]
+
+        def below(program):
+            def renamed(*values):
+                jaxpr = jax.make_jaxpr(program)(*map(_compat.typeof, values))
+                return rewrite(jaxpr, values, lambda inner: (*address, *inner), lambda *same: same)
+
+            return renamed
+
+        values = bind_composite(sites, below(draw), below(weigh), where)
+        return self._value(nest(dict(zip(flat, values, strict=True))))
+
+
+def only(choices: Any, wanted: Any, name: str) -> dict[Address, Any]:
+    """Choices by address; raises where their addresses are not those that are wanted."""
+    flat = flatten(choices, f"the choices for {name}")
+    if set(flat) != set(wanted):
+        raise AddressError(
+            f"the choices are not those of {name}.",
+            at=f"the choices for {name}",
+            got=f"choices at {show_addresses(flat)}",
+            expected=f"choices at {show_addresses(wanted)}",
+            mend="give a value for each of its addresses, and for no other",
+        )
+    return flat

@@ -1,0 +1,147 @@
+"""What `sample` takes besides a distribution: something over choices, with `simulate`, `assess`, `generate`.
+
+The three verbs are programs when they are called without a key (what they draw are effects of the program around
+them), and compiled pure functions when they are called with one.
+"""
+
+from __future__ import annotations
+
+import abc
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from vipl._errors import ProgramError
+from vipl.core._keys import as_key
+from vipl.core._packed import Packed, pack, python_integer
+from vipl.core._seed import seed
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Trace:
+    """One execution of a generative function.
+
+    Attributes:
+      choices: nested dicts of arrays; a choice made in `vmap` or `scan` has a leading axis for each, outermost
+        first. Where a `cond` took another branch, the choices of the branches not taken are zeros.
+      log_prob: f[], the log density of the choices, factors included; of an estimated density, its estimate.
+      retval: what the function returned.
+    """
+
+    choices: dict[str, Any]
+    log_prob: Any
+    retval: Any
+
+
+class Source(abc.ABC):
+    """Base of everything over choices: a pytree whose leaves are arrays, or hashable."""
+
+    @property
+    @abc.abstractmethod
+    def name(self) -> str:
+        """How messages call it."""
+
+    @abc.abstractmethod
+    def _simulate(self) -> Trace: ...
+
+    @abc.abstractmethod
+    def _assess(self, choices: dict[str, Any]) -> Trace: ...
+
+    @abc.abstractmethod
+    def _generate(self, choices: dict[str, Any]) -> tuple[Trace, Any]: ...
+
+    @abc.abstractmethod
+    def weigh(self, known: dict[str, Any], drawn: dict[str, Any]) -> Any:
+        """f[], the log weight that `generate(known)` gives when it draws `drawn` for all the rest; a program."""
+
+    @abc.abstractmethod
+    def inline(self, address: tuple[str, ...], where: str) -> Any:
+        """Becomes a part of the program around it, its addresses below `address`; what `sample` calls."""
+
+    def simulate(self, key: Any = None) -> Trace:
+        """Draws choices.
+
+        x ~ p;   log_prob = log p(x), or (of an estimated density) log w with E[1 / w | x] = 1 / p(x).
+
+        Args:
+          key: PRNG key; None inside a program, whose effects the draws then are. With a key the run is compiled, and
+            staged once for each kind of arguments: as under `jax.jit`, what the function closes over is what it was
+            at the first call.
+
+        Returns:
+          A `Trace`. Differentiable in the parameters of reparametrized sites; inside an expectation, unbiased in all.
+
+        Raises:
+          AddressError: two sites have the same address.
+          ControlFlowError: a site stands in a `while_loop`, or where it cannot be honoured.
+        """
+        return self._simulate() if key is None else self._with_key("_simulate", key)
+
+    def assess(self, choices: dict[str, Any], *, key: Any = None) -> Trace:
+        """Evaluates the log density of given choices.
+
+        log_prob = log p(choices), exact, or (of an estimated density) log w with E[w] = p(choices). Differentiable in
+        choices and parameters. Choices outside a site's support give -inf, NaN gives NaN.
+
+        Args:
+          choices: a value for every site, by address. A value has the site's shape, with a leading axis for each
+            `scan` and `vmap` around it, outermost first.
+          key: unused by programs whose densities are exact.
+
+        Returns:
+          A `Trace`.
+
+        Raises:
+          AddressError: an address is unknown or missing.
+          ChoiceError: a value has the wrong shape or kind of dtype.
+          SupportError: a value comes from a site of another program whose support is wider.
+        """
+        return self._assess(choices) if key is None else self._with_key("_assess", key, choices)
+
+    def generate(self, choices: dict[str, Any], *, key: Any = None) -> tuple[Trace, Any]:
+        """Runs with some choices given, and draws the rest.
+
+        log_w = Σ over given sites of log p(x_site | earlier choices), plus the factors;  E[exp log_w] = p(given).
+
+        Args:
+          choices: values for some sites, by address.
+          key: PRNG key; None inside a program.
+
+        Returns:
+          A `Trace`, and log_w: f[], the log importance weight.
+
+        Raises:
+          AddressError: an address is unknown.
+          ChoiceError: a value has the wrong shape or kind of dtype.
+          SupportError: a value comes from a site of another program whose support is wider.
+        """
+        return self._generate(choices) if key is None else self._with_key("_generate", key, choices)
+
+    def _with_key(self, verb: str, key: Any, *extra: Any) -> Any:
+        key = as_key(key)
+        packed, leaves = pack((self, extra), keep=python_integer)
+        try:
+            compiled = _compiled(verb, packed)
+        except TypeError:
+            raise ProgramError(
+                "an argument of a generative function is neither an array nor hashable.",
+                at=self.name,
+                got=", ".join(sorted({type(v).__name__ for kept, v in packed.static if kept})),
+                expected="pytrees of arrays, and hashable objects",
+                mend="pass arrays, or close over the object",
+            ) from None
+        return compiled(key, leaves)
+
+
+@functools.lru_cache(maxsize=512)
+def _compiled(verb: str, packed: Packed) -> Callable:
+    @jax.jit
+    def compiled(key, leaves):
+        source, extra = packed.unpack(leaves)
+        return seed(lambda: getattr(source, verb)(*extra))(key)
+
+    return compiled

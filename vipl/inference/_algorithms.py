@@ -1,0 +1,191 @@
+"""Algorithms that estimate the normalizing constant of a program whose choices are known in part.
+
+With p(known, unknown) the density of a program and Z = Σ p(known, unknown) over the unknown choices:
+
+    particles     weighted unknown choices;                                E[exp log_normalizer] = Z
+    conditional   the same, given that one particle is `unknown`;          E[1 / exp log_normalizer] = 1 / Z
+                  the expectation is over unknown ~ p(unknown | known), too
+
+The two are one random variable seen from two sides: run `particles`, pick one by its weight, forget the others;
+or start from an exact posterior draw, and draw the others. Both sides together make `marginal` and `normalize`.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vipl._errors import EstimatorError, ProgramError
+from vipl.estimators._enumerate import MAX_POINTS, finite_support
+from vipl.gen import Law, Program, Source
+from vipl.gen._choices import flatten, merge, nest
+from vipl.inference._particles import Particles, log_mean_exp
+
+
+class Algorithm(abc.ABC):
+    """Base of all algorithms: a frozen dataclass with two programs."""
+
+    @abc.abstractmethod
+    def particles(self, program: Source, known: dict[str, Any]) -> Particles:
+        """Runs forward: weighted values for the unknown choices; E[exp log_normalizer] = Z."""
+
+    @abc.abstractmethod
+    def conditional(self, program: Source, known: dict[str, Any], unknown: dict[str, Any]) -> Any:
+        """Runs with one particle given: log_normalizer with E[exp -log_normalizer] = 1 / Z for a posterior draw."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Importance(Algorithm):
+    """Importance sampling.
+
+    z_i ~ r(· | known),  w_i = p(known, z_i) / r(z_i | known),  Ẑ = (1/K) Σ_i w_i;  in `conditional`, z_1 is given.
+
+    The particles are one `vmap`. Where the density of the proposal is itself an estimate, both sides stay true.
+
+    Attributes:
+      num_particles: K.
+      proposal: known choices -> a source over the unknown ones; it may depend on parameters that are trained jointly.
+        None: the program itself, with the known choices given (`generate`): the weights are then the likelihood.
+
+    Reference: Burda, Grosse and Salakhutdinov (2016), section 3, for Ẑ; Cremer, Morris and Duvenaud (2017) and
+    Naesseth et al. (2018), appendix A, for the conditional side.
+    """
+
+    num_particles: int = field(default=1, metadata={"static": True})
+    proposal: Callable[[dict[str, Any]], Source] | None = None
+
+    def __post_init__(self):
+        """Checks the number of particles."""
+        check_count(self.num_particles, "num_particles", "Importance")
+
+    def particles(self, program: Source, known: dict[str, Any]) -> Particles:
+        """K independent proposals with their weights."""
+        choices, log_weights = self._many(program, known, self.num_particles)
+        return Particles(choices, log_weights, log_mean_exp(log_weights))
+
+    def conditional(self, program: Source, known: dict[str, Any], unknown: dict[str, Any]) -> Any:
+        """The given particle, and K - 1 independent proposals."""
+        if self.proposal is None:
+            first = program.weigh(known, unknown)
+        else:
+            proposed = self.proposal(known).assess(unknown)
+            first = program.assess(merge(known, unknown)).log_prob - proposed.log_prob
+        if self.num_particles == 1:
+            return first
+        _, others = self._many(program, known, self.num_particles - 1)
+        return log_mean_exp(jnp.append(others, first))
+
+    def _many(self, program: Source, known: dict[str, Any], count: int) -> tuple[dict[str, Any], Any]:
+        def one():
+            if self.proposal is None:
+                trace, log_w = program.generate(known)
+                return without(trace.choices, known), log_w
+            proposed = self.proposal(known).simulate()
+            log_prob = program.assess(merge(known, proposed.choices)).log_prob
+            return proposed.choices, log_prob - proposed.log_prob
+
+        return jax.vmap(one, axis_size=count)()
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Enumeration(Algorithm):
+    """All joint values of the unknown choices, where these are finitely many: exact, without noise.
+
+    Z = Σ_z p(known, z). Both sides are Z itself. Cost: one run of the program for each joint value, under one `vmap`;
+    a site in a loop counts for each visit. At most 2^20 values.
+
+    Raises:
+      EstimatorError: a site has no finite support that is known when the program is staged, or too many values.
+      ProgramError: the program is not a generative function with its arguments.
+    """
+
+    def particles(self, program: Source, known: dict[str, Any]) -> Particles:
+        """Every joint value, with its density as its weight."""
+        choices = joint_values(program, known)
+        log_weights = jax.vmap(lambda z: program.assess(merge(known, z)).log_prob)(choices)
+        return Particles(choices, log_weights, jax.nn.logsumexp(log_weights))
+
+    def conditional(self, program: Source, known: dict[str, Any], unknown: dict[str, Any]) -> Any:
+        """Z."""
+        del unknown
+        return self.particles(program, known).log_normalizer
+
+
+def joint_values(program: Source, known: dict[str, Any]) -> dict[str, Any]:
+    """Nested dicts of [n, ...]: all joint values of the choices that are not known."""
+    if not isinstance(program, Program):
+        raise ProgramError(
+            "only the choices of a generative function can be enumerated.",
+            at=program.name,
+            got=type(program).__name__,
+            expected="program(*args) with @vipl.gen on program",
+            mend="use Importance(num_particles=...)",
+        )
+    columns: dict[Any, list[Any]] = {}
+    for place in program.unknown(known):
+        site = place.site
+        if site.source is None:
+            raise EstimatorError(
+                "a site with an estimated density cannot be enumerated.",
+                at=site.at(),
+                got="Enumeration()",
+                expected="sites with distributions that have a finite support",
+                mend="use Importance(num_particles=...)",
+            )
+        law = Law(site.source.unpack([jnp.ones(a.shape, a.dtype) for a in place.source_avals]))
+        try:
+            with jax.ensure_compile_time_eval():
+                values = np.asarray(finite_support(law, "Enumeration()")[0])
+        except EstimatorError as raised:
+            raise EstimatorError(
+                raised.summary,
+                at=site.at(),
+                got=raised.got,
+                expected=raised.expected,
+                mend="use Importance(num_particles=...), or keep the site",
+            ) from None
+        columns[site.address] = [values, place.loop_shape + site.shape]
+    sizes = [len(v) for v, shape in columns.values() for _ in range(math.prod(shape))]
+    total = math.prod(sizes)
+    if total > MAX_POINTS:
+        raise EstimatorError(
+            "a program has too many joint values to enumerate.",
+            at=program.name,
+            got=f"{total} joint values of {len(sizes)} choices",
+            expected=f"at most {MAX_POINTS}",
+            mend="use Importance(num_particles=...), or keep some of the choices",
+        )
+    digits = np.stack(np.unravel_index(np.arange(total), sizes or [1]), axis=1)  # i[total, choices]
+    flat, start = {}, 0
+    for address, (values, shape) in columns.items():
+        count = math.prod(shape)
+        flat[address] = jnp.asarray(values[digits[:, start : start + count]].reshape(total, *shape))
+        start += count
+    return nest(flat)
+
+
+def without(choices: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+    """The choices at other addresses than the known ones."""
+    names = set(flatten(known, "known choices"))
+    return nest({a: x for a, x in flatten(choices, "choices").items() if a not in names})
+
+
+def check_count(n: Any, name: str, where: str) -> None:
+    """Raises where a number of particles is not a positive Python integer."""
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ProgramError(
+            f"{name} is not a positive integer.",
+            at=where,
+            got=repr(n),
+            expected="a Python integer, at least 1",
+            mend=f"pass {name}=5",
+        )

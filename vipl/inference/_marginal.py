@@ -1,0 +1,251 @@
+"""`marginal` and `normalize`: distributions whose densities an algorithm estimates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+
+from vipl._errors import AddressError, ProgramError, show_address, show_addresses
+from vipl.gen import Estimator, Source
+from vipl.gen._choices import Address, check_address, flatten, merge, nest
+from vipl.gen._estimated import Estimated, only
+from vipl.inference._algorithms import Algorithm, Importance
+from vipl.inference._particles import Particles
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Marginal(Estimated):
+    """Some choices of a program, the others summed or integrated out; made by `marginal`.
+
+    Attributes:
+      program: over all choices.
+      algorithm: estimates the density of the kept choices.
+      keep: the addresses that are kept; an address keeps all below it.
+      single: whether `sample` returns the one kept value alone.
+    """
+
+    program: Source
+    algorithm: Algorithm
+    keep: tuple[Address, ...] = field(metadata={"static": True})
+    single: bool = field(default=False, metadata={"static": True})
+
+    @property
+    def name(self) -> str:
+        """The program's name, and what is kept of it."""
+        return f"marginal({self.program.name}, keep={show_addresses(self.keep)})"
+
+    def _draw(self) -> tuple[dict[str, Any], Any]:
+        drawn = flatten(self.program.simulate().choices, self.name)
+        kept = {a: x for a, x in drawn.items() if self._keeps(a)}
+        for address in self.keep:
+            if not any(a[: len(address)] == address for a in kept):
+                raise AddressError(
+                    "an address is kept that the program does not have.",
+                    at=self.name,
+                    got=show_address(address),
+                    expected=f"{self.program.name}'s addresses {show_addresses(drawn)}",
+                    mend="keep addresses of the program",
+                )
+        others = {a: x for a, x in drawn.items() if a not in kept}
+        return nest(kept), self.algorithm.conditional(self.program, nest(kept), nest(others))
+
+    def _weigh(self, choices: dict[str, Any]) -> Any:
+        flat = flatten(choices, f"the choices for {self.name}")
+        missing = [k for k in self.keep if not any(a[: len(k)] == k for a in flat)]
+        if missing or not all(map(self._keeps, flat)):
+            only(choices, self.keep, self.name)
+        return self.algorithm.particles(self.program, choices).log_normalizer
+
+    def _keeps(self, address: Address) -> bool:
+        return any(address[: len(k)] == k for k in self.keep)
+
+    def _value(self, choices: dict[str, Any]) -> Any:
+        if not self.single:
+            return choices
+        for part in self.keep[0]:
+            choices = choices[part]
+        return choices
+
+
+def marginal(program: Source, keep: Any, algorithm: Algorithm | None = None) -> Marginal:
+    """Some choices of a program as a distribution of their own: the other choices are integrated out.
+
+    p(x) = Σ_a p(x, a), estimated with K proposals a_i ~ r(a | x):
+
+        assess      w = (1/K) Σ_i p(x, a_i) / r(a_i | x),   all a_i proposed;              E[w] = p(x)
+        simulate    the same, with a_1 the one that was drawn with x;              E[1 / w | x] = 1 / p(x)
+
+    May stand wherever a program may: as the source of `sample`, as a guide, in a model, in another marginal.
+
+    Args:
+      program: a generative function with its arguments, or another source.
+      keep: the addresses to keep: a string, or a tuple of strings; a nested address as a tuple in the tuple.
+      algorithm: how the density is estimated. None: `Importance(1)`, one proposal from the program itself. With
+        `Enumeration()` the density is exact.
+
+    Returns:
+      A source over the kept choices; as the source of `sample` it returns the value at `keep`, if that is one string,
+      otherwise the choices.
+
+    Raises:
+      AddressError: an address is not the program's (raised when the program runs).
+
+    Reference: Becker et al. (2024), "Probabilistic programming with programmable variational inference", section 5.
+    """
+    _check_source(program, "marginal")
+    single = isinstance(keep, str)
+    parts = (keep,) if single else tuple(keep)
+    if not parts:
+        raise AddressError(
+            "no address is kept.",
+            at=f"marginal of {program.name}",
+            got=repr(keep),
+            expected="at least one address",
+            mend=f'name what to keep: marginal({program.name}(...), "x")',
+        )
+    addresses = tuple(check_address(a, f"marginal of {program.name}") for a in parts)
+    return Marginal(program, _checked(algorithm, "marginal"), addresses, single)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Normalized(Estimated):
+    """The posterior of a program, as an algorithm approximates it; made by `normalize`.
+
+    Attributes:
+      program: over given and other choices.
+      given: the given choices.
+      algorithm: draws from the posterior.
+      estimator: of the gradient through the choice of a particle, or None.
+    """
+
+    program: Source
+    given: dict[str, Any]
+    algorithm: Algorithm
+    estimator: Estimator | None = None
+
+    @property
+    def name(self) -> str:
+        """The program's name, and what is given."""
+        return f"normalize({self.program.name}, given {show_addresses(flatten(self.given, 'given'))})"
+
+    def _draw(self) -> tuple[dict[str, Any], Any]:
+        particles = self.algorithm.particles(self.program, self.given)
+        choices = particles.pick(self.estimator)
+        return choices, self._joint(choices) - particles.log_normalizer
+
+    def _weigh(self, choices: dict[str, Any]) -> Any:
+        log_joint = self._joint(choices)
+        return log_joint - self.algorithm.conditional(self.program, self.given, choices)
+
+    def _joint(self, choices: dict[str, Any]) -> Any:
+        return self.program.assess(merge(self.given, choices)).log_prob
+
+
+def normalize(
+    program: Source,
+    given: dict[str, Any],
+    algorithm: Algorithm | None = None,
+    *,
+    estimator: Estimator | None = None,
+) -> Normalized:
+    """The posterior of a program, p(z | y) = p(z, y) / p(y), as an algorithm approximates it, as a distribution.
+
+    simulate    run the algorithm, pick z by its weight;      w = p(z, y) / Ẑ
+    assess      run it with z as one of its particles;        w = p(z, y) / Ẑ
+
+    What is drawn follows the law of the algorithm's output, not the exact posterior; the two weights are honest
+    estimates for that law. So a guide `normalize(model, given, Importance(K, proposal))` has the evidence lower bound
+    of importance weighting with K particles.
+
+    Args:
+      program: a generative function with its arguments, or another source.
+      given: some of its choices.
+      algorithm: None: `Importance(1)`, which draws from the program itself.
+      estimator: of the gradient through the choice of a particle; None: `Score()`.
+
+    Returns:
+      A source over the other choices.
+
+    Raises:
+      AddressError: a given address is not the program's (raised when the program runs).
+
+    Reference: Becker et al. (2024), section 5; Cusumano-Towner and Mansinghka (2017), "AIDE".
+    """
+    _check_source(program, "normalize")
+    flatten(given, "given of normalize")
+    return Normalized(program, given, _checked(algorithm, "normalize"), estimator)
+
+
+def importance(
+    program: Source, given: dict[str, Any], proposal: Source | None = None, *, num_particles: int, key: Any = None
+) -> Particles:
+    """Weighted particles for the choices that are not given.
+
+    z_i ~ r,  w_i = p(given, z_i) / r(z_i),  log_normalizer = log (1/K) Σ_i w_i;   E[exp log_normalizer] = p(given).
+
+    Args:
+      program: a generative function with its arguments, or another source.
+      given: some of its choices.
+      proposal: a source over the others. None: the program itself.
+      num_particles: K.
+      key: PRNG key; None inside a program.
+    """
+    from vipl.core import seed
+
+    _check_source(program, "importance")
+    algorithm = Importance(num_particles, None if proposal is None else lambda _: proposal)
+    run = lambda: algorithm.particles(program, given)  # noqa: E731
+    return run() if key is None else seed(run)(key)
+
+
+def sir(
+    program: Source,
+    given: dict[str, Any],
+    proposal: Source | None = None,
+    *,
+    num_particles: int,
+    estimator: Estimator | None = None,
+) -> Normalized:
+    """Sampling importance resampling: one of K weighted particles, as a distribution over the choices not given.
+
+    `normalize(program, given, Importance(num_particles, proposal))`; see `normalize` for its two weights.
+
+    Args:
+      program: a generative function with its arguments, or another source.
+      given: some of its choices.
+      proposal: a source over the others. None: the program itself.
+      num_particles: K.
+      estimator: of the gradient through the choice of a particle; None: `Score()`.
+    """
+    _check_source(program, "sir")
+    algorithm = Importance(num_particles, None if proposal is None else lambda _: proposal)
+    return normalize(program, given, algorithm, estimator=estimator)
+
+
+def _checked(algorithm: Any, verb: str) -> Algorithm:
+    if algorithm is None:
+        return Importance(1)
+    if not isinstance(algorithm, Algorithm):
+        raise ProgramError(
+            f"the algorithm of {verb} is not one.",
+            at=verb,
+            got=repr(algorithm),
+            expected="an algorithm object, such as vipl.Importance(5)",
+            mend="pass vipl.Importance(num_particles=...), or vipl.Enumeration()",
+        )
+    return algorithm
+
+
+def _check_source(program: Any, verb: str) -> None:
+    if not isinstance(program, Source):
+        raise ProgramError(
+            f"{verb} is given something that is not a generative function with its arguments.",
+            at=verb,
+            got=f"the function {program.__name__} itself" if hasattr(program, "__name__") else type(program).__name__,
+            expected="program(*args), with @vipl.gen on program",
+            mend="call the generative function with its arguments",
+        )
