@@ -1,0 +1,33 @@
+"""Objectives: programs of a few lines, as a user would write them. Each returns a scalar to be put in an expectation.
+
+    @vipl.expectation
+    def objective(phi, y):
+        return objectives.elbo(model(), guide(phi), {"y": y})
+
+They are programs: two of them can be added in the user's own expectation.
+"""
+
+from vipl.objectives._bounds import beta_elbo as beta_elbo
+from vipl.objectives._bounds import chi_upper_bound as chi_upper_bound
+from vipl.objectives._bounds import ciwae as ciwae
+from vipl.objectives._bounds import diwhvi as diwhvi
+from vipl.objectives._bounds import doubly_reparametrized as doubly_reparametrized
+from vipl.objectives._bounds import elbo as elbo
+from vipl.objectives._bounds import hvi as hvi
+from vipl.objectives._bounds import iwelbo as iwelbo
+from vipl.objectives._bounds import iwhvi as iwhvi
+from vipl.objectives._bounds import miwae as miwae
+from vipl.objectives._bounds import piwae as piwae
+from vipl.objectives._bounds import renyi as renyi
+from vipl.objectives._bounds import sticking_the_landing as sticking_the_landing
+from vipl.objectives._bounds import thermodynamic as thermodynamic
+from vipl.objectives._learning import f_divergence as f_divergence
+from vipl.objectives._learning import fisher as fisher
+from vipl.objectives._learning import forward_kl as forward_kl
+from vipl.objectives._learning import log_variance as log_variance
+from vipl.objectives._learning import mmd as mmd
+from vipl.objectives._learning import reverse_kl as reverse_kl
+from vipl.objectives._learning import sleep as sleep
+from vipl.objectives._learning import trajectory_balance as trajectory_balance
+from vipl.objectives._learning import wake_phi as wake_phi
+from vipl.objectives._learning import wake_theta as wake_theta

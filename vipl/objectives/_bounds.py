@@ -1,0 +1,336 @@
+"""Bounds of the log evidence, each a program.
+
+Throughout: z ~ q are the guide's choices, y the data, p the model's density, w = p(z, y) / q(z).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from vipl.core._rewrite import hold
+from vipl.gen import Source
+from vipl.gen._choices import merge
+from vipl.inference import Importance, importance, marginal
+from vipl.inference._algorithms import check_count
+from vipl.inference._particles import log_mean_exp
+
+
+def elbo(model: Source, guide: Source, data: dict[str, Any]) -> Any:
+    """Evidence lower bound.
+
+    L = E[log p(z, y) - log q(z)] <= log p(y), with equality for the exact posterior.
+
+    Unbiased for L; where densities are estimated (`marginal`, `normalize`), for a lower bound of L.
+
+    Args:
+      model: over latents and data.
+      guide: over the latents.
+      data: the observed choices.
+
+    Reference: Jordan et al. (1999), section 6.
+    """
+    q = guide.simulate()
+    return model.assess(merge(q.choices, data)).log_prob - q.log_prob
+
+
+def beta_elbo(model: Source, guide: Source, data: dict[str, Any], beta: Any) -> Any:
+    """Evidence lower bound with a weight on the divergence; annealed, where the weight changes from step to step.
+
+    L_β = E[log p(y | z) - β (log q(z) - log p(z))].   L_1 is `elbo`.   A bound of log p(y) for β >= 1.
+
+    Unbiased for L_β.
+
+    Args:
+      model: over latents and data; log p(y | z) is the sum of its densities at the data (and its factors).
+      guide: over the latents.
+      data: the observed choices.
+      beta: f[], the weight.
+
+    Reference: Higgins et al. (2017), eq. (4); Bowman et al. (2016), section 3.1, for annealing.
+    """
+    q = guide.simulate()
+    log_joint = model.assess(merge(q.choices, data)).log_prob
+    log_likelihood = model.weigh(data, q.choices)
+    return log_likelihood - beta * (q.log_prob - (log_joint - log_likelihood))
+
+
+def iwelbo(model: Source, guide: Source, data: dict[str, Any], *, num_particles: int) -> Any:
+    """Importance weighted bound.
+
+    L_K = E[log (1/K) Σ_k w_k],  z_k ~ q.   L_1 is `elbo`; L_K grows with K to log p(y).
+
+    Unbiased for L_K, not for log p(y): the bias is about Var(w) / (2 K E[w]²).
+
+    Args:
+      model: over latents and data.
+      guide: over the latents.
+      data: the observed choices.
+      num_particles: K.
+
+    Reference: Burda, Grosse and Salakhutdinov (2016), eq. (8).
+    """
+    return importance(model, data, guide, num_particles=num_particles).log_normalizer
+
+
+def miwae(model: Source, guide: Source, data: dict[str, Any], *, num_bounds: int, num_particles: int) -> Any:
+    """The mean of several importance weighted bounds: the value of one, less noise in its gradient.
+
+    (1/M) Σ_m log (1/K) Σ_k w_mk.   Unbiased for L_K of `iwelbo`.
+
+    Args:
+      model: over latents and data.
+      guide: over the latents.
+      data: the observed choices.
+      num_bounds: M.
+      num_particles: K.
+
+    Reference: Rainforth et al. (2018), "Tighter variational bounds are not necessarily better", eq. (7).
+    """
+    check_count(num_bounds, "num_bounds", "miwae")
+    bounds = jax.vmap(lambda: iwelbo(model, guide, data, num_particles=num_particles), axis_size=num_bounds)()
+    return jnp.mean(bounds)
+
+
+def ciwae(model: Source, guide: Source, data: dict[str, Any], beta: Any, *, num_particles: int) -> Any:
+    """A convex combination of two bounds on the same particles.
+
+    β (1/K) Σ_k log w_k + (1 - β) log (1/K) Σ_k w_k.   Unbiased for β L_1 + (1 - β) L_K.
+
+    Args:
+      model: over latents and data.
+      guide: over the latents.
+      data: the observed choices.
+      beta: f[], between 0 and 1.
+      num_particles: K.
+
+    Reference: Rainforth et al. (2018), eq. (9).
+    """
+    particles = importance(model, data, guide, num_particles=num_particles)
+    return beta * jnp.mean(particles.log_weights) + (1.0 - beta) * particles.log_normalizer
+
+
+def piwae(model: Source, guide: Source, data: dict[str, Any], *, num_bounds: int, num_particles: int) -> Any:
+    """One bound for the model, another for the guide.
+
+    Value: that of `iwelbo` with M K particles. Gradient in the model's parameters: that of `iwelbo` with M K particles.
+    Gradient in the guide's: that of `miwae` with M bounds of K particles. Each is unbiased; together they are the
+    gradient of no one function. Parameters that model and guide share get the sum of both.
+
+    Args:
+      model: over latents and data.
+      guide: over the latents.
+      data: the observed choices.
+      num_bounds: M.
+      num_particles: K.
+
+    Reference: Rainforth et al. (2018), section 4.
+    """
+    check_count(num_bounds, "num_bounds", "piwae")
+    check_count(num_particles, "num_particles", "piwae")
+    count = num_bounds * num_particles
+
+    def log_joint(z):
+        return model.assess(merge(z, data)).log_prob
+
+    drawn = hold(lambda: jax.vmap(guide.simulate, axis_size=count)())
+    tight = log_mean_exp(jax.vmap(log_joint)(drawn.choices) - drawn.log_prob)
+    q = jax.vmap(guide.simulate, axis_size=count)()
+    log_weights = hold(jax.vmap(log_joint), q.choices) - q.log_prob
+    loose = jnp.mean(jax.vmap(log_mean_exp)(log_weights.reshape(num_bounds, num_particles)))
+    return tight + loose - lax.stop_gradient(loose)
+
+
+def hvi(model: Source, guide: Source, data: dict[str, Any], keep: Any) -> Any:
+    """Hierarchical variational inference: a guide with auxiliary choices, of which some are kept.
+
+    E[log p(z, y) - log q(z, a) + log r(a | z)], with r the guide's own law of a: the ELBO with
+    `marginal(guide, keep)`, whose density is estimated with one particle.   Unbiased for this lower bound of `elbo`.
+
+    Args:
+      model: over latents and data.
+      guide: over latents and auxiliary choices.
+      data: the observed choices.
+      keep: the addresses of the latents.
+
+    Reference: Ranganath, Tran and Blei (2016), section 3.
+    """
+    return elbo(model, marginal(guide, keep), data)
+
+
+def iwhvi(
+    model: Source, guide: Source, data: dict[str, Any], keep: Any, *, num_inner: int, proposal: Any = None
+) -> Any:
+    """Importance weighted hierarchical variational inference: `hvi` with a tighter estimate of the guide's density.
+
+    E[log p(z, y) - log (1/K) Σ_k q(z, a_k) / r(a_k | z)], a_1 drawn with z, the others from r.
+
+    Unbiased for this bound, which grows with K to `elbo`.
+
+    Args:
+      model: over latents and data.
+      guide: over latents and auxiliary choices.
+      data: the observed choices.
+      keep: the addresses of the latents.
+      num_inner: K.
+      proposal: r, kept choices -> a source over the auxiliary ones. None: the guide's own law of them.
+
+    Reference: Sobolev and Vetrov (2019), eq. (6).
+    """
+    return elbo(model, marginal(guide, keep, Importance(num_inner, proposal)), data)
+
+
+def diwhvi(
+    model: Source,
+    guide: Source,
+    data: dict[str, Any],
+    keep: Any,
+    *,
+    num_outer: int,
+    num_inner: int,
+    proposal: Any = None,
+) -> Any:
+    """Doubly importance weighted hierarchical variational inference: `iwelbo` with the guide of `iwhvi`.
+
+    E[log (1/M) Σ_m p(z_m, y) / ŵ_m], ŵ_m the estimated density of z_m.   Unbiased for this bound.
+
+    Args:
+      model: over latents and data.
+      guide: over latents and auxiliary choices.
+      data: the observed choices.
+      keep: the addresses of the latents.
+      num_outer: M.
+      num_inner: K.
+      proposal: r, kept choices -> a source over the auxiliary ones. None: the guide's own law of them.
+
+    Reference: Sobolev and Vetrov (2019), section 4.2.
+    """
+    kept = marginal(guide, keep, Importance(num_inner, proposal))
+    return iwelbo(model, kept, data, num_particles=num_outer)
+
+
+def renyi(model: Source, guide: Source, data: dict[str, Any], alpha: float, *, num_particles: int) -> Any:
+    """Renyi bound of order alpha.
+
+    E[1 / (1 - α) log (1/K) Σ_k w_k^(1 - α)];   α = 0: `iwelbo`;   α -> 1: `elbo`, which is what α = 1 computes.
+    For K -> ∞ a lower bound of log p(y) if α > 0, an upper one if α < 0.
+
+    Unbiased for this expectation, not for its limit.
+
+    Args:
+      model: over latents and data.
+      guide: over the latents.
+      data: the observed choices.
+      alpha: the order, a Python number.
+      num_particles: K.
+
+    Reference: Li and Turner (2016), eq. (14).
+    """
+    particles = importance(model, data, guide, num_particles=num_particles)
+    if alpha == 1:
+        return jnp.mean(particles.log_weights)
+    return log_mean_exp((1.0 - alpha) * particles.log_weights) / (1.0 - alpha)
+
+
+def chi_upper_bound(
+    model: Source, guide: Source, data: dict[str, Any], *, order: float = 2.0, num_particles: int
+) -> Any:
+    """Chi upper bound of the log evidence.
+
+    E[(1/n) log (1/K) Σ_k w_k^n];   for K -> ∞ this is (1/n) log E[w^n] >= log p(y), from below.
+
+    Unbiased for the first, not for its limit: with few particles the value may lie below log p(y).
+
+    Args:
+      model: over latents and data.
+      guide: over the latents.
+      data: the observed choices.
+      order: n >= 1.
+      num_particles: K.
+
+    Reference: Dieng et al. (2017), eq. (5).
+    """
+    particles = importance(model, data, guide, num_particles=num_particles)
+    return log_mean_exp(order * particles.log_weights) / order
+
+
+def thermodynamic(model: Source, guide: Source, data: dict[str, Any], betas: Any, *, num_particles: int) -> Any:
+    """Thermodynamic variational objective: a left Riemann sum of the path from q to the posterior.
+
+    log p(y) = ∫_0^1 E_{π_β}[log w] dβ,   π_β ∝ q^(1 - β) p^β;   TVO = Σ_i (β_{i+1} - β_i) E_{π_βi}[log w] <= log p(y).
+
+    Expectations under π_β are self-normalized: Σ_k W_k log w_k with W ∝ w^β. Unbiased for the expectation of that,
+    not for TVO itself, unless β = 0 is the only point (`elbo`).
+
+    Args:
+      model: over latents and data.
+      guide: over the latents.
+      data: the observed choices.
+      betas: f[n], increasing from 0, all below 1; the last interval ends at 1.
+      num_particles: K.
+
+    Reference: Masrani, Le and Wood (2019), eq. (8) and (12).
+    """
+    particles = importance(model, data, guide, num_particles=num_particles)
+    betas = jnp.asarray(betas, float)
+    weights = jax.nn.softmax(betas[:, None] * particles.log_weights, axis=1)
+    widths = jnp.append(betas[1:], 1.0) - betas
+    return widths @ (weights @ particles.log_weights)
+
+
+def sticking_the_landing(model: Source, guide: Source, data: dict[str, Any]) -> Any:
+    """`elbo` whose gradient leaves out the score of the guide, which has mean zero.
+
+    ∇ = E[∇_z (log p(z, y) - log q_φ(z)) ∂z/∂φ]:   zero without noise where q is the exact posterior.
+
+    Unbiased for the value and the gradient of `elbo`; not for second derivatives. It lowers the variance of
+    reparametrized sites.
+
+    Args:
+      model: over latents and data.
+      guide: over the latents.
+      data: the observed choices.
+
+    Reference: Roeder, Wu and Duvenaud (2017), algorithm 1.
+    """
+    z = guide.simulate().choices
+    log_q = hold(lambda z: guide.assess(z).log_prob, z)
+    return model.assess(merge(z, data)).log_prob - log_q
+
+
+def doubly_reparametrized(model: Source, guide: Source, data: dict[str, Any], *, num_particles: int) -> Any:
+    """`iwelbo` with the doubly reparametrized gradient of the guide.
+
+    ∇_φ = E[Σ_k W_k² ∂log w_k/∂z_k ∂z_k/∂φ],   ∇_θ = E[Σ_k W_k ∂log w_k/∂θ],   W the normalized weights.
+
+    Unbiased for value and gradient of `iwelbo`, if all sites of the guide are reparametrized floats; not for second
+    derivatives. Its signal-to-noise ratio grows with K, where that of the plain gradient falls.
+
+    Args:
+      model: over latents and data.
+      guide: over the latents.
+      data: the observed choices.
+      num_particles: K.
+
+    Reference: Tucker et al. (2019), eq. (8).
+    """
+    check_count(num_particles, "num_particles", "doubly_reparametrized")
+
+    def log_weights(z):
+        log_q = hold(jax.vmap(lambda z: guide.assess(z).log_prob), z)
+        return jax.vmap(lambda z: model.assess(merge(z, data)).log_prob)(z) - log_q
+
+    z = jax.vmap(lambda: guide.simulate().choices, axis_size=num_particles)()
+    log_w = lax.stop_gradient(log_weights(z))
+    share = jax.nn.softmax(log_w)
+
+    def scaled(x):
+        """The value of x, its derivative times the share of its particle."""
+        w = share.reshape(share.shape + (1,) * (x.ndim - 1))
+        return lax.stop_gradient(x) + w * (x - lax.stop_gradient(x))
+
+    weighted = jnp.sum(share * log_weights(jax.tree.map(scaled, z)))
+    return log_mean_exp(log_w) + weighted - lax.stop_gradient(weighted)
