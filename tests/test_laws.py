@@ -184,6 +184,27 @@ def test_no_second_derivative_passes_measure_valued(order):
         jax.grad(first, argnums=outer)(0.3, 2.0)
 
 
+@pytest.mark.parametrize("loop", ["scan", "map", "cond", "checkpoint"])
+@pytest.mark.parametrize("order", [jax.hessian, lambda f: jax.grad(jax.grad(f)), lambda f: jax.jacfwd(jax.jacfwd(f))])
+def test_no_second_derivative_passes_measure_valued_in_a_loop_of_the_user(loop, order):
+    """JAX 0.10 forgets custom derivative rules inside `scan` after a reverse-mode derivative: silently 1.99 here."""
+    objective = vipl.expectation(lambda t: sample("b", dist.Bernoulli(logits=t), MeasureValued()) * t**2)
+    keys = jax.random.split(KEY, 3)
+
+    def total(t):
+        if loop == "scan":
+            return lax.scan(lambda c, k: (c + objective.estimate(k, t), None), 0.0, keys)[0]
+        if loop == "map":
+            return lax.map(lambda k: objective.estimate(k, t), keys).sum()
+        if loop == "cond":
+            return lax.cond(t > 0, lambda: objective.estimate(KEY, t), lambda: 0.0)
+        return jax.checkpoint(lambda t: objective.estimate(KEY, t))(t)
+
+    assert jnp.isfinite(jax.grad(total)(0.3))
+    with pytest.raises(vipl.EstimatorError, match="second derivative"):
+        order(total)(0.3)
+
+
 @pytest.mark.parametrize(
     "make",
     [

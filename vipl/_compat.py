@@ -19,6 +19,7 @@ from jax._src.interpreters import ad as _ad
 from jax.extend import core as _extend_core
 from jax.extend.core import primitives as _primitives
 from jax.interpreters import batching as _batching
+from jax.interpreters import mlir as _mlir
 
 Primitive = _extend_core.Primitive
 Literal = _extend_core.Literal
@@ -121,6 +122,28 @@ def define_effectful_primitive(
     primitive.def_impl(impl)
     primitive.def_effectful_abstract_eval(lambda *a, **p: (abstract(*a, **p), {effect}))
     _batching.fancy_primitive_batchers[primitive] = batch
+    return primitive
+
+
+def define_guard_primitive(name: str, refuse: Callable) -> Any:
+    """Makes a primitive `(value, *parameters) -> value` of which every derivative raises `refuse(**params)`.
+
+    It is a primitive, not a function with a custom rule: JAX 0.10 forgets such rules inside `scan` once it has taken a
+    reverse-mode derivative, and a second one would pass.
+    """
+    primitive = Primitive(name)
+
+    def jvp(primals, tangents, **params):
+        raise refuse(**params)
+
+    primitive.def_impl(lambda value, *_, **__: value)
+    primitive.def_abstract_eval(lambda value, *_, **__: value)
+    _batching.primitive_batchers[primitive] = lambda values, dims, **params: (
+        primitive.bind(*values, **params),
+        dims[0],
+    )
+    _ad.primitive_jvps[primitive] = jvp
+    _mlir.register_lowering(primitive, lambda _, value, *__, **___: [value])
     return primitive
 
 

@@ -18,7 +18,24 @@ import numpyro.distributions as dist
 from jax import lax
 
 import vipl
-from vipl import Alternatives, Draw, Enumerate, Estimator, MeasureValued, Reparam, Score, Support, sample
+from vipl import (
+    ARM,
+    Alternatives,
+    CoupledFlips,
+    DisARM,
+    Draw,
+    Enumerate,
+    Estimator,
+    ImplicitReparam,
+    LocalEnumerate,
+    MeasureValued,
+    RejectionReparam,
+    Relax,
+    Reparam,
+    Score,
+    Support,
+    sample,
+)
 
 
 class Scaled(Estimator):
@@ -40,15 +57,17 @@ class Scaled(Estimator):
 
         if isinstance(points, Support):
             return Support(scaled(points.values), scaled(points.log_weights))
-        alternatives = points.alternatives
-        if alternatives is not None:
-            alternatives = Alternatives(alternatives.values, self.factor * alternatives.weights)
+
+        def others(x):
+            return x if x is None else Alternatives(x.values, self.factor * x.weights)
+
         return Draw(
             scaled(points.value),
             scaled(points.log_weight),
             scaled(points.control),
             scaled(points.shared_control),
-            alternatives,
+            others(points.alternatives),
+            others(points.pruned),
         )
 
 
@@ -74,6 +93,11 @@ def context(x):
     return 0.4 * jnp.tanh(jnp.asarray(x, float) - 0.3)
 
 
+def tanh(z):
+    """A control variate for relaxed draws."""
+    return jnp.sum(0.7 * jnp.tanh(z))
+
+
 def _counts(n: int) -> dict[str, Any]:
     return {"nodes": np.arange(n), "weights": np.ones(n)}
 
@@ -92,11 +116,13 @@ def _warped(low: float, high: float, warp: Callable, slope: Callable, n: int = 3
 FAMILIES: dict[str, Family] = {
     "bernoulli": Family(
         lambda t, c: dist.Bernoulli(probs=jax.nn.sigmoid(t[0] + t[1] * c)),
-        **_counts(2), estimators=(Score(), Score(0.9), Enumerate(), MeasureValued()), theta=(-0.4, 1.3),
+        **_counts(2),
+        estimators=(Score(), Score(0.9), Enumerate(), MeasureValued(), CoupledFlips(), DisARM()), theta=(-0.4, 1.3),
     ),
     "bernoulli_logits": Family(
         lambda t, c: dist.Bernoulli(logits=t[0] + t[1] * c),
-        **_counts(2), estimators=(Score(), Enumerate(), MeasureValued()), theta=(0.7, 1.1),
+        **_counts(2),
+        estimators=(Score(), Enumerate(), MeasureValued(), ARM(), DisARM(), Relax(tanh)), theta=(0.7, 1.1),
     ),
     "categorical": Family(
         lambda t, c: dist.Categorical(logits=jnp.stack([t[0] + c, t[1] * jnp.ones_like(c), -0.2 * t[0] * c])),
@@ -108,7 +134,8 @@ FAMILIES: dict[str, Family] = {
     ),
     "binomial": Family(
         lambda t, c: dist.Binomial(3, probs=jax.nn.sigmoid(t[0] + t[1] * c)),
-        **_counts(4), estimators=(Score(), Enumerate()), theta=(-0.3, 0.8),
+        **_counts(4), estimators=(Score(), Enumerate(), MeasureValued(), LocalEnumerate(), CoupledFlips()),
+        theta=(-0.3, 0.8),
     ),
     "poisson": Family(
         lambda t, c: dist.Poisson(jnp.exp(t[0] + t[1] * c)),
@@ -126,13 +153,22 @@ FAMILIES: dict[str, Family] = {
         lambda t, c: dist.Normal(t[0] + c, jnp.exp(t[1])),
         **_line(-9.0, 9.5), estimators=(Reparam(), Score(), MeasureValued()), theta=(0.3, -0.2),
     ),
+    "half_normal": Family(
+        lambda t, c: dist.HalfNormal(jnp.exp(t[0] + t[1] * c)),
+        **_line(0.0, 12.0), estimators=(Reparam(), MeasureValued()), theta=(0.2, 0.3),
+    ),
+    "weibull": Family(
+        lambda t, c: dist.Weibull(jnp.exp(t[0] + t[1] * c), 1.7),
+        **_line(0.0, 14.0), estimators=(Reparam(), ImplicitReparam(), MeasureValued()), theta=(0.2, 0.3),
+    ),
     "gamma": Family(
         lambda t, c: dist.Gamma(2.5, jnp.exp(t[0] + t[1] * c)),
         **_warped(-12.0, 4.0, np.exp, np.exp), estimators=(Reparam(), Score(), MeasureValued()), theta=(0.3, 0.6),
     ),
     "gamma_shape": Family(
         lambda t, c: dist.Gamma(2.5 * jnp.exp(t[0]), jnp.exp(t[1] * c)),
-        **_warped(-12.0, 4.0, np.exp, np.exp), estimators=(Reparam(), Score()), theta=(0.1, 0.6),
+        **_warped(-12.0, 4.0, np.exp, np.exp),
+        estimators=(Reparam(), Score(), RejectionReparam(), RejectionReparam(2), ImplicitReparam()), theta=(0.1, 0.6),
     ),
     "exponential": Family(
         lambda t, c: dist.Exponential(jnp.exp(t[0] + t[1] * c)),
@@ -152,14 +188,14 @@ FAMILIES: dict[str, Family] = {
     ),
     "lognormal": Family(
         lambda t, c: dist.LogNormal(t[0] + c, jnp.exp(t[1])),
-        **_warped(-5.0, 5.0, np.exp, np.exp), estimators=(Reparam(), Score()), theta=(0.1, -0.8),
+        **_warped(-5.0, 5.0, np.exp, np.exp), estimators=(Reparam(), Score(), MeasureValued()), theta=(0.1, -0.8),
     ),
     "mixture": Family(
         lambda t, c: dist.MixtureSameFamily(
             dist.Categorical(logits=jnp.stack([t[0] + c, jnp.zeros_like(c)])),
             dist.Normal(jnp.stack([t[1], -1.0 + 0 * t[1]]), jnp.array([0.7, 0.5])),
         ),
-        **_line(-8.0, 8.0), estimators=(Score(),), theta=(0.4, 0.9),
+        **_line(-8.0, 8.0), estimators=(Score(), ImplicitReparam()), theta=(0.4, 0.9),
     ),
 }  # fmt: skip
 
@@ -329,7 +365,15 @@ STRUCTURES: dict[str, tuple[Callable, Callable]] = {
 
 EVERYWHERE = ("bernoulli", "categorical", "normal")
 ELSEWHERE = ("plain", "scan")
-ONCE = ("beta", "student", "truncated_normal", "lognormal")  # slow to draw; their estimators are in scan with others
+ONCE = (
+    "beta",
+    "student",
+    "truncated_normal",
+    "lognormal",
+    "laplace",
+    "half_normal",
+    "weibull",
+)  # slow to draw; their estimators are in scan with others
 
 
 def table() -> list[tuple[str, str, Any]]:

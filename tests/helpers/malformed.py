@@ -9,13 +9,18 @@ from jax import lax
 
 import vipl
 from vipl import (
+    DisARM,
     Enumerate,
     Enumeration,
     Estimator,
+    ImplicitReparam,
     LeaveOneOut,
     MeasureValued,
+    RejectionReparam,
+    Relax,
     Reparam,
     Score,
+    StraightThrough,
     importance,
     marginal,
     normalize,
@@ -612,3 +617,42 @@ def given_an_unknown_address():
 @malformed
 def proposal_without_an_address():
     importance(pair(), {"x": 0.3}, vipl.gen(lambda: sample("a", dist.Bernoulli(0.5)))(), num_particles=2, key=KEY)
+
+
+# --- more estimators ------------------------------------------------------------------------------------------
+
+
+@malformed
+def implicit_without_a_distribution_function():
+    expected(lambda: sample("x", dist.Dirichlet(jnp.ones(3)), ImplicitReparam()).sum())
+
+
+@malformed
+def rejection_of_a_normal():
+    expected(lambda: sample("x", dist.Normal(0.0, 1.0), RejectionReparam()))
+
+
+@malformed
+def antithetic_of_a_poisson():
+    expected(lambda: 1.0 * sample("x", dist.Poisson(2.0), DisARM()))
+
+
+@malformed
+def relax_of_a_poisson():
+    expected(lambda: 1.0 * sample("x", dist.Poisson(2.0), Relax(jnp.sum)))
+
+
+@malformed
+def relax_with_a_vector():
+    expected(lambda: 1.0 * sample("x", dist.Bernoulli(jnp.ones(3) / 2), Relax(jnp.tanh)).sum())
+
+
+@malformed
+def straight_through_of_a_poisson():
+    expected(lambda: 1.0 * sample("x", dist.Poisson(2.0), StraightThrough()))
+
+
+@malformed
+def straight_through_from_outside():
+    objective = vipl.expectation(lambda: 1.0 * sample("x", dist.Bernoulli(0.3)))
+    objective.with_estimators({"x": StraightThrough()}).estimate(KEY)

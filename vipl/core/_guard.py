@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
+from vipl import _compat
 
-@functools.lru_cache(maxsize=1024)
+_guard_p = _compat.define_guard_primitive("vipl_guard", lambda error, at: error(at))
+
+
 def undifferentiable(error: Callable[[str], Exception], at: str) -> Callable:
-    """`(value, parameters) -> value`, whose derivative in the parameters raises `error(at)`.
+    """`(value, parameters) -> value`, whose derivative in value or parameters raises `error(at)`.
 
-    It raises when the derivative is traced, and only if a parameter is differentiated. The value itself has to be
-    without derivative.
+    It raises when the derivative is traced, and only if one of them is differentiated.
+
+    Args:
+      error: makes the exception.
+      at: its argument.
     """
 
-    @jax.custom_jvp
-    def guarded(value, parameters):
-        return value
-
-    @guarded.defjvp
-    def _(primals, tangents):
-        raise error(at)
+    def guarded(value: Any, parameters: Any) -> Any:
+        return _guard_p.bind(value, *jax.tree.leaves(parameters), error=error, at=at)
 
     return guarded

@@ -71,6 +71,7 @@ def seed_jaxpr(key: Any, jaxpr: Any) -> list[Any]:
         site: Site = visit.site
         leaves = operands[: site.num_source]
         value = programs[visit.path].rest(noise, leaves)
+        value = value.astype(site.dtype) if site.makes_float else value
         if not site.source.unpack(leaves).has_rsample:
             value = undifferentiable(_no_pathwise, site.at())(lax.stop_gradient(value), leaves)
         return Outcome(value, {}, {})

@@ -64,6 +64,7 @@ class Site:
       dtype: the value's dtype.
       support: a hashable description of where the density is not zero, or None; only checks read it.
       where: function, file and line of the user's call.
+      makes_float: whether the distribution draws integers, and the site makes floats of them.
     """
 
     address: tuple[str, ...]
@@ -74,6 +75,7 @@ class Site:
     dtype: Any
     support: Any
     where: str
+    makes_float: bool = False
 
     def at(self) -> str:
         """The site as messages write it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,21 +11,9 @@ import numpyro.distributions as dist
 from jax import lax
 
 from vipl._errors import EstimatorError
-from vipl.estimators._enumerate import finite_support
-from vipl.gen import Alternatives, Draw, Estimator, Law
+from vipl.estimators._local import Branch, change, one_at_a_time, other_values
+from vipl.gen import Draw, Estimator, Law
 from vipl.gen._density import innermost
-
-
-class Branch(NamedTuple):
-    """One alternative of every element of a distribution.
-
-    Attributes:
-      value: [*shape], the other value of each element.
-      weight: f[*shape], (θ - sg θ) c for each element: zero in value.
-    """
-
-    value: Any
-    weight: Any
 
 
 class MeasureValued(Estimator):
@@ -37,12 +25,13 @@ class MeasureValued(Estimator):
     (common random numbers) everywhere else. The alternatives are coupled with the draw: for all families but
     Normal's location, p⁺ or p⁻ is the draw itself. k need not be differentiable, nor continuous.
 
-    Bernoulli and Categorical (in probs or logits), Poisson and Geometric (rate, probs or logits), Normal
-    (location and scale), Exponential and Gamma (rate).
+    Bernoulli, Categorical, Binomial and Geometric (in probs or logits), Poisson (rate), Normal and Laplace (location
+    and scale), HalfNormal and Weibull (scale), Exponential and Gamma (rate), and elementwise transforms of these, such
+    as LogNormal.
 
     Unbiased for value and first derivatives; a second derivative raises. Cost: the
-    program is run once more for each alternative (3 for Normal, size - 1 for Categorical, else 1) of each element of
-    each site, step and lane, all under one `vmap`.
+    program is run once more for each alternative (3 for Normal and Laplace, 2 for Binomial, size - 1 for Categorical,
+    else 1) of each element of each site, step and lane, all under one `vmap`.
 
     Raises:
       EstimatorError: the distribution has no such derivative here, or a parameter without one is differentiated.
@@ -57,30 +46,7 @@ class MeasureValued(Estimator):
         x = lax.stop_gradient(law.sample(draw_key))
         d = innermost(law.dist)  # its parameters broadcast to the shape of the draw
         branches = branches_of(d, x, other_key)
-        fixed = d.concentration if isinstance(d, dist.Gamma) else None
-        return Draw(x, alternatives=one_at_a_time(x, branches), fixed=fixed)
-
-
-def one_at_a_time(x: Any, branches: list[Branch]) -> Alternatives:
-    """Alternatives of a whole array: in each, one element takes one of its other values.
-
-    Args:
-      x: [*shape], the draw.
-      branches: the other values of every element.
-
-    Returns:
-      values [len(branches) * size, *shape], weights of the same length.
-    """
-    size = x.size
-    here = jnp.eye(size, dtype=bool).reshape(size, *x.shape)
-    values = [jnp.where(here, b.value, x) for b in branches]
-    weights = [jnp.broadcast_to(b.weight, x.shape).reshape(size) for b in branches]
-    return Alternatives(jnp.concatenate(values), jnp.concatenate(weights))
-
-
-def change(theta: Any) -> Any:
-    """θ - sg θ: zero, with derivative 1."""
-    return theta - lax.stop_gradient(theta)
+        return Draw(x, alternatives=one_at_a_time(x, branches), fixed=without_derivative(d))
 
 
 def again(d: Any, x: Any, key: Any) -> Any:
@@ -95,31 +61,33 @@ def branches_of(d: Any, x: Any, key: Any) -> list[Branch]:
         "a distribution has no measure-valued derivative here.",
         at="",
         got=f"MeasureValued() for {type(d).__name__}",
-        expected="Bernoulli, Categorical, Poisson, Geometric, Normal, Exponential or Gamma",
+        expected="Bernoulli, Categorical, Binomial, Poisson, Geometric, Normal, Laplace, Exponential, Gamma, ...",
         mend="use Score(), or Reparam() where the distribution is reparametrized",
     )
 
 
 @branches_of.register(dist.BernoulliProbs)
 @branches_of.register(dist.BernoulliLogits)
-def _bernoulli(d: Any, x: Any, key: Any) -> list[Branch]:
-    """d/dp E[k] = k(1) - k(0): the alternative is the other side of the coin."""
-    del key
-    p = d.probs if isinstance(d, dist.BernoulliProbs) else jax.nn.sigmoid(d.logits)
-    return [Branch(1 - x, change(p) * jnp.where(x == 0, 1.0, -1.0))]
-
-
 @branches_of.register(dist.CategoricalProbs)
 @branches_of.register(dist.CategoricalLogits)
-def _categorical(d: Any, x: Any, key: Any) -> list[Branch]:
-    """d/dp_i E[k] = k(i): all other values are alternatives; but not those whose logit is -inf, where dp_i = 0."""
+def _finite(d: Any, x: Any, key: Any) -> list[Branch]:
+    """d/dp_i E[k] = k(i): all other values are alternatives."""
     del key
-    _, log_probs = finite_support(Law(d), "MeasureValued()")
-    n = log_probs.shape[0]
-    log_probs = jnp.broadcast_to(jnp.moveaxis(log_probs, 0, -1), (*x.shape, n))
-    others = [(x + j) % n for j in range(1, n)]
-    log_p = [jnp.take_along_axis(log_probs, y[..., None], -1)[..., 0] for y in others]
-    return [Branch(jnp.where(lp == -jnp.inf, x, y), change(jnp.exp(lp))) for lp, y in zip(log_p, others, strict=True)]
+    return other_values(Law(d), x, "MeasureValued()")
+
+
+@branches_of.register(dist.BinomialProbs)
+@branches_of.register(dist.BinomialLogits)
+def _binomial(d: Any, x: Any, key: Any) -> list[Branch]:
+    """d/dp E[k] = n (E[k(y + 1)] - E[k(y)]), y of n - 1 trials: take one success away, or make one of a failure.
+
+    Which of the n trials is left out is averaged: weights x and n - x.
+    """
+    del key
+    p = d.probs if isinstance(d, dist.BinomialProbs) else jax.nn.sigmoid(d.logits)
+    n = jnp.asarray(d.total_count)
+    fewer, more = jnp.maximum(x - 1, 0), jnp.minimum(x + 1, n)
+    return [Branch(fewer, -x * change(p)), Branch(more.astype(x.dtype), (n - x) * change(p))]
 
 
 @branches_of.register
@@ -170,3 +138,56 @@ def _gamma(d: dist.Gamma, x: Any, key: Any) -> list[Branch]:
     rate = jnp.asarray(lax.stop_gradient(d.rate))
     step = jax.random.exponential(key, x.shape, x.dtype) / rate
     return [Branch(x + step, -change(d.rate) * lax.stop_gradient(d.concentration) / rate)]
+
+
+@branches_of.register
+def _half_normal(d: dist.HalfNormal, x: Any, key: Any) -> list[Branch]:
+    """In scale: Maxwell against the draw, as for Normal; c = 1/σ."""
+    scale = jnp.asarray(lax.stop_gradient(d.scale))
+    maxwell = jnp.sqrt((x / scale) ** 2 + 2.0 * jax.random.exponential(key, x.shape, x.dtype))
+    return [Branch(scale * maxwell, change(d.scale) / scale)]
+
+
+@branches_of.register
+def _laplace(d: dist.Laplace, x: Any, key: Any) -> list[Branch]:
+    """In location: p± = μ ± b E, c = 1 / (2 b); in scale: |x - μ| + b E against the draw, c = 1 / b; E ~ Exp(1)."""
+    loc, scale = jnp.asarray(lax.stop_gradient(d.loc)), jnp.asarray(lax.stop_gradient(d.scale))
+    step_key, more_key = jax.random.split(key)
+    step = scale * jax.random.exponential(step_key, x.shape, x.dtype)
+    more = scale * jax.random.exponential(more_key, x.shape, x.dtype)
+    up = change(d.loc) / (2.0 * scale)
+    return [
+        Branch(loc + step, up),
+        Branch(loc - step, -up),
+        Branch(x + jnp.sign(x - loc) * more, change(d.scale) / scale),
+    ]
+
+
+@branches_of.register
+def _weibull(d: dist.Weibull, x: Any, key: Any) -> list[Branch]:
+    """In scale λ: (x/λ)^k ~ Exp(1), so that x^k has another λ^k Exp(1) added, c = k/λ; none in the concentration."""
+    scale, k = jnp.asarray(lax.stop_gradient(d.scale)), jnp.asarray(lax.stop_gradient(d.concentration))
+    more = ((x / scale) ** k + jax.random.exponential(key, x.shape, x.dtype)) ** (1.0 / k)
+    return [Branch(scale * more, change(d.scale) * k / scale)]
+
+
+@branches_of.register
+def _transformed(d: dist.TransformedDistribution, x: Any, key: Any) -> list[Branch]:
+    """The alternatives of the base, transformed by elementwise transforms: LogNormal, ..."""
+    base = innermost(d.base_dist)
+    if any(t.domain.event_dim or t.codomain.event_dim for t in d.transforms):
+        return branches_of.registry[object](d, x, key)
+    y = x
+    for transform in reversed(d.transforms):
+        y = transform.inv(y)
+    branches = branches_of(base, lax.stop_gradient(y), key)
+    for transform in d.transforms:
+        branches = [Branch(transform(b.value), b.weight) for b in branches]
+    return branches
+
+
+def without_derivative(d: Any) -> list[Any]:
+    """The parameters in which a family has no measure-valued derivative here."""
+    if isinstance(d, dist.TransformedDistribution):
+        return [*jax.tree.leaves(d.transforms), *without_derivative(innermost(d.base_dist))]
+    return [d.concentration] if isinstance(d, (dist.Gamma, dist.Weibull)) else []

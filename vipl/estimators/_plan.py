@@ -29,8 +29,9 @@ class Plan(NamedTuple):
       found: its sites.
       programs: path -> the site's program.
       enumerated: the sites that are evaluated at all their values.
-      branching: the sites with alternatives, and the number of the first alternative of each.
-      num_alternatives: how many alternatives there are in all.
+      branching: the sites with alternatives, and the number of the first alternative of each; the pruned ones last.
+      num_full: how many alternatives are run.
+      num_pruned: how many there are of which one is run.
       shares: sites whose baseline is the other samples' value.
     """
 
@@ -39,7 +40,8 @@ class Plan(NamedTuple):
     programs: dict[Path, SiteProgram]
     enumerated: list[Place]
     branching: dict[Path, int]
-    num_alternatives: int
+    num_full: int
+    num_pruned: int
     shares: list[Place]
 
 
@@ -60,14 +62,18 @@ def make_plan(staged: Staged) -> Plan:
     shapes = {path: program.shape for path, program in programs.items()}
     enumerated = [p for p in found if isinstance(shapes.get(p.path), Support)]
     _check_enumeration(enumerated, shapes)
-    branching, count = {}, 0
-    for p in found:
-        shape = shapes.get(p.path)
-        if isinstance(shape, Draw) and shape.alternatives is not None:
-            branching[p.path] = count
-            count += p.count * shape.alternatives.weights.shape[0]
+    branching, counts = {}, [0]
+    for name in ("alternatives", "pruned"):
+        count = 0
+        for p in found:
+            shape = shapes.get(p.path)
+            if isinstance(shape, Draw) and (others := getattr(shape, name)) is not None:
+                branching[p.path] = sum(counts) + count
+                count += p.count * others.weights.shape[0]
+        counts.append(count)
+    _, num_full, num_pruned = counts
     shares = [p for p in found if isinstance(s := shapes.get(p.path), Draw) and s.shared_control is not None]
-    return Plan(staged, found, programs, enumerated, branching, count, shares)
+    return Plan(staged, found, programs, enumerated, branching, num_full, num_pruned, shares)
 
 
 def _with_estimator(place: Place) -> Place:

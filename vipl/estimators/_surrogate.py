@@ -32,6 +32,7 @@ from vipl._errors import EstimatorError, ProgramError, show_aval
 from vipl.core._draw import handed
 from vipl.core._guard import undifferentiable
 from vipl.core._interpret import Interpreter, Outcome, run
+from vipl.core._keys import fold_tag
 from vipl.core._places import Place
 from vipl.core._site import Path, Site
 from vipl.estimators._plan import Plan
@@ -58,9 +59,11 @@ def one_sample(plan: Plan, key: Any) -> Sample:
     """Runs the estimator once."""
     noise = handed(key, [p for p in plan.found if p.outside_while is None], plan.programs)
 
+    pick = jax.random.randint(fold_tag(key, "prune"), (), 0, plan.num_pruned) if plan.num_pruned else None
+
     def at(*digits):
         chosen = {p.path: d for p, d in zip(plan.enumerated, digits, strict=True)}
-        return _at_values(plan, noise, chosen)
+        return _at_values(plan, noise, chosen, pick)
 
     tables = [_digits(plan.programs[p.path].shape.log_weights.shape[0], p) for p in plan.enumerated]
     for i in reversed(range(len(tables))):
@@ -94,7 +97,7 @@ def _weighted_mean(weight: Any, x: Any) -> Any:
     return jnp.sum(jnp.where(w != 0, w * jnp.where(w != 0, x, 0), 0), axis=tuple(range(weight.ndim)))
 
 
-def _at_values(plan: Plan, noise: dict[Path, Any], digits: dict[Path, Any]) -> tuple[Any, Sample, Any]:
+def _at_values(plan: Plan, noise: dict[Path, Any], digits: dict[Path, Any], pick: Any) -> tuple[Any, Sample, Any]:
     """Weight, sample and alternatives' term at one joint value of the enumerated sites."""
     given = {path: Given(x, digits.get(path), None) for path, x in noise.items()}
     outs, totals, emits = run(plan.staged.jaxpr, [], _interpreter(plan, None), given)
@@ -105,7 +108,7 @@ def _at_values(plan: Plan, noise: dict[Path, Any], digits: dict[Path, Any]) -> t
     shared = totals.get("shared_control", jnp.zeros(())).astype(f.dtype)
     weight = _support_weight(totals, emits, digits).astype(f.dtype)
     sample = Sample(surrogate, lax.stop_gradient(f), shared, outs)
-    return weight, sample, _alternatives(plan, given, digits, emits, weight * f) if plan.branching else None
+    return weight, sample, _alternatives(plan, given, digits, emits, weight * f, pick) if plan.branching else None
 
 
 def _support_weight(totals: dict[str, Any], emits: dict[Path, Any], digits: dict[Path, Any]) -> Any:
@@ -121,9 +124,9 @@ def _support_weight(totals: dict[str, Any], emits: dict[Path, Any], digits: dict
 
 
 def _alternatives(
-    plan: Plan, given: dict[Path, Given], digits: dict[Path, Any], emits: dict[Path, Any], weighted: Any
+    plan: Plan, given: dict[Path, Given], digits: dict[Path, Any], emits: dict[Path, Any], weighted: Any, pick: Any
 ) -> Any:
-    """Σ_a weight_a (W_a f_a - W f): one run for each alternative of each site, step and lane."""
+    """Σ_a weight_a (W_a f_a - W f): a run for each alternative of each site, step and lane, and one for all pruned."""
     for path, first in plan.branching.items():
         values, weights = emits[path]
         numbers = first + jnp.arange(weights.size, dtype=jnp.int32).reshape(weights.shape)
@@ -136,8 +139,13 @@ def _alternatives(
         weight = _support_weight(totals, emits, digits).astype(outs[0].dtype)
         return jnp.where(weight != 0, weight * outs[0], 0)
 
-    values = jax.vmap(other)(jnp.arange(plan.num_alternatives, dtype=jnp.int32))
     weights = jnp.concatenate([emits[path].weights.reshape(-1) for path in plan.branching])
+    numbers = jnp.arange(plan.num_full, dtype=jnp.int32)
+    if plan.num_pruned:
+        survivor = plan.num_full + pick
+        numbers = jnp.append(numbers, survivor)
+        weights = jnp.append(weights[: plan.num_full], plan.num_pruned * weights[survivor])
+    values = jax.vmap(other)(numbers)
     names = ", ".join(p.site.at() for p in plan.found if p.path in plan.branching)
     difference = lax.stop_gradient(values - weighted)
     inputs = [x for x in plan.staged.jaxpr.consts if jnp.issubdtype(jnp.result_type(x), jnp.inexact)]
@@ -225,11 +233,12 @@ def _interpreter(plan: Plan, number: Any) -> Interpreter:
             values, numbers = given.alternative
             here = numbers == number
             value = jnp.where(jnp.any(here), values[jnp.argmax(here)], value)
-        if points.fixed is not None:
+        if jax.tree.leaves(points.fixed):
             value = undifferentiable(_no_derivative, site.at())(value, points.fixed)
         names = ("log_weight", "control", "shared_control")
         totals = {n: lax.convert_element_type(x, float) for n in names if (x := getattr(points, n)) is not None}
-        emitted = points.alternatives is not None and number is None
-        return Outcome(value, totals, {visit.path: points.alternatives} if emitted else {})
+        others = points.alternatives if points.pruned is None else points.pruned
+        emitted = others is not None and number is None
+        return Outcome(value, totals, {visit.path: others} if emitted else {})
 
     return Interpreter(handle, None, "expectation")

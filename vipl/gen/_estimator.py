@@ -84,6 +84,7 @@ class Draw(NamedTuple):
       control: f[], a term of mean zero and value 0, such as b (1 - exp(l - sg l)). None for 0.
       shared_control: f[], the same with b the mean of the other samples of `estimate(num_samples=...)`.
       alternatives: points of weight 0, or None. With them a second derivative raises.
+      pruned: the same, of which one alone is run: drawn uniformly among those of all sites, it counts for all.
       fixed: pytree of parameters in which the estimator has no derivative; differentiating in them raises.
     """
 
@@ -92,6 +93,7 @@ class Draw(NamedTuple):
     control: Any = None
     shared_control: Any = None
     alternatives: Alternatives | None = None
+    pruned: Alternatives | None = None
     fixed: Any = None
 
 
@@ -114,7 +116,13 @@ class Estimator(abc.ABC):
     """Base of all gradient estimators: a frozen dataclass and a pytree with one method, `points`.
 
     Fields may be arrays (also values computed in the program), numbers, or hashable objects.
+
+    Attributes:
+      makes_float: whether the site's value is a float, whatever the distribution draws: for relaxations of discrete
+        values. It is asked at the site; `with_estimators` does not change what a site is.
     """
+
+    makes_float: typing.ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any):
         """Makes the subclass a frozen dataclass and a pytree."""

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from vipl._errors import AddressError, SupportError, show_addresses
 from vipl.core._interpret import Interpreter, Outcome, plain, run, walk
-from vipl.core._packed import pack
+from vipl.core._packed import pack, python_integer
 from vipl.core._places import Place, check_unique, places
 from vipl.core._rewrite import rewrite
 from vipl.core._site import Site, sample_p
@@ -219,7 +219,7 @@ def with_estimators(fn: Callable, estimators: Any, name: str, *args: Any, **kwar
       *args: its arguments.
       **kwargs: its keyword arguments.
     """
-    wanted = {a: pack(e) for a, e in estimators}
+    wanted = {a: pack(e, keep=python_integer) for a, e in estimators}
     staged = stage_program(fn, args, kwargs)
     known = dict.fromkeys(p.site.address for p in places(staged.jaxpr))
     unknown = [a for a in wanted if a not in known]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from vipl import _compat
 from vipl._errors import ChoiceError, EstimatorError, ViplError, show_address, show_aval
 from vipl.core._draw import SiteProgram, site_program
-from vipl.core._packed import Packed, concrete_integer, is_array, pack
+from vipl.core._packed import Packed, concrete_integer, is_array, pack, python_integer
 from vipl.core._site import Site, sample_p, user_frame
 from vipl.gen._choices import check_address
 from vipl.gen._density import Factor, check_distribution, describe_source
@@ -56,16 +57,18 @@ def sample(address: str | tuple[str, ...], source: Any, estimator: Estimator | N
     packed_estimator, extra = None, []
     if estimator is not None:
         check_estimator(estimator, at)
-        packed_estimator, extra = pack(estimator)
+        packed_estimator, extra = pack(estimator, keep=python_integer)
+    makes_float = estimator is not None and estimator.makes_float and not jnp.issubdtype(value.dtype, jnp.floating)
     site = Site(
         address=address,
         source=packed,
         estimator=packed_estimator,
         num_source=len(leaves),
         shape=tuple(value.shape),
-        dtype=value.dtype,
+        dtype=jnp.result_type(float) if makes_float else value.dtype,
         support=describe_source(source),
         where=where,
+        makes_float=makes_float,
     )
     if estimator is not None:
         points_of(site, tuple(_compat.typeof(x) for x in [*leaves, *extra]))
@@ -116,13 +119,22 @@ def _name(estimator: Any) -> str:
     return estimator.__name__ if isinstance(estimator, type) else type(estimator).__name__
 
 
-def points_program(config: tuple[Packed, Packed, int]) -> Any:
+def points_program(config: tuple[Packed, Packed, int, bool]) -> Any:
     """The site program of an estimator: `(key, *operands) -> Draw or Support`."""
-    source, estimator, num_source = config
+    source, estimator, num_source, makes_float = config
+
+    def floating(x):
+        return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(float)
 
     def points(key, *operands):
         law = Law(source.unpack(operands[:num_source]))
-        return estimator.unpack(operands[num_source:]).points(law, key)
+        points = estimator.unpack(operands[num_source:]).points(law, key)
+        if not makes_float:
+            return points
+        if isinstance(points, Support):
+            return points._replace(values=floating(points.values))
+        values = {"value": points.value, "alternatives": points.alternatives, "pruned": points.pruned}
+        return points._replace(**jax.tree.map(floating, values)) if isinstance(points, Draw) else points
 
     return points
 
@@ -130,15 +142,24 @@ def points_program(config: tuple[Packed, Packed, int]) -> Any:
 def points_of(site: Site, avals: tuple[Any, ...]) -> SiteProgram:
     """The estimator of a site, traced and checked; errors of the estimator are given the site's place."""
     try:
-        program = site_program(points_program, (site.source, site.estimator, site.num_source), avals)
+        program = site_program(points_program, (site.source, site.estimator, site.num_source, site.makes_float), avals)
     except ViplError as error:
         raise error.located(site.at()) if not error.at else error from None
     points = program.shape
-    name = type(site.estimator.unpack(avals[site.num_source :])).__name__  # type: ignore[union-attr]
+    estimator: Any = site.estimator.unpack(avals[site.num_source :])  # type: ignore[union-attr]
+    name = type(estimator).__name__
     if not isinstance(points, (Draw, Support)):
         raise _malformed(site, name, f"`points` returned {show_aval(points)}", "vipl.Draw or vipl.Support")
     values = points.value if isinstance(points, Draw) else points.values
     shape = values.shape if isinstance(points, Draw) else values.shape[1:]
+    if estimator.makes_float and not jnp.issubdtype(site.dtype, jnp.floating):
+        raise EstimatorError(
+            "a relaxation is put at a site of integers from outside.",
+            at=site.at(),
+            got=f"{name} for a site that is {jnp.dtype(site.dtype)}",
+            expected="a site whose value is a float, which it is only if a relaxation is named where it is sampled",
+            mend=f'write sample("{site.address[-1]}", ..., {name}(...)) in the program itself',
+        )
     if shape != site.shape or values.dtype != site.dtype:
         expected = f"{jnp.dtype(site.dtype)}[{','.join(map(str, site.shape))}]"
         if isinstance(points, Support):

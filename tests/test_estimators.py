@@ -1,0 +1,232 @@
+"""Estimators one by one: known figures, variances, cost, and what marks the biased ones."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from jax import lax
+
+import vipl
+from vipl import (
+    ARM,
+    CoupledFlips,
+    DisARM,
+    Enumerate,
+    GumbelSoftmax,
+    ImplicitReparam,
+    LocalEnumerate,
+    MeasureValued,
+    ReinMax,
+    RejectionReparam,
+    Relax,
+    Reparam,
+    Score,
+    StraightThrough,
+    sample,
+)
+from vipl.testing import assert_unbiased
+
+KEY = jax.random.key(41)
+
+
+def gradients(objective, theta, num, **options):
+    keys = jax.random.split(KEY, num)
+    return jax.jit(jax.vmap(lambda key: objective.value_and_grad(key, theta, **options)[1]))(keys)
+
+
+def test_variances_at_one_site():
+    """d/dm E[x²], x ~ Normal(m, 1), m = 1: reparametrized 4, score 30, score with the best baseline 14."""
+    objective = vipl.expectation(lambda m: sample("x", dist.Normal(m, 1.0)) ** 2)
+    for estimator, variance in [(Reparam(), 4.0), (ImplicitReparam(), 4.0), (Score(), 30.0), (Score(4.0), 14.0)]:
+        draws = gradients(objective.with_estimators({"x": estimator}), 1.0, 1_000_000)
+        np.testing.assert_allclose(draws.mean(), 2.0, atol=5 * np.sqrt(variance / 1e6))
+        np.testing.assert_allclose(draws.var(), variance, rtol=0.03)
+    draws = gradients(objective.with_estimators({"x": MeasureValued()}), 1.0, 1_000_000)
+    np.testing.assert_allclose(draws.mean(), 2.0, atol=0.01)
+    # (x⁺² - x⁻²) / sqrt(2π) with x± = 1 ± R, one R for both: 4 R / sqrt(2π), of variance 16 Var(R) / 2π = 1.093
+    np.testing.assert_allclose(draws.var(), 16 * (2 - np.pi / 2) / (2 * np.pi), rtol=0.03)
+
+
+@pytest.mark.parametrize("estimator", [RejectionReparam(), RejectionReparam(3), Reparam(), ImplicitReparam(), Score()])
+def test_the_shape_of_a_gamma(estimator):
+    """d/da E[log z] under Gamma(a, 1) at a = 2 is the trigamma function: 0.644934."""
+    objective = vipl.expectation(lambda a: jnp.log(sample("z", dist.Gamma(a, 1.0), estimator)))
+    check = assert_unbiased(lambda key: objective.value_and_grad(key, 2.0)[1], 0.644934, key=KEY, resolution=0.03)
+    if isinstance(estimator, RejectionReparam):
+        score = gradients(objective.with_estimators({"z": Score()}), 2.0, 100_000)
+        assert check.se * np.sqrt(1e5) < 2.0 * score.std()
+
+
+def test_local_enumeration_is_measure_valued_for_a_coin():
+    objective = vipl.expectation(lambda p: (sample("b", dist.Bernoulli(p)) - 0.45) ** 2)
+    local = objective.with_estimators({"b": LocalEnumerate()}).value_and_grad(KEY, 0.3)[1]
+    np.testing.assert_allclose(local, objective.with_estimators({"b": MeasureValued()}).value_and_grad(KEY, 0.3)[1])
+    np.testing.assert_allclose(local, 0.55**2 - 0.45**2, rtol=1e-12)  # no noise: all values are seen
+
+
+@pytest.mark.parametrize(
+    ("estimator", "derivative"),
+    [
+        (StraightThrough(), 0.112),
+        (ReinMax(), 0.016),
+        (GumbelSoftmax(1.0), 0.0507),
+        (GumbelSoftmax(0.5), 0.0501),
+        (GumbelSoftmax(0.2), 0.0341),
+        (GumbelSoftmax(0.1), 0.0255),
+        (GumbelSoftmax(0.05), 0.0208),
+        (Score(), 0.016),
+        (LocalEnumerate(), 0.016),
+        (DisARM(), 0.016),
+        (ARM(), 0.016),
+        (Relax(lambda z: (jax.nn.sigmoid(2.0 * z) - 0.45) ** 2), 0.016),
+    ],
+    ids=lambda x: type(x).__name__ if isinstance(x, vipl.Estimator) else str(x),
+)
+def test_a_coin_under_biased_and_unbiased_estimators(estimator, derivative):
+    """f(b) = (b - 0.45)², p = 0.8, derivative in the logit: exactly 0.016; biased devices have their own figures."""
+    objective = vipl.expectation(lambda phi: (sample("b", dist.Bernoulli(logits=phi), estimator) - 0.45) ** 2)
+    phi = jnp.log(4.0)
+    assert_unbiased(
+        lambda key: objective.value_and_grad(key, phi)[1], derivative, key=KEY, resolution=0.01, num=400_000,
+        z_max=7.0,  # the figures have 4 decimals
+    )  # fmt: skip
+
+
+def test_the_one_hot_relaxations():
+    """Three categories: straight-through is exact for a linear f, ReinMax for a quadratic one."""
+    slopes, curve = jnp.array([0.3, -1.0, 0.7]), jnp.array([0.5, 1.2, -0.4])
+    phi = jnp.array([0.2, -0.3, 0.5])
+
+    def check(estimator, f):
+        exact = jax.grad(lambda phi: jax.nn.softmax(phi) @ jax.vmap(f)(jnp.eye(3)))(phi)
+        objective = vipl.expectation(lambda phi: f(sample("b", dist.Multinomial(1, logits=phi), estimator)))
+        assert_unbiased(lambda key: objective.value_and_grad(key, phi)[1], exact, key=KEY, resolution=0.05)
+
+    check(StraightThrough(), lambda b: slopes @ b)
+    check(ReinMax(), lambda b: slopes @ b + curve @ b**2)
+    relaxed = vipl.expectation(lambda phi: sample("b", dist.Multinomial(1, logits=phi), GumbelSoftmax(0.3)).sum())
+    np.testing.assert_allclose(relaxed.estimate(KEY, phi), 1.0, rtol=1e-12)
+
+
+def test_biased_estimators_say_so():
+    biased = [e for e in vars(vipl).values() if inspect.isclass(e) and issubclass(e, vipl.Biased)]
+    assert {e.__name__ for e in biased} == {"Biased", "GumbelSoftmax", "StraightThrough", "ReinMax"}
+    for estimator in biased:
+        assert "biased" in estimator.__doc__.lower()
+    assert not any(issubclass(e, vipl.Biased) for e in (Score, Reparam, MeasureValued, Enumerate))
+
+
+def test_a_relaxed_site_is_a_float_and_another_estimator_keeps_it_one():
+    objective = vipl.expectation(lambda phi: sample("b", dist.Bernoulli(logits=phi), StraightThrough()) ** 2)
+    for estimator in (Score(), Enumerate(), MeasureValued()):
+        exact = jax.nn.sigmoid(0.3) * jax.nn.sigmoid(-0.3)
+        other = objective.with_estimators({"b": estimator})
+        assert_unbiased(lambda key: other.value_and_grad(key, 0.3)[1], exact, key=KEY, resolution=0.02)  # noqa: B023
+
+
+def chain(estimator, length):
+    """A chain of flips, each of a probability that depends on the last; a quadratic of their sum."""
+
+    @vipl.expectation
+    def objective(theta):
+        def step(carry, _):
+            b, total = carry
+            b = sample("b", dist.Bernoulli(logits=theta[0] + theta[1] * b), estimator)
+            return (b, total + b), None
+
+        (_, total), _ = lax.scan(step, (0, 0), None, length=length)
+        return (total - 0.4 * length) ** 2 / length
+
+    return objective
+
+
+def chain_exact(theta, length):
+    """By dynamic programming over (last flip, sum)."""
+    state = jnp.zeros((2, length + 1)).at[0, 0].set(1.0)
+    for _ in range(length):
+        one = jax.nn.sigmoid(theta[0] + theta[1] * jnp.arange(2.0))
+        heads = (state * one[:, None]).sum(0)
+        tails = (state * (1 - one)[:, None]).sum(0)
+        state = jnp.stack([tails, jnp.roll(heads, 1)])
+    return state.sum(0) @ (jnp.arange(length + 1) - 0.4 * length) ** 2 / length
+
+
+@pytest.mark.parametrize("estimator", [CoupledFlips(), MeasureValued(), Score(), DisARM()])
+def test_a_chain_of_flips(estimator):
+    theta = jnp.array([-0.5, 0.8])
+    exact = jax.grad(chain_exact)(theta, 6)
+    objective = chain(estimator, 6)
+    assert_unbiased(lambda key: objective.value_and_grad(key, theta)[1], exact, key=KEY, resolution=0.1)
+
+
+def test_pruned_flips_run_the_program_twice_whatever_the_length():
+    """Operations grow with the length as the program's do; less noise than Score, more than with all alternatives."""
+
+    def flops(estimator, length):
+        objective = chain(estimator, length)
+        step = jax.jit(jax.grad(lambda theta, key: objective.estimate(key, theta)))
+        return step.lower(jnp.zeros(2), KEY).compile().cost_analysis()["flops"]
+
+    theta = jnp.array([-0.5, 0.8])
+    spread = {e: gradients(chain(e, 50), theta, 4_000).std(0).sum() for e in (CoupledFlips(), Score(), MeasureValued())}
+    assert spread[MeasureValued()] < spread[CoupledFlips()] < spread[Score()]
+    assert flops(CoupledFlips(), 40) / flops(CoupledFlips(), 20) < 2.1
+
+
+def test_measure_valued_of_laplace():
+    """By quadrature over the noise, which is free of the parameters."""
+    eps, dx = jnp.linspace(-40.0, 40.0, 200_001, retstep=True)
+    weight = 0.5 * jnp.exp(-jnp.abs(eps)) * dx
+    f = lambda x: jnp.sin(1.3 * x + 0.4)  # noqa: E731
+    exact = jax.grad(lambda t: weight @ f(t[0] + jnp.exp(t[1]) * eps))(jnp.array([0.3, -0.4]))
+    for estimator in (MeasureValued(), ImplicitReparam(), Reparam()):
+        objective = vipl.expectation(lambda t: f(sample("x", dist.Laplace(t[0], jnp.exp(t[1])), estimator)))  # noqa: B023
+        draw = lambda key: objective.value_and_grad(key, jnp.array([0.3, -0.4]))[1]  # noqa: B023, E731
+        assert_unbiased(draw, exact, key=KEY, resolution=0.03)
+
+
+def test_a_mixture_of_vectors_is_reparametrized():
+    """Learnable weights and locations, two dimensions; the continuation is smooth. Hessians too."""
+
+    def mixture(t):
+        loc = jnp.array([[-1.0, 0.5], [1.2, -0.3]]) * t[1]
+        return dist.MixtureSameFamily(
+            dist.Categorical(logits=jnp.stack([t[0], 0.0 * t[0]])), dist.Normal(loc, 0.7).to_event(1)
+        )
+
+    grid = jnp.linspace(-6.0, 6.0, 201)
+    x = jnp.stack(jnp.meshgrid(grid, grid, indexing="ij"), axis=-1)
+    f = lambda x: jnp.sin(x[..., 0]) * jnp.cos(0.7 * x[..., 1] + 0.2)  # noqa: E731
+    exact = lambda t: jnp.sum(jnp.exp(mixture(t).log_prob(x)) * f(x)) * (grid[1] - grid[0]) ** 2  # noqa: E731
+    t = jnp.array([0.4, 0.9])
+    objective = vipl.expectation(lambda t: f(sample("x", mixture(t), ImplicitReparam())))
+
+    def draw(key):
+        return objective.value_and_grad(key, t)[1], jax.hessian(objective.estimate, argnums=1)(key, t)
+
+    assert_unbiased(draw, (jax.grad(exact)(t), jax.hessian(exact)(t)), key=KEY, resolution=(0.02, 0.05))
+
+
+def test_a_learned_and_a_running_baseline():
+    """Arrays of the program are baselines: a mean carried by the user's loop, a function of upstream values."""
+
+    @vipl.expectation(has_aux=True)
+    def objective(m, mean, weights):
+        z = sample("z", dist.Normal(m, 1.0))
+        f = (sample("x", dist.Normal(z, 1.0), Score(mean + weights[0] + weights[1] * z**2)) + 2.0) ** 2
+        return f, f
+
+    def spread(mean, weights):
+        keys = jax.random.split(KEY, 50_000)
+        draws = jax.vmap(lambda key: objective.value_and_grad(key, 0.5, mean, weights)[1])(keys)
+        np.testing.assert_allclose(draws.mean(), 5.0, atol=5 * draws.std() / np.sqrt(50_000))
+        return draws.std()
+
+    mean = 0.0
+    for key in jax.random.split(KEY, 300):
+        mean = 0.97 * mean + 0.03 * objective.estimate(key, 0.5, mean, jnp.zeros(2))[1]
+    assert spread(mean, jnp.zeros(2)) < spread(0.0, jnp.zeros(2))
+    assert spread(0.0, jnp.array([5.0, 1.5])) < spread(mean, jnp.zeros(2))

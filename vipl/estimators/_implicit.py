@@ -1,0 +1,137 @@
+"""Pathwise derivatives of draws whose sampler is not differentiable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax import lax
+
+from vipl._errors import EstimatorError
+from vipl.gen import Draw, Estimator, Law
+from vipl.gen._density import innermost
+
+
+class ImplicitReparam(Estimator):
+    """Implicit reparametrization: the draw moves so that its standardized value stands still.
+
+    T(x; θ) = u with a law of u that is free of θ:   ∂x/∂θ = -(∂T/∂x)⁻¹ ∂T/∂θ,
+    as the derivative of two Newton steps at the solution.
+
+    For one number T is the distribution function, whose ∂T/∂x is the density. Mixtures (`MixtureSameFamily`) of
+    independent components, also of vectors, have a T of conditional distribution functions, and so are
+    reparametrized with learnable weights. The sampler need not be differentiable.
+
+    Unbiased for value and derivatives up to the third, if the rest of the program is differentiable in x almost
+    everywhere and continuous, and T is differentiable in θ.
+
+    Attributes:
+      standardize: (distribution, x) -> T of the shape of x, triangular in x for a vector. None: from the distribution.
+
+    Raises:
+      EstimatorError: the distribution has no distribution function.
+
+    Reference: Figurnov, Mohamed and Mnih (2018), eq. (6); Graves (2016) for mixtures.
+    """
+
+    standardize: Callable[[Any, Any], Any] | None = None
+
+    def points(self, law: Law, key: Any) -> Draw:
+        """The draw, with its implicit derivative."""
+        d = law.dist
+        standardize = self.standardize or standardization(d)
+        try:
+            jax.eval_shape(standardize, d, jnp.zeros(d.shape()))
+        except (NotImplementedError, AttributeError, ValueError) as error:
+            raise EstimatorError(
+                "a distribution has no distribution function to reparametrize it by.",
+                at="",
+                got=f"ImplicitReparam() for {type(d).__name__} of shape {d.shape()}",
+                expected="a distribution of single numbers with a cdf, a mixture of such, or a function of your own",
+                mend="pass ImplicitReparam(standardize), or use Score()",
+            ) from error
+        x = lax.stop_gradient(law.sample(key))
+        u = lax.stop_gradient(standardize(d, x))
+        for _ in range(2):  # each step leaves the value as it is; one is exact to first order, two are to third
+            x = x - _solve(lambda x: standardize(d, x), x, u, vector=jnp.ndim(x) == len(d.event_shape) > 0)
+        return Draw(x)
+
+
+def _solve(standardize: Callable[[Any], Any], x: Any, u: Any, *, vector: bool) -> Any:
+    """Newton's step for T(x) = u: (∂T/∂x)⁻¹ (T(x) - u), for a triangular derivative, or a diagonal one."""
+    if not vector:
+        value, slope = jax.jvp(standardize, (x,), (jnp.ones_like(x),))
+        return (value - u) / slope
+    return jax.scipy.linalg.solve_triangular(jax.jacfwd(standardize)(x), standardize(x) - u, lower=True)
+
+
+def standardization(d: Any) -> Callable[[Any, Any], Any]:
+    """T of a distribution: its distribution function, or the conditional ones of a mixture of vectors."""
+    if isinstance(d, dist.MixtureSameFamily) and d.event_shape:
+        return _conditional_cdfs
+    if isinstance(d, (dist.Independent, dist.ExpandedDistribution)):
+        return lambda d, x: innermost(d).cdf(x)
+    return lambda d, x: d.cdf(x)
+
+
+def _conditional_cdfs(d: Any, x: Any) -> Any:
+    """T_i = Σ_k P(k | x_1, ..., x_{i-1}) F_ki(x_i), for components with independent entries; one lane, no batch."""
+    components = d.component_distribution
+    if d.batch_shape or not isinstance(components, dist.Independent):
+        raise NotImplementedError
+    single = components.base_dist
+    log_prob = single.log_prob(x)  # f[k, n]
+    before = jnp.cumsum(log_prob, axis=-1) - log_prob
+    log_weights = jnp.log(d.mixing_distribution.probs)[:, None] + before
+    return jnp.sum(jax.nn.softmax(log_weights, axis=0) * single.cdf(x), axis=0)
+
+
+class RejectionReparam(Estimator):
+    """Reparametrization of the accepted noise of a rejection sampler; Gamma.
+
+    z = h(ε, α), ε ~ π(ε; α), the law of the accepted noise:   ∇ E[k] = E[∇ k(h(ε, α))] + E[k ∇ log π(ε; α)],
+    h of Marsaglia and Tsang, log π = log q(h(ε, α)) + log |∂h/∂ε|, whose score is small.
+
+    Unbiased for value and all derivatives.
+
+    Attributes:
+      boost: draws z as Gamma(α + boost) times powers of uniforms, whose score is smaller still; a Python integer.
+
+    Raises:
+      EstimatorError: the distribution is not a Gamma.
+
+    Reference: Naesseth, Ruiz, Linderman and Blei (2017), eq. (8) and section 4.
+    """
+
+    boost: int = 0
+
+    def points(self, law: Law, key: Any) -> Draw:
+        """The draw, and the score of its noise."""
+        d = innermost(law.dist)
+        if not isinstance(d, dist.Gamma):
+            raise EstimatorError(
+                "rejection-sampling reparametrization stands at a distribution that is not a Gamma.",
+                at="",
+                got=f"RejectionReparam() for {type(law.dist).__name__}",
+                expected="Gamma",
+                mend="use Reparam() where the distribution is reparametrized, else Score()",
+            )
+        shape = law.dist.shape()
+        gamma_key, uniform_key = jax.random.split(key)
+        alpha, rate = jnp.broadcast_to(jnp.asarray(d.concentration), shape), jnp.asarray(d.rate)
+        a = alpha + self.boost
+        third = a - 1.0 / 3.0
+        scale = 1.0 / jnp.sqrt(9.0 * third)
+        standard = jax.random.gamma(gamma_key, lax.stop_gradient(a))
+        eps = lax.stop_gradient((jnp.cbrt(standard / third) - 1.0) / scale)
+        root = 1.0 + eps * scale
+        z = third * root**3
+        log_slope = jnp.log(3.0 * third * scale) + 2.0 * jnp.log(root)
+        log_density = (a - 1.0) * jnp.log(z) - z - jax.scipy.special.gammaln(a)
+        u = jax.random.uniform(uniform_key, (self.boost, *shape), z.dtype, minval=jnp.finfo(z.dtype).tiny)
+        for i in range(self.boost):
+            z = z * u[i] ** (1.0 / (alpha + i))
+        return Draw(z / rate, log_weight=jnp.sum(log_density + log_slope))

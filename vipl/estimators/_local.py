@@ -1,0 +1,180 @@
+"""Estimators that run the program again at other values of one site."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax import lax
+
+from vipl._errors import EstimatorError
+from vipl.estimators._enumerate import elementwise, finite_support
+from vipl.gen import Alternatives, Draw, Estimator, Law
+
+
+class Branch(NamedTuple):
+    """One alternative of every element of a distribution.
+
+    Attributes:
+      value: [*shape], the other value of each element.
+      weight: f[*shape], (θ - sg θ) c for each element: zero in value.
+    """
+
+    value: Any
+    weight: Any
+
+
+def one_at_a_time(x: Any, branches: list[Branch]) -> Alternatives:
+    """Alternatives of a whole array: in each, one element takes one of its other values.
+
+    Args:
+      x: [*shape], the draw.
+      branches: the other values of every element.
+
+    Returns:
+      values [len(branches) * size, *shape], weights of the same length.
+    """
+    size = x.size
+    here = jnp.eye(size, dtype=bool).reshape(size, *x.shape)
+    values = [jnp.where(here, b.value, x) for b in branches]
+    weights = [jnp.broadcast_to(b.weight, x.shape).reshape(size) for b in branches]
+    return Alternatives(jnp.concatenate(values), jnp.concatenate(weights))
+
+
+def change(theta: Any) -> Any:
+    """θ - sg θ: zero, with derivative 1."""
+    return theta - lax.stop_gradient(theta)
+
+
+def other_values(law: Law, x: Any, who: str) -> list[Branch]:
+    """All other values of a finite support: ∂E[k] = Σ_j ∂p_j k(j).
+
+    A value whose log probability is -inf is not looked at: there ∂p_j = 0.
+    """
+    values, log_probs = finite_support(law, who)  # [n], f[n, batch]
+    n = values.shape[0]
+    log_probs = jnp.broadcast_to(jnp.moveaxis(log_probs, 0, -1), (*x.shape, n))
+    here = jnp.argmax(x[..., None] == values, axis=-1)
+    branches = []
+    for j in range(1, n):
+        other = (here + j) % n
+        log_p = jnp.take_along_axis(log_probs, other[..., None], -1)[..., 0]
+        branches.append(Branch(jnp.where(log_p == -jnp.inf, x, values[other]), change(jnp.exp(log_p))))
+    return branches
+
+
+class LocalEnumerate(Estimator):
+    """Enumerates one site at a time, the others sampled: local expectation gradients.
+
+    ∂ E[k(x)] = Σ_j ∂p_j k(j);   the term of the draw itself is that of the main run.
+
+    The rest of the program is run again for each other value of each element, step and lane, without derivatives,
+    with the same noise, under one `vmap`: linear in the number of sites, where `Enumerate` is exponential. Any finite
+    support. For Bernoulli and Categorical it is `MeasureValued`.
+
+    Unbiased for value and first derivatives; a second derivative raises.
+
+    Raises:
+      EstimatorError: the support is not finite.
+
+    Reference: Titsias and Lazaro-Gredilla (2015), eq. (6).
+    """
+
+    def points(self, law: Law, key: Any) -> Draw:
+        """The draw, and all other values of each element."""
+        x = law.sample(key)
+        return Draw(x, alternatives=one_at_a_time(x, other_values(law, x, "LocalEnumerate()")))
+
+
+class CoupledFlips(Estimator):
+    """Measure-valued derivative with one surviving alternative for all sites that have this estimator.
+
+    Of the N alternatives that `LocalEnumerate` would run, over elements, steps and lanes, one is drawn uniformly, and
+    its term counts N times: one more run of the program, whatever N. Paths are coupled: the survivor has the noise
+    of the draw everywhere else.
+
+    Unbiased for value and first derivatives; a second derivative raises. Variance grows with N; between that of
+    `Score` and that of `LocalEnumerate`.
+
+    Raises:
+      EstimatorError: the support is not finite.
+
+    Reference: Arya et al. (2022), "Automatic differentiation of programs with discrete randomness", section 2.4.
+    """
+
+    def points(self, law: Law, key: Any) -> Draw:
+        """The draw, and all other values, to be pruned."""
+        x = law.sample(key)
+        return Draw(x, pruned=one_at_a_time(x, other_values(law, x, "CoupledFlips()")))
+
+
+class DisARM(Estimator):
+    """Augment-REINFORCE-merge with an antithetic pair, the uniform integrated out; Bernoulli.
+
+    b = 1[u < σ(φ)], b' = 1[u > σ(-φ)];   ∂_φi = (1/2) (k(b) - k(b')) (b_i - b'_i) σ(|φ_i|).
+
+    All elements of a site change to b' together: one more run of the program for each visit, whatever its size.
+
+    Unbiased for value and first derivatives in the logits (or the probabilities behind them); a second derivative
+    raises.
+
+    Raises:
+      EstimatorError: the distribution is not a Bernoulli.
+
+    Reference: Dong, Mnih and Tucker (2020), eq. (5).
+    """
+
+    def points(self, law: Law, key: Any) -> Draw:
+        """The draw and its antithetic partner."""
+        return _antithetic(
+            law, key, "DisARM()", lambda b, other, phi, u: 0.5 * (b - other) * jax.nn.sigmoid(jnp.abs(phi))
+        )
+
+
+class ARM(Estimator):
+    """Augment-REINFORCE-merge; Bernoulli.
+
+    b = 1[u < σ(φ)], b' = 1[u > σ(-φ)];   ∂_φi = (k(b') - k(b)) (u_i - 1/2).
+
+    As `DisARM`, of larger variance.
+
+    Raises:
+      EstimatorError: the distribution is not a Bernoulli.
+
+    Reference: Yin and Zhou (2019), theorem 1.
+    """
+
+    def points(self, law: Law, key: Any) -> Draw:
+        """The draw and its antithetic partner."""
+        return _antithetic(law, key, "ARM()", lambda b, other, phi, u: 0.5 - u)
+
+
+def _antithetic(law: Law, key: Any, who: str, slope: Any) -> Draw:
+    """B and b', with ∂_φi = slope_i (k(b) - k(b'))."""
+    d = elementwise(law.dist)
+    while isinstance(d, dist.ExpandedDistribution):
+        d = elementwise(d.base_dist)
+    if not isinstance(d, (dist.BernoulliProbs, dist.BernoulliLogits)):
+        raise EstimatorError(
+            "an antithetic estimator stands at a distribution that is not a Bernoulli.",
+            at="",
+            got=f"{who} for {type(law.dist).__name__}",
+            expected="Bernoulli",
+            mend="use LocalEnumerate(), MeasureValued() or Score()",
+        )
+    shape = law.dist.shape()
+    phi = d.logits if isinstance(d, dist.BernoulliLogits) else _logit(jnp.asarray(d.probs))
+    phi = jnp.broadcast_to(phi, shape)
+    u = jax.random.uniform(key, shape, phi.dtype)
+    fixed = lax.stop_gradient(phi)
+    b, other = u < jax.nn.sigmoid(fixed), u > jax.nn.sigmoid(-fixed)
+    slopes = slope(b.astype(phi.dtype), other.astype(phi.dtype), fixed, u)
+    dtype = jax.eval_shape(lambda: law.sample(jax.random.key(0))).dtype
+    weight = -jnp.sum(slopes * change(phi))
+    return Draw(b.astype(dtype), alternatives=Alternatives(other.astype(dtype)[None], weight[None]))
+
+
+def _logit(p: Any) -> Any:
+    return jnp.log(p) - jnp.log1p(-p)

@@ -1,0 +1,92 @@
+"""Score function with a control variate of a relaxed draw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax import lax
+
+from vipl._errors import EstimatorError
+from vipl.gen import Draw, Estimator, Law, box
+from vipl.gen._density import innermost
+
+
+class Relax(Estimator):
+    """RELAX: the score function, less a control variate that is differentiable; Bernoulli and Categorical.
+
+    b = H(z), z ~ p(z; θ) with Gumbel or logistic noise, z' ~ p(z' | b; θ):
+
+        ∇ = (k(b) - c(z')) ∇log p(b) + ∇ c(z) - ∇ c(z').
+
+    Unbiased for value and all derivatives, whatever c. A derivative in parameters of c has mean zero; they are learned
+    by minimizing the variance, which is the user's.
+
+    Attributes:
+      control: z -> f[], c; z has the shape of the site for Bernoulli, with an axis of categories for Categorical. A
+        function, or a `jax.tree_util.Partial` of one with parameters of the program.
+
+    Raises:
+      EstimatorError: another distribution, or c is not a scalar.
+
+    Reference: Grathwohl et al. (2018), eq. (7) and appendix B; Tucker et al. (2017) for z'.
+    """
+
+    control: Callable[[Any], Any]
+
+    def points(self, law: Law, key: Any) -> Draw:
+        """The draw, its score, and the control variate."""
+        d = innermost(law.dist)
+        shape = law.dist.shape()
+        first_key, second_key = jax.random.split(key)
+        if isinstance(d, (dist.BernoulliProbs, dist.BernoulliLogits)):
+            logits = d.logits if isinstance(d, dist.BernoulliLogits) else _logit(d.probs)
+            logits = jnp.broadcast_to(logits, shape)
+            p = jax.nn.sigmoid(logits)
+            u, v = (_uniform(k, shape, logits.dtype) for k in (first_key, second_key))
+            z = logits + _logit(u)
+            b = lax.stop_gradient(z) > 0
+            z_given_b = logits + _logit(jnp.where(b, 1.0 - p + v * p, v * (1.0 - p)))
+        elif isinstance(d, (dist.CategoricalProbs, dist.CategoricalLogits)):
+            logits = jax.nn.log_softmax(d.logits) if isinstance(d, dist.CategoricalLogits) else jnp.log(d.probs)
+            logits = jnp.broadcast_to(logits, (*shape, logits.shape[-1]))
+            u, v = (_uniform(k, logits.shape, logits.dtype) for k in (first_key, second_key))
+            z = logits - jnp.log(-jnp.log(u))
+            b = jnp.argmax(lax.stop_gradient(z), axis=-1)
+            v_b = jnp.take_along_axis(v, b[..., None], -1)
+            best = jnp.arange(logits.shape[-1]) == b[..., None]
+            z_given_b = jnp.where(best, -jnp.log(-jnp.log(v)), -jnp.log(-jnp.log(v) / jnp.exp(logits) - jnp.log(v_b)))
+        else:
+            raise EstimatorError(
+                "RELAX stands at a distribution that is neither a Bernoulli nor a Categorical.",
+                at="",
+                got=f"Relax(...) for {type(law.dist).__name__}",
+                expected="Bernoulli or Categorical",
+                mend="use Score(), or MeasureValued() where it exists",
+            )
+        dtype = jax.eval_shape(lambda: law.sample(jax.random.key(0))).dtype
+        x = b.astype(dtype)
+        log_prob = law.log_prob(x)
+        c, c_given_b = self.control(z), self.control(z_given_b)
+        if jnp.shape(c) != ():
+            raise EstimatorError(
+                "the control variate of RELAX is not a scalar.",
+                at="",
+                got=f"shape {jnp.shape(c)}",
+                expected="one number for the site",
+                mend="sum it: lambda z: jnp.sum(...)",
+            )
+        pathwise = (c - lax.stop_gradient(c)) - (c_given_b - lax.stop_gradient(c_given_b))
+        return Draw(x, log_weight=log_prob, control=pathwise + lax.stop_gradient(c_given_b) * (1.0 - box(log_prob)))
+
+
+def _logit(p: Any) -> Any:
+    return jnp.log(p) - jnp.log1p(-p)
+
+
+def _uniform(key: Any, shape: Any, dtype: Any) -> Any:
+    tiny = jnp.finfo(dtype).eps
+    return jax.random.uniform(key, shape, dtype, minval=tiny, maxval=1.0 - tiny)
