@@ -42,10 +42,17 @@ from vipl.gen import box as box
 from vipl.gen import factor as factor
 from vipl.gen import gen as gen
 from vipl.gen import sample as sample
+from vipl.inference import SMC as SMC
 from vipl.inference import Algorithm as Algorithm
+from vipl.inference import Dropped as Dropped
 from vipl.inference import Enumeration as Enumeration
 from vipl.inference import Importance as Importance
+from vipl.inference import Multinomial as Multinomial
+from vipl.inference import MultinomialDropped as MultinomialDropped
 from vipl.inference import Particles as Particles
+from vipl.inference import Resampling as Resampling
+from vipl.inference import Stratified as Stratified
+from vipl.inference import Systematic as Systematic
 from vipl.inference import importance as importance
 from vipl.inference import marginal as marginal
 from vipl.inference import normalize as normalize

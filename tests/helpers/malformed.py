@@ -9,6 +9,7 @@ from jax import lax
 
 import vipl
 from vipl import (
+    SMC,
     DisARM,
     Enumerate,
     Enumeration,
@@ -21,6 +22,7 @@ from vipl import (
     Reparam,
     Score,
     StraightThrough,
+    Systematic,
     importance,
     marginal,
     normalize,
@@ -656,3 +658,56 @@ def straight_through_of_a_poisson():
 def straight_through_from_outside():
     objective = vipl.expectation(lambda: 1.0 * sample("x", dist.Bernoulli(0.3)))
     objective.with_estimators({"x": StraightThrough()}).estimate(KEY)
+
+
+# --- sequential Monte Carlo -----------------------------------------------------------------------------------
+
+
+@vipl.gen
+def steps(m):
+    """A random walk that is seen."""
+
+    def step(x, _):
+        x = sample("x", dist.Normal(x, 1.0))
+        sample("y", dist.Normal(x, 1.0))
+        return x, None
+
+    lax.scan(step, m, None, length=3)
+
+
+@vipl.gen
+def drift():
+    """A random walk whose drift, drawn before, is closed over."""
+    slope = sample("slope", dist.Normal(0.0, 1.0))
+    lax.scan(lambda x, _: (sample("x", dist.Normal(slope * x, 1.0)), None), 1.0, None, length=3)
+
+
+def filtered(program, known, algorithm):
+    """Runs an algorithm."""
+    seeded(lambda: algorithm.particles(program, known).log_normalizer)
+
+
+@malformed
+def smc_without_a_scan():
+    filtered(pair(), {"x": 0.3}, SMC(3))
+
+
+@malformed
+def smc_of_a_marginal():
+    filtered(marginal(pair(), "x"), {"x": 0.3}, SMC(3))
+
+
+@malformed
+def smc_with_a_drawn_parameter_closed_over():
+    filtered(drift(), {}, SMC(3))
+
+
+@malformed
+def smc_with_a_proposal_for_another_site():
+    other = vipl.gen(lambda: sample("z", dist.Normal(0.0, 1.0)))
+    filtered(steps(0.0), {"y": jnp.zeros(3)}, SMC(3, lambda t, previous, known: other()))
+
+
+@malformed
+def systematic_resampling_with_one_trajectory_kept():
+    marginal(steps(0.0), "y", SMC(3, resampling=Systematic())).simulate(KEY)

@@ -114,6 +114,16 @@ def run(
     path: Path = (),
 ) -> Outcome:
     """Evaluates a program with an interpreter at its sites."""
+    constvars, consts, invars, eqns, outvars = _compat.parts(jaxpr)
+    env = dict(zip([*constvars, *invars], [*consts, *args], strict=True))
+    out = run_equations(eqns, env, interpreter, given, path)
+    return out._replace(value=read(out.value, outvars))
+
+
+def run_equations(
+    eqns: Sequence[Any], env: dict[Any, Any], interpreter: Interpreter, given: dict[Path, Any], path: Path = ()
+) -> Outcome:
+    """Evaluates the first equations of a program; the value of the outcome is the environment after them."""
     totals: dict[str, Any] = {}
     emits: dict[Path, Any] = {}
 
@@ -127,8 +137,7 @@ def run(
         emits.update(out.emits)
         return out.value
 
-    outs = walk(jaxpr, args, visit)
-    return Outcome(outs, totals, emits)
+    return Outcome(evaluate(eqns, env, visit), totals, emits)
 
 
 def _below(given: dict[Path, Any], path: Path) -> dict[Path, Any]:

@@ -126,7 +126,7 @@ class Program(Source):
 
     def inline(self, address: Address, where: str) -> Any:
         """Runs the program as a part of the one around it, its addresses below `address`."""
-        staged, _ = self._staged()
+        staged, _ = self.staged()
         outs = rewrite(staged.jaxpr, [], lambda inner: (*address, *inner), lambda site, operands: (site, operands))
         return staged.result(outs)
 
@@ -147,11 +147,12 @@ class Program(Source):
 
     def unknown(self, known: dict[str, Any]) -> list[Place]:
         """The places of the choices that are not known."""
-        _, found = self._staged()
-        given = match(known, _valued(found), self.name, complete=False)
-        return [p for p in _valued(found) if p.site.address not in given]
+        _, found = self.staged()
+        given = match(known, valued(found), self.name, complete=False)
+        return [p for p in valued(found) if p.site.address not in given]
 
-    def _staged(self) -> tuple[Staged, list[Place]]:
+    def staged(self) -> tuple[Staged, list[Place]]:
+        """The program as a jaxpr, and its places; raises where two of them have one address."""
         fn = functools.partial(with_estimators, self.gf.fn, self.gf.estimators, self.name)
         staged = stage_program(fn if self.gf.estimators else self.gf.fn, self.args, self.kwargs)
         found = places(staged.jaxpr, whole=True)
@@ -166,8 +167,8 @@ class Program(Source):
         Returns:
           The trace; the sum of the log densities at the given sites but those `drawn`, factors included; the places.
         """
-        staged, found = self._staged()
-        given = match(choices, _valued(found), self.name, complete=complete)
+        staged, found = self.staged()
+        given = match(choices, valued(found), self.name, complete=complete)
         surely_inside = {a for a, x in given.items() if _inside(x, [p for p in found if p.site.address == a])}
         by_path = {p.path: given[p.site.address] for p in found if p.site.address in given}
         unweighted = set(flatten(drawn or {}, self.name))
@@ -197,13 +198,13 @@ class Program(Source):
 
         outs, totals, emits = run(staged.jaxpr, [], Interpreter(handle, None, verb, compose), by_path)
         zero = jnp.zeros(())
-        made = nest(given) if complete else _merge(found, emits)
+        made = nest(given) if complete else merge_emits(found, emits)
         trace = Trace(made, totals.get("log_prob", zero), staged.result(outs))
         return trace, totals.get("log_w", zero), found
 
     def _remember(self, choices: dict[str, Any], found: list[Place]) -> None:
         values = flatten(choices, self.name)
-        for place in _valued(found):
+        for place in valued(found):
             supports = {p.site.support for p in found if p.site.address == place.site.address}
             support = supports.pop() if len(supports) == 1 else None
             remember(values[place.site.address], Drawn(place.site.at(), support))
@@ -241,7 +242,8 @@ def with_estimators(fn: Callable, estimators: Any, name: str, *args: Any, **kwar
     return staged.result(rewrite(staged.jaxpr, [], lambda address: address, change))
 
 
-def _valued(found: list[Place]) -> list[Place]:
+def valued(found: list[Place]) -> list[Place]:
+    """The places that have choices: all but factors."""
     return [p for p in found if not is_factor(p.site)]
 
 
@@ -261,13 +263,13 @@ def _partly_given(composite: Any, is_given: list[bool]) -> AddressError:
     )
 
 
-def _merge(found: list[Place], emits: dict[Any, Any]) -> dict[str, Any]:
+def merge_emits(found: list[Place], emits: dict[Any, Any]) -> dict[str, Any]:
     """Choices from what the sites handed out; branches of a `cond` that share an address are merged.
 
     Only one of them is taken, and the others handed out zeros, so their sum is the choice.
     """
     flat: dict[Address, Any] = {}
-    for place in _valued(found):
+    for place in valued(found):
         address, value = place.site.address, emits[place.path]
         if address in flat:
             other = flat[address]

@@ -10,3 +10,10 @@ from vipl.inference._marginal import marginal as marginal
 from vipl.inference._marginal import normalize as normalize
 from vipl.inference._marginal import sir as sir
 from vipl.inference._particles import Particles as Particles
+from vipl.inference._resampling import Dropped as Dropped
+from vipl.inference._resampling import Multinomial as Multinomial
+from vipl.inference._resampling import MultinomialDropped as MultinomialDropped
+from vipl.inference._resampling import Resampling as Resampling
+from vipl.inference._resampling import Stratified as Stratified
+from vipl.inference._resampling import Systematic as Systematic
+from vipl.inference._smc import SMC as SMC

@@ -13,6 +13,7 @@ from vipl.objectives._bounds import ciwae as ciwae
 from vipl.objectives._bounds import diwhvi as diwhvi
 from vipl.objectives._bounds import doubly_reparametrized as doubly_reparametrized
 from vipl.objectives._bounds import elbo as elbo
+from vipl.objectives._bounds import fivo as fivo
 from vipl.objectives._bounds import hvi as hvi
 from vipl.objectives._bounds import iwelbo as iwelbo
 from vipl.objectives._bounds import iwhvi as iwhvi

@@ -14,7 +14,7 @@ from jax import lax
 from vipl.core._rewrite import hold
 from vipl.gen import Source
 from vipl.gen._choices import merge
-from vipl.inference import Importance, importance, marginal
+from vipl.inference import Algorithm, Importance, importance, marginal
 from vipl.inference._algorithms import check_count
 from vipl.inference._particles import log_mean_exp
 
@@ -279,6 +279,23 @@ def thermodynamic(model: Source, guide: Source, data: dict[str, Any], betas: Any
     weights = jax.nn.softmax(betas[:, None] * particles.log_weights, axis=1)
     widths = jnp.append(betas[1:], 1.0) - betas
     return widths @ (weights @ particles.log_weights)
+
+
+def fivo(model: Source, data: dict[str, Any], algorithm: Algorithm) -> Any:
+    """Bound by any algorithm that estimates the evidence: with `SMC`, the filtering variational objective.
+
+    E[log Ẑ] <= log p(y), since E[Ẑ] = p(y).   With `Importance(K, guide)`: `iwelbo`.
+
+    Unbiased for E[log Ẑ]; its gradient too, if the algorithm's resampling does not drop it.
+
+    Args:
+      model: over latents and data.
+      data: the observed choices.
+      algorithm: `SMC(...)`, `Importance(...)`, `Enumeration()`.
+
+    Reference: Maddison et al. (2017), eq. (5); Naesseth et al. (2018), eq. (4).
+    """
+    return algorithm.particles(model, data).log_normalizer
 
 
 def sticking_the_landing(model: Source, guide: Source, data: dict[str, Any]) -> Any:

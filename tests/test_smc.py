@@ -1,0 +1,197 @@
+"""Sequential Monte Carlo: both sides of its estimate, its gradients, its trajectories, against exact answers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from jax import lax
+
+import vipl
+from vipl import SMC, Multinomial, MultinomialDropped, Stratified, Systematic, marginal, normalize, sample
+from vipl.testing import assert_unbiased
+
+KEY = jax.random.key(53)
+YS = jnp.array([0.3, -0.9, 1.4, 1.1, -0.2])
+START = jnp.array([0.5, 0.3, 0.2])
+MEANS = jnp.array([-1.0, 0.2, 1.5])
+MOVE = jnp.array([[0.6, 0.3, 0.1], [0.2, 0.6, 0.2], [0.1, 0.4, 0.5]])
+
+
+@vipl.gen
+def chain(phi, length=5):
+    """A hidden Markov chain of 3 states; the first state is drawn before the scan."""
+    z = sample("start", dist.Categorical(probs=START))
+    logits = jnp.log(MOVE) * phi
+
+    def step(z, _):
+        z = sample("z", dist.Categorical(logits=logits[z]))
+        sample("y", dist.Normal(MEANS[z] * phi, 0.8))
+        return z, None
+
+    lax.scan(step, z, None, length=length)
+
+
+def alphas(phi, ys):
+    """Forward algorithm: the joint density of the state and all data so far."""
+    move = jax.nn.softmax(jnp.log(MOVE) * phi, axis=1)
+    alpha, out = START, []
+    for y in ys:
+        alpha = (alpha @ move) * jnp.exp(dist.Normal(MEANS * phi, 0.8).log_prob(y))
+        out.append(alpha)
+    return out
+
+
+def evidence(phi):
+    return alphas(phi, YS)[-1].sum()
+
+
+def look_ahead(t, previous, known):
+    """A proposal that looks at the datum, and at the state before."""
+
+    @vipl.gen
+    def proposal():
+        sticky = jnp.where(t > 0, 0.7, 0.0) * (jnp.arange(3) == previous["z"])
+        sample("z", dist.Categorical(logits=sticky - 0.5 * (known["y"] - MEANS) ** 2))
+
+    return proposal()
+
+
+FILTERS = [
+    SMC(1),
+    SMC(3),
+    SMC(3, look_ahead),
+    SMC(4, resampling=MultinomialDropped()),
+    SMC(4, resampling=Systematic()),
+    SMC(4, look_ahead, resampling=Stratified()),
+    SMC(4, look_ahead, ess_threshold=0.6),
+]
+
+
+def _id(smc):
+    ahead = "" if smc.proposal is None else "-ahead"
+    return f"{smc.num_particles}-{type(smc.resampling).__name__}{ahead}-{smc.ess_threshold}"
+
+
+@pytest.mark.parametrize("smc", FILTERS, ids=_id)
+def test_the_evidence_is_unbiased(smc):
+    source = marginal(chain(1.1), "y", smc)
+    exact = evidence(1.1)
+    draw = lambda key: jnp.exp(source.assess({"y": YS}, key=key).log_prob) / exact  # noqa: E731
+    assert_unbiased(draw, 1.0, key=KEY, resolution=0.1)
+    with pytest.raises(AssertionError, match="z = "):
+        assert_unbiased(lambda key: 1.15 * draw(key), 1.0, key=KEY, resolution=0.1)
+
+
+@pytest.mark.parametrize("smc", FILTERS[1:4], ids=_id)
+def test_the_other_side_is_unbiased(smc):
+    """E[p(y) / w] = ∫ p = 1 for data drawn with their trajectory."""
+    source = marginal(chain(1.1, 3), "y", smc)
+
+    def draw(key):
+        trace = source.simulate(key)
+        return alphas(1.1, trace.choices["y"])[-1].sum() * jnp.exp(-trace.log_prob)
+
+    assert_unbiased(draw, 1.0, key=KEY, resolution=0.1)
+
+
+@pytest.mark.parametrize("smc", [SMC(3), SMC(4, look_ahead)], ids=_id)
+def test_a_posterior_by_smc_keeps_both_contracts(smc):
+    """For one path: E[w] is the probability with which it is drawn, and E[1 / w] over its draws is one."""
+    source = normalize(chain(1.1, 2), {"y": YS[:2]}, smc)
+    path = {"start": jnp.array(0), "z": jnp.array([1, 0])}
+
+    def draw(key):
+        trace = source.simulate(key)
+        same = jnp.all(trace.choices["z"] == path["z"]) & (trace.choices["start"] == 0)
+        assessed = jnp.exp(source.assess(path, key=jax.random.fold_in(key, 1)).log_prob)
+        return assessed - same, jnp.exp(-trace.log_prob) * same
+
+    assert_unbiased(draw, (0.0, 1.0), key=KEY, resolution=(0.02, 0.2))
+
+
+def test_trajectories_follow_the_posterior():
+    """With many particles, the weighted share of each state at each step is the smoothed probability."""
+    particles = vipl.seed(lambda: SMC(20_000, look_ahead).particles(chain(1.1), {"y": YS}))(KEY)
+    assert particles.choices["z"].shape == (20_000, 5)
+    move = jax.nn.softmax(jnp.log(MOVE) * 1.1, axis=1)
+    forward, beta, smoothed = alphas(1.1, YS), jnp.ones(3), []
+    for t in reversed(range(5)):
+        smoothed.insert(0, forward[t] * beta / jnp.sum(forward[t] * beta))
+        beta = move @ (beta * jnp.exp(dist.Normal(MEANS * 1.1, 0.8).log_prob(YS[t])))
+    got = particles.mean(lambda c: 1.0 * (c["z"][:, None] == jnp.arange(3)))
+    np.testing.assert_allclose(got, jnp.stack(smoothed), atol=0.04)
+    np.testing.assert_allclose(particles.log_normalizer, jnp.log(evidence(1.1)), atol=0.03)
+    first = particles.mean(lambda c: 1.0 * (c["start"] == jnp.arange(3)))
+    np.testing.assert_allclose(first, START * beta / (START @ beta), atol=0.04)
+
+
+def test_gradients_pass_the_ancestors():
+    """∇ E[Ẑ] = ∇ Z with the score of the choice; dropped, it is not. A drift that only the data pull back."""
+    ys = jnp.array([1.5, 1.5])
+
+    @vipl.gen
+    def drift(phi):
+        def step(x, _):
+            x = sample("x", dist.Normal(phi * x, 1.0), vipl.Reparam())
+            sample("y", dist.Normal(x, 0.5))
+            return x, None
+
+        lax.scan(step, 1.0, None, length=2)
+
+    def exact(phi):
+        mean = jnp.stack([phi, phi**2])
+        cov = jnp.array([[1.25, 0.0], [0.0, 1.25]]) + jnp.stack([jnp.array([0.0, 1.0]), jnp.array([1.0, 0.0])]) * phi
+        return jnp.exp(dist.MultivariateNormal(mean, cov.at[1, 1].add(phi**2)).log_prob(ys))
+
+    def draw(resampling):
+        algorithm = SMC(2, resampling=resampling)
+        objective = vipl.expectation(lambda phi: jnp.exp(algorithm.particles(drift(phi), {"y": ys}).log_normalizer))
+        return lambda key: objective.value_and_grad(key, 0.8)
+
+    value, slope = jax.value_and_grad(exact)(0.8)
+    resolution = (0.1 * value, 0.1 * abs(slope))
+    assert_unbiased(draw(Multinomial()), (value, slope), key=KEY, resolution=resolution)
+    with pytest.raises(AssertionError, match="z = "):
+        assert_unbiased(draw(MultinomialDropped()), (value, slope), key=KEY, resolution=resolution)
+
+
+def test_a_gaussian_chain_and_a_reversed_one():
+    """Normal steps against the joint normal density, also with steps in reverse, with a plate in each step."""
+
+    @vipl.gen
+    def walk(scale, reverse):
+        def step(x, _):
+            x = sample("x", dist.Normal(0.9 * x, scale))
+            jax.vmap(lambda _: sample("y", dist.Normal(x, 0.5)))(jnp.arange(2))
+            return x, None
+
+        lax.scan(step, 0.0, None, length=3, reverse=reverse)
+
+    a = jnp.array([[1.0, 0, 0], [0.9, 1.0, 0], [0.81, 0.9, 1.0]])
+    cov = jnp.kron(a @ a.T * 0.49, jnp.ones((2, 2))) + 0.25 * jnp.eye(6)
+    ys = jnp.array([[0.2, -0.1], [0.5, 0.9], [-0.4, 0.1]])
+    exact = jnp.exp(dist.MultivariateNormal(jnp.zeros(6), cov).log_prob(ys.reshape(-1)))
+    for reverse in (False, True):
+        data = ys[::-1] if reverse else ys
+        source = marginal(walk(0.7, reverse), "y", SMC(10))
+        draw = lambda key: jnp.exp(source.assess({"y": data}, key=key).log_prob) / exact  # noqa: B023, E731
+        assert_unbiased(draw, 1.0, key=KEY, resolution=0.1)
+        filtered = vipl.seed(lambda: SMC(20_000).particles(walk(0.7, reverse), {"y": data}))(KEY)  # noqa: B023
+        prior = jnp.linalg.inv(a @ a.T * 0.49)
+        mean = jnp.linalg.solve(prior + 8.0 * jnp.eye(3), 4.0 * ys.sum(1))
+        got = filtered.mean(lambda c: c["x"])
+        np.testing.assert_allclose(got[::-1] if reverse else got, mean, atol=0.03)
+
+
+def test_smc_inside_sample_and_vmap():
+    """Two independent series, each with its own estimated density."""
+
+    @vipl.gen
+    def both():
+        return jax.vmap(lambda _: sample("s", marginal(chain(1.1), "y", SMC(3))))(jnp.arange(2))
+
+    data = {"s": {"y": jnp.stack([YS, YS])}}
+    assert both().simulate(KEY).retval.shape == (2, 5)
+    draw = lambda key: jnp.exp(both().assess(data, key=key).log_prob) / evidence(1.1) ** 2  # noqa: E731
+    assert_unbiased(draw, 1.0, key=KEY, resolution=0.1)

@@ -1,0 +1,276 @@
+"""Sequential Monte Carlo over a program that is shaped like a `scan`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from vipl import _compat
+from vipl._errors import ProgramError
+from vipl.core._holds import eqn_holds_site
+from vipl.core._interpret import Interpreter, Outcome, plain, read, run, run_equations, walk
+from vipl.core._places import Place
+from vipl.core._site import Path, sample_p
+from vipl.gen import Program, Source
+from vipl.gen._choices import Address, match, nest
+from vipl.gen._density import is_factor, site_log_prob
+from vipl.gen._estimated import only
+from vipl.gen._program import merge_emits, valued
+from vipl.inference._algorithms import Algorithm, check_count
+from vipl.inference._particles import Particles, log_mean_exp
+from vipl.inference._resampling import Multinomial, MultinomialDropped, Resampling
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SMC(Algorithm):
+    """Sequential Monte Carlo: K particles go through the steps of a `scan`, resampled by weight before each step.
+
+    The program has one `lax.scan` (or `fori_loop`, `map`) that holds sites, at its top level, and perhaps sites before
+    it, whose unknown values may enter the scan by its carry alone; none after it.
+
+        w_t = Π over known sites of step t of p(value | ...), times Π over proposed sites of p / r,
+        Ẑ = Π_t (1/K) Σ_k w_t^k;   E[Ẑ] = Z,  and given one trajectory of the posterior E[1 / Ẑ] = 1 / Z.
+
+    The steps are one `scan`, the particles one `vmap`.
+
+    Attributes:
+      num_particles: K.
+      proposal: (step, previous, known) -> a source over the unknown choices of a step: its number, i[]; the
+        particle's unknown choices of the step before (zeros at first); the known choices of the step. None: the
+        program itself (the bootstrap filter).
+      resampling: how ancestors are chosen, and whether derivatives pass the choice: `Multinomial()` (unbiased),
+        `MultinomialDropped()`, `Systematic()`, `Stratified()` (dropped: biased derivatives).
+      ess_threshold: particles are resampled only where their effective number is below this share of K; always, at
+        1. The derivative of that decision is dropped.
+
+    Raises:
+      ProgramError: the program does not have that shape; or one trajectory is to be kept with a resampling that
+        is not multinomial.
+
+    Reference: Doucet and Johansen (2011), section 3.5; Andrieu, Doucet and Holenstein (2010), section 4.3, for the
+    conditional side; Maddison et al. (2017) for log Ẑ as an objective.
+    """
+
+    num_particles: int = field(metadata={"static": True})
+    proposal: Callable[[Any, dict[str, Any], dict[str, Any]], Source] | None = None
+    resampling: Resampling = field(default_factory=Multinomial)
+    ess_threshold: float = field(default=1.0, metadata={"static": True})
+
+    def __post_init__(self):
+        """Checks the number of particles."""
+        check_count(self.num_particles, "num_particles", "SMC")
+
+    def particles(self, program: Source, known: dict[str, Any]) -> Particles:
+        """Runs the filter: whole trajectories with their last weights."""
+        return _run(self, _parts(program, known), {})
+
+    def conditional(self, program: Source, known: dict[str, Any], unknown: dict[str, Any]) -> Any:
+        """Runs the filter with `unknown` as the trajectory of the first particle, which always survives."""
+        if not isinstance(self.resampling, (Multinomial, MultinomialDropped)):
+            raise ProgramError(
+                "one trajectory is to be kept, and the resampling is not multinomial.",
+                at=program.name,
+                got=f"{type(self.resampling).__name__}()",
+                expected="Multinomial() or MultinomialDropped()",
+                mend="pass SMC(..., resampling=vipl.Multinomial())",
+            )
+        parts = _parts(program, known)
+        mine = match(unknown, parts.unknown, program.name, complete=True)
+        return _run(self, parts, {p.path: mine[p.site.address] for p in parts.unknown}).log_normalizer
+
+
+class Parts(NamedTuple):
+    """A program, taken apart at its scan.
+
+    Attributes:
+      name: the program's.
+      jaxpr: the program.
+      at: the number of the equation that is the scan.
+      known: path -> value.
+      unknown: the places of the other choices.
+      addresses: path -> address, of all choices.
+    """
+
+    name: str
+    jaxpr: Any
+    at: int
+    known: dict[Path, Any]
+    unknown: list[Place]
+    addresses: dict[Path, Address]
+
+    @property
+    def in_steps(self) -> list[Place]:
+        """The places of the unknown choices in the scan."""
+        return [p for p in self.unknown if p.path[0] == self.at]
+
+
+def _parts(program: Source, known: dict[str, Any]) -> Parts:
+    if not isinstance(program, Program):
+        raise _shape(program.name, f"a {type(program).__name__}")
+    staged, found = program.staged()
+    places = valued(found)
+    given = match(known, places, program.name, complete=False)
+    holding = [i for i, e in enumerate(_compat.parts(staged.jaxpr).eqns) if eqn_holds_site(e)]
+    scans = [i for i in holding if _compat.parts(staged.jaxpr).eqns[i].primitive is _compat.scan_p]
+    if len(scans) != 1 or holding[-1] != scans[0]:
+        after = "" if len(scans) != 1 else ", and sites after it"
+        raise _shape(program.name, f"{len(scans)} scan(s) with sites at its top level{after}")
+    by_path = {p.path: given[p.site.address] for p in places if p.site.address in given}
+    unknown = [p for p in places if p.path not in by_path]
+    return Parts(program.name, staged.jaxpr, scans[0], by_path, unknown, {p.path: p.site.address for p in places})
+
+
+def _shape(name: str, got: str) -> ProgramError:
+    return ProgramError(
+        "a program is not shaped like one scan.",
+        at=name,
+        got=got,
+        expected="sites before one lax.scan, and in it, at the top level of a generative function",
+        mend="write the steps as one lax.scan (not inside jit, cond or vmap), and sites of the last step inside it",
+    )
+
+
+def _run(smc: SMC, parts: Parts, mine: dict[Path, Any]) -> Particles:
+    """The filter; with `mine`, the first particle takes those values."""
+    constvars, consts, _, eqns, _ = _compat.parts(parts.jaxpr)
+    env = dict(zip(constvars, consts, strict=True))
+    before, scan = eqns[: parts.at], eqns[parts.at]
+    body, num_consts, num_carry, options = _compat.scan_parts(scan.params)
+    num = smc.num_particles
+    given = {path: {"known": x} for path, x in parts.known.items()} | {path: {"mine": x} for path, x in mine.items()}
+
+    def start(k):
+        out = run_equations(before, env, _interpreter(k), given)
+        return read(out.value, scan.invars[num_consts:][:num_carry]), out.totals, out.emits
+
+    carry, totals, first = jax.vmap(start)(jnp.arange(num))
+    log_w = totals.get("log_w", jnp.zeros(num))
+    shared = _shared(before, env, parts)
+    fixed = _entering(shared, scan.invars[:num_consts], parts.name)
+    xs = _entering(shared, scan.invars[num_consts + num_carry :], parts.name)
+    in_steps = parts.in_steps
+    previous = {p.path: jnp.zeros((num, *p.loop_shape[1:], *p.site.shape), p.site.dtype) for p in in_steps}
+    step_given = {path: x for path, x in given.items() if path[0] == parts.at}
+
+    def step(state, inputs):
+        carry, log_w, log_z, previous = state
+        number, x, step_given = inputs
+        resample = jnp.array(True)
+        if smc.ess_threshold < 1.0:
+            shares = jax.nn.log_softmax(lax.stop_gradient(log_w))
+            resample = jnp.exp(-jax.nn.logsumexp(2.0 * shares)) < smc.ess_threshold * num
+        ancestors = smc.resampling.ancestors(jnp.where(resample, log_w, 0.0))
+        ancestors = jnp.where(resample, ancestors, jnp.arange(num))
+        if mine:
+            ancestors = ancestors.at[0].set(0)
+        log_z = log_z + jnp.where(resample, log_mean_exp(log_w), 0.0)
+        log_w = jnp.where(resample, 0.0, log_w)
+
+        def lane(k, carry, previous):
+            handed, log_q = step_given, jnp.zeros(())
+            if smc.proposal is not None:
+                known = {parts.addresses[p]: g["known"] for p, g in step_given.items() if "known" in g}
+                source = smc.proposal(number, merge_emits(in_steps, previous), nest(known))
+                proposed, log_q = _proposed(source, k, step_given, parts)
+                handed = step_given | proposed
+            out = run(body, [*fixed, *carry, *x], _interpreter(k), handed, (parts.at,))
+            emits = {p.path: out.emits[p.path] for p in in_steps}
+            return out.value[:num_carry], emits, out.totals.get("log_w", jnp.zeros(())) - log_q
+
+        def moved(x):
+            return x[ancestors]
+
+        carry, emits, weights = jax.vmap(lane)(
+            jnp.arange(num), jax.tree.map(moved, carry), jax.tree.map(moved, previous)
+        )
+        return (carry, log_w + weights, log_z, emits), (ancestors, emits)
+
+    state = (carry, log_w, jnp.zeros(()), previous)
+    (_, log_w, log_z, _), (ancestors, emits) = lax.scan(
+        step, state, (jnp.arange(options["length"]), xs, step_given), **options
+    )
+
+    # where the last particles come from, step by step
+    backwards = not options.get("reverse", False)
+    roots, lineage = lax.scan(lambda i, a: (a[i], i), jnp.arange(num), ancestors, reverse=backwards)
+    trajectories = jax.tree.map(lambda x: jnp.moveaxis(jax.vmap(lambda x, i: x[i])(x, lineage), 0, 1), emits)
+    made = trajectories | {p: x[roots] for p, x in first.items()}
+    choices = merge_emits([p for p in parts.unknown if p.path in made], made)
+    return Particles(choices, log_w, log_z + log_mean_exp(log_w))
+
+
+def _interpreter(k: Any) -> Interpreter:
+    """Weighs known and proposed values, draws the others; the first lane takes a value that is `mine`."""
+
+    def handle(visit, operands, given):
+        site = visit.site
+        if is_factor(site):
+            log_weight = site_log_prob(site, operands, jnp.zeros((0,)), check=False)
+            return Outcome(jnp.zeros(site.shape), {"log_w": log_weight}, {})
+        given = given or {}
+        if "known" in given or "proposed" in given:
+            value = given["known"] if "known" in given else given["proposed"]
+            log_prob = site_log_prob(site, operands, value, check=True)
+            return Outcome(value, {"log_w": log_prob}, {visit.path: value})
+        value = sample_p.bind(*operands, site=site)
+        if "mine" in given:
+            value = jnp.where(k == 0, given["mine"], value)
+        return Outcome(value, {}, {visit.path: value})
+
+    def compose(composite, operands, given, path):
+        n = composite.num_draw
+        kinds = [next(iter(g)) if g else "drawn" for g in given]
+        values: list[Any] = [next(iter(g.values())) if g else None for g in given]
+        if all(kind in ("known", "proposed") for kind in kinds):
+            (log_w,) = walk(composite.weigh, [*operands[n:], *values], plain)
+            return Outcome(values, {"log_w": log_w}, {(*path, i): x for i, x in enumerate(values)})
+        drawn = walk(composite.draw, operands[:n], plain)[:-1]
+        if all(kind == "mine" for kind in kinds):
+            drawn = [jnp.where(k == 0, v, x) for v, x in zip(values, drawn, strict=True)]
+        return Outcome(drawn, {}, {(*path, i): x for i, x in enumerate(drawn)})
+
+    return Interpreter(handle, None, "smc", compose)
+
+
+def _proposed(source: Source, k: Any, given: dict[Path, Any], parts: Parts) -> tuple[dict[Path, Any], Any]:
+    """What a proposal draws for the unknown choices of a step, and its log density; the first lane's are `mine`."""
+    steps = parts.in_steps
+    trace = source.simulate()
+    flat = only(trace.choices, {p.site.address for p in steps}, f"the proposal {source.name}")
+    values, log_q = {p.path: flat[p.site.address] for p in steps}, trace.log_prob
+    mine = {p.path: given[p.path]["mine"] for p in steps if "mine" in given.get(p.path, {})}
+    if mine:
+        log_q = jnp.where(k == 0, source.assess(merge_emits(steps, mine)).log_prob, log_q)
+        values = {path: jnp.where(k == 0, mine[path], x) for path, x in values.items()}
+    return {path: {"proposed": x} for path, x in values.items()}, log_q
+
+
+def _shared(before: Sequence[Any], env: dict[Any, Any], parts: Parts) -> dict[Any, Any]:
+    """The values before the scan that do not depend on unknown choices, the same for all particles."""
+    env = dict(env)
+    for i, eqn in enumerate(before):
+        if any(not isinstance(v, _compat.Literal) and v not in env for v in eqn.invars):
+            continue
+        if not eqn_holds_site(eqn):
+            env.update(zip(eqn.outvars, plain(i, eqn, read(env, eqn.invars)), strict=True))
+        elif eqn.primitive is sample_p and (i,) in parts.known:
+            env[eqn.outvars[0]] = parts.known[i,]
+    return env
+
+
+def _entering(env: dict[Any, Any], variables: Sequence[Any], name: str) -> list[Any]:
+    if all(isinstance(v, _compat.Literal) or v in env for v in variables):
+        return read(env, variables)
+    raise ProgramError(
+        "what a program draws before its scan enters the steps otherwise than by the carry.",
+        at=name,
+        got="a scan whose body closes over a drawn value, or runs over it",
+        expected="unknown values from before the scan in its carry",
+        mend="put the drawn value into the carry, and hand it on unchanged",
+    )
