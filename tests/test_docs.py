@@ -62,6 +62,7 @@ def test_every_public_name_is_in_the_reference():
     text = PAGES["docs/reference.md"].read_text()
     wanted = {f"vipl.{name}" for name in public(vipl)}
     wanted |= {f"vipl.testing.{name}" for name in public(vipl.testing)} | {"vipl.interop.flax.functional"}
+    wanted |= {f"vipl.distributions.{name}" for name in public(vipl.distributions)}
     wanted |= {f"vipl.objectives.{name}" for name in public(vipl.objectives)}
     shown = set(re.findall(r"`([\w.]+)(?:\([^`]*\))?`", text))
     assert sorted(wanted - shown) == []

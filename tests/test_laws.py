@@ -378,7 +378,7 @@ class Reused(dist.Normal):
 
 
 ROOMS = [
-    {"_compat", "_errors"},
+    {"_compat", "_errors", "distributions"},
     {"core"},
     {"gen"},
     {"estimators"},

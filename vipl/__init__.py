@@ -1,5 +1,6 @@
 """vipl: probabilistic programs for JAX, with programmable variational inference."""
 
+from vipl import distributions as distributions
 from vipl import objectives as objectives
 from vipl._errors import AddressError as AddressError
 from vipl._errors import ChoiceError as ChoiceError

@@ -1,0 +1,191 @@
+"""Chains whose states are summed out, against sums over all paths and joint normal densities."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from jax import lax
+
+import vipl
+from vipl import sample
+from vipl.distributions import HiddenMarkov, LinearGaussian
+from vipl.testing import assert_unbiased
+
+KEY = jax.random.key(61)
+YS = jnp.array([0.3, -0.9, 1.4, 1.1, -0.2])
+INITIAL = jnp.array([0.2, -0.3, 0.4])
+MOVES = jax.random.normal(jax.random.key(1), (4, 3, 3))
+
+
+def chain(phi=1.0, varying=False, observed=None):
+    observation = dist.Normal(jnp.array([-1.0, 0.2, 1.5]) * phi, 0.8)
+    if varying:
+        observation = dist.Normal(jnp.array([-1.0, 0.2, 1.5]) * phi + 0.1 * jnp.arange(5.0)[:, None], 0.8)
+    return HiddenMarkov(INITIAL, (MOVES if varying else MOVES[0]) * phi, observation, 5, observed)
+
+
+def paths(phi, ys, varying=False, observed=None):
+    """All paths with their log joint densities."""
+    states = jnp.array(list(itertools.product(range(3), repeat=5)))
+    moves = jnp.broadcast_to(jax.nn.log_softmax((MOVES if varying else MOVES[0]) * phi, axis=-1), (4, 3, 3))
+    means = jnp.array([-1.0, 0.2, 1.5])[states] * phi + (0.1 * jnp.arange(5.0) if varying else 0.0)
+    log_p = jax.nn.log_softmax(INITIAL)[states[:, 0]]
+    for t in range(4):
+        log_p = log_p + moves[t][states[:, t], states[:, t + 1]]
+    seen = jnp.ones(5, bool) if observed is None else observed
+    return states, log_p + jnp.where(seen, dist.Normal(means, 0.8).log_prob(jnp.where(seen, ys, 0.0)), 0.0).sum(1)
+
+
+SEEN = jnp.array([True, False, True, True, False])
+
+
+@pytest.mark.parametrize(("varying", "observed"), [(False, None), (True, None), (True, SEEN)])
+def test_a_hidden_markov_chain_is_the_sum_over_all_paths(varying, observed):
+    ys = YS if observed is None else jnp.where(observed, YS, jnp.nan)
+    exact = lambda phi: jax.nn.logsumexp(paths(phi, ys, varying, observed)[1])  # noqa: E731
+    got = lambda phi: chain(phi, varying, observed).log_prob(ys)  # noqa: E731
+    for derivative in (lambda f: f, jax.grad):
+        np.testing.assert_allclose(derivative(got)(1.1), derivative(exact)(1.1), rtol=1e-9)
+    states, log_p = paths(1.1, ys, varying, observed)
+    weights = jax.nn.softmax(log_p)
+    marginals = weights @ (states[..., None] == jnp.arange(3)).reshape(len(states), -1)
+    d = chain(1.1, varying, observed)
+    np.testing.assert_allclose(d.posterior_marginals(ys).reshape(-1), marginals, rtol=1e-9)
+
+    def pairs(z):
+        powers = jnp.stack([1.0 * z, 1.0 * z**2])
+        return jnp.einsum("at,bt->tab", powers[:, :-1], powers[:, 1:])
+
+    exact_pairs = jnp.einsum("p,ptij->tij", weights, jax.vmap(pairs)(states))
+    assert_unbiased(lambda key: pairs(d.posterior_sample(key, ys)), exact_pairs, key=KEY, resolution=0.1)
+
+
+def test_draws_of_a_hidden_markov_chain():
+    """E[y_t] and E[y_t y_{t+1}] by matrix products."""
+    d = chain(1.1, True)
+    alpha, means, both = jax.nn.softmax(INITIAL), [], []
+    m = jnp.array([-1.0, 0.2, 1.5]) * 1.1 + 0.1 * jnp.arange(5.0)[:, None]
+    for t in range(5):
+        means.append(alpha @ m[t])
+        if t < 4:
+            move = jax.nn.softmax(MOVES[t] * 1.1, axis=-1)
+            both.append((alpha * m[t]) @ move @ m[t + 1])
+            alpha = alpha @ move
+
+    def draw(key):
+        y = d.sample(key)
+        return y, y[:-1] * y[1:]
+
+    assert_unbiased(draw, (jnp.stack(means), jnp.stack(both)), key=KEY, resolution=0.05)
+    assert d.sample(KEY, (2, 3)).shape == (2, 3, 5)
+
+
+def system(phi=1.0, observed=None, varying=False):
+    a = jnp.array([[0.9, 0.2], [-0.1, 0.7]]) * phi
+    more = {"transition_bias": jnp.array([0.1, -0.2]), "emission_bias": jnp.array([0.3])}
+    if varying:
+        a = a * (1 + 0.1 * jnp.arange(3.0)[:, None, None])
+    return LinearGaussian(
+        jnp.array([0.5, -0.3]), jnp.array([[1.0, 0.2], [0.2, 0.6]]), a, jnp.array([[0.3, 0.1], [0.1, 0.4]]),
+        jnp.array([[1.0, -0.5]]), jnp.array([[0.25]]), 4, observed=observed, **more,
+    )  # fmt: skip
+
+
+def joint(phi, varying=False):
+    """Mean and covariance of all states, and those of all data with the states."""
+    d = system(phi, varying=varying)
+    a = jnp.broadcast_to(d.transition, (3, 2, 2))
+    means, blocks = [d.initial_mean], [[d.initial_cov]]
+    for t in range(3):
+        means.append(a[t] @ means[-1] + d.transition_bias)
+        row = [a[t] @ c for c in blocks[-1]]
+        blocks.append([*row, a[t] @ blocks[-1][-1] @ a[t].T + d.transition_cov])
+    full = [[blocks[i][j] if j <= i else blocks[j][i].T for j in range(4)] for i in range(4)]
+    mean, cov = jnp.concatenate(means), jnp.block(full)
+    h = jnp.kron(jnp.eye(4), d.emission)
+    return mean, cov, h, h @ mean + jnp.tile(d.emission_bias, 4), h @ cov @ h.T + 0.25 * jnp.eye(4)
+
+
+DATA = jnp.array([[0.2], [1.3], [-0.7], [0.4]])
+
+
+@pytest.mark.parametrize(("varying", "seen"), [(False, None), (True, jnp.array([True, False, True, False]))])
+def test_a_linear_gaussian_chain_is_a_joint_normal(varying, seen):
+    keep = np.arange(4) if seen is None else np.flatnonzero(seen)
+    data = DATA if seen is None else jnp.where(seen[:, None], DATA, jnp.nan)
+
+    def exact(phi):
+        _, _, _, m, s = joint(phi, varying)
+        return dist.MultivariateNormal(m[keep], s[np.ix_(keep, keep)]).log_prob(DATA[keep, 0])
+
+    got = lambda phi: system(phi, seen, varying).log_prob(data)  # noqa: E731
+    np.testing.assert_allclose(*(jnp.stack(jax.value_and_grad(f)(1.1)) for f in (got, exact)), rtol=1e-8)
+
+    mean, cov, h, m, s = joint(1.1, varying)
+    gain = cov @ h[keep].T @ jnp.linalg.inv(s[np.ix_(keep, keep)])
+    post_mean, post_cov = mean + gain @ (DATA[keep, 0] - m[keep]), cov - gain @ h[keep] @ cov
+    d = system(1.1, seen, varying)
+    got_mean, got_cov = d.posterior_marginals(data)
+    np.testing.assert_allclose(got_mean.reshape(-1), post_mean, rtol=1e-8)
+    for t in range(4):
+        np.testing.assert_allclose(got_cov[t], post_cov[2 * t : 2 * t + 2, 2 * t : 2 * t + 2], rtol=1e-7, atol=1e-12)
+
+    def draw(key):
+        x = d.posterior_sample(key, data).reshape(-1)
+        return x, jnp.outer(x, x)
+
+    assert_unbiased(draw, (post_mean, post_cov + jnp.outer(post_mean, post_mean)), key=KEY, resolution=0.05)
+
+
+def test_draws_of_a_linear_gaussian_chain():
+    _, _, _, m, s = joint(1.1)
+
+    def draw(key):
+        y = system(1.1).sample(key).reshape(-1)
+        return y, jnp.outer(y, y)
+
+    assert_unbiased(draw, (m, s + jnp.outer(m, m)), key=KEY, resolution=0.1)
+    # reparametrized: the derivative of a draw is that of its mean and covariance
+    objective = vipl.expectation(lambda phi: jnp.sum(sample("y", system(phi)) ** 2))
+    exact = jax.value_and_grad(lambda phi: (lambda m, s: m @ m + jnp.trace(s))(*joint(phi)[3:]))(1.1)
+    assert_unbiased(lambda key: objective.value_and_grad(key, 1.1), exact, key=KEY, resolution=(0.2, 0.4))
+
+
+def test_chains_are_sources_of_sample():
+    """An observed chain in a model; lanes of chains; the density is that of a marginal by enumeration."""
+
+    @vipl.gen
+    def model(phi):
+        jax.vmap(lambda c: sample("y", chain(phi * c)))(jnp.array([1.0, 0.8]))
+        return sample("g", system(phi))
+
+    trace = model(1.1).simulate(KEY)
+    assert trace.choices["y"].shape == (2, 5)
+    assert trace.choices["g"].shape == (4, 1)
+    again = model(1.1).assess(trace.choices)
+    by_hand = sum(chain(1.1 * c).log_prob(trace.choices["y"][i]) for i, c in enumerate((1.0, 0.8)))
+    np.testing.assert_allclose(again.log_prob, by_hand + system(1.1).log_prob(trace.choices["g"]), rtol=1e-12)
+
+    @vipl.gen
+    def unrolled():
+        z = sample("first", dist.Categorical(logits=INITIAL))
+        sample("y1", dist.Normal(jnp.array([-1.0, 0.2, 1.5])[z], 0.8))
+
+        def step(z, _):
+            z = sample("z", dist.Categorical(logits=MOVES[0][z]))
+            sample("y", dist.Normal(jnp.array([-1.0, 0.2, 1.5])[z], 0.8))
+            return z, None
+
+        lax.scan(step, z, None, length=4)
+
+    summed = vipl.marginal(unrolled(), ("y1", "y"), vipl.Enumeration()).assess({"y1": YS[0], "y": YS[1:]})
+    np.testing.assert_allclose(summed.log_prob, chain(1.0).log_prob(YS), rtol=1e-12)
+
+
+def test_long_chains_are_finite():
+    d = HiddenMarkov(INITIAL, MOVES[0], dist.Normal(jnp.array([-1.0, 0.2, 1.5]), 0.8), 1000)
+    g = LinearGaussian(jnp.zeros(2), jnp.eye(2), 0.9 * jnp.eye(2), 0.1 * jnp.eye(2), jnp.eye(2), jnp.eye(2), 1000)
+    assert jnp.isfinite(jax.jit(lambda key: d.log_prob(d.sample(key)) + g.log_prob(g.sample(key)))(KEY))
