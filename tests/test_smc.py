@@ -8,7 +8,18 @@ import pytest
 from jax import lax
 
 import vipl
-from vipl import SMC, Multinomial, MultinomialDropped, Stratified, Systematic, marginal, normalize, sample
+from vipl import (
+    SMC,
+    Enumeration,
+    ForwardBackward,
+    Multinomial,
+    MultinomialDropped,
+    Stratified,
+    Systematic,
+    marginal,
+    normalize,
+    sample,
+)
 from vipl.testing import assert_unbiased
 
 KEY = jax.random.key(53)
@@ -195,3 +206,44 @@ def test_smc_inside_sample_and_vmap():
     assert both().simulate(KEY).retval.shape == (2, 5)
     draw = lambda key: jnp.exp(both().assess(data, key=key).log_prob) / evidence(1.1) ** 2  # noqa: E731
     assert_unbiased(draw, 1.0, key=KEY, resolution=0.1)
+
+
+@vipl.gen
+def known_start(phi, reverse=False):
+    """The chain from a known state, with a counter beside the state."""
+    logits = jnp.log(MOVE) * phi
+
+    def step(carry, shift):
+        t, z = carry
+        z = sample("z", dist.Categorical(logits=logits[z]))
+        sample("y", dist.Normal(MEANS[z] * phi + 0.1 * t + shift, 0.8))
+        vipl.factor("pull", -0.1 * z)
+        return (t + 1, z), None
+
+    lax.scan(step, (0, 1), 0.05 * jnp.arange(5), reverse=reverse)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_forward_backward_is_enumeration(reverse):
+    """Value, gradient, posterior paths; S^T values against T S²."""
+
+    def bound(algorithm):
+        return lambda phi: marginal(known_start(phi, reverse), "y", algorithm).assess({"y": YS}).log_prob
+
+    got, exact = (jax.value_and_grad(bound(a))(1.1) for a in (ForwardBackward(), Enumeration()))
+    np.testing.assert_allclose(got, exact, rtol=1e-10)
+    every = vipl.seed(lambda: Enumeration().particles(known_start(1.1, reverse), {"y": YS}))(KEY)
+    paths, weights = every.choices["z"], jnp.exp(every.log_probs)
+    posterior = normalize(known_start(1.1, reverse), {"y": YS}, ForwardBackward())
+
+    def pairs(z):
+        powers = jnp.stack([1.0 * z, 1.0 * z**2])
+        return jnp.einsum("at,bt->tab", powers[:, :-1], powers[:, 1:])
+
+    def draw(key):
+        trace = posterior.simulate(key)
+        joint = known_start(1.1, reverse).assess(trace.choices | {"y": YS}).log_prob
+        return pairs(trace.choices["z"]), trace.log_prob - joint
+
+    expected = jnp.einsum("p,ptij->tij", weights, jax.vmap(pairs)(paths)), -exact[0]
+    assert_unbiased(draw, expected, key=KEY, resolution=(0.1, 1e-6))

@@ -47,6 +47,7 @@ from vipl.inference import SMC as SMC
 from vipl.inference import Algorithm as Algorithm
 from vipl.inference import Dropped as Dropped
 from vipl.inference import Enumeration as Enumeration
+from vipl.inference import ForwardBackward as ForwardBackward
 from vipl.inference import Importance as Importance
 from vipl.inference import Multinomial as Multinomial
 from vipl.inference import MultinomialDropped as MultinomialDropped

@@ -14,6 +14,7 @@ from vipl import (
     Enumerate,
     Enumeration,
     Estimator,
+    ForwardBackward,
     ImplicitReparam,
     LeaveOneOut,
     MeasureValued,
@@ -711,3 +712,41 @@ def smc_with_a_proposal_for_another_site():
 @malformed
 def systematic_resampling_with_one_trajectory_kept():
     marginal(steps(0.0), "y", SMC(3, resampling=Systematic())).simulate(KEY)
+
+
+@vipl.gen
+def memory():
+    """A chain whose carry remembers all steps."""
+
+    def step(total, _):
+        b = sample("b", dist.Bernoulli(logits=0.1 * total))
+        return total + b, None
+
+    lax.scan(step, 0, None, length=3)
+
+
+@malformed
+def forward_backward_with_a_long_memory():
+    marginal(memory_and_end(), "y", ForwardBackward()).assess({"y": jnp.zeros(3)}, key=KEY)
+
+
+@vipl.gen
+def memory_and_end():
+    """The same with data."""
+
+    def step(total, _):
+        total = total + sample("b", dist.Bernoulli(logits=0.1 * total))
+        sample("y", dist.Normal(total, 1.0))
+        return total, None
+
+    lax.scan(step, 0, None, length=3)
+
+
+@malformed
+def forward_backward_of_numbers():
+    marginal(steps(0.0), "y", ForwardBackward()).assess({"y": jnp.zeros(3)}, key=KEY)
+
+
+@malformed
+def forward_backward_of_nothing_unknown():
+    marginal(memory(), "b", ForwardBackward()).assess({"b": jnp.zeros(3, int)}, key=KEY)

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vipl._errors import EstimatorError, ProgramError
+from vipl.core._places import Place
 from vipl.estimators._enumerate import MAX_POINTS, finite_support
 from vipl.gen import Law, Program, Source
 from vipl.gen._choices import flatten, merge, nest
@@ -35,6 +36,10 @@ class Algorithm(abc.ABC):
     @abc.abstractmethod
     def particles(self, program: Source, known: dict[str, Any]) -> Particles:
         """Runs forward: weighted values for the unknown choices; E[exp log_normalizer] = Z."""
+
+    def log_evidence(self, program: Source, known: dict[str, Any]) -> Any:
+        """The log_normalizer of `particles` alone."""
+        return self.particles(program, known).log_normalizer
 
     @abc.abstractmethod
     def conditional(self, program: Source, known: dict[str, Any], unknown: dict[str, Any]) -> Any:
@@ -132,28 +137,7 @@ def joint_values(program: Source, known: dict[str, Any]) -> dict[str, Any]:
         )
     columns: dict[Any, list[Any]] = {}
     for place in program.unknown(known):
-        site = place.site
-        if site.source is None:
-            raise EstimatorError(
-                "a site with an estimated density cannot be enumerated.",
-                at=site.at(),
-                got="Enumeration()",
-                expected="sites with distributions that have a finite support",
-                mend="use Importance(num_particles=...)",
-            )
-        law = Law(site.source.unpack([jnp.ones(a.shape, a.dtype) for a in place.source_avals]))
-        try:
-            with jax.ensure_compile_time_eval():
-                values = np.asarray(finite_support(law, "Enumeration()")[0])
-        except EstimatorError as raised:
-            raise EstimatorError(
-                raised.summary,
-                at=site.at(),
-                got=raised.got,
-                expected=raised.expected,
-                mend="use Importance(num_particles=...), or keep the site",
-            ) from None
-        columns[site.address] = [values, place.loop_shape + site.shape]
+        columns[place.site.address] = [finite_values(place, "Enumeration()"), place.loop_shape + place.site.shape]
     sizes = [len(v) for v, shape in columns.values() for _ in range(math.prod(shape))]
     total = math.prod(sizes)
     if total > MAX_POINTS:
@@ -171,6 +155,31 @@ def joint_values(program: Source, known: dict[str, Any]) -> dict[str, Any]:
         flat[address] = jnp.asarray(values[digits[:, start : start + count]].reshape(total, *shape))
         start += count
     return nest(flat)
+
+
+def finite_values(place: Place, who: str) -> np.ndarray:
+    """i[n], the values of one element of a site with a finite support."""
+    site = place.site
+    if site.source is None:
+        raise EstimatorError(
+            "a site with an estimated density cannot be enumerated.",
+            at=site.at(),
+            got=who,
+            expected="sites with distributions that have a finite support",
+            mend="use Importance(num_particles=...)",
+        )
+    law = Law(site.source.unpack([jnp.ones(a.shape, a.dtype) for a in place.source_avals]))
+    try:
+        with jax.ensure_compile_time_eval():
+            return np.asarray(finite_support(law, who)[0])
+    except EstimatorError as raised:
+        raise EstimatorError(
+            raised.summary,
+            at=site.at(),
+            got=raised.got,
+            expected=raised.expected,
+            mend="use Importance(num_particles=...), or keep the site",
+        ) from None
 
 
 def without(choices: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class Marginal(Estimated):
         missing = [k for k in self.keep if not any(a[: len(k)] == k for a in flat)]
         if missing or not all(map(self._keeps, flat)):
             only(choices, self.keep, self.name)
-        return self.algorithm.particles(self.program, choices).log_normalizer
+        return self.algorithm.log_evidence(self.program, choices)
 
     def _keeps(self, address: Address) -> bool:
         return any(address[: len(k)] == k for k in self.keep)

@@ -68,7 +68,7 @@ class SMC(Algorithm):
 
     def particles(self, program: Source, known: dict[str, Any]) -> Particles:
         """Runs the filter: whole trajectories with their last weights."""
-        return _run(self, _parts(program, known), {})
+        return _run(self, parts_of(program, known), {})
 
     def conditional(self, program: Source, known: dict[str, Any], unknown: dict[str, Any]) -> Any:
         """Runs the filter with `unknown` as the trajectory of the first particle, which always survives."""
@@ -80,7 +80,7 @@ class SMC(Algorithm):
                 expected="Multinomial() or MultinomialDropped()",
                 mend="pass SMC(..., resampling=vipl.Multinomial())",
             )
-        parts = _parts(program, known)
+        parts = parts_of(program, known)
         mine = match(unknown, parts.unknown, program.name, complete=True)
         return _run(self, parts, {p.path: mine[p.site.address] for p in parts.unknown}).log_normalizer
 
@@ -110,7 +110,8 @@ class Parts(NamedTuple):
         return [p for p in self.unknown if p.path[0] == self.at]
 
 
-def _parts(program: Source, known: dict[str, Any]) -> Parts:
+def parts_of(program: Source, known: dict[str, Any]) -> Parts:
+    """Takes a program apart; raises where it is not one scan, and sites before it."""
     if not isinstance(program, Program):
         raise _shape(program.name, f"a {type(program).__name__}")
     staged, found = program.staged()
@@ -151,9 +152,9 @@ def _run(smc: SMC, parts: Parts, mine: dict[Path, Any]) -> Particles:
 
     carry, totals, first = jax.vmap(start)(jnp.arange(num))
     log_w = totals.get("log_w", jnp.zeros(num))
-    shared = _shared(before, env, parts)
-    fixed = _entering(shared, scan.invars[:num_consts], parts.name)
-    xs = _entering(shared, scan.invars[num_consts + num_carry :], parts.name)
+    shared = shared_values(before, env, parts)
+    fixed = entering(shared, scan.invars[:num_consts], parts.name)
+    xs = entering(shared, scan.invars[num_consts + num_carry :], parts.name)
     in_steps = parts.in_steps
     previous = {p.path: jnp.zeros((num, *p.loop_shape[1:], *p.site.shape), p.site.dtype) for p in in_steps}
     step_given = {path: x for path, x in given.items() if path[0] == parts.at}
@@ -251,7 +252,7 @@ def _proposed(source: Source, k: Any, given: dict[Path, Any], parts: Parts) -> t
     return {path: {"proposed": x} for path, x in values.items()}, log_q
 
 
-def _shared(before: Sequence[Any], env: dict[Any, Any], parts: Parts) -> dict[Any, Any]:
+def shared_values(before: Sequence[Any], env: dict[Any, Any], parts: Parts) -> dict[Any, Any]:
     """The values before the scan that do not depend on unknown choices, the same for all particles."""
     env = dict(env)
     for i, eqn in enumerate(before):
@@ -264,7 +265,8 @@ def _shared(before: Sequence[Any], env: dict[Any, Any], parts: Parts) -> dict[An
     return env
 
 
-def _entering(env: dict[Any, Any], variables: Sequence[Any], name: str) -> list[Any]:
+def entering(env: dict[Any, Any], variables: Sequence[Any], name: str) -> list[Any]:
+    """What enters the scan beside the carry; raises where it depends on unknown choices."""
     if all(isinstance(v, _compat.Literal) or v in env for v in variables):
         return read(env, variables)
     raise ProgramError(

@@ -295,7 +295,7 @@ def fivo(model: Source, data: dict[str, Any], algorithm: Algorithm) -> Any:
 
     Reference: Maddison et al. (2017), eq. (5); Naesseth et al. (2018), eq. (4).
     """
-    return algorithm.particles(model, data).log_normalizer
+    return algorithm.log_evidence(model, data)
 
 
 def sticking_the_landing(model: Source, guide: Source, data: dict[str, Any]) -> Any:
