@@ -153,6 +153,7 @@ def tvo(p1, q1, p2, q2):
 K = {"num_particles": 2}
 TABLE = {
     "elbo": (lambda t, f: ob.elbo(model(t), guide(f), Y), plain),
+    "elbo_with_kl": (lambda t, f: ob.elbo_with_kl(model(t), guide(f), Y), plain),
     "beta_elbo": (lambda t, f: ob.beta_elbo(model(t), guide(f), Y, 2.5), one(beta_value)),
     "iwelbo": (lambda t, f: ob.iwelbo(model(t), guide(f), Y, **K), iw),
     "miwae": (lambda t, f: ob.miwae(model(t), guide(f), Y, num_bounds=3, **K), iw),
@@ -270,3 +271,46 @@ def test_at_the_exact_posterior_sticking_the_landing_has_no_noise():
     phi = jnp.array([Y["y"] / 2, jnp.log(jnp.sqrt(0.5))])
     grads = jax.vmap(lambda key: objective.value_and_grad(key, phi)[1])(jax.random.split(KEY, 100))
     assert np.abs(grads).max() < 1e-12 + 0 * theta[0]
+
+
+@vipl.gen
+def long_model(theta):
+    """A latent of the model in each of the ways that a closed form may or may not be taken."""
+    a = sample("a", dist.Normal(theta[0], 1.1))
+    b = jax.vmap(lambda t: sample("b", dist.Normal(a * t, 0.9)))(jnp.arange(1.0, 3.0))
+    c = lax.scan(lambda c, _: (sample("c", dist.Normal(0.5 * c, 1.0)),) * 2, a, None, length=2)[1]
+    g = sample("g", dist.Gamma(2.0, 1.5))
+    k = sample("k", dist.Laplace(c[1], 1.0))
+    sample("y", dist.Normal(a + b.sum() + c.sum() + jnp.log(g) + k, 0.8))
+
+
+@vipl.gen
+def long_guide(phi, swapped=False):
+    if swapped:
+        b = jax.vmap(lambda: sample("b", dist.Normal(phi[0], 0.7)), axis_size=2)()
+        a = sample("a", dist.Normal(0.3 * b.sum(), jnp.exp(phi[1])))
+    else:
+        a = sample("a", dist.Normal(phi[0], jnp.exp(phi[1])))
+        jax.vmap(lambda: sample("b", dist.Normal(phi[0] * a, 0.7)), axis_size=2)()
+    lax.scan(lambda c, _: (sample("c", dist.Normal(0.4 * c, 0.8)), None), a, None, length=2)
+    sample("g", dist.Gamma(jnp.exp(phi[0]), 1.0))
+    sample("k", dist.Normal(a, 0.6))
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_closed_forms_leave_the_bound_as_it_is(swapped):
+    """The difference of the two bounds, on one key, has mean zero, in value and gradient; swapped, none is taken."""
+
+    def both(form):
+        return vipl.expectation(lambda t, f: form(long_model(t), long_guide(f, swapped), Y))
+
+    sampled, closed = both(ob.elbo), both(ob.elbo_with_kl)
+
+    def difference(key):
+        one, other = (e.value_and_grad(key, THETA, PHI, argnums=(0, 1)) for e in (sampled, closed))
+        return jax.tree.map(jnp.subtract, one, other)
+
+    zeros = (0.0, (jnp.zeros(2), jnp.zeros(2)))
+    assert_unbiased(difference, zeros, key=KEY, resolution=(0.05, (0.2, 0.2)))
+    one, other = (e.estimate(KEY, THETA, PHI) for e in (sampled, closed))
+    assert (one == other) == swapped

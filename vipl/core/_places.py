@@ -33,6 +33,7 @@ class Place(NamedTuple):
       loops: the loops and lanes around it, outermost first; `given` and `emits` have these leading axes.
       occurrence: how many sites of the same address come before it in the program; branches of one `cond` count alike.
       outside_while: how many of the loops are outside the outermost `while` around it; None where there is none.
+      in_branch: whether it stands in a branch of a `cond`.
     """
 
     path: Path
@@ -41,6 +42,7 @@ class Place(NamedTuple):
     loops: tuple[Loop, ...]
     occurrence: int
     outside_while: int | None
+    in_branch: bool
 
     @property
     def loop_shape(self) -> tuple[int, ...]:
@@ -71,7 +73,7 @@ def places(jaxpr: Any, path: Path = (), *, whole: bool = False) -> list[Place]:
       path: where it stands.
       whole: whether a composite counts as its values, each a place, or as the sites of its `draw`.
     """
-    found, _ = _walk(jaxpr, path, (), None, {}, whole)
+    found, _ = _walk(jaxpr, path, (), None, False, {}, whole)
     return found
 
 
@@ -80,6 +82,7 @@ def _walk(
     path: Path,
     loops: tuple[Loop, ...],
     outside_while: int | None,
+    in_branch: bool,
     counts: dict[tuple[str, ...], int],
     whole: bool,
 ) -> tuple[list[Place], dict[tuple[str, ...], int]]:
@@ -91,13 +94,14 @@ def _walk(
             for at, site in _sites(eqn, here):
                 occurrence = counts.get(site.address, 0)
                 counts = counts | {site.address: occurrence + 1}
-                found.append(Place(at, site, avals, loops, occurrence, outside_while))
+                found.append(Place(at, site, avals, loops, occurrence, outside_while, in_branch))
         elif eqn_holds_site(eqn):
             alternatives = []
             for inner_path, inner, loop, is_while in _children(eqn, here):
                 start = alternatives[-1] if alternatives and is_while else counts
                 outside = len(loops) if is_while and outside_while is None else outside_while
-                inside, after = _walk(inner, inner_path, loops + loop, outside, start, whole)
+                branch = in_branch or eqn.primitive is _compat.cond_p
+                inside, after = _walk(inner, inner_path, loops + loop, outside, branch, start, whole)
                 found += inside
                 alternatives.append(after)
             counts = {a: max(c.get(a, 0) for c in alternatives) for c in alternatives for a in c} or counts
