@@ -123,25 +123,26 @@ class Source(abc.ABC):
 
     def _with_key(self, verb: str, key: Any, *extra: Any) -> Any:
         key = as_key(key)
-        packed, leaves = pack((self, extra), keep=python_integer)
+        packed, leaves = pack(self, keep=python_integer)
+        packed_extra, extra_leaves = pack(extra)
         try:
-            compiled = _compiled(verb, packed)
+            compiled = _compiled(verb, packed, packed_extra)
         except TypeError:
             raise ProgramError(
                 "an argument of a generative function is neither an array nor hashable.",
                 at=self.name,
-                got=", ".join(sorted({type(v).__name__ for kept, v in packed.static if kept})),
+                got=", ".join(sorted({type(v).__name__ for kept, v in (*packed.static, *packed_extra.static) if kept})),
                 expected="pytrees of arrays, and hashable objects",
                 mend="pass arrays, or close over the object",
             ) from None
-        return compiled(key, leaves)
+        return compiled(key, leaves, extra_leaves)
 
 
 @functools.lru_cache(maxsize=512)
-def _compiled(verb: str, packed: Packed) -> Callable:
+def _compiled(verb: str, packed: Packed, packed_extra: Packed) -> Callable:
     @jax.jit
-    def compiled(key, leaves):
-        source, extra = packed.unpack(leaves)
+    def compiled(key, leaves, extra_leaves):
+        source, extra = packed.unpack(leaves), packed_extra.unpack(extra_leaves)
         return seed(lambda: getattr(source, verb)(*extra))(key)
 
     return compiled
