@@ -211,11 +211,13 @@ def test_no_second_derivative_passes_measure_valued_in_a_loop_of_the_user(loop, 
         lambda t: dist.Uniform(0.0, t),
         lambda t: dist.Pareto(t, 3.0),
         dist.Delta,
-        lambda t: dist.MixtureSameFamily(dist.Categorical(jnp.ones(2) / 2), dist.Delta(t * jnp.array([1.0, 2.0]))),
         lambda t: dist.MixtureGeneral(
             dist.Categorical(jnp.ones(2) / 2),
             [dist.Uniform(0.0, t), dist.Normal(t, 1.0)],
             support=dist.constraints.real,
+        ),
+        lambda t: dist.MixtureGeneral(
+            dist.Categorical(jnp.ones(2) / 2), [dist.Delta(t), dist.Normal(t, 1.0)], support=dist.constraints.real
         ),
         lambda t: dist.TransformedDistribution(dist.Poisson(2.0), dist.transforms.AffineTransform(0.0, t)),
         lambda t: dist.TransformedDistribution(
