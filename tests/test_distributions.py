@@ -189,3 +189,23 @@ def test_long_chains_are_finite():
     d = HiddenMarkov(INITIAL, MOVES[0], dist.Normal(jnp.array([-1.0, 0.2, 1.5]), 0.8), 1000)
     g = LinearGaussian(jnp.zeros(2), jnp.eye(2), 0.9 * jnp.eye(2), 0.1 * jnp.eye(2), jnp.eye(2), jnp.eye(2), 1000)
     assert jnp.isfinite(jax.jit(lambda key: d.log_prob(d.sample(key)) + g.log_prob(g.sample(key)))(KEY))
+
+
+def test_series_of_chains():
+    """Leading axes are series of their own, by `expand` and in log_prob."""
+    for d in (HiddenMarkov(INITIAL, MOVES[0], dist.Normal(jnp.arange(3.0), 1.0), 3), system()):
+        ys = jax.vmap(d.sample)(jax.random.split(KEY, 5))
+        each = jnp.stack([d.log_prob(y) for y in ys])
+        np.testing.assert_allclose(d.log_prob(ys), each, rtol=1e-12)
+        expanded = vipl.gen(lambda: sample("y", d.expand([5])))().assess({"y": ys})  # noqa: B023
+        np.testing.assert_allclose(expanded.log_prob, each.sum(), rtol=1e-12)
+
+
+def test_score_refuses_a_chain_whose_data_have_moving_bounds():
+    objective = vipl.expectation(
+        lambda t: sample(
+            "y", HiddenMarkov(jnp.zeros(2), jnp.zeros((2, 2)), dist.Uniform(0.0, t * jnp.array([1.0, 2.0])), 3)
+        ).sum()
+    )
+    with pytest.raises(vipl.EstimatorError, match="a derivative is taken in a parameter"):
+        objective.value_and_grad(KEY, 1.0)

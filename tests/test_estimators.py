@@ -230,3 +230,54 @@ def test_a_learned_and_a_running_baseline():
         mean = 0.97 * mean + 0.03 * objective.estimate(key, 0.5, mean, jnp.zeros(2))[1]
     assert spread(mean, jnp.zeros(2)) < spread(0.0, jnp.zeros(2))
     assert spread(0.0, jnp.array([5.0, 1.5])) < spread(mean, jnp.zeros(2))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda phi: dist.Bernoulli(logits=phi),
+        lambda phi: dist.Binomial(3, logits=phi),
+        lambda phi: dist.Bernoulli(logits=phi * jnp.ones(2)).to_event(1),
+        lambda phi: dist.Bernoulli(logits=phi).expand([2]).mask(True),
+    ],
+)
+@pytest.mark.parametrize("estimator", [Enumerate(), Score(), MeasureValued(), LocalEnumerate()])
+def test_logits_of_zero(make, estimator):
+    """NumPyro's log density has a kink there, where training begins: a slope came out as 2 instead of 1/4."""
+    objective = vipl.expectation(lambda phi: 3.0 + jnp.sum(1.0 * sample("x", make(phi), estimator)))
+    n = jnp.sum(jnp.asarray(make(0.3).mean)) / jax.nn.sigmoid(0.3)
+
+    def draw(key):
+        return jax.grad(objective.estimate, argnums=1)(key, 0.0)
+
+    assert_unbiased(draw, 0.25 * n, key=KEY, resolution=0.1)
+    log_prob = lambda phi: vipl.gen(lambda: sample("x", make(phi)))().simulate(KEY).log_prob  # noqa: E731
+    x = vipl.gen(lambda: sample("x", make(0.7)))().simulate(KEY).choices["x"]
+    np.testing.assert_allclose(log_prob(0.7), jnp.sum(make(0.7).log_prob(x)), rtol=1e-12)
+
+
+def test_infinite_logits():
+    model = vipl.gen(lambda logit: sample("x", dist.Bernoulli(logits=logit)))
+    for logit, log_probs in [(jnp.inf, (-jnp.inf, 0.0)), (-jnp.inf, (0.0, -jnp.inf))]:
+        assert tuple(float(model(logit).assess({"x": x}, key=KEY).log_prob) for x in (0, 1)) == log_probs
+
+
+def test_second_derivatives_of_relax():
+    """A control of its own size; for a Categorical, too."""
+    coin = vipl.expectation(
+        lambda t: jnp.exp(1.0 * sample("b", dist.Bernoulli(logits=t), Relax(lambda z: jnp.sum(3 * jnp.tanh(z)))))
+    )
+    values = jnp.array([1.0, -2.0, 3.0])
+    die = vipl.expectation(
+        lambda t: values[
+            sample(
+                "b",
+                dist.Categorical(logits=t * jnp.array([0.1, 0.5, -0.3])),
+                Relax(lambda z: jnp.sum(jnp.tanh(z) * values)),
+            )
+        ]
+    )
+    for objective, t in ((coin, 0.4), (die, 1.4)):
+        exact = jax.hessian(objective.with_estimators({"b": Enumerate()}).estimate, argnums=1)(KEY, t)
+        draw = lambda key: jax.hessian(objective.estimate, argnums=1)(key, t)  # noqa: B023, E731
+        assert_unbiased(draw, exact, key=KEY, resolution=0.03)

@@ -273,3 +273,58 @@ def test_marginal_in_normalize_in_marginal_is_a_lower_bound():
         return jnp.exp(dist.Normal(0.8, 0.2).log_prob(trace.choices["w"]) - trace.log_prob)
 
     assert_unbiased(drawn, 1.0, key=KEY, resolution=0.1)
+
+
+@vipl.gen
+def inner():
+    u = sample("u", dist.Bernoulli(0.5))
+    sample("x", dist.Bernoulli(jnp.where(u == 1, 0.95, 0.05)))
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_a_marginal_that_keeps_an_estimated_site_keeps_both_contracts(k):
+    """The kept value's own estimate goes with it into the weight: a fresh one would give 5.25 instead of 1."""
+
+    @vipl.gen
+    def outer():
+        x = sample("i", marginal(inner(), "x", Importance(1)))
+        sample("a", dist.Bernoulli(jnp.where(x == 1, 0.7, 0.2)))
+
+    source = marginal(outer(), (("i", "x"),), Importance(k))
+
+    def draw(key):
+        trace = source.simulate(key)
+        here = trace.choices["i"]["x"] == jnp.arange(2)
+        assessed = source.assess({"i": {"x": jnp.array(1)}}, key=jax.random.fold_in(key, 1)).log_prob
+        return here * jnp.exp(-trace.log_prob), jnp.exp(assessed)
+
+    assert_unbiased(draw, (jnp.ones(2), 0.5), key=KEY, resolution=(0.3, 0.05))
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("proposed", [False, True])
+def test_a_posterior_of_a_model_with_an_estimated_site_keeps_both_contracts(k, proposed):
+    """E[1 / w; z] = 1, and E[w] is the probability with which z is drawn."""
+
+    @vipl.gen
+    def likelihood(z):
+        u = sample("u", dist.Bernoulli(0.5))
+        sample("y", dist.Bernoulli(jnp.where(u == 1, 0.95, 0.05) * jnp.where(z == 1, 1.0, 0.5)))
+
+    @vipl.gen
+    def model():
+        z = sample("z", dist.Bernoulli(0.4))
+        sample("l", marginal(likelihood(z), "y", Importance(1)))
+
+    guess = vipl.gen(lambda: sample("z", dist.Bernoulli(0.6)))
+    algorithm = Importance(k, (lambda _: guess()) if proposed else None)
+    source = normalize(model(), {"l": {"y": jnp.array(1)}}, algorithm)
+
+    def draw(key):
+        trace = source.simulate(key)
+        here = trace.choices["z"] == jnp.arange(2)
+        keys = jax.random.split(jax.random.fold_in(key, 1), 2)
+        assessed = jnp.stack([source.assess({"z": z}, key=keys[z]).log_prob for z in range(2)])
+        return here * jnp.exp(-trace.log_prob), jnp.exp(assessed) - here
+
+    assert_unbiased(draw, (jnp.ones(2), jnp.zeros(2)), key=KEY, resolution=(0.3, 0.1))

@@ -750,3 +750,83 @@ def forward_backward_of_numbers():
 @malformed
 def forward_backward_of_nothing_unknown():
     marginal(memory(), "b", ForwardBackward()).assess({"b": jnp.zeros(3, int)}, key=KEY)
+
+
+# --- what would be silently wrong otherwise -------------------------------------------------------------------
+
+
+@vipl.gen
+def branched():
+    """A site in one branch."""
+    b = sample("b", dist.Bernoulli(0.3))
+    lax.cond(b == 1, lambda: sample("z", dist.Bernoulli(0.2)), lambda: 0)
+    sample("y", dist.Normal(0.0, 1.0))
+
+
+@vipl.gen
+def weighted():
+    """An unnormalized program."""
+    u = sample("u", dist.Normal(0.0, 1.0))
+    sample("x", dist.Normal(u, 1.0))
+    vipl.factor("f", -(u**2))
+
+
+@vipl.gen
+def lumped():
+    """Steps with an estimated site of two values."""
+    lax.scan(lambda c, _: (sample("s", marginal(pair(), ("b", "x")))["x"], None), 0.0, None, length=3)
+
+
+def pair_guide():
+    """A guide with an estimated density."""
+    return marginal(pair(), "x")
+
+
+target = vipl.gen(lambda: sample("y", dist.Normal(sample("x", dist.Normal(0.0, 1.0)), 1.0)))
+
+
+@malformed
+def enumeration_of_a_branch():
+    marginal(branched(), "y", Enumeration()).assess({"y": 0.3}, key=KEY)
+
+
+@malformed
+def marginal_of_an_unnormalized_program():
+    marginal(weighted(), "x").simulate(KEY)
+
+
+@malformed
+def smc_with_a_part_of_an_estimated_site_known():
+    filtered(lumped(), {"s": {"x": jnp.zeros(3)}}, SMC(3))
+
+
+@malformed
+def guide_that_samples_the_data():
+    guide = vipl.gen(lambda: sample("x", dist.Normal(0.0, 1.0)) + sample("y", dist.Normal(0.0, 1.0)))
+    expected(lambda: vipl.objectives.elbo(target(), guide(), {"y": 2.0}))
+
+
+@malformed
+def sticking_the_landing_of_an_estimated_guide():
+    expected(lambda: vipl.objectives.sticking_the_landing(target(), pair_guide(), {"y": 2.0}))
+
+
+@malformed
+def doubly_reparametrized_with_a_score():
+    guide = vipl.gen(lambda: sample("x", dist.Normal(0.0, 1.0), Score()))
+    expected(lambda: vipl.objectives.doubly_reparametrized(target(), guide(), {"y": 2.0}, num_particles=3))
+
+
+@malformed
+def alternatives_of_two_kinds():
+    class Both(Estimator):
+        def points(self, law, key):
+            other = vipl.Alternatives(jnp.zeros(1), jnp.zeros(1))
+            return vipl.Draw(law.sample(key), alternatives=other, pruned=other)
+
+    expected(lambda: sample("x", dist.Normal(0.0, 1.0), Both()))
+
+
+@malformed
+def implicit_of_counts():
+    expected(lambda: 1.0 * sample("x", dist.Poisson(2.0), ImplicitReparam()))

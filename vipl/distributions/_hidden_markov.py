@@ -71,7 +71,9 @@ class HiddenMarkov(dist.Distribution):
         return jax.vmap(lambda v, z: v[z])(values, states)
 
     def log_prob(self, value: Any) -> Any:
-        """f[], the log density of the data."""
+        """f[...], the log density of the data; leading axes are series of their own."""
+        if jnp.ndim(value) > len(self.event_shape):
+            return jax.vmap(self.log_prob)(value)
         return self._log_evidence(self.log_likelihoods(value))
 
     def log_likelihoods(self, value: Any) -> Any:

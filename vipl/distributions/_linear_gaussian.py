@@ -88,7 +88,9 @@ class LinearGaussian(dist.Distribution):
         return jnp.einsum("tij,tj->ti", s.emission, states) + s.emission_bias + blur
 
     def log_prob(self, value: Any) -> Any:
-        """f[], the log density of the data."""
+        """f[...], the log density of the data; leading axes are series of their own."""
+        if jnp.ndim(value) > len(self.event_shape):
+            return jax.vmap(self.log_prob)(value)
         s, y = self._seen(value)
         mean, cov = self._filter(s, y)
         n = self.emission.shape[-1]

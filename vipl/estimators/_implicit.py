@@ -45,18 +45,22 @@ class ImplicitReparam(Estimator):
         standardize = self.standardize or standardization(d)
         try:
             jax.eval_shape(standardize, d, jnp.zeros(d.shape()))
+            if not jnp.issubdtype(jax.eval_shape(d.sample, jax.random.key(0)).dtype, jnp.floating):
+                raise ValueError("discrete")
         except (NotImplementedError, AttributeError, ValueError) as error:
             raise EstimatorError(
                 "a distribution has no distribution function to reparametrize it by.",
                 at="",
                 got=f"ImplicitReparam() for {type(d).__name__} of shape {d.shape()}",
-                expected="a distribution of single numbers with a cdf, a mixture of such, or a function of your own",
+                expected="a continuous distribution of numbers with a cdf, a mixture of such, or your own function",
                 mend="pass ImplicitReparam(standardize), or use Score()",
             ) from error
         x = lax.stop_gradient(law.sample(key))
+        one_by_one = isinstance(d, dist.Independent) and self.standardize is None
+        vector = jnp.ndim(x) == 1 == len(d.event_shape) and not one_by_one
         u = lax.stop_gradient(standardize(d, x))
         for _ in range(2):  # each step leaves the value as it is; one is exact to first order, two are to third
-            x = x - _solve(lambda x: standardize(d, x), x, u, vector=jnp.ndim(x) == len(d.event_shape) > 0)
+            x = x - _solve(lambda x: standardize(d, x), x, u, vector=vector)
         return Draw(x)
 
 
@@ -95,7 +99,7 @@ class RejectionReparam(Estimator):
     z = h(ε, α), ε ~ π(ε; α), the law of the accepted noise:   ∇ E[k] = E[∇ k(h(ε, α))] + E[k ∇ log π(ε; α)],
     h of Marsaglia and Tsang, log π = log q(h(ε, α)) + log |∂h/∂ε|, whose score is small.
 
-    Unbiased for value and all derivatives.
+    Unbiased for value and all derivatives where α + boost > 1/3; NaN below.
 
     Attributes:
       boost: draws z as Gamma(α + boost) times powers of uniforms, whose score is smaller still; a Python integer.

@@ -79,8 +79,8 @@ class Relax(Estimator):
                 expected="one number for the site",
                 mend="sum it: lambda z: jnp.sum(...)",
             )
-        pathwise = (c - lax.stop_gradient(c)) - (c_given_b - lax.stop_gradient(c_given_b))
-        return Draw(x, log_weight=log_prob, control=pathwise + lax.stop_gradient(c_given_b) * (1.0 - box(log_prob)))
+        control = c - c_given_b * box(log_prob)  # E[c] = E[box c(z')], whatever the parameters
+        return Draw(x, log_weight=log_prob, control=control - lax.stop_gradient(control))
 
 
 def _logit(p: Any) -> Any:

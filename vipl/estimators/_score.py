@@ -86,7 +86,13 @@ def support_parameters(d: Any) -> list[Any]:
             if describe(support) != EVERYWHERE:
                 found += jax.tree.leaves(transform)
             support = transform.codomain
-        found += [getattr(support, name, None) for name in ("lower_bound", "upper_bound")]
+        found += _bounds(support)
     elif (support := getattr(d, "support", None)) is not None:
-        found = [getattr(support, name, None) for name in ("lower_bound", "upper_bound")]
+        found = _bounds(support)
     return [x for x in found if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.inexact)]
+
+
+def _bounds(support: Any) -> list[Any]:
+    while isinstance(support, dist.constraints.independent):
+        support = support.base_constraint
+    return [getattr(support, name, None) for name in ("lower_bound", "upper_bound")]

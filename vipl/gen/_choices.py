@@ -44,10 +44,21 @@ def nest(flat: dict[Address, Any]) -> dict[str, Any]:
 
 
 def merge(*parts: dict[str, Any]) -> dict[str, Any]:
-    """Choices of several parts of one program in one nested dict; a later part wins where two have one address."""
+    """Choices of several parts of one program in one nested dict; raises where two have one address."""
     flat: dict[Address, Any] = {}
     for part in parts:
-        flat |= flatten(part, "the choices")
+        more = flatten(part, "the choices")
+        both = [a for a in more if a in flat]
+        if both:
+            drawn = drawn_at(flat[both[0]]) or drawn_at(more[both[0]])
+            raise AddressError(
+                "an address has two values: one that is given, and one that is drawn or given again.",
+                at=drawn.at if drawn else "the choices",
+                got=f"{show_addresses(both)} twice",
+                expected="data at other addresses than the guide, proposal, or value that is assessed",
+                mend=f"leave {show_address(both[0])} out of one of them",
+            )
+        flat |= more
     return nest(flat)
 
 

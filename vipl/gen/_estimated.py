@@ -22,7 +22,7 @@ class Estimated(Source):
         _weigh    log w  with  E[w] = p(x)
 
     Both weights are the density itself where it is exact. It follows that -log w of a draw is, in expectation, at
-    least -log p(x), and log w of a given x at most log p(x): in an evidence lower bound, a guide and a model with
+    most -log p(x), and log w of a given x at most log p(x): in an evidence lower bound, a guide and a model with
     estimated densities still give a lower bound.
 
     As the source of `sample` it draws with `_draw`; `simulate`, `assess` and `generate` of the program around it
@@ -45,9 +45,20 @@ class Estimated(Source):
         """What `sample` returns for a draw."""
         return choices
 
-    def weigh(self, known: dict[str, Any], drawn: dict[str, Any]) -> Any:
+    def weigh(self, known: dict[str, Any], drawn: dict[str, Any]) -> tuple[Any, Any]:
         """See `Source.weigh`."""
-        return self._weigh(merge(known, drawn)) if flatten(known, self.name) else jax.numpy.zeros(())
+        log_w = self._weigh(merge(known, drawn))
+        return log_w, log_w if flatten(known, self.name) else jax.numpy.zeros(())
+
+    def simulate_split(self, counts: Any) -> tuple[Trace, Any]:
+        """See `Source.simulate_split`."""
+        trace = self._simulate()
+        some = any(counts(a) for a in flatten(trace.choices, self.name))
+        return trace, trace.log_prob if some else jax.numpy.zeros(())
+
+    def is_exact(self) -> bool:
+        """Whether its density is exact."""
+        return False
 
     def _simulate(self) -> Trace:
         choices, log_w = self._draw()

@@ -141,9 +141,27 @@ class Program(Source):
     def _generate(self, choices: dict[str, Any]) -> tuple[Trace, Any]:
         return self._run(choices, "generate")[:2]
 
-    def weigh(self, known: dict[str, Any], drawn: dict[str, Any]) -> Any:
+    def weigh(self, known: dict[str, Any], drawn: dict[str, Any]) -> tuple[Any, Any]:
         """See `Source.weigh`."""
-        return self._run(merge(known, drawn), "generate", complete=True, drawn=drawn)[1]
+        names = flatten(drawn, self.name)
+        trace, log_w, _ = self._run(
+            merge(known, drawn), "generate", complete=True, counts=lambda a, given: given and a not in names
+        )
+        return trace.log_prob, log_w
+
+    def simulate_split(self, counts: Callable[[Address], bool]) -> tuple[Trace, Any]:
+        """See `Source.simulate_split`."""
+        trace, log_w, found = self._run({}, "simulate", counts=lambda a, _: counts(a))
+        self._remember(trace.choices, found)
+        return trace, log_w
+
+    def is_exact(self) -> bool:
+        """Whether no site of it has an estimated density."""
+        return all(p.site.source is not None for p in self.staged()[1])
+
+    def has_factors(self) -> bool:
+        """Whether it is unnormalized."""
+        return any(is_factor(p.site) for p in self.staged()[1])
 
     def unknown(self, known: dict[str, Any]) -> list[Place]:
         """The places of the choices that are not known."""
@@ -160,18 +178,28 @@ class Program(Source):
         return staged, found
 
     def _run(
-        self, choices: dict[str, Any], verb: str, *, complete: bool = False, drawn: dict[str, Any] | None = None
+        self,
+        choices: dict[str, Any],
+        verb: str,
+        *,
+        complete: bool = False,
+        counts: Callable[[Address, bool], bool] = lambda _, given: given,
     ) -> tuple[Trace, Any, list[Place]]:
         """Runs with values at some sites; the others stay effects.
 
+        Args:
+          choices: the given values.
+          verb: for messages.
+          complete: whether all have to be given.
+          counts: (address, whether it is given) -> whether its log density enters the weight.
+
         Returns:
-          The trace; the sum of the log densities at the given sites but those `drawn`, factors included; the places.
+          The trace; the sum of the log densities that count, factors included; the places.
         """
         staged, found = self.staged()
         given = match(choices, valued(found), self.name, complete=complete)
         surely_inside = {a for a, x in given.items() if _inside(x, [p for p in found if p.site.address == a])}
         by_path = {p.path: given[p.site.address] for p in found if p.site.address in given}
-        unweighted = set(flatten(drawn or {}, self.name))
 
         def handle(visit, operands, value):
             site = visit.site
@@ -182,8 +210,7 @@ class Program(Source):
             if not is_given:
                 value = sample_p.bind(*operands, site=site)
             log_prob = site_log_prob(site, operands, value, check=is_given and site.address not in surely_inside)
-            weighs = is_given and site.address not in unweighted
-            return Outcome(value, _totals(log_prob, weighs), {visit.path: value})
+            return Outcome(value, _totals(log_prob, counts(site.address, is_given)), {visit.path: value})
 
         def compose(composite, operands, values, path):
             n, is_given = composite.num_draw, [x is not None for x in values]
@@ -192,8 +219,8 @@ class Program(Source):
             elif not any(is_given):
                 *values, log_prob = walk(composite.draw, operands[:n], plain)
             else:
-                raise _partly_given(composite, is_given)
-            weighs = all(is_given) and not any(s.address in unweighted for s in composite.sites)
+                raise partly_given(composite, is_given)
+            weighs = all(counts(s.address, all(is_given)) for s in composite.sites)
             return Outcome(values, _totals(log_prob, weighs), {(*path, k): x for k, x in enumerate(values)})
 
         outs, totals, emits = run(staged.jaxpr, [], Interpreter(handle, None, verb, compose), by_path)
@@ -251,7 +278,8 @@ def _totals(log_prob: Any, weighs: bool) -> dict[str, Any]:
     return {"log_prob": log_prob} | ({"log_w": log_prob} if weighs else {})
 
 
-def _partly_given(composite: Any, is_given: list[bool]) -> AddressError:
+def partly_given(composite: Any, is_given: list[bool]) -> AddressError:
+    """The error where some values of a composite are given, and others are not."""
     given = [s.address for s, g in zip(composite.sites, is_given, strict=True) if g]
     every = [s.address for s in composite.sites]
     return AddressError(

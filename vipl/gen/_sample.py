@@ -15,6 +15,7 @@ from vipl.core._site import Site, sample_p, user_frame
 from vipl.gen._choices import check_address
 from vipl.gen._density import Factor, check_distribution, describe_source
 from vipl.gen._estimator import Draw, Estimator, Law, Support
+from vipl.gen._mend import mended
 from vipl.gen._source import Source
 
 
@@ -52,6 +53,7 @@ def sample(address: str | tuple[str, ...], source: Any, estimator: Estimator | N
                 mend=f"name them: {source.name}(...).with_estimators({{'site': {_name(estimator)}()}})",
             )
         return source.inline(address, where)
+    source = mended(source)
     packed, leaves = pack(source, keep=concrete_integer)
     value = check_distribution(source, packed, leaves, at)
     packed_estimator, extra = None, []
@@ -152,6 +154,8 @@ def points_of(site: Site, avals: tuple[Any, ...]) -> SiteProgram:
         raise _malformed(site, name, f"`points` returned {show_aval(points)}", "vipl.Draw or vipl.Support")
     values = points.value if isinstance(points, Draw) else points.values
     shape = values.shape if isinstance(points, Draw) else values.shape[1:]
+    if isinstance(points, Draw) and points.alternatives is not None and points.pruned is not None:
+        raise _malformed(site, name, "a Draw with alternatives and pruned ones", "one of the two")
     if estimator.makes_float and not jnp.issubdtype(site.dtype, jnp.floating):
         raise EstimatorError(
             "a relaxation is put at a site of integers from outside.",

@@ -55,8 +55,16 @@ class Source(abc.ABC):
     def _generate(self, choices: dict[str, Any]) -> tuple[Trace, Any]: ...
 
     @abc.abstractmethod
-    def weigh(self, known: dict[str, Any], drawn: dict[str, Any]) -> Any:
-        """f[], the log weight that `generate(known)` gives when it draws `drawn` for all the rest; a program."""
+    def weigh(self, known: dict[str, Any], drawn: dict[str, Any]) -> tuple[Any, Any]:
+        """Log density of all, and the log weight that `generate(known)` gives when it draws `drawn`; a program."""
+
+    @abc.abstractmethod
+    def simulate_split(self, counts: Callable[[tuple[str, ...]], bool]) -> tuple[Trace, Any]:
+        """A trace, and the part of its log density at the addresses that count; a program."""
+
+    @abc.abstractmethod
+    def is_exact(self) -> bool:
+        """Whether its density is exact."""
 
     @abc.abstractmethod
     def inline(self, address: tuple[str, ...], where: str) -> Any:

@@ -16,7 +16,7 @@ import abc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,20 @@ from vipl.estimators._enumerate import MAX_POINTS, finite_support
 from vipl.gen import Law, Program, Source
 from vipl.gen._choices import flatten, merge, nest
 from vipl.inference._particles import Particles, log_mean_exp
+
+
+class First(NamedTuple):
+    """The particle that is given to the conditional side.
+
+    Attributes:
+      choices: the unknown choices.
+      log_joint: f[], log p(known, unknown), or the estimate of it that belongs to this particle.
+      log_known: f[], the part of it at the known choices (and factors): the weight of a draw from the program itself.
+    """
+
+    choices: dict[str, Any]
+    log_joint: Any
+    log_known: Any
 
 
 class Algorithm(abc.ABC):
@@ -42,7 +56,7 @@ class Algorithm(abc.ABC):
         return self.particles(program, known).log_normalizer
 
     @abc.abstractmethod
-    def conditional(self, program: Source, known: dict[str, Any], unknown: dict[str, Any]) -> Any:
+    def conditional(self, program: Source, known: dict[str, Any], first: First) -> Any:
         """Runs with one particle given: log_normalizer with E[exp -log_normalizer] = 1 / Z for a posterior draw."""
 
 
@@ -73,29 +87,27 @@ class Importance(Algorithm):
 
     def particles(self, program: Source, known: dict[str, Any]) -> Particles:
         """K independent proposals with their weights."""
-        choices, log_weights = self._many(program, known, self.num_particles)
-        return Particles(choices, log_weights, log_mean_exp(log_weights))
+        choices, log_weights, log_joints = self._many(program, known, self.num_particles)
+        return Particles(choices, log_weights, log_mean_exp(log_weights), log_joints)
 
-    def conditional(self, program: Source, known: dict[str, Any], unknown: dict[str, Any]) -> Any:
+    def conditional(self, program: Source, known: dict[str, Any], first: First) -> Any:
         """The given particle, and K - 1 independent proposals."""
-        if self.proposal is None:
-            first = program.weigh(known, unknown)
-        else:
-            proposed = self.proposal(known).assess(unknown)
-            first = program.assess(merge(known, unknown)).log_prob - proposed.log_prob
+        log_weight = first.log_known
+        if self.proposal is not None:
+            log_weight = first.log_joint - self.proposal(known).assess(first.choices).log_prob
         if self.num_particles == 1:
-            return first
-        _, others = self._many(program, known, self.num_particles - 1)
-        return log_mean_exp(jnp.append(others, first))
+            return log_weight
+        _, others, _ = self._many(program, known, self.num_particles - 1)
+        return log_mean_exp(jnp.append(others, log_weight))
 
-    def _many(self, program: Source, known: dict[str, Any], count: int) -> tuple[dict[str, Any], Any]:
+    def _many(self, program: Source, known: dict[str, Any], count: int) -> tuple[dict[str, Any], Any, Any]:
         def one():
             if self.proposal is None:
                 trace, log_w = program.generate(known)
-                return without(trace.choices, known), log_w
+                return without(trace.choices, known), log_w, trace.log_prob
             proposed = self.proposal(known).simulate()
             log_prob = program.assess(merge(known, proposed.choices)).log_prob
-            return proposed.choices, log_prob - proposed.log_prob
+            return proposed.choices, log_prob - proposed.log_prob, log_prob
 
         return jax.vmap(one, axis_size=count)()
 
@@ -115,13 +127,14 @@ class Enumeration(Algorithm):
 
     def particles(self, program: Source, known: dict[str, Any]) -> Particles:
         """Every joint value, with its density as its weight."""
+        require_exact(program, "Enumeration()")
         choices = joint_values(program, known)
         log_weights = jax.vmap(lambda z: program.assess(merge(known, z)).log_prob)(choices)
         return Particles(choices, log_weights, jax.nn.logsumexp(log_weights))
 
-    def conditional(self, program: Source, known: dict[str, Any], unknown: dict[str, Any]) -> Any:
+    def conditional(self, program: Source, known: dict[str, Any], first: First) -> Any:
         """Z."""
-        del unknown
+        del first
         return self.particles(program, known).log_normalizer
 
 
@@ -160,13 +173,13 @@ def joint_values(program: Source, known: dict[str, Any]) -> dict[str, Any]:
 def finite_values(place: Place, who: str) -> np.ndarray:
     """i[n], the values of one element of a site with a finite support."""
     site = place.site
-    if site.source is None:
+    if place.in_branch:
         raise EstimatorError(
-            "a site with an estimated density cannot be enumerated.",
+            "a site in a branch of a `cond` cannot be enumerated: where it is not visited it has no values.",
             at=site.at(),
             got=who,
-            expected="sites with distributions that have a finite support",
-            mend="use Importance(num_particles=...)",
+            expected="sites that are always visited",
+            mend="draw before the `cond`, and use the value in the branch; or use Importance(num_particles=...)",
         )
     law = Law(site.source.unpack([jnp.ones(a.shape, a.dtype) for a in place.source_avals]))
     try:
@@ -180,6 +193,19 @@ def finite_values(place: Place, who: str) -> np.ndarray:
             expected=raised.expected,
             mend="use Importance(num_particles=...), or keep the site",
         ) from None
+
+
+def require_exact(program: Source, who: str) -> None:
+    """Raises where a part of a program has an estimated density."""
+    if program.is_exact():
+        return
+    raise ProgramError(
+        "a program whose density is estimated in part stands where it has to be exact.",
+        at=program.name,
+        got=f"{who} with a program that samples from an estimated distribution",
+        expected="sites with distributions, or algorithms that allow for estimates",
+        mend="use Importance(num_particles=...), or write the estimated part's choices into the program",
+    )
 
 
 def without(choices: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from vipl.core._interpret import Interpreter, Outcome, plain, read, run, run_equ
 from vipl.gen import Source, sample
 from vipl.gen._choices import nest
 from vipl.gen._density import is_factor, site_log_prob
-from vipl.inference._algorithms import Algorithm, finite_values
+from vipl.inference._algorithms import Algorithm, First, finite_values, require_exact
 from vipl.inference._particles import Particles
 from vipl.inference._smc import entering, parts_of, shared_values
 
@@ -62,9 +62,9 @@ class ForwardBackward(Algorithm):
         path = path[::-1] if chain.reverse else path
         return Particles(nest({chain.address: path[None]}), jnp.zeros(1), jax.nn.logsumexp(alphas[-1]))
 
-    def conditional(self, program: Source, known: dict[str, Any], unknown: dict[str, Any]) -> Any:
+    def conditional(self, program: Source, known: dict[str, Any], first: First) -> Any:
         """Log Z."""
-        del unknown
+        del first
         return self.log_evidence(program, known)
 
 
@@ -108,6 +108,7 @@ def _forward(chain: _Chain) -> tuple[Any, Any]:
 
 
 def _chain(program: Source, known: dict[str, Any]) -> _Chain:
+    require_exact(program, "ForwardBackward()")
     parts = parts_of(program, known)
     unknown = parts.in_steps
     if len(unknown) != 1 or len(parts.unknown) != 1:

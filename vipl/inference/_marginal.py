@@ -8,10 +8,10 @@ from typing import Any
 import jax
 
 from vipl._errors import AddressError, ProgramError, show_address, show_addresses
-from vipl.gen import Estimator, Source
+from vipl.gen import Estimator, Program, Source
 from vipl.gen._choices import Address, check_address, flatten, merge, nest
 from vipl.gen._estimated import Estimated, only
-from vipl.inference._algorithms import Algorithm, Importance
+from vipl.inference._algorithms import Algorithm, First, Importance, require_exact
 from vipl.inference._particles import Particles
 
 
@@ -38,7 +38,16 @@ class Marginal(Estimated):
         return f"marginal({self.program.name}, keep={show_addresses(self.keep)})"
 
     def _draw(self) -> tuple[dict[str, Any], Any]:
-        drawn = flatten(self.program.simulate().choices, self.name)
+        if isinstance(self.program, Program) and self.program.has_factors():
+            raise ProgramError(
+                "a marginal of an unnormalized program is drawn from.",
+                at=self.name,
+                got=f"vipl.factor in {self.program.name}, which draws do not heed",
+                expected="a program without factors; or `assess` alone",
+                mend="leave the factor out, or draw from normalize(program, given, algorithm)",
+            )
+        trace, log_known = self.program.simulate_split(self._keeps)
+        drawn = flatten(trace.choices, self.name)
         kept = {a: x for a, x in drawn.items() if self._keeps(a)}
         for address in self.keep:
             if not any(a[: len(address)] == address for a in kept):
@@ -50,13 +59,17 @@ class Marginal(Estimated):
                     mend="keep addresses of the program",
                 )
         others = {a: x for a, x in drawn.items() if a not in kept}
-        return nest(kept), self.algorithm.conditional(self.program, nest(kept), nest(others))
+        first = First(nest(others), trace.log_prob, log_known)
+        return nest(kept), self.algorithm.conditional(self.program, nest(kept), first)
 
     def _weigh(self, choices: dict[str, Any]) -> Any:
         flat = flatten(choices, f"the choices for {self.name}")
-        missing = [k for k in self.keep if not any(a[: len(k)] == k for a in flat)]
-        if missing or not all(map(self._keeps, flat)):
-            only(choices, self.keep, self.name)
+        if isinstance(self.program, Program):
+            every = [p.site.address for p in self.program.unknown({})]
+            wanted = [a for a in dict.fromkeys(every) if self._keeps(a)] or self.keep
+        else:
+            wanted = flat if flat and all(map(self._keeps, flat)) else self.keep
+        only(choices, wanted, self.name)
         return self.algorithm.log_evidence(self.program, choices)
 
     def _keeps(self, address: Address) -> bool:
@@ -134,15 +147,17 @@ class Normalized(Estimated):
 
     def _draw(self) -> tuple[dict[str, Any], Any]:
         particles = self.algorithm.particles(self.program, self.given)
-        choices = particles.pick(self.estimator)
-        return choices, self._joint(choices) - particles.log_normalizer
+        index = particles.pick_index(self.estimator)
+        choices = jax.tree.map(lambda x: x[index], particles.choices)
+        if particles.log_joints is not None:
+            return choices, particles.log_joints[index] - particles.log_normalizer
+        require_exact(self.program, f"{type(self.algorithm).__name__}(...)")
+        return choices, self.program.assess(merge(self.given, choices)).log_prob - particles.log_normalizer
 
     def _weigh(self, choices: dict[str, Any]) -> Any:
-        log_joint = self._joint(choices)
-        return log_joint - self.algorithm.conditional(self.program, self.given, choices)
-
-    def _joint(self, choices: dict[str, Any]) -> Any:
-        return self.program.assess(merge(self.given, choices)).log_prob
+        log_joint, log_known = self.program.weigh(self.given, choices)
+        first = First(choices, log_joint, log_known)
+        return log_joint - self.algorithm.conditional(self.program, self.given, first)
 
 
 def normalize(

@@ -21,11 +21,14 @@ class Particles:
       choices: nested dicts of arrays with a leading axis over the particles.
       log_weights: f[num_particles], unnormalized.
       log_normalizer: f[], the log of an estimate of the normalizing constant Z = p(given); E[exp log_normalizer] = Z.
+      log_joints: f[num_particles], log p(given, choices), the estimates that went into the weights; None where it is
+        exact and can be evaluated again.
     """
 
     choices: dict[str, Any]
     log_weights: Any
     log_normalizer: Any
+    log_joints: Any = None
 
     @property
     def log_probs(self) -> Any:
@@ -49,10 +52,14 @@ class Particles:
         Args:
           estimator: of the gradient through the choice; None: `Score()`.
         """
-        if self.log_weights.shape[0] == 1:
-            return jax.tree.map(lambda x: x[0], self.choices)
-        index = sample("pick", dist.Categorical(logits=self.log_weights), estimator)
+        index = self.pick_index(estimator)
         return jax.tree.map(lambda x: x[index], self.choices)
+
+    def pick_index(self, estimator: Estimator | None = None) -> Any:
+        """i[], the number of one particle; see `pick`."""
+        if self.log_weights.shape[0] == 1:
+            return 0
+        return sample("pick", dist.Categorical(logits=self.log_weights), estimator)
 
 
 def log_mean_exp(log_weights: Any) -> Any:

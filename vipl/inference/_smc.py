@@ -20,8 +20,8 @@ from vipl.gen import Program, Source
 from vipl.gen._choices import Address, match, nest
 from vipl.gen._density import is_factor, site_log_prob
 from vipl.gen._estimated import only
-from vipl.gen._program import merge_emits, valued
-from vipl.inference._algorithms import Algorithm, check_count
+from vipl.gen._program import merge_emits, partly_given, valued
+from vipl.inference._algorithms import Algorithm, First, check_count, require_exact
 from vipl.inference._particles import Particles, log_mean_exp
 from vipl.inference._resampling import Multinomial, MultinomialDropped, Resampling
 
@@ -70,8 +70,8 @@ class SMC(Algorithm):
         """Runs the filter: whole trajectories with their last weights."""
         return _run(self, parts_of(program, known), {})
 
-    def conditional(self, program: Source, known: dict[str, Any], unknown: dict[str, Any]) -> Any:
-        """Runs the filter with `unknown` as the trajectory of the first particle, which always survives."""
+    def conditional(self, program: Source, known: dict[str, Any], first: First) -> Any:
+        """Runs the filter with `first` as the trajectory of the first particle, which always survives."""
         if not isinstance(self.resampling, (Multinomial, MultinomialDropped)):
             raise ProgramError(
                 "one trajectory is to be kept, and the resampling is not multinomial.",
@@ -80,8 +80,9 @@ class SMC(Algorithm):
                 expected="Multinomial() or MultinomialDropped()",
                 mend="pass SMC(..., resampling=vipl.Multinomial())",
             )
+        require_exact(program, "SMC(...), one trajectory kept,")
         parts = parts_of(program, known)
-        mine = match(unknown, parts.unknown, program.name, complete=True)
+        mine = match(first.choices, parts.unknown, program.name, complete=True)
         return _run(self, parts, {p.path: mine[p.site.address] for p in parts.unknown}).log_normalizer
 
 
@@ -231,9 +232,9 @@ def _interpreter(k: Any) -> Interpreter:
         if all(kind in ("known", "proposed") for kind in kinds):
             (log_w,) = walk(composite.weigh, [*operands[n:], *values], plain)
             return Outcome(values, {"log_w": log_w}, {(*path, i): x for i, x in enumerate(values)})
+        if any(kind != "drawn" for kind in kinds):
+            raise partly_given(composite, [kind != "drawn" for kind in kinds])
         drawn = walk(composite.draw, operands[:n], plain)[:-1]
-        if all(kind == "mine" for kind in kinds):
-            drawn = [jnp.where(k == 0, v, x) for v, x in zip(values, drawn, strict=True)]
         return Outcome(drawn, {}, {(*path, i): x for i, x in enumerate(drawn)})
 
     return Interpreter(handle, None, "smc", compose)

@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from vipl._errors import EstimatorError, ProgramError
 from vipl.core._rewrite import hold
-from vipl.gen import Source
+from vipl.estimators import ImplicitReparam, Reparam
+from vipl.gen import Program, Source
 from vipl.gen._choices import merge
 from vipl.inference import Algorithm, Importance, importance, marginal
 from vipl.inference._algorithms import check_count
@@ -53,8 +55,7 @@ def beta_elbo(model: Source, guide: Source, data: dict[str, Any], beta: Any) -> 
     Reference: Higgins et al. (2017), eq. (4); Bowman et al. (2016), section 3.1, for annealing.
     """
     q = guide.simulate()
-    log_joint = model.assess(merge(q.choices, data)).log_prob
-    log_likelihood = model.weigh(data, q.choices)
+    log_joint, log_likelihood = model.weigh(data, q.choices)
     return log_likelihood - beta * (q.log_prob - (log_joint - log_likelihood))
 
 
@@ -116,8 +117,8 @@ def ciwae(model: Source, guide: Source, data: dict[str, Any], beta: Any, *, num_
 def piwae(model: Source, guide: Source, data: dict[str, Any], *, num_bounds: int, num_particles: int) -> Any:
     """One bound for the model, another for the guide.
 
-    Value: that of `iwelbo` with M K particles. Gradient in the model's parameters: that of `iwelbo` with M K particles.
-    Gradient in the guide's: that of `miwae` with M bounds of K particles. Each is unbiased; together they are the
+    Value: that of `miwae` with M bounds of K particles. Gradient in the model's parameters: that of `iwelbo` with M K
+    particles. Gradient in the guide's: that of `miwae`. Each is unbiased; together they are the
     gradient of no one function. Parameters that model and guide share get the sum of both.
 
     Args:
@@ -141,7 +142,7 @@ def piwae(model: Source, guide: Source, data: dict[str, Any], *, num_bounds: int
     q = jax.vmap(guide.simulate, axis_size=count)()
     log_weights = hold(jax.vmap(log_joint), q.choices) - q.log_prob
     loose = jnp.mean(jax.vmap(log_mean_exp)(log_weights.reshape(num_bounds, num_particles)))
-    return tight + loose - lax.stop_gradient(loose)
+    return loose + tight - lax.stop_gradient(tight)
 
 
 def hvi(model: Source, guide: Source, data: dict[str, Any], keep: Any) -> Any:
@@ -298,6 +299,38 @@ def fivo(model: Source, data: dict[str, Any], algorithm: Algorithm) -> Any:
     return algorithm.log_evidence(model, data)
 
 
+def exact_guide(guide: Source, who: str) -> None:
+    """Raises where the density of a guide is an estimate."""
+    if not guide.is_exact():
+        raise ProgramError(
+            "the density of the guide is estimated, and the objective has to evaluate it at what the guide drew.",
+            at=guide.name,
+            got=f"{who} with an estimated guide",
+            expected="a guide with an exact density",
+            mend="use elbo or iwelbo",
+        )
+
+
+def _pathwise_guide(guide: Source, who: str) -> None:
+    """As far as is seen before estimators are replaced from outside."""
+    exact_guide(guide, who)
+    for place in guide.unknown({}) if isinstance(guide, Program) else ():
+        site = place.site
+        estimator = site.estimator and site.estimator.unpack(place.avals[site.num_source :])
+        name = "a site without a pathwise derivative" if estimator is None else type(estimator).__name__
+        pathwise = isinstance(estimator, (Reparam, ImplicitReparam)) or (
+            estimator is None and site.source.unpack(place.source_avals).has_rsample
+        )
+        if not pathwise:
+            raise EstimatorError(
+                "a doubly reparametrized gradient passes a site that is not reparametrized.",
+                at=site.at(),
+                got=f"{who} with {name}",
+                expected="Reparam() or ImplicitReparam() at every site of the guide",
+                mend="use iwelbo, whose gradient is unbiased for every estimator",
+            )
+
+
 def sticking_the_landing(model: Source, guide: Source, data: dict[str, Any]) -> Any:
     """`elbo` whose gradient leaves out the score of the guide, which has mean zero.
 
@@ -313,6 +346,7 @@ def sticking_the_landing(model: Source, guide: Source, data: dict[str, Any]) -> 
 
     Reference: Roeder, Wu and Duvenaud (2017), algorithm 1.
     """
+    exact_guide(guide, "sticking_the_landing")
     z = guide.simulate().choices
     log_q = hold(lambda z: guide.assess(z).log_prob, z)
     return model.assess(merge(z, data)).log_prob - log_q
@@ -335,6 +369,7 @@ def doubly_reparametrized(model: Source, guide: Source, data: dict[str, Any], *,
     Reference: Tucker et al. (2019), eq. (8).
     """
     check_count(num_particles, "num_particles", "doubly_reparametrized")
+    _pathwise_guide(guide, "doubly_reparametrized")
 
     def log_weights(z):
         log_q = hold(jax.vmap(lambda z: guide.assess(z).log_prob), z)

@@ -17,6 +17,7 @@ from vipl.gen import Source
 from vipl.gen._choices import flatten, merge, nest
 from vipl.inference import importance
 from vipl.inference._algorithms import check_count
+from vipl.objectives._bounds import exact_guide
 
 
 def wake_theta(model: Source, guide: Source, data: dict[str, Any], *, num_particles: int) -> Any:
@@ -141,6 +142,7 @@ def trajectory_balance(model: Source, guide: Source, data: dict[str, Any], log_z
 
     Reference: Malkin et al. (2022), eq. (14); Malkin et al. (2023), proposition 1, for the gradient.
     """
+    exact_guide(guide, "trajectory_balance")
     z = hold(lambda: guide.simulate().choices)
     defect = log_z + guide.assess(z).log_prob - model.assess(merge(z, data)).log_prob
     return defect**2
@@ -163,6 +165,7 @@ def log_variance(model: Source, guide: Source, data: dict[str, Any], *, num_part
     Reference: Richter et al. (2020), eq. (9) and proposition 1.
     """
     check_count(num_particles - 1, "num_particles - 1", "log_variance")
+    exact_guide(guide, "log_variance")
     z = hold(lambda: jax.vmap(lambda: guide.simulate().choices, axis_size=num_particles)())
     log_w = jax.vmap(lambda z: model.assess(merge(z, data)).log_prob - guide.assess(z).log_prob)(z)
     return 0.5 * jnp.var(log_w, ddof=1)

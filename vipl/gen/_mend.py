@@ -1,0 +1,73 @@
+"""Densities of NumPyro whose derivatives are wrong at single points, mended.
+
+`BernoulliLogits` and `BinomialLogits` compute max(x, 0) + log1p(exp(-|x|)), whose derivative at the logit x = 0 (where
+most training begins) JAX takes to be 0 or 1 instead of 1/2. Here it is softplus(x).
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax.scipy.special import gammaln
+
+
+class BernoulliLogits(dist.BernoulliLogits):
+    """log p(x) = x φ - softplus(φ)."""
+
+    def log_prob(self, value: Any) -> Any:
+        """f[...], the log probability."""
+        value, logits = jnp.asarray(value), jnp.asarray(self.logits)
+        if jnp.issubdtype(value.dtype, jnp.floating):  # a relaxed value, between 0 and 1
+            return value * logits - jax.nn.softplus(logits)
+        return -jax.nn.softplus(jnp.where(value == 0, logits, -logits))
+
+
+class BinomialLogits(dist.BinomialLogits):
+    """log p(x) = log (n choose x) + x φ - n softplus(φ)."""
+
+    def log_prob(self, value: Any) -> Any:
+        """f[...], the log probability."""
+        n = jnp.asarray(self.total_count)
+        choose = gammaln(n + 1.0) - gammaln(value + 1.0) - gammaln(n - value + 1.0)
+        return choose + _logit_log_prob(value, n, self.logits)
+
+
+def _logit_log_prob(value: Any, n: Any, logits: Any) -> Any:
+    """X φ - n softplus(φ), without 0 · inf at infinite logits."""
+    up, down = -jax.nn.softplus(-logits), -jax.nn.softplus(logits)  # log p, log (1 - p)
+    return jnp.where(value == 0, 0.0, value * jnp.where(value == 0, 0.0, up)) + jnp.where(
+        value == n, 0.0, (n - value) * jnp.where(value == n, 0.0, down)
+    )
+
+
+_MENDED = {dist.BernoulliLogits: BernoulliLogits, dist.BinomialLogits: BinomialLogits}
+
+
+def mended(d: Any) -> Any:
+    """The same distribution, with the densities of this module in it and in its parts."""
+    if not isinstance(d, dist.Distribution):
+        return d
+    changes = {}
+    for name, part in vars(d).items():
+        if isinstance(part, dist.Distribution):
+            new = mended(part)
+        elif isinstance(part, (list, tuple)) and any(isinstance(x, dist.Distribution) for x in part):
+            new = type(part)([mended(x) for x in part])
+            new = part if all(a is b for a, b in zip(new, part, strict=True)) else new
+        else:
+            continue
+        if new is not part:
+            changes[name] = new
+    cls = _MENDED.get(type(d))
+    if cls is None and not changes:
+        return d
+    new = copy.copy(d)
+    for name, part in changes.items():
+        setattr(new, name, part)
+    if cls is not None:
+        new.__class__ = cls
+    return new
