@@ -130,6 +130,7 @@ def test_trajectories_follow_the_posterior():
     for t in reversed(range(5)):
         smoothed.insert(0, forward[t] * beta / jnp.sum(forward[t] * beta))
         beta = move @ (beta * jnp.exp(dist.Normal(MEANS * 1.1, 0.8).log_prob(YS[t])))
+    # one filter of 20000 particles: an error of 0.04 would be many standard errors, also where few ancestors are left
     got = particles.mean(lambda c: 1.0 * (c["z"][:, None] == jnp.arange(3)))
     np.testing.assert_allclose(got, jnp.stack(smoothed), atol=0.04)
     np.testing.assert_allclose(particles.log_normalizer, jnp.log(evidence(1.1)), atol=0.03)

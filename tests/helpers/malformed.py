@@ -830,3 +830,8 @@ def alternatives_of_two_kinds():
 @malformed
 def implicit_of_counts():
     expected(lambda: 1.0 * sample("x", dist.Poisson(2.0), ImplicitReparam()))
+
+
+@malformed
+def straight_through_of_many_trials():
+    expected(lambda: 1.0 * sample("x", dist.Multinomial(5, jnp.ones(3) / 3), StraightThrough())[0])

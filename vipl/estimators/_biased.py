@@ -10,10 +10,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jax import lax
 
+from vipl._compat import Tracer
 from vipl._errors import EstimatorError
+from vipl.estimators._logits import bernoulli_logits
 from vipl.gen import Draw, Estimator, Law
 from vipl.gen._density import innermost
 
@@ -89,15 +92,12 @@ class ReinMax(Biased):
 
 def _logits(law: Law, who: str) -> tuple[Any, bool]:
     """Logits of the shape of the draw, and whether it is a Bernoulli."""
-    d = innermost(law.dist)
-    shape = law.dist.shape()
-    if isinstance(d, dist.BernoulliLogits):
-        return jnp.broadcast_to(d.logits, shape), True
-    if isinstance(d, dist.BernoulliProbs):
-        return jnp.broadcast_to(jnp.log(jnp.asarray(d.probs)) - jnp.log1p(-jnp.asarray(d.probs)), shape), True
-    if isinstance(d, (dist.MultinomialLogits, dist.MultinomialProbs)) and d.total_count_max in (None, 1):
+    d, logits = innermost(law.dist), bernoulli_logits(law)
+    if logits is not None:
+        return logits, True
+    if isinstance(d, (dist.MultinomialLogits, dist.MultinomialProbs)) and _one_trial(d):
         logits = jnp.asarray(d.logits) if isinstance(d, dist.MultinomialLogits) else jnp.log(jnp.asarray(d.probs))
-        return jnp.broadcast_to(logits, shape), False
+        return jnp.broadcast_to(logits, law.dist.shape()), False
     raise EstimatorError(
         "a relaxation stands at a distribution that has none here.",
         at="",
@@ -105,3 +105,7 @@ def _logits(law: Law, who: str) -> tuple[Any, bool]:
         expected="Bernoulli, or Multinomial of one trial (one-hot vectors)",
         mend="use an unbiased estimator: Score(), LocalEnumerate(), MeasureValued()",
     )
+
+
+def _one_trial(d: Any) -> bool:
+    return not isinstance(d.total_count, Tracer) and bool(np.all(np.asarray(d.total_count) == 1))

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpyro.distributions as dist
 from jax import lax
 
 from vipl._errors import EstimatorError
-from vipl.estimators._enumerate import elementwise, finite_support
+from vipl.estimators._enumerate import finite_support
+from vipl.estimators._logits import bernoulli_logits
 from vipl.gen import Alternatives, Draw, Estimator, Law
 
 
@@ -152,11 +152,9 @@ class ARM(Estimator):
 
 
 def _antithetic(law: Law, key: Any, who: str, slope: Any) -> Draw:
-    """B and b', with ∂_φi = slope_i (k(b) - k(b'))."""
-    d = elementwise(law.dist)
-    while isinstance(d, dist.ExpandedDistribution):
-        d = elementwise(d.base_dist)
-    if not isinstance(d, (dist.BernoulliProbs, dist.BernoulliLogits)):
+    """The draw b, and b' beside it, with ∂_φi = slope_i (k(b) - k(b'))."""
+    phi = bernoulli_logits(law)
+    if phi is None:
         raise EstimatorError(
             "an antithetic estimator stands at a distribution that is not a Bernoulli.",
             at="",
@@ -164,17 +162,10 @@ def _antithetic(law: Law, key: Any, who: str, slope: Any) -> Draw:
             expected="Bernoulli",
             mend="use LocalEnumerate(), MeasureValued() or Score()",
         )
-    shape = law.dist.shape()
-    phi = d.logits if isinstance(d, dist.BernoulliLogits) else _logit(jnp.asarray(d.probs))
-    phi = jnp.broadcast_to(phi, shape)
-    u = jax.random.uniform(key, shape, phi.dtype)
+    u = jax.random.uniform(key, phi.shape, phi.dtype)
     fixed = lax.stop_gradient(phi)
     b, other = u < jax.nn.sigmoid(fixed), u > jax.nn.sigmoid(-fixed)
     slopes = slope(b.astype(phi.dtype), other.astype(phi.dtype), fixed, u)
     dtype = jax.eval_shape(lambda: law.sample(jax.random.key(0))).dtype
     weight = -jnp.sum(slopes * change(phi))
     return Draw(b.astype(dtype), alternatives=Alternatives(other.astype(dtype)[None], weight[None]))
-
-
-def _logit(p: Any) -> Any:
-    return jnp.log(p) - jnp.log1p(-p)

@@ -11,6 +11,7 @@ import numpyro.distributions as dist
 from jax import lax
 
 from vipl._errors import EstimatorError
+from vipl.estimators._logits import bernoulli_logits, logit
 from vipl.gen import Draw, Estimator, Law, box
 from vipl.gen._density import innermost
 
@@ -42,14 +43,13 @@ class Relax(Estimator):
         d = innermost(law.dist)
         shape = law.dist.shape()
         first_key, second_key = jax.random.split(key)
-        if isinstance(d, (dist.BernoulliProbs, dist.BernoulliLogits)):
-            logits = d.logits if isinstance(d, dist.BernoulliLogits) else _logit(d.probs)
-            logits = jnp.broadcast_to(logits, shape)
+        logits = bernoulli_logits(law)
+        if logits is not None:
             p = jax.nn.sigmoid(logits)
             u, v = (_uniform(k, shape, logits.dtype) for k in (first_key, second_key))
-            z = logits + _logit(u)
+            z = logits + logit(u)
             b = lax.stop_gradient(z) > 0
-            z_given_b = logits + _logit(jnp.where(b, 1.0 - p + v * p, v * (1.0 - p)))
+            z_given_b = logits + logit(jnp.where(b, 1.0 - p + v * p, v * (1.0 - p)))
         elif isinstance(d, (dist.CategoricalProbs, dist.CategoricalLogits)):
             logits = jax.nn.log_softmax(d.logits) if isinstance(d, dist.CategoricalLogits) else jnp.log(d.probs)
             logits = jnp.broadcast_to(logits, (*shape, logits.shape[-1]))
@@ -81,10 +81,6 @@ class Relax(Estimator):
             )
         control = c - c_given_b * box(log_prob)  # E[c] = E[box c(z')], whatever the parameters
         return Draw(x, log_weight=log_prob, control=control - lax.stop_gradient(control))
-
-
-def _logit(p: Any) -> Any:
-    return jnp.log(p) - jnp.log1p(-p)
 
 
 def _uniform(key: Any, shape: Any, dtype: Any) -> Any:

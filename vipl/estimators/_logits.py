@@ -1,0 +1,26 @@
+"""Logits of a Bernoulli site, whichever way it is parametrized and wrapped."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpyro.distributions as dist
+
+from vipl.gen import Law
+from vipl.gen._density import innermost
+
+
+def logit(p: Any) -> Any:
+    """Log p - log (1 - p)."""
+    return jnp.log(p) - jnp.log1p(-p)
+
+
+def bernoulli_logits(law: Law) -> Any:
+    """f[...], the logits, of the shape of the draw; None where the law is not a Bernoulli."""
+    d = innermost(law.dist)
+    if isinstance(d, dist.BernoulliLogits):
+        return jnp.broadcast_to(d.logits, law.dist.shape())
+    if isinstance(d, dist.BernoulliProbs):
+        return jnp.broadcast_to(logit(jnp.asarray(d.probs)), law.dist.shape())
+    return None
