@@ -90,7 +90,7 @@ def handwritten(key: Any, params: Any, x: Any) -> Any:
     return (log_x + log_prior - log_q) / x.shape[0]
 
 
-def measure(steps: dict[str, Callable], args: tuple[Any, ...], rounds: int = 15, calls: int = 40) -> dict[str, Any]:
+def measure(steps: dict[str, Callable], args: tuple[Any, ...], rounds: int = 200, calls: int = 20) -> dict[str, Any]:
     """Trace, compile, run: alternating A B A B, medians."""
     out: dict[str, Any] = {name: {} for name in steps}
     compiled = {}

@@ -264,6 +264,9 @@ WALK = dist.GaussianRandomWalk(1.0, 2)
         (dist.HalfNormal(jnp.ones(2)).mask(FIRST).to_event(1), [1.0, -2.0], [-1.0, 2.0]),
         (dist.Dirichlet(jnp.ones(2)), [0.4, 0.6], [0.4, 0.7]),
         (dist.Bernoulli(0.3), 1, 2),
+        (dist.Bernoulli(logits=0.3), 1, 2),
+        (dist.Bernoulli(logits=jnp.zeros(2)).to_event(1), [0, 1], [0, -1]),
+        (dist.Bernoulli(logits=jnp.zeros(2)).mask(FIRST).to_event(1), [0, -1], [-1, 0]),
         (dist.Poisson(2.0), 0, -1),
     ],
 )
@@ -284,6 +287,23 @@ def test_the_density_of_nan_is_nan(d):
     model = vipl.gen(lambda: sample("x", d))
     assert jnp.isnan(model().assess({"x": jnp.full(d.shape(), jnp.nan)}).log_prob)
     assert model().assess({"x": jnp.ones(d.shape())}).log_prob > -jnp.inf or isinstance(d, dist.Delta)
+
+
+def test_the_density_of_a_flip_by_its_logit():
+    """Value, first and second derivative; at 0 and at infinity, too."""
+
+    def density(phi, x):
+        return vipl.gen(lambda: sample("x", dist.Bernoulli(logits=phi)))().assess({"x": x}).log_prob
+
+    phi = jnp.array([-jnp.inf, -40.0, -1.0, 0.0, 1.0, 40.0, jnp.inf])
+    p, q = jax.nn.sigmoid(phi), jax.nn.sigmoid(-phi)
+    for x in (0, 1):
+        for f, expected in [
+            (density, jax.nn.log_sigmoid(phi if x else -phi)),
+            (jax.grad(density), q if x else -p),
+            (jax.hessian(density), -p * q),
+        ]:
+            np.testing.assert_allclose(jax.jit(jax.vmap(f, (0, None)))(phi, x), expected, rtol=1e-13, atol=1e-16)
 
 
 def test_what_a_mask_takes_out_may_be_nan():

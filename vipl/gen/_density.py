@@ -15,6 +15,7 @@ from vipl import _compat
 from vipl._errors import DistributionError, show_aval
 from vipl.core._packed import Packed
 from vipl.core._site import Site
+from vipl.gen._mend import BernoulliLogits
 from vipl.gen._supports import EVERYWHERE, describe
 
 
@@ -200,6 +201,17 @@ def _over_event(reduce: Callable, x: Any, ndim: int) -> Any:
 _PLAIN = (dist.Normal, dist.MultivariateNormal, dist.StudentT, dist.Laplace, dist.Cauchy, dist.Logistic, dist.Gumbel)
 
 
+def _checks_itself(base: Any, value: Any) -> bool:
+    """Whether a density is right outside the support, and for NaN, without our help.
+
+    Flips by their logits are here for speed: they are the likelihood of many a large model, and a pass of its own
+    over the data is not free.
+    """
+    if isinstance(base, BernoulliLogits):
+        return not jnp.issubdtype(value.dtype, jnp.floating)
+    return isinstance(base, (Factor, *_PLAIN))
+
+
 def site_log_prob(site: Site, operands: Sequence[Any], value: Any, *, check: bool) -> Any:
     """f[], the log density of a site's value, summed over batch dimensions.
 
@@ -211,8 +223,10 @@ def site_log_prob(site: Site, operands: Sequence[Any], value: Any, *, check: boo
         (NumPyro's densities alone are neither, for many families.)
     """
     d = site.source.unpack(operands[: site.num_source])
+    while isinstance(d, dist.Independent):  # the sum below is over everything; one pass over the value is enough
+        d = d.base_dist
     log_prob = d.log_prob(value)
-    if check and not isinstance(innermost(d), (Factor, *_PLAIN)):
+    if check and not _checks_itself(innermost(d), value):
         inside, nan = verdict(d, value)
         log_prob = jnp.where(nan, jnp.nan, jnp.where(inside | nan, log_prob, -jnp.inf))
     return lax.convert_element_type(jnp.sum(log_prob), float)
