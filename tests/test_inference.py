@@ -328,3 +328,45 @@ def test_a_posterior_of_a_model_with_an_estimated_site_keeps_both_contracts(k, p
         return here * jnp.exp(-trace.log_prob), jnp.exp(assessed) - here
 
     assert_unbiased(draw, (jnp.ones(2), jnp.zeros(2)), key=KEY, resolution=(0.3, 0.1))
+
+
+@vipl.gen
+def bounded(top):
+    """Data above the latent are impossible."""
+    sample("y", dist.Uniform(0.0, top * sample("x", dist.Uniform(0.0, 1.0))))
+
+
+IMPOSSIBLE = {
+    "simulate": lambda y: normalize(bounded(1.0), {"y": y}, Importance(5)).simulate().choices["x"],
+    "one particle": lambda y: normalize(bounded(1.0), {"y": y}, Importance(1)).simulate().log_prob,
+    "assess": lambda y: normalize(bounded(1.0), {"y": y}, Importance(5)).assess({"x": 0.9}).log_prob,
+    "pick": lambda y: importance(bounded(1.0), {"y": y}, num_particles=3).pick()["x"],
+    "wake": lambda y: vipl.objectives.wake_phi(bounded(1.0), flat(), {"y": y}, num_particles=5),
+}
+flat = vipl.gen(lambda: sample("x", dist.Uniform(0.0, 1.0)))
+
+
+@pytest.mark.parametrize("what", IMPOSSIBLE)
+def test_weights_that_are_all_zero_raise_when_compiled_code_runs(what):
+    run = jax.jit(jax.vmap(vipl.seed(IMPOSSIBLE[what]), in_axes=(0, None)))
+    keys = jax.random.split(KEY, 4)
+    assert jnp.all(jnp.isfinite(run(keys, 0.1)))
+    with pytest.raises(Exception, match="all weights are zero(.|\n)*mend: "):
+        jax.block_until_ready(run(keys, 1.2))
+
+
+def test_a_particle_of_weight_zero_is_not_looked_at():
+    """With y = 0.5, half of the particles are impossible; the others have weight 1 / x."""
+    particles = importance(bounded(1.0), {"y": 0.5}, flat(), num_particles=20, key=KEY)
+    x = particles.choices["x"]
+    possible = x > 0.5
+    assert 5 < jnp.sum(possible) < 15
+    w = jnp.where(possible, 1 / x, 0.0)
+    np.testing.assert_allclose(particles.mean(lambda z: jnp.log(z["x"] - 0.5)), w @ jnp.log(jnp.abs(x - 0.5)) / sum(w))
+    estimates = jax.vmap(
+        lambda top, key: vipl.expectation(
+            lambda top: vipl.objectives.wake_theta(bounded(top), flat(), {"y": 0.5}, num_particles=20)
+        ).value_and_grad(key, top),
+        in_axes=(None, 0),
+    )(1.0, jax.random.split(KEY, 5))
+    np.testing.assert_allclose(estimates[1], -1.0, rtol=1e-12)

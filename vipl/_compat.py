@@ -147,6 +147,45 @@ def define_guard_primitive(name: str, refuse: Callable) -> Any:
     return primitive
 
 
+def define_alarm_primitive(name: str, error: Callable) -> Any:
+    """Makes a primitive `(value, flag, **params) -> value`; where the flag is true, `error(**params)` is raised.
+
+    In compiled code the host raises it, and is called only then. Derivatives pass through the value. Under `vmap` one
+    lane's flag is enough.
+    """
+    primitive = Primitive(name)
+
+    def fail(**params):
+        raise error(**params)
+
+    def lowered(value, flag, **params):
+        def ring(value):
+            shape = jax.ShapeDtypeStruct(value.shape, value.dtype)
+            return jax.pure_callback(lambda _: fail(**params), shape, value)
+
+        return jax.lax.cond(flag, ring, lambda value: value, value)
+
+    def batched(values, dims, **params):
+        (value, flag), (dim, flag_dim) = values, dims
+        flag = flag if flag_dim is None else jnp.any(flag, axis=flag_dim)
+        return primitive.bind(value, flag, **params), dim
+
+    def jvp(primals, tangents, **params):
+        return primitive.bind(*primals, **params), tangents[0]
+
+    def impl(value, flag, **params):
+        if flag:
+            fail(**params)
+        return value
+
+    primitive.def_impl(impl)
+    primitive.def_abstract_eval(lambda value, *_, **__: value)
+    _batching.primitive_batchers[primitive] = batched
+    _ad.primitive_jvps[primitive] = jvp
+    _mlir.register_lowering(primitive, _mlir.lower_fun(lowered, multiple_results=False))
+    return primitive
+
+
 def wrap_batching(primitive: Any, wrapper: Callable) -> None:
     """Puts `wrapper(original, axis_data, values, dims, **params)` before a primitive's batching rule."""
     original = _batching.fancy_primitive_batchers[primitive]

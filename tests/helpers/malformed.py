@@ -835,3 +835,16 @@ def implicit_of_counts():
 @malformed
 def straight_through_of_many_trials():
     expected(lambda: 1.0 * sample("x", dist.Multinomial(5, jnp.ones(3) / 3), StraightThrough())[0])
+
+
+@malformed
+def particles_that_all_weigh_zero():
+    model = vipl.gen(lambda: sample("y", dist.Uniform(0.0, sample("x", dist.Uniform(0.0, 1.0)))))
+    vipl.importance(model(), {"y": 2.0}, num_particles=5, key=KEY).mean(lambda z: z["x"])
+
+
+@malformed
+def proposal_with_a_wider_support():
+    model = vipl.gen(lambda: sample("y", dist.Normal(sample("x", dist.HalfNormal(1.0)), 1.0)))
+    proposal = vipl.gen(lambda: sample("x", dist.Normal(0.0, 1.0)))
+    vipl.importance(model(), {"y": 2.0}, proposal(), num_particles=5, key=KEY)

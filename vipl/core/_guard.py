@@ -1,4 +1,4 @@
-"""Values whose derivative in some parameters would be wrong: it raises instead."""
+"""Values that raise instead of being wrong: when a derivative is taken, or where a condition holds at run time."""
 
 from __future__ import annotations
 
@@ -10,6 +10,23 @@ import jax
 from vipl import _compat
 
 _guard_p = _compat.define_guard_primitive("vipl_guard", lambda error, at: error(at))
+
+_alarm_p = _compat.define_alarm_primitive("vipl_alarm", lambda error, at: error(at))
+
+
+def alarm(value: Any, flag: Any, error: Callable[[str], Exception], at: str) -> Any:
+    """The value; raises `error(at)` where the flag is true.
+
+    In compiled code the host raises it when the program runs, and JAX hands it on as a `JaxRuntimeError` with the
+    message in it. Under `vmap` a true flag in one lane raises, also where a mapped `cond` would have left it out.
+
+    Args:
+      value: an array, which derivatives pass through.
+      flag: bool[].
+      error: makes the exception.
+      at: its argument.
+    """
+    return _alarm_p.bind(value, flag, error=error, at=at)
 
 
 def undifferentiable(error: Callable[[str], Exception], at: str) -> Callable:

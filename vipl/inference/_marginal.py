@@ -12,7 +12,7 @@ from vipl.gen import Estimator, Program, Source
 from vipl.gen._choices import Address, check_address, flatten, merge, nest
 from vipl.gen._estimated import Estimated, only
 from vipl.inference._algorithms import Algorithm, First, Importance, require_exact
-from vipl.inference._particles import Particles
+from vipl.inference._particles import Particles, positive
 
 
 @jax.tree_util.register_dataclass
@@ -148,16 +148,17 @@ class Normalized(Estimated):
     def _draw(self) -> tuple[dict[str, Any], Any]:
         particles = self.algorithm.particles(self.program, self.given)
         index = particles.pick_index(self.estimator)
+        log_normalizer = positive(particles.log_normalizer, self.name)
         choices = jax.tree.map(lambda x: x[index], particles.choices)
         if particles.log_joints is not None:
-            return choices, particles.log_joints[index] - particles.log_normalizer
+            return choices, particles.log_joints[index] - log_normalizer
         require_exact(self.program, f"{type(self.algorithm).__name__}(...)")
-        return choices, self.program.assess(merge(self.given, choices)).log_prob - particles.log_normalizer
+        return choices, self.program.assess(merge(self.given, choices)).log_prob - log_normalizer
 
     def _weigh(self, choices: dict[str, Any]) -> Any:
         log_joint, log_known = self.program.weigh(self.given, choices)
         first = First(choices, log_joint, log_known)
-        return log_joint - self.algorithm.conditional(self.program, self.given, first)
+        return log_joint - positive(self.algorithm.conditional(self.program, self.given, first), self.name)
 
 
 def normalize(

@@ -1,4 +1,8 @@
-"""Weighted particles."""
+"""Weighted particles.
+
+A particle of weight zero is not looked at. Where all weights are zero there is nothing to normalize: that raises,
+in compiled code when it runs.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
+from vipl._errors import ProgramError, show_addresses
+from vipl.core._guard import alarm
 from vipl.gen import Estimator, sample
+from vipl.gen._choices import flatten
 
 
 @jax.tree_util.register_dataclass
@@ -33,7 +40,7 @@ class Particles:
     @property
     def log_probs(self) -> Any:
         """f[num_particles], log of the normalized weights."""
-        return jax.nn.log_softmax(self.log_weights)
+        return log_shares(self.log_weights, self._at)
 
     @property
     def ess(self) -> Any:
@@ -44,7 +51,7 @@ class Particles:
         """Σ_i W_i fn(choices_i): the self-normalized estimate of the posterior mean (biased, consistent)."""
         values = jax.vmap(fn)(self.choices)
         weights = jnp.exp(self.log_probs)
-        return jax.tree.map(lambda v: jnp.tensordot(weights, v, axes=1), values)
+        return jax.tree.map(lambda v: weighted_sum(weights, v), values)
 
     def pick(self, estimator: Estimator | None = None) -> dict[str, Any]:
         """One particle, drawn with probability proportional to its weight; a program, its site is "pick".
@@ -58,8 +65,45 @@ class Particles:
     def pick_index(self, estimator: Estimator | None = None) -> Any:
         """i[], the number of one particle; see `pick`."""
         if self.log_weights.shape[0] == 1:
-            return 0
-        return sample("pick", dist.Categorical(logits=self.log_weights), estimator)
+            index = jnp.zeros((), int)
+        else:
+            index = sample("pick", dist.Categorical(logits=self.log_weights), estimator)
+        return alarm(index, self.log_normalizer == -jnp.inf, _all_zero, self._at)
+
+    @property
+    def _at(self) -> str:
+        return f"particles for {show_addresses(flatten(self.choices, 'choices'))}"
+
+
+def log_shares(log_weights: Any, at: str) -> Any:
+    """f[..., K], log of the weights normalized over the last axis; raises where all are zero.
+
+    Args:
+      log_weights: f[..., K].
+      at: where they are, for the message.
+    """
+    return alarm(jax.nn.log_softmax(log_weights), jnp.any(jnp.all(log_weights == -jnp.inf, axis=-1)), _all_zero, at)
+
+
+def positive(log_normalizer: Any, at: str) -> Any:
+    """The log of a normalizing constant by which something is divided; raises where that is zero."""
+    return alarm(log_normalizer, log_normalizer == -jnp.inf, _all_zero, at)
+
+
+def _all_zero(at: str) -> ProgramError:
+    return ProgramError(
+        "all weights are zero: there is nothing to normalize.",
+        at=at,
+        got="log weights that are all -inf",
+        expected="at least one particle at which the program's density is positive",
+        mend="check what is given against the supports; or use more particles, or a proposal that reaches it",
+    )
+
+
+def weighted_sum(weights: Any, values: Any) -> Any:
+    """Σ_i W_i v_i over the first axis; a value of weight 0 is not looked at."""
+    w = weights.reshape(weights.shape + (1,) * (jnp.ndim(values) - 1))
+    return jnp.sum(jnp.where(w != 0, w * jnp.where(w != 0, values, 0), 0), axis=0)
 
 
 def log_mean_exp(log_weights: Any) -> Any:

@@ -167,7 +167,8 @@ def _run(smc: SMC, parts: Parts, mine: dict[Path, Any]) -> Particles:
         if smc.ess_threshold < 1.0:
             shares = jax.nn.log_softmax(lax.stop_gradient(log_w))
             resample = jnp.exp(-jax.nn.logsumexp(2.0 * shares)) < smc.ess_threshold * num
-        ancestors = smc.resampling.ancestors(jnp.where(resample, log_w, 0.0))
+        possible = jnp.any(log_w > -jnp.inf)  # else the estimate is zero, whoever goes on
+        ancestors = smc.resampling.ancestors(jnp.where(resample & possible, log_w, 0.0))
         ancestors = jnp.where(resample, ancestors, jnp.arange(num))
         if mine:
             ancestors = ancestors.at[0].set(0)

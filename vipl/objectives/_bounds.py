@@ -18,7 +18,7 @@ from vipl.gen import Program, Source
 from vipl.gen._choices import merge
 from vipl.inference import Algorithm, Importance, importance, marginal
 from vipl.inference._algorithms import check_count
-from vipl.inference._particles import log_mean_exp
+from vipl.inference._particles import log_mean_exp, log_shares, weighted_sum
 
 
 def elbo(model: Source, guide: Source, data: dict[str, Any]) -> Any:
@@ -277,9 +277,11 @@ def thermodynamic(model: Source, guide: Source, data: dict[str, Any], betas: Any
     """
     particles = importance(model, data, guide, num_particles=num_particles)
     betas = jnp.asarray(betas, float)
-    weights = jax.nn.softmax(betas[:, None] * particles.log_weights, axis=1)
+    log_w = particles.log_weights
+    tempered = jnp.where(betas[:, None] == 0, 0.0, betas[:, None] * log_w)
+    weights = jnp.exp(log_shares(tempered, "thermodynamic"))
     widths = jnp.append(betas[1:], 1.0) - betas
-    return widths @ (weights @ particles.log_weights)
+    return widths @ jax.vmap(weighted_sum, in_axes=(0, None))(weights, log_w)
 
 
 def fivo(model: Source, data: dict[str, Any], algorithm: Algorithm) -> Any:
@@ -377,12 +379,12 @@ def doubly_reparametrized(model: Source, guide: Source, data: dict[str, Any], *,
 
     z = jax.vmap(lambda: guide.simulate().choices, axis_size=num_particles)()
     log_w = lax.stop_gradient(log_weights(z))
-    share = jax.nn.softmax(log_w)
+    share = jnp.exp(log_shares(log_w, "doubly_reparametrized"))
 
     def scaled(x):
         """The value of x, its derivative times the share of its particle."""
         w = share.reshape(share.shape + (1,) * (x.ndim - 1))
         return lax.stop_gradient(x) + w * (x - lax.stop_gradient(x))
 
-    weighted = jnp.sum(share * log_weights(jax.tree.map(scaled, z)))
+    weighted = weighted_sum(share, log_weights(jax.tree.map(scaled, z)))
     return log_mean_exp(log_w) + weighted - lax.stop_gradient(weighted)

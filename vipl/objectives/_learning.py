@@ -17,6 +17,7 @@ from vipl.gen import Source
 from vipl.gen._choices import flatten, merge, nest
 from vipl.inference import importance
 from vipl.inference._algorithms import check_count
+from vipl.inference._particles import weighted_sum
 from vipl.objectives._bounds import exact_guide
 
 
@@ -37,7 +38,7 @@ def wake_theta(model: Source, guide: Source, data: dict[str, Any], *, num_partic
     """
     particles = hold(lambda: importance(model, data, guide, num_particles=num_particles))
     log_joint = jax.vmap(lambda z: model.assess(merge(z, data)).log_prob)(particles.choices)
-    weighted = jnp.sum(jnp.exp(particles.log_probs) * log_joint)
+    weighted = weighted_sum(jnp.exp(particles.log_probs), log_joint)
     return particles.log_normalizer + weighted - lax.stop_gradient(weighted)
 
 
@@ -59,7 +60,7 @@ def wake_phi(model: Source, guide: Source, data: dict[str, Any], *, num_particle
     """
     particles = hold(lambda: importance(model, data, guide, num_particles=num_particles))
     log_q = jax.vmap(lambda z: guide.assess(z).log_prob)(particles.choices)
-    return jnp.sum(jnp.exp(particles.log_probs) * log_q)
+    return weighted_sum(jnp.exp(particles.log_probs), log_q)
 
 
 def sleep(model: Source, guide: Callable[[dict[str, Any]], Source], data: Any) -> Any:
