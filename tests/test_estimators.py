@@ -37,6 +37,18 @@ def gradients(objective, theta, num, **options):
     return jax.jit(jax.vmap(lambda key: objective.value_and_grad(key, theta, **options)[1]))(keys)
 
 
+class Uncoupled(vipl.Estimator):
+    """A user's measure-valued derivative in the location of a Normal, its two sides drawn apart."""
+
+    def points(self, law, key):
+        draw_key, *keys = jax.random.split(key, 3)
+        steps = [law.dist.scale * jnp.sqrt(2.0 * jax.random.exponential(k)) for k in keys]
+        change = law.dist.loc - lax.stop_gradient(law.dist.loc)
+        weight = change / (law.dist.scale * jnp.sqrt(2.0 * jnp.pi))
+        others = vipl.Alternatives(law.dist.loc + jnp.stack([steps[0], -steps[1]]), jnp.stack([weight, -weight]))
+        return vipl.Draw(lax.stop_gradient(law.sample(draw_key)), alternatives=others)
+
+
 def test_variances_at_one_site():
     """d/dm E[x²], x ~ Normal(m, 1), m = 1: reparametrized 4, score 30, score with the best baseline 14."""
     objective = vipl.expectation(lambda m: sample("x", dist.Normal(m, 1.0)) ** 2)
@@ -48,6 +60,10 @@ def test_variances_at_one_site():
     np.testing.assert_allclose(draws.mean(), 2.0, atol=0.01)
     # (x⁺² - x⁻²) / sqrt(2π) with x± = 1 ± R, one R for both: 4 R / sqrt(2π), of variance 16 Var(R) / 2π = 1.093
     np.testing.assert_allclose(draws.var(), 16 * (2 - np.pi / 2) / (2 * np.pi), rtol=0.03)
+    # with two: ((1 + R)² - (1 - R')²) / sqrt(2π), of variance (8 Var(R) + 2 Var(R²)) / 2π = 1.820
+    draws = gradients(objective.with_estimators({"x": Uncoupled()}), 1.0, 1_000_000)
+    np.testing.assert_allclose(draws.mean(), 2.0, atol=0.01)
+    np.testing.assert_allclose(draws.var(), (8 * (2 - np.pi / 2) + 8) / (2 * np.pi), rtol=0.03)
 
 
 @pytest.mark.parametrize("estimator", [RejectionReparam(), RejectionReparam(3), Reparam(), ImplicitReparam(), Score()])

@@ -12,6 +12,7 @@ from vipl import (
     SMC,
     Enumeration,
     ForwardBackward,
+    Kalman,
     Multinomial,
     MultinomialDropped,
     Stratified,
@@ -248,3 +249,80 @@ def test_forward_backward_is_enumeration(reverse):
 
     expected = jnp.einsum("p,ptij->tij", weights, jax.vmap(pairs)(paths)), -exact[0]
     assert_unbiased(draw, expected, key=KEY, resolution=(0.1, 1e-6))
+
+
+@vipl.gen
+def tracked(phi, seen, reverse=False):
+    """A state of two numbers, with a counter beside it; some of the data are missing."""
+    move = jnp.array([[0.9, 0.2], [-0.1, 0.8]])
+
+    def step(carry, seen):
+        t, x = carry
+        x = sample("x", dist.MultivariateNormal(move @ x + 0.1 * t, phi * jnp.eye(2) + 0.1))
+        jax.vmap(lambda _: sample("y", dist.Normal(x[0] - phi * x[1], 0.5).mask(seen)))(jnp.arange(2))
+        return (t + 1, x), None
+
+    lax.scan(step, (0, jnp.array([0.3, -0.2])), seen, reverse=reverse)
+
+
+def joint_normal(phi, seen):
+    """Mean and covariance of the states (8 numbers), the matrix of the data that are seen."""
+    move = jnp.array([[0.9, 0.2], [-0.1, 0.8]])
+    mean, x, powers = [], jnp.array([0.3, -0.2]), [jnp.eye(2)]
+    for t in range(4):
+        x = move @ x + 0.1 * t
+        mean.append(x)
+        powers.append(move @ powers[-1])
+    lower = jnp.block([[powers[i - j] if i >= j else jnp.zeros((2, 2)) for j in range(4)] for i in range(4)])
+    cov = lower @ jnp.kron(jnp.eye(4), phi * jnp.eye(2) + 0.1) @ lower.T
+    rows = jnp.repeat(jnp.kron(jnp.eye(4), jnp.stack([1.0 + 0 * phi, -phi])), 2, axis=0)
+    return jnp.concatenate(mean), cov, rows[jnp.repeat(seen, 2)]
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_kalman_is_the_joint_normal(reverse):
+    """Value, gradient, Hessian, posterior paths."""
+    seen = np.array([True, True, False, True])
+    ys = jnp.array([[0.2, 0.4], [-0.7, -0.1], [9.0, 9.0], [1.1, 0.8]])
+    order = slice(None, None, -1 if reverse else 1)
+    data = {"y": ys[order]}
+    model = lambda phi: tracked(phi, jnp.array(seen)[order], reverse)  # noqa: E731
+
+    def got(phi):
+        return marginal(model(phi), "y", Kalman()).assess(data).log_prob
+
+    def exact(phi):
+        mean, cov, rows = joint_normal(phi, seen)
+        y = ys[seen].reshape(-1)
+        return dist.MultivariateNormal(rows @ mean, rows @ cov @ rows.T + 0.25 * jnp.eye(y.size)).log_prob(y)
+
+    for transform in (lambda f: f, jax.grad, jax.hessian):
+        np.testing.assert_allclose(transform(got)(0.7), transform(exact)(0.7), rtol=1e-9)
+
+    mean, cov, rows = joint_normal(0.7, seen)
+    residual = ys[seen].reshape(-1) - rows @ mean
+    gain = cov @ rows.T @ jnp.linalg.inv(rows @ cov @ rows.T + 0.25 * jnp.eye(residual.size))
+    mean, cov = mean + gain @ residual, cov - gain @ rows @ cov
+    posterior = normalize(model(0.7), data, Kalman())
+
+    def draw(key):
+        trace = posterior.simulate(key)
+        x = trace.choices["x"][order].reshape(-1)
+        return x, jnp.outer(x, x), trace.log_prob - model(0.7).assess(trace.choices | data).log_prob
+
+    expected = mean, jnp.outer(mean, mean) + cov, -exact(0.7)
+    assert_unbiased(draw, expected, key=KEY, resolution=(0.1, 0.1, 1e-6))
+
+
+def test_a_chain_without_a_finite_integral_raises():
+    @vipl.gen
+    def growing():
+        def step(x, _):
+            x = sample("x", dist.Normal(x, 1.0))
+            vipl.factor("up", x**2)
+            return x, None
+
+        lax.scan(step, 0.0, None, length=3)
+
+    with pytest.raises(Exception, match="no finite integral(.|\n)*mend: "):
+        jax.block_until_ready(vipl.seed(lambda: Kalman().log_evidence(growing(), {}))(KEY))

@@ -49,6 +49,7 @@ from vipl.inference import Dropped as Dropped
 from vipl.inference import Enumeration as Enumeration
 from vipl.inference import ForwardBackward as ForwardBackward
 from vipl.inference import Importance as Importance
+from vipl.inference import Kalman as Kalman
 from vipl.inference import Multinomial as Multinomial
 from vipl.inference import MultinomialDropped as MultinomialDropped
 from vipl.inference import Particles as Particles

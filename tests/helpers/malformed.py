@@ -16,6 +16,7 @@ from vipl import (
     Estimator,
     ForwardBackward,
     ImplicitReparam,
+    Kalman,
     LeaveOneOut,
     MeasureValued,
     RejectionReparam,
@@ -848,3 +849,38 @@ def proposal_with_a_wider_support():
     model = vipl.gen(lambda: sample("y", dist.Normal(sample("x", dist.HalfNormal(1.0)), 1.0)))
     proposal = vipl.gen(lambda: sample("x", dist.Normal(0.0, 1.0)))
     vipl.importance(model(), {"y": 2.0}, proposal(), num_particles=5, key=KEY)
+
+
+def kalman(transition):
+    """Assesses the data of a chain with that transition, state -> distribution."""
+
+    @vipl.gen
+    def chain():
+        def step(x, _):
+            x = sample("x", transition(x))
+            sample("y", dist.Normal(x, 1.0))
+            return x, None
+
+        lax.scan(step, 0.0, None, length=3)
+
+    marginal(chain(), "y", Kalman()).assess({"y": jnp.zeros(3)})
+
+
+@malformed
+def kalman_of_a_curved_chain():
+    kalman(lambda x: dist.Normal(jnp.sin(x), 1.0))
+
+
+@malformed
+def kalman_of_a_scale_that_depends_on_the_state():
+    kalman(lambda x: dist.Normal(0.5 * x, jnp.exp(x)))
+
+
+@malformed
+def kalman_of_half_a_line():
+    kalman(lambda x: dist.HalfNormal(1.0))
+
+
+@malformed
+def kalman_of_a_laplace_chain():
+    kalman(lambda x: dist.Laplace(x, 1.0))

@@ -23,6 +23,9 @@ class Relax(Estimator):
 
         ∇ = (k(b) - c(z')) ∇log p(b) + ∇ c(z) - ∇ c(z').
 
+    REBAR is c(z) = η f(σ(z / λ)), with the integrand f written once more for relaxed values:
+    `Relax(lambda z: eta * f(jax.nn.sigmoid(z / temperature)))`.
+
     Unbiased for value and all derivatives, whatever c. A derivative in parameters of c has mean zero; they are learned
     by minimizing the variance, which is the user's.
 
@@ -33,7 +36,7 @@ class Relax(Estimator):
     Raises:
       EstimatorError: another distribution, or c is not a scalar.
 
-    Reference: Grathwohl et al. (2018), eq. (7) and appendix B; Tucker et al. (2017) for z'.
+    Reference: Grathwohl et al. (2018), eq. (7) and appendix B; Tucker et al. (2017) for z' and REBAR.
     """
 
     control: Callable[[Any], Any]

@@ -4,6 +4,7 @@ from vipl.inference._algorithms import Algorithm as Algorithm
 from vipl.inference._algorithms import Enumeration as Enumeration
 from vipl.inference._algorithms import Importance as Importance
 from vipl.inference._forward_backward import ForwardBackward as ForwardBackward
+from vipl.inference._kalman import Kalman as Kalman
 from vipl.inference._marginal import Marginal as Marginal
 from vipl.inference._marginal import Normalized as Normalized
 from vipl.inference._marginal import importance as importance

@@ -140,22 +140,17 @@ def _shape(name: str, got: str) -> ProgramError:
 
 def _run(smc: SMC, parts: Parts, mine: dict[Path, Any]) -> Particles:
     """The filter; with `mine`, the first particle takes those values."""
-    constvars, consts, _, eqns, _ = _compat.parts(parts.jaxpr)
-    env = dict(zip(constvars, consts, strict=True))
-    before, scan = eqns[: parts.at], eqns[parts.at]
-    body, num_consts, num_carry, options = _compat.scan_parts(scan.params)
+    steps = steps_of(parts)
+    num_carry, options = len(steps.carry), steps.options
     num = smc.num_particles
     given = {path: {"known": x} for path, x in parts.known.items()} | {path: {"mine": x} for path, x in mine.items()}
 
     def start(k):
-        out = run_equations(before, env, _interpreter(k), given)
-        return read(out.value, scan.invars[num_consts:][:num_carry]), out.totals, out.emits
+        out = run_equations(steps.before, steps.env, _interpreter(k), given)
+        return read(out.value, steps.carry), out.totals, out.emits
 
     carry, totals, first = jax.vmap(start)(jnp.arange(num))
     log_w = totals.get("log_w", jnp.zeros(num))
-    shared = shared_values(before, env, parts)
-    fixed = entering(shared, scan.invars[:num_consts], parts.name)
-    xs = entering(shared, scan.invars[num_consts + num_carry :], parts.name)
     in_steps = parts.in_steps
     previous = {p.path: jnp.zeros((num, *p.loop_shape[1:], *p.site.shape), p.site.dtype) for p in in_steps}
     step_given = {path: x for path, x in given.items() if path[0] == parts.at}
@@ -182,7 +177,7 @@ def _run(smc: SMC, parts: Parts, mine: dict[Path, Any]) -> Particles:
                 source = smc.proposal(number, merge_emits(in_steps, previous), nest(known))
                 proposed, log_q = _proposed(source, k, step_given, parts)
                 handed = step_given | proposed
-            out = run(body, [*fixed, *carry, *x], _interpreter(k), handed, (parts.at,))
+            out = run(steps.body, [*steps.fixed, *carry, *x], _interpreter(k), handed, (parts.at,))
             emits = {p.path: out.emits[p.path] for p in in_steps}
             return out.value[:num_carry], emits, out.totals.get("log_w", jnp.zeros(())) - log_q
 
@@ -196,7 +191,7 @@ def _run(smc: SMC, parts: Parts, mine: dict[Path, Any]) -> Particles:
 
     state = (carry, log_w, jnp.zeros(()), previous)
     (_, log_w, log_z, _), (ancestors, emits) = lax.scan(
-        step, state, (jnp.arange(options["length"]), xs, step_given), **options
+        step, state, (jnp.arange(options["length"]), steps.xs, step_given), **options
     )
 
     # where the last particles come from, step by step
@@ -254,7 +249,42 @@ def _proposed(source: Source, k: Any, given: dict[Path, Any], parts: Parts) -> t
     return {path: {"proposed": x} for path, x in values.items()}, log_q
 
 
-def shared_values(before: Sequence[Any], env: dict[Any, Any], parts: Parts) -> dict[Any, Any]:
+class Steps(NamedTuple):
+    """The parts of a program around and in its scan.
+
+    Attributes:
+      env: the program's constants.
+      before: the equations before the scan.
+      carry: the variables that are the first carry.
+      body: the scan's; called with `fixed`, the carry and a slice of `xs`.
+      fixed: what its body closes over.
+      xs: what it runs over.
+      options: of the scan.
+    """
+
+    env: dict[Any, Any]
+    before: Sequence[Any]
+    carry: Sequence[Any]
+    body: Any
+    fixed: list[Any]
+    xs: list[Any]
+    options: dict[str, Any]
+
+
+def steps_of(parts: Parts) -> Steps:
+    """Raises where what was drawn before the scan enters it otherwise than by the carry."""
+    constvars, consts, _, eqns, _ = _compat.parts(parts.jaxpr)
+    env = dict(zip(constvars, consts, strict=True))
+    before, scan = eqns[: parts.at], eqns[parts.at]
+    body, num_consts, num_carry, options = _compat.scan_parts(scan.params)
+    carry = scan.invars[num_consts:][:num_carry]
+    shared = _shared_values(before, env, parts)
+    fixed = _entering(shared, scan.invars[:num_consts], parts.name)
+    xs = _entering(shared, scan.invars[num_consts + num_carry :], parts.name)
+    return Steps(env, before, carry, body, fixed, xs, options)
+
+
+def _shared_values(before: Sequence[Any], env: dict[Any, Any], parts: Parts) -> dict[Any, Any]:
     """The values before the scan that do not depend on unknown choices, the same for all particles."""
     env = dict(env)
     for i, eqn in enumerate(before):
@@ -267,7 +297,7 @@ def shared_values(before: Sequence[Any], env: dict[Any, Any], parts: Parts) -> d
     return env
 
 
-def entering(env: dict[Any, Any], variables: Sequence[Any], name: str) -> list[Any]:
+def _entering(env: dict[Any, Any], variables: Sequence[Any], name: str) -> list[Any]:
     """What enters the scan beside the carry; raises where it depends on unknown choices."""
     if all(isinstance(v, _compat.Literal) or v in env for v in variables):
         return read(env, variables)

@@ -1,0 +1,144 @@
+"""Programs whose steps hang together by one unknown value alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vipl import _compat
+from vipl._errors import ProgramError
+from vipl.core._interpret import Interpreter, Outcome, plain, read, run, run_equations, walk
+from vipl.core._places import Place
+from vipl.gen import Source
+from vipl.gen._density import is_factor, site_log_prob
+from vipl.inference._algorithms import require_exact
+from vipl.inference._smc import parts_of, steps_of
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A program as a chain.
+
+    Attributes:
+      place: of the unknown site.
+      first: the carry before the first step, and the log weight of what came before it.
+      step: (carry, inputs, value) -> (carry, log density of the step at that value).
+      inputs: xs and known values, over the steps in the order of execution.
+      reverse: whether that is the reverse of the order of the choices.
+    """
+
+    place: Place
+    first: tuple[Any, Any]
+    step: Any
+    inputs: Any
+    reverse: bool
+
+
+def chain_of(program: Source, known: dict[str, Any], who: str) -> Chain:
+    """Takes a program apart at its scan, and its steps at their unknown site; raises where it is not a chain."""
+    require_exact(program, who)
+    parts = parts_of(program, known)
+    unknown = parts.in_steps
+    if len(unknown) != 1 or len(parts.unknown) != 1:
+        raise not_a_chain(parts.name, f"{len(unknown)} unknown sites in a step, {len(parts.unknown)} in all")
+    place = unknown[0]
+    if len(place.loops) != 1:
+        raise not_a_chain(parts.name, "an unknown site that is not one number in each step")
+    steps = steps_of(parts)
+    num_carry = len(steps.carry)
+    _check_markov(steps.body, place.path[1:], len(steps.fixed), num_carry, parts.name)
+    given = {path: {"known": x} for path, x in parts.known.items()}
+    start = run_equations(steps.before, steps.env, _interpreter, given)
+    carry = read(start.value, steps.carry)
+    step_given = {path: x for path, x in given.items() if path[0] == parts.at}
+
+    def step(carry, inputs, value):
+        x, step_given = inputs
+        handed = step_given | {place.path: {"known": value.astype(place.site.dtype)}}
+        out = run(steps.body, [*steps.fixed, *carry, *x], _interpreter, handed, (parts.at,))
+        return out.value[:num_carry], out.totals.get("log_w", jnp.zeros(()))
+
+    reverse = steps.options.get("reverse", False)
+    inputs = (steps.xs, step_given)
+    inputs = jax.tree.map(lambda x: x[::-1], inputs) if reverse else inputs
+    log_w = start.totals.get("log_w", jnp.zeros(()))
+    return Chain(place, (carry, log_w), step, inputs, reverse)
+
+
+def _check_markov(body: Any, at: Any, num_consts: int, num_carry: int, name: str) -> None:
+    """Raises where the carry that leaves a step depends on the one that enters by more than the unknown value.
+
+    A part of the carry that depends on itself and known things alone, such as a counter, is the same for all values.
+    """
+    _, _, invars, eqns, outvars = _compat.parts(body)
+    carry = invars[num_consts : num_consts + num_carry]
+    state = num_carry  # the unknown value counts as one more source
+    if len(at) > 1:
+        raise not_a_chain(name, "an unknown site inside another construct in the step")
+    drawn = eqns[at[0]].outvars
+    reached = reach(eqns, {v: {i} for i, v in enumerate(carry)} | {v: {state} for v in drawn})
+    leaving = [_sources(reached, v) for v in outvars[:num_carry]]
+    # what may differ from value to value, from the state on
+    differs = {i for i, sources in enumerate(leaving) if state in sources}
+    while True:
+        more = {i for i, sources in enumerate(leaving) if sources & differs} | differs
+        if more == differs:
+            break
+        differs = more
+    if any(leaving[i] & differs for i in differs):
+        raise not_a_chain(name, "a carry that depends on earlier steps by more than the unknown value of this one")
+
+
+def reach(eqns: Any, reached: dict[Any, set[int]]) -> dict[Any, set[int]]:
+    """For every variable, the sources that it depends on; those given stay as they are."""
+    reached = dict(reached)
+    for eqn in eqns:
+        if all(v in reached for v in eqn.outvars):
+            continue
+        sources = [_sources(reached, v) for v in eqn.invars]
+        if eqn.primitive is _compat.jit_p:
+            _, _, invars, inner, outvars = _compat.parts(eqn.params["jaxpr"])
+            within = reach(inner, dict(zip(invars, sources, strict=True)))
+            outs = [_sources(within, v) for v in outvars]
+        else:
+            outs = [set().union(*sources)] * len(eqn.outvars)
+        reached.update(zip(eqn.outvars, outs, strict=True))
+    return reached
+
+
+def _sources(reached: dict[Any, set[int]], v: Any) -> set[int]:
+    return set() if isinstance(v, _compat.Literal) else reached.get(v, set())
+
+
+def not_a_chain(name: str, got: str) -> ProgramError:
+    """The error of a program whose steps hang together otherwise."""
+    return ProgramError(
+        "a program is not a chain.",
+        at=name,
+        got=got,
+        expected="one lax.scan with one unknown site in each step, whose value alone is carried on",
+        mend="carry the state, and nothing computed from earlier states; or use SMC(...), or Enumeration()",
+    )
+
+
+def _weigh(visit: Any, operands: Any, given: Any) -> Outcome:
+    site = visit.site
+    if is_factor(site):
+        return Outcome(
+            jnp.zeros(site.shape), {"log_w": site_log_prob(site, operands, jnp.zeros((0,)), check=False)}, {}
+        )
+    value = given["known"]
+    return Outcome(value, {"log_w": site_log_prob(site, operands, value, check=True)}, {})
+
+
+def _weigh_whole(composite: Any, operands: Any, given: Any, path: Any) -> Outcome:
+    del path
+    values = [g["known"] for g in given]
+    (log_w,) = walk(composite.weigh, [*operands[composite.num_draw :], *values], plain)
+    return Outcome(values, {"log_w": log_w}, {})
+
+
+_interpreter = Interpreter(_weigh, None, "forward-backward", _weigh_whole)

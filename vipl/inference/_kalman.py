@@ -1,0 +1,233 @@
+"""Exact integrals over a linear-Gaussian chain."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax import lax
+
+from vipl import _compat
+from vipl._errors import ProgramError
+from vipl.core._guard import alarm
+from vipl.gen import Source, sample
+from vipl.gen._choices import nest
+from vipl.gen._supports import EVERYWHERE
+from vipl.inference._algorithms import Algorithm, First
+from vipl.inference._chain import Chain, chain_of
+from vipl.inference._particles import Particles
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Kalman(Algorithm):
+    """Integrates out the states of a linear-Gaussian chain: exact, in O(T d³) for states of d numbers.
+
+    The program has one `lax.scan` that holds sites, at its top level. In each step one site is unknown, Normal or
+    MultivariateNormal, and the carry that leaves the step depends on earlier steps through its value alone (a counter
+    may go along). Its mean and that of the known sites are affine in the states before them, their covariances do not
+    depend on them; more generally, the log density of a step, ℓ_t(u, v) with u and v the states of the step before
+    and of this one, is a polynomial of degree two. Before the scan nothing is unknown. Masked data are allowed.
+
+        α_t(v) = ∫ α_{t-1}(u) exp ℓ_t(u, v) du = exp(-½ vᵀ J v + hᵀ v + k),   Z = ∫ α_T(v) dv.   Both sides are Z.
+
+    The filter runs on precisions J, made of the second derivatives of ℓ_t: in single precision its error grows with
+    the ratio of the largest to the smallest variance.
+
+    `particles` draws one path from the exact posterior, backwards.
+
+    Raises:
+      ProgramError: the program does not have that shape; ℓ_t is not seen to be a polynomial of degree two; the
+        unknown site's support is not all of the real numbers.
+
+    Reference: Anderson and Moore (1979), "Optimal filtering", section 6.3, for the filter on precisions; Frühwirth-
+    Schnatter (1994), section 3, for the path.
+    """
+
+    def log_evidence(self, program: Source, known: dict[str, Any]) -> Any:
+        """Log Z, without any draw."""
+        return _integral(_forward(_gaussian_chain(program, known))[0])
+
+    def particles(self, program: Source, known: dict[str, Any]) -> Particles:
+        """One particle, an exact posterior draw."""
+        chain = _gaussian_chain(program, known)
+        last, before, steps = _forward(chain)
+
+        def back(state, inputs):
+            alpha, step = inputs  # of t, and from t to t + 1
+            precision = alpha.precision - step.uu
+            shift = alpha.shift + step.u + step.uv @ state
+            state = _draw(precision, shift)
+            return state, state
+
+        end = _draw(last.precision, last.shift)
+        _, states = lax.scan(back, end, (before, steps), reverse=True)
+        path = jnp.concatenate([states, end[None]])
+        path = (path[::-1] if chain.reverse else path).reshape(-1, *chain.place.site.shape)
+        return Particles(nest({chain.place.site.address: path[None]}), jnp.zeros(1), _integral(last))
+
+    def conditional(self, program: Source, known: dict[str, Any], first: First) -> Any:
+        """Log Z."""
+        del first
+        return self.log_evidence(program, known)
+
+
+class _Message(NamedTuple):
+    """exp(-½ vᵀ J v + hᵀ v + k): `precision` f[d, d], `shift` f[d], `constant` f[]."""
+
+    precision: Any
+    shift: Any
+    constant: Any
+
+
+class _Step(NamedTuple):
+    """ℓ(u, v) = constant + u·u_ + v·v_ + ½ (u, v)ᵀ [[uu, uv], [uvᵀ, vv]] (u, v)."""
+
+    constant: Any
+    u: Any
+    v: Any
+    uu: Any
+    uv: Any
+    vv: Any
+
+
+def _draw(precision: Any, shift: Any) -> Any:
+    mean = jnp.linalg.solve(precision, shift)
+    return sample("state", dist.MultivariateNormal(mean, precision_matrix=precision))
+
+
+def _integral(a: _Message) -> Any:
+    """Log ∫ exp(-½ vᵀ J v + hᵀ v + k) dv; raises where J is not positive definite."""
+    factor = jnp.linalg.cholesky(a.precision)
+    improper = jnp.any(jnp.isnan(factor)) & ~jnp.any(jnp.isnan(a.precision))
+    factor = alarm(factor, improper, _improper, "Kalman()")
+    solved = jax.scipy.linalg.solve_triangular(factor, a.shift, lower=True)
+    log_det = jnp.sum(jnp.log(jnp.diagonal(factor)))
+    return a.constant + 0.5 * (solved @ solved + a.shift.size * math.log(2 * math.pi)) - log_det
+
+
+def _forward(chain: Chain) -> tuple[_Message, _Message, _Step]:
+    """The last α; the earlier ones and the steps that follow them, [T - 1]."""
+    size = math.prod(chain.place.site.shape)
+    dtype = jnp.result_type(chain.place.site.dtype)
+    nowhere = jnp.zeros(size, dtype)
+    carry, log_w = chain.first
+    first_inputs = jax.tree.map(lambda x: x[0], chain.inputs)
+
+    def value(v):
+        return v.reshape(chain.place.site.shape)
+
+    def entry(v):
+        return chain.step(carry, first_inputs, value(v))[1]
+
+    _check_quadratic(entry, nowhere, chain)
+    start = _Message(-jax.hessian(entry)(nowhere), jax.grad(entry)(nowhere), log_w + entry(nowhere))
+
+    def log_step(carry, before, now, both):
+        u, v = both[:size], both[size:]
+        after, _ = chain.step(carry, before, value(u))
+        return chain.step(after, now, value(v))[1]
+
+    def step(state, inputs):
+        alpha, carry, before = state
+
+        def log_prob(both):
+            return log_step(carry, before, inputs, both)
+
+        origin = jnp.concatenate([nowhere, nowhere])
+        _check_quadratic(log_prob, origin, chain)
+        c, g, h = log_prob(origin), jax.grad(log_prob)(origin), jax.hessian(log_prob)(origin)
+        taken = _Step(c, g[:size], g[size:], h[:size, :size], h[:size, size:], h[size:, size:])
+        joint = _Message(alpha.precision - taken.uu, alpha.shift + taken.u, alpha.constant + taken.constant)
+        gain = jnp.linalg.solve(joint.precision, jnp.column_stack([joint.shift, taken.uv]))
+        new = _Message(-taken.vv - taken.uv.T @ gain[:, 1:], taken.v + taken.uv.T @ gain[:, 0], _integral(joint))
+        after, _ = chain.step(carry, before, value(nowhere))
+        return (new, after, inputs), (alpha, taken)
+
+    rest = jax.tree.map(lambda x: x[1:], chain.inputs)
+    length = chain.place.loops[0].size - 1
+    (last, _, _), (before, steps) = lax.scan(step, (start, carry, first_inputs), rest, length=length)
+    return last, before, steps
+
+
+def _gaussian_chain(program: Source, known: dict[str, Any]) -> Chain:
+    chain = chain_of(program, known, "Kalman()")
+    site = chain.place.site
+    if site.support != EVERYWHERE or not jnp.issubdtype(site.dtype, jnp.floating):
+        raise _not_linear(site.at(), "an unknown site whose support is not all of the real numbers")
+    return chain
+
+
+def _check_quadratic(fn: Any, x: Any, chain: Chain) -> None:
+    """Raises where a function is not seen to be a polynomial of degree two."""
+    (degree,) = _degrees(jax.make_jaxpr(fn)(x), [1])
+    if degree > 2:
+        raise _not_linear(chain.place.site.at(), "a log density that is not seen to be quadratic in the states")
+
+
+# Linear in their first operand, or in all of them.
+_LINEAR_IN_FIRST = {"div", "gather", "dynamic_slice"}
+_LINEAR_IN_ALL = set(
+    "add sub neg reshape broadcast_in_dim transpose squeeze expand_dims slice concatenate reduce_sum cumsum rev pad "
+    "copy dynamic_update_slice convert_element_type add_any".split()
+)
+
+
+def _degrees(jaxpr: Any, degrees: list[float]) -> list[float]:
+    """The degrees of the outputs as polynomials in the inputs; infinite where that is not seen.
+
+    It goes by the operations, not by derivatives: |x| and floor(x) have second derivatives of zero.
+    """
+    constvars, _, invars, eqns, outvars = _compat.parts(jaxpr)
+    found: dict[Any, float] = dict.fromkeys(constvars, 0) | dict(zip(invars, degrees, strict=True))
+
+    def of(v):
+        return 0 if isinstance(v, _compat.Literal) else found[v]
+
+    for eqn in eqns:
+        name, inputs = eqn.primitive.name, [of(v) for v in eqn.invars]
+        if eqn.primitive is _compat.jit_p:
+            outs = _degrees(eqn.params["jaxpr"], inputs)
+        else:
+            degree = math.inf
+            if not any(inputs):
+                degree = 0
+            elif any(not jnp.issubdtype(v.aval.dtype, jnp.floating) for v in eqn.outvars):
+                pass
+            elif name in ("mul", "dot_general"):
+                degree = sum(inputs)
+            elif name == "square" or (name == "integer_pow" and eqn.params["y"] == 2):
+                degree = 2 * inputs[0]
+            elif name in _LINEAR_IN_ALL:
+                degree = max(inputs)
+            elif name in _LINEAR_IN_FIRST and not any(inputs[1:]):
+                degree = inputs[0]
+            elif name in ("select_n", "triangular_solve") and not inputs[0]:
+                degree = max(inputs[1:])
+            outs = [degree] * len(eqn.outvars)
+        found.update(zip(eqn.outvars, outs, strict=True))
+    return [of(v) for v in outvars]
+
+
+def _improper(at: str) -> ProgramError:
+    return ProgramError(
+        "a chain has no finite integral over its states.",
+        at=at,
+        got="a precision that is not positive definite",
+        expected="a density that falls off in all directions; in single precision, variances of similar size",
+        mend="check vipl.factor and the covariances; or switch on jax_enable_x64",
+    )
+
+
+def _not_linear(at: str, got: str) -> ProgramError:
+    return ProgramError(
+        "a chain is not linear and Gaussian.",
+        at=at,
+        got=got,
+        expected="Normal or MultivariateNormal sites, with means affine in the states, covariances free of them",
+        mend="use SMC(...), or write the step with affine means",
+    )
