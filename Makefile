@@ -3,8 +3,8 @@
 
 # PYTHON: the interpreter an environment is made from.
 # JAX: a JAX series to hold to, as in JAX=0.10; the newest that fits if empty.
-# SHORT: any value asks for the short demo.
-# ARGS: more arguments for pytest or for the demo.
+# SHORT: any value asks for the short demo, or the short benchmarks.
+# ARGS: more arguments for pytest, the demo or the benchmarks.
 # JOBS: test processes.
 PYTHON ?= python3
 JAX ?=
@@ -22,12 +22,13 @@ PIN := $(if $(JAX),'jax==$(JAX).*' 'jaxlib==$(JAX).*')
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint bench clean
 
 help:
 	@echo 'make demo            run the demo; SHORT=1 for the short one'
 	@echo 'make test            run the tests; ARGS="-k scan" for some of them, JAX=0.10 for a JAX series'
 	@echo 'make lint            ruff check, ruff format --check, pyright'
+	@echo 'make bench           all benchmarks, about a quarter of an hour; SHORT=1 for small sizes; VIPL_MNIST=mnist.npz'
 	@echo 'make clean           remove the environments (.venv*)'
 	@echo ''
 	@echo 'PYTHON=python3.13    another interpreter (python3 by default; 3.11 or newer)'
@@ -47,6 +48,11 @@ lint: $(VENV)/.stamp-lint
 	echo '== lint: ruff format --check'; $(PY) -m ruff format --check || failed=1; \
 	echo '== lint: pyright'; $(PY) -m pyright --pythonpath $(PY) || failed=1; \
 	exit $$failed
+
+# The full run writes benchmarks/RESULTS.md and its figures; the short one only prints.
+bench: $(VENV)/.stamp-demo
+	@echo '== bench: python -m benchmarks $(if $(SHORT),--quick,--write)$(if $(ARGS), $(ARGS))'
+	@$(PY) -m benchmarks $(if $(SHORT),--quick,--write) $(ARGS)
 
 clean:
 	@echo '== clean: removing .venv*'

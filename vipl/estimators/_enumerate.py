@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
@@ -48,6 +49,11 @@ class Enumerate(Estimator):
                 expected=f"at most {MAX_POINTS}",
                 mend="use MeasureValued() or Score(); or split the site",
             )
+        if count == 1:
+            log_weights = log_probs.reshape(size)
+            impossible = log_weights == -jnp.inf
+            best = values[jnp.argmax(lax.stop_gradient(log_weights))]
+            return Support(jnp.where(impossible, best, values).reshape(-1, *batch), log_weights)
         digits = digit_table(size, count)  # i[n**count, count]
         flat = log_probs.reshape(size, count)
         best = jnp.argmax(lax.stop_gradient(flat), axis=0)
@@ -79,6 +85,10 @@ def finite_support(law: Law, who: str) -> tuple[Any, Any]:
             expected="Bernoulli, Categorical, Binomial, DiscreteUniform, ... with sizes that are Python integers",
             mend="use Score(), or MeasureValued() where it exists; pass sizes as Python integers",
         ) from error
+    if isinstance(d, (dist.CategoricalLogits, dist.CategoricalProbs)):  # the row itself, instead of a gather
+        logits: Any = d.logits
+        row = jax.nn.log_softmax(logits) if isinstance(d, dist.CategoricalLogits) else logits
+        return values.reshape(-1), jnp.moveaxis(row, -1, 0)
     log_probs = d.log_prob(values)
     return values.reshape(values.shape[0]), jnp.broadcast_to(log_probs, (values.shape[0], *d.batch_shape))
 

@@ -29,6 +29,7 @@ class Plan(NamedTuple):
       found: its sites.
       programs: path -> the site's program.
       enumerated: the sites that are evaluated at all their values.
+      once: the paths of those that stand in no loop.
       branching: the sites with alternatives, and the number of the first alternative of each; the pruned ones last.
       num_full: how many alternatives are run.
       num_pruned: how many there are of which one is run.
@@ -39,6 +40,7 @@ class Plan(NamedTuple):
     found: list[Place]
     programs: dict[Path, SiteProgram]
     enumerated: list[Place]
+    once: frozenset[Path]
     branching: dict[Path, int]
     num_full: int
     num_pruned: int
@@ -73,7 +75,8 @@ def make_plan(staged: Staged) -> Plan:
         counts.append(count)
     _, num_full, num_pruned = counts
     shares = [p for p in found if isinstance(s := shapes.get(p.path), Draw) and s.shared_control is not None]
-    return Plan(staged, found, programs, enumerated, branching, num_full, num_pruned, shares)
+    once = frozenset(p.path for p in enumerated if not p.loops)
+    return Plan(staged, found, programs, enumerated, once, branching, num_full, num_pruned, shares)
 
 
 def _with_estimator(place: Place) -> Place:

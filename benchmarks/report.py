@@ -1,0 +1,173 @@
+"""Results as lines, as Markdown, and as figures."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+
+FOLDER = Path(__file__).parent
+RATIOS = {
+    "time": "time_s",
+    "flops": "flops",
+    "bytes": "bytes",
+    "memory": "memory",
+    "trace": "trace_s",
+    "compile": "compile_s",
+    "equations": "equations",
+    "time x var": "time_x_variance",
+}
+
+
+def machine() -> dict[str, Any]:
+    """Where and with what the figures are made."""
+
+    def commit() -> str:
+        def git(*args):
+            return subprocess.run(["git", *args], cwd=FOLDER, capture_output=True, text=True).stdout.strip()
+
+        head = git("rev-parse", "--short", "HEAD")
+        return head + (" with changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+
+    packages = ("jax", "jaxlib", "numpyro", "flax", "optax", "numpy")
+    return {
+        "date": datetime.date.today().isoformat(),
+        "device": f"{jax.devices()[0].device_kind} ({jax.default_backend()})",
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "versions": {p: importlib.metadata.version(p) for p in packages},
+        "commit": commit(),
+    }
+
+
+def ratios(figures: dict[str, dict[str, float]], base: str) -> dict[str, float | None]:
+    """vipl's figures over those of another implementation."""
+    mine, other = figures.get("vipl", {}), figures.get(base, {})
+    return {
+        name: mine[key] / other[key] if other.get(key) and mine.get(key) is not None else None
+        for name, key in RATIOS.items()
+    }
+
+
+def heading() -> str:
+    """The columns of the lines."""
+    return f"{'vipl over handwritten (over numpyro)':58}" + "".join(f"{name:>15}" for name in RATIOS)
+
+
+def row(entry: dict[str, Any]) -> str:
+    """One line."""
+    hand, numpyro = (ratios(entry["figures"], base) for base in ("handwritten", "numpyro"))
+    cells = (f"{_number(hand[n])} ({_number(numpyro[n])})" for n in RATIOS)
+    return f"{entry['workload'] + ', ' + entry['name']:58}" + "".join(f"{c:>15}" for c in cells)
+
+
+def _number(x: float | None) -> str:
+    return "-" if x is None else f"{x:.2f}" if x < 100 else f"{x:.0f}"
+
+
+def scaling(result: dict[str, Any]) -> str:
+    """Growth and lanes, as Markdown."""
+    lines = ["", "| estimator | sites | equations | trace, ms | call, us |", "| --- | --- | --- | --- | --- |"]
+    for name, by_size in result["growth"]["sites"].items():
+        for n, f in by_size.items():
+            lines.append(f"| {name} | {n} | {f['equations']} | {1e3 * f['trace_s']:.0f} | {1e6 * f['time_s']:.0f} |")
+    lines += [
+        "",
+        "| estimator | steps of a scan | equations | trace, ms | call, us |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name, by_size in result["growth"]["steps"].items():
+        for n, f in by_size.items():
+            lines.append(f"| {name} | {n} | {f['equations']} | {1e3 * f['trace_s']:.0f} | {1e6 * f['time_s']:.0f} |")
+    lines += ["", "| standard deviation of the gradient of one lane | 1 lane | 10 | 100 |", "| --- | --- | --- | --- |"]
+    for name, by_size in result["lanes"].items():
+        lines.append(f"| {name} | " + " | ".join(f"{s:.2f}" for s in by_size.values()) + " |")
+    return "\n".join(lines)
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The page."""
+    m = result["machine"]
+    versions = ", ".join(f"{p} {v}" for p, v in m["versions"].items())
+    lines = [
+        "# Benchmarks",
+        "",
+        "Made by `make bench`; how the figures are made, and what they mean, is in `docs/benchmarks.md`.",
+        "",
+        f"{m['date']}, {m['device']}, {m['cores']} cores, {m['machine']}; Python {m['python']}; {versions};",
+        f"commit {m['commit']}; {result['seconds'] / 60:.0f} minutes in all.",
+        "",
+        "vipl over the hand-written program; in brackets, over NumPyro. Below 1, vipl is faster or smaller.",
+        "",
+        "| workload | " + " | ".join(RATIOS) + " |",
+        "| --- |" + " --- |" * len(RATIOS),
+    ]
+    for entry in result["cases"]:
+        hand, other = (ratios(entry["figures"], base) for base in ("handwritten", "numpyro"))
+        has_other = "numpyro" in entry["figures"]
+        cells = [_number(hand[n]) + (f" ({_number(other[n])})" if has_other else "") for n in RATIOS]
+        note = f" ({entry['note']})" if entry["note"] else ""
+        lines.append(f"| {entry['workload']}: {entry['name']}{note} | " + " | ".join(cells) + " |")
+    if result["cases"]:
+        lines += ["", "![Time of a call](results/time.png)"]
+    lines += [
+        "",
+        "In figures:",
+        "",
+        "| workload | implementation | call, us | trace, ms | compile, ms | MB | rel. variance |",
+    ]
+    lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
+    for entry in result["cases"]:
+        for name, f in entry["figures"].items():
+            variance = f"{f['relative_variance']:.2g}" if "relative_variance" in f else "-"
+            lines.append(
+                f"| {entry['workload']}: {entry['name']} | {name} | {1e6 * f['time_s']:.0f} | {1e3 * f['trace_s']:.0f} "
+                f"| {1e3 * f['compile_s']:.0f} | {f['memory'] / 1e6:.2f} | {variance} |"
+            )
+    if "growth" in result:
+        lines += ["", "## Growth", scaling(result)]
+    return "\n".join(lines) + "\n"
+
+
+def picture(result: dict[str, Any], path: Path) -> None:
+    """Time of a call over the hand-written one, for each case and implementation."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    cases = [e for e in result["cases"] if "handwritten" in e["figures"]]
+    figure, axis = pyplot.subplots(figsize=(8, 0.28 * len(cases) + 1.2))
+    for name, color, marker in (("vipl", "#1f6fb4", "o"), ("numpyro", "#d95f02", "s")):
+        points = [
+            (e["figures"][name]["time_s"] / e["figures"]["handwritten"]["time_s"], i)
+            for i, e in enumerate(cases)
+            if name in e["figures"]
+        ]
+        axis.plot(*zip(*points, strict=True), marker, color=color, label=name)
+    axis.axvline(1.0, color="black", linewidth=1)
+    axis.set(xscale="log", xlabel="time of a call, over hand-written", yticks=range(len(cases)))
+    axis.set_yticklabels([f"{e['workload']}: {e['name']}" for e in cases], fontsize=7)
+    axis.invert_yaxis()
+    axis.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def write(result: dict[str, Any]) -> None:
+    """Makes RESULTS.md, results/time.png and results/bench.json."""
+    import json
+
+    (FOLDER / "results").mkdir(exist_ok=True)
+    (FOLDER / "results" / "bench.json").write_text(json.dumps(result, indent=1) + "\n")
+    if result["cases"]:
+        picture(result, FOLDER / "results" / "time.png")
+    (FOLDER / "RESULTS.md").write_text(markdown(result))

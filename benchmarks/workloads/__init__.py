@@ -1,0 +1,1 @@
+"""The workloads: each module has `cases(quick) -> list[Case]`."""

@@ -1,0 +1,46 @@
+"""The benchmarks compare what is comparable, and find a wrong implementation."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from benchmarks import report
+from benchmarks.measure import DisagreementError, compare, count_equations, measure
+from benchmarks.workloads import cone, mixture, regression
+
+
+def by_name(cases, name):
+    return next(c for c in cases if c.name == name)
+
+
+def test_a_wrong_implementation_is_an_error():
+    case = by_name(regression.cases(True), "eight schools")
+    compare(case)
+    right = case.objectives["handwritten"]
+    wrong = lambda key, params, *data: right(key, params, *data) - 3.0 * params["mu"][1]  # noqa: E731
+    broken = dataclasses.replace(case, objectives={"vipl": wrong, "handwritten": right})
+    with pytest.raises(DisagreementError, match="eight schools: vipl against handwritten: z = "):
+        compare(broken)
+
+
+def test_an_exact_gradient_has_no_variance():
+    figures = compare(by_name(mixture.cases(True), "Enumerate"))
+    assert figures["vipl"]["relative_variance"] < 1e-9
+
+
+def test_what_is_measured_is_reported():
+    case = by_name(cone.cases(True), "IWELBO 5")
+    figures = measure(case, seconds=0.02, traces=1, check=False)
+    entry = {"workload": case.workload, "name": case.name, "note": "", "figures": figures}
+    ratio = figures["vipl"]["flops"] / figures["numpyro"]["flops"]
+    assert 0.5 < ratio < 1.5
+    assert f"({ratio:.2f})" in report.row(entry)
+    page = report.markdown({"machine": report.machine(), "cases": [entry], "seconds": 1.0})
+    assert f"| noisy cone: IWELBO 5 | vipl | {1e6 * figures['vipl']['time_s']:.0f} |" in page
+
+
+def test_equations_of_inner_programs_are_counted():
+    inner = jax.jit(lambda x: jnp.sin(x) + 1.0)
+    assert count_equations(jax.make_jaxpr(lambda x: inner(x) * 2.0)(1.0)) == 4
