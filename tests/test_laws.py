@@ -139,6 +139,20 @@ def test_score_variance_of_a_lane_does_not_grow_with_the_lanes():
     assert abs(spread(1) ** 2 / 30 - 1) < 0.15  # exact variance: 30
 
 
+def test_enumerated_values_in_a_branch_that_an_alternative_takes():
+    """As many alternatives as the enumerated site has values; both sites are summed over, so that there is no noise."""
+
+    @vipl.expectation
+    def objective(t):
+        a = sample("a", dist.Categorical(logits=jnp.stack([t, 0.0 * t, 0.5 + 0.0 * t])), MeasureValued())
+        return lax.cond(a == 1, lambda: 10.0 * sample("b", dist.Bernoulli(0.3), Enumerate()), lambda: 1.0 * a) ** 2
+
+    exact = lambda t: jax.nn.softmax(jnp.stack([t, 0.0, 0.5])) @ jnp.array([0.0, 30.0, 4.0])  # noqa: E731
+    for seed in range(10):
+        _, slope = objective.value_and_grad(jax.random.key(seed), 0.4)
+        np.testing.assert_allclose(slope, jax.grad(exact)(0.4), rtol=1e-12)
+
+
 def test_adding_a_site_leaves_other_draws_bit_identical():
     def few():
         return {"a": sample("a", dist.Normal(0.0, 1.0)), "g": sample("g", dist.Gamma(2.0, 1.0))}

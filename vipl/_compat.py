@@ -35,7 +35,6 @@ remat_p = _primitives.remat_p
 custom_jvp_call_p = _primitives.custom_jvp_call_p
 custom_vjp_call_p = _primitives.custom_vjp_call_p
 
-_Zero: Any = _ad.Zero  # type: ignore[attr-defined]
 _DERIVATIVE_TRACES = (_ad.JVPTrace, _ad.LinearizeTrace)
 
 
@@ -184,46 +183,6 @@ def define_alarm_primitive(name: str, error: Callable) -> Any:
     _batching.primitive_batchers[primitive] = batched
     _ad.primitive_jvps[primitive] = jvp
     _mlir.register_lowering(primitive, _mlir.lower_fun(lowered, multiple_results=False))
-    return primitive
-
-
-def define_pick_primitive(name: str) -> Any:
-    """Makes a primitive `(table, digit) -> table[digit]` that costs nothing where all rows are wanted.
-
-    Law: where `digit` is mapped by `vmap`, and `table` is not, the mapped axis runs over all rows in order. The result
-    is then the table itself, with its rows as the mapped axis, and not a gather, whose derivative is a scatter.
-    """
-    primitive = Primitive(name)
-
-    def index(table, digit, *, axis):
-        return jax.lax.dynamic_index_in_dim(table, digit, axis, keepdims=False)
-
-    def abstract(table, digit, *, axis):
-        return table.update(shape=table.shape[:axis] + table.shape[axis + 1 :])
-
-    def batched(values, dims, *, axis):
-        (table, digit), (dim, digit_dim) = values, dims
-        if dim is None:
-            if table.shape[axis] != digit.shape[digit_dim]:
-                raise ValueError("a table is not picked from row by row")
-            return table, axis
-        table = move_to_front(table, dim)
-        if digit_dim is None:
-            return primitive.bind(table, digit, axis=axis + 1), 0
-        return jax.vmap(lambda t, d: index(t, d, axis=axis))(table, move_to_front(digit, digit_dim)), 0
-
-    def transposed(cotangent, table, digit, *, axis):
-        if isinstance(cotangent, _Zero):
-            return [_Zero(table.aval), None]
-        zeros = jnp.zeros(table.aval.shape, table.aval.dtype)
-        return [jax.lax.dynamic_update_index_in_dim(zeros, cotangent, digit, axis), None]
-
-    primitive.def_impl(index)
-    primitive.def_abstract_eval(abstract)
-    _batching.primitive_batchers[primitive] = batched
-    _ad.defjvp(primitive, lambda t, _, digit, *, axis: primitive.bind(t, digit, axis=axis), None)
-    _ad.primitive_transposes[primitive] = transposed
-    _mlir.register_lowering(primitive, _mlir.lower_fun(index, multiple_results=False))
     return primitive
 
 

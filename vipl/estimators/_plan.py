@@ -29,7 +29,6 @@ class Plan(NamedTuple):
       found: its sites.
       programs: path -> the site's program.
       enumerated: the sites that are evaluated at all their values.
-      once: the paths of those that stand in no loop.
       branching: the sites with alternatives, and the number of the first alternative of each; the pruned ones last.
       num_full: how many alternatives are run.
       num_pruned: how many there are of which one is run.
@@ -40,7 +39,6 @@ class Plan(NamedTuple):
     found: list[Place]
     programs: dict[Path, SiteProgram]
     enumerated: list[Place]
-    once: frozenset[Path]
     branching: dict[Path, int]
     num_full: int
     num_pruned: int
@@ -75,8 +73,7 @@ def make_plan(staged: Staged) -> Plan:
         counts.append(count)
     _, num_full, num_pruned = counts
     shares = [p for p in found if isinstance(s := shapes.get(p.path), Draw) and s.shared_control is not None]
-    once = frozenset(p.path for p in enumerated if not p.loops)
-    return Plan(staged, found, programs, enumerated, once, branching, num_full, num_pruned, shares)
+    return Plan(staged, found, programs, enumerated, branching, num_full, num_pruned, shares)
 
 
 def _with_estimator(place: Place) -> Place:

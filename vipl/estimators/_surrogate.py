@@ -83,14 +83,6 @@ def _digits(size: int, place: Place) -> Any:
     return ((joint // powers) % size).reshape(-1, *place.loop_shape)
 
 
-_pick_p = _compat.define_pick_primitive("vipl_pick")
-
-
-def _row(table: Any, digit: Any, once: bool) -> Any:
-    """table[digit]; `once`: the digits that are mapped over are all of them, in order."""
-    return _pick_p.bind(table, digit, axis=0) if once else table[digit]
-
-
 def _weighted_mean(weight: Any, x: Any) -> Any:
     """Σ_e W_e x_e over the axes of the enumerated sites; a value of weight 0 is not looked at."""
     if not jnp.issubdtype(x.dtype, jnp.inexact):
@@ -234,10 +226,8 @@ def _interpreter(plan: Plan, number: Any) -> Interpreter:
 
         points = program.rest(given.noise, operands)
         if isinstance(points, Support):
-            once = visit.path in plan.once
-            log_weight, value = (_row(x, given.digit, once) for x in (points.log_weights, points.values))
-            totals = {"log_support": lax.convert_element_type(log_weight, float)}
-            return Outcome(value, totals, {visit.path: jnp.array(True)})
+            totals = {"log_support": lax.convert_element_type(points.log_weights[given.digit], float)}
+            return Outcome(points.values[given.digit], totals, {visit.path: jnp.array(True)})
         value = points.value
         if given.alternative is not None:
             values, numbers = given.alternative
