@@ -15,7 +15,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -46,7 +46,6 @@ class Case:
     args: tuple[Any, ...]
     samples: int = 400
     note: str = ""
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 class DisagreementError(Exception):

@@ -13,6 +13,7 @@ from numpyro.infer import RenyiELBO, Trace_ELBO
 import vipl
 from benchmarks.measure import Case
 from benchmarks.table4 import KEPT, ring
+from benchmarks.workloads import log_normal
 from vipl import objectives
 from vipl.demo.cone import guide, model
 
@@ -20,10 +21,6 @@ Z, SAMPLES = 5.0, 64
 DATA = {"z": Z}
 PHI = {"mx": jnp.array(0.3), "my": jnp.array(-0.2), "lx": jnp.array(-0.7), "ly": jnp.array(-0.8)}
 RING = {"a": jnp.array(-0.7), "b": jnp.array(-0.6)}
-
-
-def log_normal(x, loc, scale):
-    return -0.5 * ((x - loc) / scale) ** 2 - jnp.log(scale) - 0.5 * jnp.log(2 * jnp.pi)
 
 
 def log_joint(x, y):

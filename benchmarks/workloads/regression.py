@@ -10,13 +10,10 @@ from numpyro.infer import Trace_ELBO
 
 import vipl
 from benchmarks.measure import Case
+from benchmarks.workloads import log_normal
 from vipl import objectives, sample
 
 ROWS, COLUMNS, BATCH = 10_000, 20, 256
-
-
-def log_normal(x, loc, scale):
-    return -0.5 * ((x - loc) / scale) ** 2 - jnp.log(scale) - 0.5 * jnp.log(2 * jnp.pi)
 
 
 # --- logistic regression; the guide is mean-field, or has full rank ---------------------------------------------------

@@ -12,6 +12,7 @@ from numpyro.infer import Trace_ELBO
 
 import vipl
 from benchmarks.measure import Case
+from benchmarks.workloads import log_normal
 from vipl import CoupledFlips, Score, objectives, sample
 
 
@@ -43,10 +44,6 @@ def guide(params):
 def elbo(params, y):
     """Per step."""
     return objectives.elbo(model(params, y.shape[0]), guide(params), {"y": y}) / y.shape[0]
-
-
-def log_normal(x, loc, scale):
-    return -0.5 * ((x - loc) / scale) ** 2 - jnp.log(scale) - 0.5 * jnp.log(2 * jnp.pi)
 
 
 def _by_hand(key, params, y, held):

@@ -46,7 +46,7 @@ def chain_of(program: Source, known: dict[str, Any], who: str) -> Chain:
         raise not_a_chain(parts.name, f"{len(unknown)} unknown sites in a step, {len(parts.unknown)} in all")
     place = unknown[0]
     if len(place.loops) != 1:
-        raise not_a_chain(parts.name, "an unknown site that is not one number in each step")
+        raise not_a_chain(parts.name, "an unknown site in a loop of its own in each step")
     steps = steps_of(parts)
     num_carry = len(steps.carry)
     _check_markov(steps.body, place.path[1:], len(steps.fixed), num_carry, parts.name)
@@ -141,4 +141,4 @@ def _weigh_whole(composite: Any, operands: Any, given: Any, path: Any) -> Outcom
     return Outcome(values, {"log_w": log_w}, {})
 
 
-_interpreter = Interpreter(_weigh, None, "forward-backward", _weigh_whole)
+_interpreter = Interpreter(_weigh, None, "the algorithm", _weigh_whole)
