@@ -8,7 +8,7 @@ import pytest
 from jax import lax
 
 import vipl
-from vipl import Enumeration, Importance, MeasureValued, Reparam, Score, importance, marginal, normalize, sample, sir
+from vipl import Enumeration, Importance, MeasureValued, Reparam, Score, importance, marginal, normalize, sample
 from vipl.testing import assert_unbiased
 
 KEY = jax.random.key(23)
@@ -133,11 +133,11 @@ def test_the_elbo_of_a_posterior_is_the_bound_with_as_many_particles(k):
     y = {"x": 1, "y": jnp.array(0.7)}
 
     def elbo(phi):
-        q = sir(coins(phi), y, guess(y), num_particles=k).simulate()
+        q = importance(coins(phi), y, guess(y), num_particles=k).simulate()
         return coins(phi).assess(q.choices | y).log_prob - q.log_prob
 
     def iwelbo(phi):
-        return importance(coins(phi), y, guess(y), num_particles=k).log_normalizer
+        return importance(coins(phi), y, guess(y), num_particles=k).particles().log_normalizer
 
     def exact(phi):
         log_p, shares = sets_of_particles(phi, y, k)
@@ -157,7 +157,7 @@ def test_the_exact_posterior_as_proposal_makes_all_weights_equal():
         log_joint = jnp.stack([coins(0.9).assess({"a": a} | y).log_prob for a in range(3)])
         sample("a", dist.Categorical(logits=log_joint))
 
-    particles = importance(coins(0.9), y, posterior(), num_particles=7, key=KEY)
+    particles = importance(coins(0.9), y, posterior(), num_particles=7).particles(KEY)
     np.testing.assert_allclose(particles.ess, 7.0, rtol=1e-12)
     np.testing.assert_allclose(particles.log_normalizer, exact_log_prob(0.9, 1, 0.7), rtol=1e-12)
 
@@ -340,7 +340,7 @@ IMPOSSIBLE = {
     "simulate": lambda y: normalize(bounded(1.0), {"y": y}, Importance(5)).simulate().choices["x"],
     "one particle": lambda y: normalize(bounded(1.0), {"y": y}, Importance(1)).simulate().log_prob,
     "assess": lambda y: normalize(bounded(1.0), {"y": y}, Importance(5)).assess({"x": 0.9}).log_prob,
-    "pick": lambda y: importance(bounded(1.0), {"y": y}, num_particles=3).pick()["x"],
+    "pick": lambda y: importance(bounded(1.0), {"y": y}, num_particles=3).particles().pick()["x"],
     "wake": lambda y: vipl.objectives.wake_phi(bounded(1.0), flat(), {"y": y}, num_particles=5),
 }
 flat = vipl.gen(lambda: sample("x", dist.Uniform(0.0, 1.0)))
@@ -357,7 +357,7 @@ def test_weights_that_are_all_zero_raise_when_compiled_code_runs(what):
 
 def test_a_particle_of_weight_zero_is_not_looked_at():
     """With y = 0.5, half of the particles are impossible; the others have weight 1 / x."""
-    particles = importance(bounded(1.0), {"y": 0.5}, flat(), num_particles=20, key=KEY)
+    particles = importance(bounded(1.0), {"y": 0.5}, flat(), num_particles=20).particles(KEY)
     x = particles.choices["x"]
     possible = x > 0.5
     assert 5 < jnp.sum(possible) < 15

@@ -17,9 +17,11 @@ from vipl import (
     MultinomialDropped,
     Stratified,
     Systematic,
+    importance,
     marginal,
     normalize,
     sample,
+    smc,
 )
 from vipl.testing import assert_unbiased
 
@@ -107,10 +109,10 @@ def test_the_other_side_is_unbiased(smc):
     assert_unbiased(draw, 1.0, key=KEY, resolution=0.1)
 
 
-@pytest.mark.parametrize("smc", [SMC(3), SMC(4, look_ahead)], ids=_id)
-def test_a_posterior_by_smc_keeps_both_contracts(smc):
+@pytest.mark.parametrize("algorithm", [SMC(3), SMC(4, look_ahead)], ids=_id)
+def test_a_posterior_by_smc_keeps_both_contracts(algorithm):
     """For one path: E[w] is the probability with which it is drawn, and E[1 / w] over its draws is one."""
-    source = normalize(chain(1.1, 2), {"y": YS[:2]}, smc)
+    source = normalize(chain(1.1, 2), {"y": YS[:2]}, algorithm)
     path = {"start": jnp.array(0), "z": jnp.array([1, 0])}
 
     def draw(key):
@@ -122,9 +124,27 @@ def test_a_posterior_by_smc_keeps_both_contracts(smc):
     assert_unbiased(draw, (0.0, 1.0), key=KEY, resolution=(0.02, 0.2))
 
 
+@pytest.mark.parametrize("construct", [importance, smc])
+def test_a_construct_is_a_source_and_has_particles(construct):
+    """Sampled inside a program, its weight obeys E[p(z, y) / w] = p(y); its particles, E[exp log_normalizer] = p(y)."""
+    posterior = construct(chain(1.1, 2), {"y": YS[:2]}, num_particles=3)
+
+    @vipl.gen
+    def program():
+        return sample("path", posterior)
+
+    def drawn(key):
+        trace = program().simulate(key)
+        log_joint = chain(1.1, 2).assess(trace.retval | {"y": YS[:2]}).log_prob
+        return jnp.exp(log_joint - trace.log_prob), jnp.exp(posterior.particles(key).log_normalizer)
+
+    evidence = jnp.exp(normalize(chain(1.1, 2), {"y": YS[:2]}, Enumeration()).particles(KEY).log_normalizer)
+    assert_unbiased(drawn, (evidence, evidence), key=KEY, resolution=(0.02, 0.02))
+
+
 def test_trajectories_follow_the_posterior():
     """With many particles, the weighted share of each state at each step is the smoothed probability."""
-    particles = vipl.seed(lambda: SMC(20_000, look_ahead).particles(chain(1.1), {"y": YS}))(KEY)
+    particles = smc(chain(1.1), {"y": YS}, look_ahead, num_particles=20_000).particles(KEY)
     assert particles.choices["z"].shape == (20_000, 5)
     move = jax.nn.softmax(jnp.log(MOVE) * 1.1, axis=1)
     forward, beta, smoothed = alphas(1.1, YS), jnp.ones(3), []
@@ -190,7 +210,7 @@ def test_a_gaussian_chain_and_a_reversed_one():
         source = marginal(walk(0.7, reverse), "y", SMC(10))
         draw = lambda key: jnp.exp(source.assess({"y": data}, key=key).log_prob) / exact  # noqa: B023, E731
         assert_unbiased(draw, 1.0, key=KEY, resolution=0.1)
-        filtered = vipl.seed(lambda: SMC(20_000).particles(walk(0.7, reverse), {"y": data}))(KEY)  # noqa: B023
+        filtered = smc(walk(0.7, reverse), {"y": data}, num_particles=20_000).particles(KEY)
         prior = jnp.linalg.inv(a @ a.T * 0.49)
         mean = jnp.linalg.solve(prior + 8.0 * jnp.eye(3), 4.0 * ys.sum(1))
         got = filtered.mean(lambda c: c["x"])

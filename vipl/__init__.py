@@ -60,3 +60,4 @@ from vipl.inference import importance as importance
 from vipl.inference import marginal as marginal
 from vipl.inference import normalize as normalize
 from vipl.inference import sir as sir
+from vipl.inference import smc as smc

@@ -583,7 +583,7 @@ def marginal_assessed_at_another_address():
 
 @malformed
 def no_particles():
-    importance(pair(), {"x": 0.3}, num_particles=0, key=KEY)
+    importance(pair(), {"x": 0.3}, num_particles=0).particles(KEY)
 
 
 @malformed
@@ -620,7 +620,7 @@ def given_an_unknown_address():
 
 @malformed
 def proposal_without_an_address():
-    importance(pair(), {"x": 0.3}, vipl.gen(lambda: sample("a", dist.Bernoulli(0.5)))(), num_particles=2, key=KEY)
+    importance(pair(), {"x": 0.3}, vipl.gen(lambda: sample("a", dist.Bernoulli(0.5)))(), num_particles=2).particles(KEY)
 
 
 # --- more estimators ------------------------------------------------------------------------------------------
@@ -841,14 +841,14 @@ def straight_through_of_many_trials():
 @malformed
 def particles_that_all_weigh_zero():
     model = vipl.gen(lambda: sample("y", dist.Uniform(0.0, sample("x", dist.Uniform(0.0, 1.0)))))
-    vipl.importance(model(), {"y": 2.0}, num_particles=5, key=KEY).mean(lambda z: z["x"])
+    vipl.importance(model(), {"y": 2.0}, num_particles=5).particles(KEY).mean(lambda z: z["x"])
 
 
 @malformed
 def proposal_with_a_wider_support():
     model = vipl.gen(lambda: sample("y", dist.Normal(sample("x", dist.HalfNormal(1.0)), 1.0)))
     proposal = vipl.gen(lambda: sample("x", dist.Normal(0.0, 1.0)))
-    vipl.importance(model(), {"y": 2.0}, proposal(), num_particles=5, key=KEY)
+    vipl.importance(model(), {"y": 2.0}, proposal(), num_particles=5).particles(KEY)
 
 
 def kalman(transition):

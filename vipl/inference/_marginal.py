@@ -8,6 +8,8 @@ from typing import Any
 import jax
 
 from vipl._errors import AddressError, ProgramError, show_address, show_addresses
+from vipl.core import seed
+from vipl.core._keys import as_key
 from vipl.gen import Estimator, Program, Source
 from vipl.gen._choices import Address, check_address, flatten, merge, nest
 from vipl.gen._estimated import Estimated, only
@@ -145,8 +147,19 @@ class Normalized(Estimated):
         """The program's name, and what is given."""
         return f"normalize({self.program.name}, given {show_addresses(flatten(self.given, 'given'))})"
 
+    def particles(self, key: Any = None) -> Particles:
+        """Runs the algorithm: all of its particles, with the estimate of p(given).
+
+        E[exp log_normalizer] = p(given).
+
+        Args:
+          key: PRNG key; None inside a program.
+        """
+        run = lambda: self.algorithm.particles(self.program, self.given)  # noqa: E731
+        return run() if key is None else seed(run)(as_key(key))
+
     def _draw(self) -> tuple[dict[str, Any], Any]:
-        particles = self.algorithm.particles(self.program, self.given)
+        particles = self.particles()
         index = particles.pick_index(self.estimator)
         log_normalizer = positive(particles.log_normalizer, self.name)
         choices = jax.tree.map(lambda x: x[index], particles.choices)
@@ -197,28 +210,6 @@ def normalize(
 
 
 def importance(
-    program: Source, given: dict[str, Any], proposal: Source | None = None, *, num_particles: int, key: Any = None
-) -> Particles:
-    """Weighted particles for the choices that are not given.
-
-    z_i ~ r,  w_i = p(given, z_i) / r(z_i),  log_normalizer = log (1/K) Σ_i w_i;   E[exp log_normalizer] = p(given).
-
-    Args:
-      program: a generative function with its arguments, or another source.
-      given: some of its choices.
-      proposal: a source over the others. None: the program itself.
-      num_particles: K.
-      key: PRNG key; None inside a program.
-    """
-    from vipl.core import seed
-
-    _check_source(program, "importance")
-    algorithm = Importance(num_particles, None if proposal is None else lambda _: proposal)
-    run = lambda: algorithm.particles(program, given)  # noqa: E731
-    return run() if key is None else seed(run)(key)
-
-
-def sir(
     program: Source,
     given: dict[str, Any],
     proposal: Source | None = None,
@@ -226,9 +217,13 @@ def sir(
     num_particles: int,
     estimator: Estimator | None = None,
 ) -> Normalized:
-    """Sampling importance resampling: one of K weighted particles, as a distribution over the choices not given.
+    """Importance sampling of the choices that are not given.
 
-    `normalize(program, given, Importance(num_particles, proposal))`; see `normalize` for its two weights.
+    z_i ~ r,  w_i = p(given, z_i) / r(z_i).
+
+    `.particles(key)` are all K of them, with log_normalizer = log (1/K) Σ_i w_i. As a distribution (as the source of
+    `sample`, as a guide) it is one of them, picked by its weight: `normalize(program, given, Importance(...))`; see
+    `normalize` for its two weights.
 
     Args:
       program: a generative function with its arguments, or another source.
@@ -237,9 +232,12 @@ def sir(
       num_particles: K.
       estimator: of the gradient through the choice of a particle; None: `Score()`.
     """
-    _check_source(program, "sir")
+    _check_source(program, "importance")
     algorithm = Importance(num_particles, None if proposal is None else lambda _: proposal)
     return normalize(program, given, algorithm, estimator=estimator)
+
+
+sir = importance  # sampling importance resampling: the name of the distribution
 
 
 def _checked(algorithm: Any, verb: str) -> Algorithm:

@@ -74,7 +74,7 @@ def iwelbo(model: Source, guide: Source, data: dict[str, Any], *, num_particles:
 
     Reference: Burda, Grosse and Salakhutdinov (2016), eq. (8).
     """
-    return importance(model, data, guide, num_particles=num_particles).log_normalizer
+    return importance(model, data, guide, num_particles=num_particles).particles().log_normalizer
 
 
 def miwae(model: Source, guide: Source, data: dict[str, Any], *, num_bounds: int, num_particles: int) -> Any:
@@ -110,7 +110,7 @@ def ciwae(model: Source, guide: Source, data: dict[str, Any], beta: Any, *, num_
 
     Reference: Rainforth et al. (2018), eq. (9).
     """
-    particles = importance(model, data, guide, num_particles=num_particles)
+    particles = importance(model, data, guide, num_particles=num_particles).particles()
     return beta * jnp.mean(particles.log_weights) + (1.0 - beta) * particles.log_normalizer
 
 
@@ -230,7 +230,7 @@ def renyi(model: Source, guide: Source, data: dict[str, Any], alpha: float, *, n
 
     Reference: Li and Turner (2016), eq. (14).
     """
-    particles = importance(model, data, guide, num_particles=num_particles)
+    particles = importance(model, data, guide, num_particles=num_particles).particles()
     if alpha == 1:
         return jnp.mean(particles.log_weights)
     return log_mean_exp((1.0 - alpha) * particles.log_weights) / (1.0 - alpha)
@@ -254,7 +254,7 @@ def chi_upper_bound(
 
     Reference: Dieng et al. (2017), eq. (5).
     """
-    particles = importance(model, data, guide, num_particles=num_particles)
+    particles = importance(model, data, guide, num_particles=num_particles).particles()
     return log_mean_exp(order * particles.log_weights) / order
 
 
@@ -275,7 +275,7 @@ def thermodynamic(model: Source, guide: Source, data: dict[str, Any], betas: Any
 
     Reference: Masrani, Le and Wood (2019), eq. (8) and (12).
     """
-    particles = importance(model, data, guide, num_particles=num_particles)
+    particles = importance(model, data, guide, num_particles=num_particles).particles()
     betas = jnp.asarray(betas, float)
     log_w = particles.log_weights
     tempered = jnp.where(betas[:, None] == 0, 0.0, betas[:, None] * log_w)

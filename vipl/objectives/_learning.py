@@ -36,7 +36,7 @@ def wake_theta(model: Source, guide: Source, data: dict[str, Any], *, num_partic
 
     Reference: Bornschein and Bengio (2015), eq. (8).
     """
-    particles = hold(lambda: importance(model, data, guide, num_particles=num_particles))
+    particles = hold(lambda: importance(model, data, guide, num_particles=num_particles).particles())
     log_joint = jax.vmap(lambda z: model.assess(merge(z, data)).log_prob)(particles.choices)
     weighted = weighted_sum(jnp.exp(particles.log_probs), log_joint)
     return particles.log_normalizer + weighted - lax.stop_gradient(weighted)
@@ -58,7 +58,7 @@ def wake_phi(model: Source, guide: Source, data: dict[str, Any], *, num_particle
 
     Reference: Bornschein and Bengio (2015), eq. (10); Le et al. (2019), section 3.
     """
-    particles = hold(lambda: importance(model, data, guide, num_particles=num_particles))
+    particles = hold(lambda: importance(model, data, guide, num_particles=num_particles).particles())
     log_q = jax.vmap(lambda z: guide.assess(z).log_prob)(particles.choices)
     return weighted_sum(jnp.exp(particles.log_probs), log_q)
 
