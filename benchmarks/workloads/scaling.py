@@ -82,26 +82,30 @@ def growth(quick: bool) -> dict[str, Any]:
 def lanes() -> dict[str, dict[int, float]]:
     """The standard deviation of the gradient of one lane's parameter, for 1, 10 and 100 lanes.
 
-    Lanes as `vmap` of `estimate`, and as a plate inside one program, whose score multiplies the whole objective.
+    Lanes as `vmap` of `estimate`, as a `vmap` inside one program, and as the elements of one site, which are not told
+    apart.
     """
     per_lane = vipl.expectation(lambda theta: 1.0 + sample("b", dist.Bernoulli(logits=theta), Score()))
 
     def mapped(key, thetas):
         return jnp.sum(jax.vmap(per_lane.estimate)(jax.random.split(key, thetas.shape[0]), thetas))
 
-    def plate(baseline):
-        estimator = Score(baseline)
-
+    def plate(estimator):
         @vipl.expectation
         def program(thetas):
-            return jnp.sum(1.0 + sample("b", dist.Bernoulli(logits=thetas).to_event(1), estimator))
+            return jnp.sum(jax.vmap(lambda t: 1.0 + sample("b", dist.Bernoulli(logits=t), estimator))(thetas))
 
         return lambda key, thetas: program.estimate(key, thetas, num_samples=2)
 
+    @vipl.expectation
+    def one_site(thetas):
+        return jnp.sum(1.0 + sample("b", dist.Bernoulli(logits=thetas).to_event(1), Score()))
+
     ways = {
         "vmap of estimate": mapped,
-        "one program, Score": plate(None),
-        "one program, Score, leave one out": plate(LeaveOneOut()),
+        "vmap in one program": plate(Score()),
+        "vmap in one program, leave one out": plate(Score(LeaveOneOut())),
+        "one vector site": lambda key, thetas: one_site.estimate(key, thetas, num_samples=2),
     }
     out: dict[str, dict[int, float]] = {}
     for name, objective in ways.items():

@@ -13,6 +13,9 @@ _guard_p = _compat.define_guard_primitive("vipl_guard", lambda error, at: error(
 
 _alarm_p = _compat.define_alarm_primitive("vipl_alarm", lambda error, at: error(at))
 
+GUARDS = (_guard_p, _alarm_p)
+"""Primitives whose value is their first operand; the others decide whether an error is raised."""
+
 
 def alarm(value: Any, flag: Any, error: Callable[[str], Exception], at: str) -> Any:
     """The value; raises `error(at)` where the flag is true.

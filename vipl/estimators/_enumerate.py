@@ -24,8 +24,9 @@ class Enumerate(Estimator):
 
     Bernoulli, Categorical, Binomial, DiscreteUniform, BetaBinomial and others with a finite support; of a
     distribution with a batch shape, all combinations. Exact for value and all derivatives. Only what depends on
-    the value is evaluated several times; but a site inside `scan` or `vmap` is enumerated *jointly* over steps
-    and lanes, at a cost of (size of the support)^(steps x lanes).
+    the value is evaluated several times; but a site inside `scan` is enumerated *jointly* over the steps, at a cost of
+    (size of the support)^steps. So are lanes of a `vmap`, unless the objective is a sum over lanes: then each lane
+    is summed on its own, all at once, at a cost of (size of the support).
 
     A value of probability zero has weight zero and is not evaluated (the most probable value stands in), so that
     log 0 in the program does no harm. NumPyro clamps `probs` of exactly 0 and 1, where derivatives are then 0:

@@ -144,10 +144,10 @@ class Expectation:
         keys = jax.vmap(lambda i: fold_tag(key, "sample", i))(jnp.arange(num_samples, dtype=jnp.uint32))
         samples = jax.vmap(functools.partial(one_sample, plan))(keys)
         surrogates = samples.surrogate
-        if plan.shares:
-            others = (jnp.sum(samples.value) - samples.value) / (num_samples - 1)
-            surrogates = surrogates + lax.stop_gradient(others) * samples.shared_control
         value = jnp.mean(surrogates)
+        for mine, control in zip(samples.values, samples.shared_controls, strict=True):
+            others = (jnp.sum(mine, axis=0) - mine) / (num_samples - 1)
+            value += jnp.sum(lax.stop_gradient(others) * control) / num_samples
         return (value, staged.result(samples.outs)[1]) if self.has_aux else value
 
 

@@ -71,8 +71,9 @@ class LocalEnumerate(Estimator):
     ∂ E[k(x)] = Σ_j ∂p_j k(j);   the term of the draw itself is that of the main run.
 
     The rest of the program is run again for each other value of each element, step and lane, without derivatives,
-    with the same noise, under one `vmap`: linear in the number of sites, where `Enumerate` is exponential. Any finite
-    support. For Bernoulli and Categorical it is `MeasureValued`.
+    with the same noise, under one `vmap`: linear in the number of sites, where `Enumerate` is exponential. Lanes whose
+    costs are only summed are run again together. Any finite support.
+    For Bernoulli and Categorical it is `MeasureValued`.
 
     Unbiased for value and first derivatives; a second derivative raises.
 
@@ -91,7 +92,7 @@ class LocalEnumerate(Estimator):
 class CoupledFlips(Estimator):
     """Measure-valued derivative with one surviving alternative for all sites that have this estimator.
 
-    Of the N alternatives that `LocalEnumerate` would run, over elements, steps and lanes, one is drawn uniformly, and
+    Of the N runs that `LocalEnumerate` would make, over elements, steps and lanes, one is drawn uniformly, and
     its term counts N times: one more run of the program, whatever N. Paths are coupled: the survivor has the noise
     of the draw everywhere else.
 

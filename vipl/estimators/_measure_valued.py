@@ -31,7 +31,8 @@ class MeasureValued(Estimator):
 
     Unbiased for value and first derivatives; a second derivative raises. Cost: the
     program is run once more for each alternative (3 for Normal and Laplace, 2 for Binomial, size - 1 for Categorical,
-    else 1) of each element of each site, step and lane, all under one `vmap`.
+    else 1) of each element of each site, step and lane, all under one `vmap`. Lanes whose costs are only summed are run
+    again together.
 
     Raises:
       EstimatorError: the distribution has no such derivative here, or a parameter without one is differentiated.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from vipl.core._packed import pack
 from vipl.core._places import Place, places
 from vipl.core._site import Path
 from vipl.core._stage import Staged
+from vipl.estimators._costs import Costs, find_costs, opened
 from vipl.estimators._enumerate import MAX_POINTS
 from vipl.estimators._reparam import Reparam
 from vipl.estimators._score import Score
@@ -29,10 +31,13 @@ class Plan(NamedTuple):
       found: its sites.
       programs: path -> the site's program.
       enumerated: the sites that are evaluated at all their values.
-      branching: the sites with alternatives, and the number of the first alternative of each; the pruned ones last.
-      num_full: how many alternatives are run.
-      num_pruned: how many there are of which one is run.
+      branching: the sites with alternatives, and the number of the first run of each; the pruned ones last.
+      num_full: how many runs these need.
+      num_pruned: how many runs there are of which one is run.
       shares: sites whose baseline is the other samples' value.
+      costs: the objective, taken apart.
+      apart: for each site with several values, and each loop around it: whether all that it reaches stays in its
+        lane. Then all lanes take their values at once.
     """
 
     staged: Staged
@@ -43,10 +48,17 @@ class Plan(NamedTuple):
     num_full: int
     num_pruned: int
     shares: list[Place]
+    costs: Costs
+    apart: dict[Path, tuple[bool, ...]]
+
+    def together(self, place: Place) -> tuple[int, ...]:
+        """The sizes of the loops around a site whose passes take their values one by one, jointly."""
+        return tuple(n for n, apart in zip(place.loop_shape, self.apart[place.path], strict=True) if not apart)
 
 
 def make_plan(staged: Staged) -> Plan:
     """Finds the sites of a program, and asks their estimators what they will do."""
+    staged = staged._replace(jaxpr=opened(staged.jaxpr))
     found = [_with_estimator(p) for p in places(staged.jaxpr)]
     check_digests(found)
     for place in found:
@@ -61,7 +73,10 @@ def make_plan(staged: Staged) -> Plan:
     programs = {p.path: points_of(p.site, p.avals) for p in found if p.outside_while is None}
     shapes = {path: program.shape for path, program in programs.items()}
     enumerated = [p for p in found if isinstance(shapes.get(p.path), Support)]
-    _check_enumeration(enumerated, shapes)
+    costs = _costs(staged, found, shapes)
+    apart = {p.path: _apart(p, costs) for p in found if p.path in shapes}
+    plan = Plan(staged, found, programs, enumerated, {}, 0, 0, [], costs, apart)
+    _check_enumeration(plan, shapes)
     branching, counts = {}, [0]
     for name in ("alternatives", "pruned"):
         count = 0
@@ -69,11 +84,31 @@ def make_plan(staged: Staged) -> Plan:
             shape = shapes.get(p.path)
             if isinstance(shape, Draw) and (others := getattr(shape, name)) is not None:
                 branching[p.path] = sum(counts) + count
-                count += p.count * others.weights.shape[0]
+                count += math.prod(plan.together(p)) * others.weights.shape[0]
         counts.append(count)
     _, num_full, num_pruned = counts
     shares = [p for p in found if isinstance(s := shapes.get(p.path), Draw) and s.shared_control is not None]
-    return Plan(staged, found, programs, enumerated, branching, num_full, num_pruned, shares)
+    return plan._replace(branching=branching, num_full=num_full, num_pruned=num_pruned, shares=shares)
+
+
+def _costs(staged: Staged, found: Sequence[Place], shapes: dict[Path, Any]) -> Costs:
+    """Takes the objective apart by what its sites weigh.
+
+    A baseline that is given from outside stands for the whole objective, which is then left whole for its site.
+    """
+    weighing = {p.path: len(p.loops) for p in found if p.path in shapes and _weighs(shapes[p.path])}
+    whole = [path for path in weighing if getattr(shapes[path], "control", None) is not None]
+    return find_costs(staged.jaxpr, weighing, whole)
+
+
+def _weighs(points: Draw | Support) -> bool:
+    return isinstance(points, Support) or any(x is not None for x in points[1:-1])
+
+
+def _apart(place: Place, costs: Costs) -> tuple[bool, ...]:
+    """For each loop around a site, whether it runs along an axis of everything that the site reaches."""
+    every = [reach[place.path] for reach in (*(c.reach for c in costs.costs), *costs.aux) if place.path in reach]
+    return tuple(all(axes[i] is not None for axes in every) for i in range(len(place.loops)))
 
 
 def _with_estimator(place: Place) -> Place:
@@ -86,17 +121,18 @@ def _with_estimator(place: Place) -> Place:
     return place._replace(site=replace(site, estimator=packed))
 
 
-def _check_enumeration(enumerated: Sequence[Place], shapes: dict[Path, Any]) -> None:
+def _check_enumeration(plan: Plan, shapes: dict[Path, Any]) -> None:
     total = 1
-    for p in enumerated:
-        size = shapes[p.path].log_weights.shape[0]
-        total *= size**p.count
+    for p in plan.enumerated:
+        size, count = shapes[p.path].log_weights.shape[0], math.prod(plan.together(p))
+        total *= size**count
         if total > MAX_POINTS:
-            around = " x ".join(f"{loop.size} {loop.kind}s" for loop in p.loops) or "no loop"
+            loops = [loop for loop, apart in zip(p.loops, plan.apart[p.path], strict=True) if not apart]
+            around = " x ".join(f"{loop.size} {loop.kind}s" for loop in loops) or "no loop"
             raise EstimatorError(
                 "a program has too many joint values to enumerate.",
                 at=p.site.at(),
-                got=f"{size} values at each of {p.count} visits ({around}), and {len(enumerated)} enumerated sites",
+                got=f"{size} values at each of {count} visits ({around}), and {len(plan.enumerated)} enumerated sites",
                 expected=f"at most {MAX_POINTS} joint values",
                 mend="use MeasureValued() or Score() there; or map `estimate` over independent data, not the site",
             )

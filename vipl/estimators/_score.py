@@ -31,6 +31,9 @@ class Score(Estimator):
     ∇ E[k(x)] = E[∇k(x) + (k(x) - b) ∇ log p(x)];
     surrogate  k(sg x) box(l) + b (1 - box(l)),   l = log p(sg x),   box(l) = exp(l - sg l).
 
+    Of the objective, k is the part that the site reaches; in a `vmap` that is summed over lanes, what its lane reaches.
+    With a baseline b that is a number, k is the whole objective.
+
     Unbiased for value and all derivatives, in parameters that do not move the support: in the bounds of Uniform, the
     scale of Pareto or the value of Delta a derivative raises. Variance grows with k²; a baseline b lowers it.
 

@@ -1,15 +1,17 @@
 """One run of the estimator: a surrogate S, whose value is unbiased for E[f], and its JAX derivatives for those of E[f].
 
-The program is staged once. Each site's estimator gives weighted points (`vipl.gen._estimator`), and the program
-is run
+The program is staged once. Each site's estimator gives weighted points (`vipl.gen._estimator`); the objective is a sum
+of costs, f = Σ_c cost_c (`_costs`), of which f alone is the simplest case; and the program is run
 
-- once in direct style, at the drawn points, with the log weights and controls of all sites added up:
-  surrogate  S = f box(L) + C;
+- once in direct style, at the drawn points, with the log weights of the sites that reach a cost added up to L_c, and
+  all controls to C: surrogate  S = Σ_c cost_c box(L_c) + C;
 - for every value of the enumerated sites, under one `vmap` for each such site, so that only what depends on a
   value is evaluated several times:  S = Σ_e W_e S_e;
 - once more, without derivatives and under one `vmap` over all alternatives of all sites, steps and lanes:
   S += Σ_a weight_a sg(f_a - f).  Run a is the whole program with one site set to its alternative, and the same
   noise everywhere else.
+
+Lanes that every cost keeps apart take their values, or their alternatives, all in one run.
 
 So the size of the compiled program is linear in the number of sites, whatever their estimators, and a loop's
 body is traced a fixed number of times.
@@ -20,6 +22,7 @@ Value of S: an unbiased estimate of E[f]. JAX derivatives of S: unbiased for tho
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -31,10 +34,12 @@ from vipl import _compat
 from vipl._errors import EstimatorError, ProgramError, show_aval
 from vipl.core._draw import handed
 from vipl.core._guard import undifferentiable
-from vipl.core._interpret import Interpreter, Outcome, run
+from vipl.core._interpret import Interpreter, Outcome, read, run_equations
 from vipl.core._keys import fold_tag
 from vipl.core._places import Place
+from vipl.core._reach import Reach
 from vipl.core._site import Path, Site
+from vipl.estimators._costs import Cost
 from vipl.estimators._plan import Plan
 from vipl.gen import Support, box
 
@@ -44,14 +49,14 @@ class Sample(NamedTuple):
 
     Attributes:
       surrogate: f[], S without shared controls.
-      value: f[], the estimate of E[f] alone.
-      shared_control: f[], what the other samples' mean value is multiplied by.
+      values: f[*sizes] of each cost, the estimate of its expected value; empty where nothing is shared.
+      shared_controls: f[*sizes] of each cost, what the other samples' mean value is multiplied by.
       outs: the program's outputs.
     """
 
     surrogate: Any
-    value: Any
-    shared_control: Any
+    values: list[Any]
+    shared_controls: list[Any]
     outs: Any
 
 
@@ -65,26 +70,166 @@ def one_sample(plan: Plan, key: Any) -> Sample:
         chosen = {p.path: d for p, d in zip(plan.enumerated, digits, strict=True)}
         return _at_values(plan, noise, chosen, pick)
 
-    tables = [_digits(plan.programs[p.path].shape.log_weights.shape[0], p) for p in plan.enumerated]
+    tables = [_digits(plan, p) for p in plan.enumerated]
     for i in reversed(range(len(tables))):
         at = jax.vmap(at, in_axes=tuple(0 if j == i else None for j in range(len(tables))))
-    weight, sample, correction = at(*tables)
+    sample, correction = at(*tables)
     if tables:
-        sample = jax.tree.map(functools.partial(_weighted_mean, weight), sample)
+        sample = jax.tree.map(lambda x: jnp.sum(x, axis=tuple(range(len(tables)))), sample)
     if correction is not None:
         sample = sample._replace(surrogate=sample.surrogate + jnp.sum(correction))
     return sample
 
 
-def _digits(size: int, place: Place) -> Any:
-    """i[size**count, *loops]: for every joint value of a site's visits, the number of its value at each."""
-    joint = jnp.arange(size**place.count, dtype=jnp.int32)[:, None]
-    powers = jnp.asarray([size**i for i in reversed(range(place.count))], dtype=jnp.int32)
-    return ((joint // powers) % size).reshape(-1, *place.loop_shape)
+def _digits(plan: Plan, place: Place) -> Any:
+    """i[size**count, *loops]: for every joint value of a site's visits, the number of its value at each.
+
+    Lanes that are kept apart all have the same.
+    """
+    size = plan.programs[place.path].shape.log_weights.shape[0]
+    together = plan.together(place)
+    count = math.prod(together)
+    joint = jnp.arange(size**count, dtype=jnp.int32)[:, None]
+    powers = jnp.asarray([size**i for i in reversed(range(count))], dtype=jnp.int32)
+    digits = ((joint // powers) % size).reshape(-1, *together)
+    return _over_lanes(plan, place, digits, first=1)
 
 
-def _weighted_mean(weight: Any, x: Any) -> Any:
-    """Σ_e W_e x_e over the axes of the enumerated sites; a value of weight 0 is not looked at."""
+def _over_lanes(plan: Plan, place: Place, x: Any, first: int) -> Any:
+    """Repeats an array with axes for the loops that are taken together, from axis `first`, along the other loops."""
+    where = [first + i for i, apart in enumerate(plan.apart[place.path]) if apart]
+    x = jnp.expand_dims(x, where)
+    shape = list(x.shape)
+    for i in where:
+        shape[i] = place.loop_shape[i - first]
+    return jnp.broadcast_to(x, shape)
+
+
+class Emitted(NamedTuple):
+    """What a site hands out in one visit; zeros where it is not visited.
+
+    Attributes:
+      log_weight: f[].
+      shared_control: f[].
+      log_support: f[], the log probability of its value, if it is enumerated.
+      visited: bool[], if it is enumerated.
+      alternatives: its other values with their weights.
+    """
+
+    log_weight: Any = None
+    shared_control: Any = None
+    log_support: Any = None
+    visited: Any = None
+    alternatives: Any = None
+
+
+def _along(x: Any, axes: tuple[int | None, ...], ndim: int) -> Any:
+    """The sum of f[*loops] over the loops that have no axis, the others as the axes of an array of `ndim` axes."""
+    x = jnp.sum(x, axis=tuple(i for i, a in enumerate(axes) if a is None))
+    kept = [a for a in axes if a is not None]
+    x = jnp.transpose(x, [kept.index(a) for a in sorted(kept)])
+    return jnp.expand_dims(x, tuple(a for a in range(ndim) if a not in kept))
+
+
+def _total(name: str, emits: dict[Path, Emitted], reach: Reach, ndim: int) -> Any:
+    """The sum over the sites that reach a cost, broadcasting to it; None where no site has it."""
+    parts = [_along(x, axes, ndim) for path, axes in reach.items() if (x := getattr(emits[path], name)) is not None]
+    return functools.reduce(jnp.add, parts) if parts else None
+
+
+def _at_values(plan: Plan, noise: dict[Path, Any], digits: dict[Path, Any], pick: Any) -> tuple[Sample, Any]:
+    """Sample and alternatives' term at one joint value of the enumerated sites, times its probability."""
+    given = {path: Given(x, digits.get(path), None) for path, x in noise.items()}
+    run = _run(plan, plan.staged.jaxpr, given, digits, None)
+    dtype = run.outs[0].dtype
+    parts, held, controls = [], [], []
+    for cost, value, weight in zip(plan.costs.costs, run.costs, run.weights, strict=True):
+        score = _total("log_weight", run.emits, cost.reach, value.ndim)
+        parts.append(_weighted(weight, value if score is None else value * box(score).astype(dtype)))
+        if plan.shares:
+            control = _total("shared_control", run.emits, cost.reach, value.ndim)
+            control = jnp.zeros(value.shape, dtype) if control is None else control.astype(dtype)
+            controls.append(jnp.broadcast_to(_weighted(weight, control), value.shape))
+            held.append(lax.stop_gradient(_weighted(weight, value)))
+    if "control" in run.totals:
+        everywhere: Reach = {p.path: (None,) * len(p.loops) for p in plan.enumerated}
+        weight = _probability(plan, run.emits, digits, everywhere, 0)
+        parts.append(_weighted(weight, run.totals["control"].astype(dtype)))
+    surrogate = functools.reduce(jnp.add, [jnp.sum(x) if x.ndim else x for x in parts])
+    outs = run.outs
+    if digits:
+        aux = zip(outs[1:], plan.costs.aux, strict=True)
+        outs = [surrogate, *(_averaged(plan, x, reach, run.emits, digits) for x, reach in aux)]
+    sample = Sample(surrogate, held, controls, outs)
+    return sample, _alternatives(plan, given, digits, run, pick) if plan.branching else None
+
+
+class Run(NamedTuple):
+    """One run of the program.
+
+    Attributes:
+      costs: f[*sizes] of each cost.
+      weights: of each cost, the probability of its enumerated values.
+      outs: the program's outputs.
+      totals: sums over all sites.
+      emits: what the sites hand out.
+    """
+
+    costs: list[Any]
+    weights: list[Any]
+    outs: list[Any]
+    totals: dict[str, Any]
+    emits: dict[Path, Emitted]
+
+    @property
+    def weighted(self) -> list[Any]:
+        """The costs times their probabilities."""
+        return [_weighted(w, x) for w, x in zip(self.weights, self.costs, strict=True)]
+
+
+def _run(plan: Plan, jaxpr: Any, given: dict[Path, Any], digits: dict[Path, Any], number: Any) -> Run:
+    """Runs the program at its points; with a `number`, at that alternative."""
+    constvars, consts, _, eqns, outvars = _compat.parts(jaxpr)
+    out = run_equations(eqns, dict(zip(constvars, consts, strict=True)), _interpreter(plan, number), given)
+    costs = plan.costs.evaluate(out.value)
+    weights = [
+        _probability(plan, out.emits, digits, cost.reach, value.ndim)
+        for cost, value in zip(plan.costs.costs, costs, strict=True)
+    ]
+    return Run(costs, weights, read(out.value, outvars), out.totals, out.emits)
+
+
+def _probability(plan: Plan, emits: dict[Path, Emitted], digits: dict[Path, Any], reach: Reach, ndim: int) -> Any:
+    """W_e of what the sites in `reach` reach: the product of the probabilities of their values; None: no site has any.
+
+    Of the numbers of a site that does not reach it, or that stands in a branch that is not taken, only the first
+    counts.
+    """
+    if not digits:
+        return None
+    once, logs = [], []
+    for path, digit in digits.items():
+        if path not in reach:
+            once.append(jnp.all(digit == 0))
+            continue
+        axes = tuple(a if apart else None for a, apart in zip(reach[path], plan.apart[path], strict=True))
+        wrong = ~(emits[path].visited | (digit == 0))
+        once.append(_along(wrong.astype(jnp.int32), axes, ndim) == 0)
+        logs.append(_along(emits[path].log_support, axes, ndim))
+    log_probability = functools.reduce(jnp.add, logs) if logs else jnp.zeros(())
+    return jnp.where(functools.reduce(jnp.logical_and, once), jnp.exp(log_probability), 0.0)
+
+
+def _weighted(weight: Any, x: Any) -> Any:
+    """Weight * x; where the weight is 0, x is not looked at."""
+    if weight is None:
+        return x
+    weight = weight.astype(x.dtype)
+    return jnp.where(weight != 0, weight * jnp.where(weight != 0, x, 0), 0)
+
+
+def _averaged(plan: Plan, x: Any, reach: Reach, emits: dict[Path, Emitted], digits: dict[Path, Any]) -> Any:
+    """The summand of an auxiliary output's expected value."""
     if not jnp.issubdtype(x.dtype, jnp.inexact):
         raise ProgramError(
             "auxiliary output under Enumerate is not a float, and has no expected value.",
@@ -93,63 +238,58 @@ def _weighted_mean(weight: Any, x: Any) -> Any:
             expected="float arrays, which are averaged over the enumerated values",
             mend="convert it to float, or leave it out",
         )
-    w = weight.reshape(weight.shape + (1,) * (x.ndim - weight.ndim)).astype(x.dtype)
-    return jnp.sum(jnp.where(w != 0, w * jnp.where(w != 0, x, 0), 0), axis=tuple(range(weight.ndim)))
+    return _weighted(_probability(plan, emits, digits, reach, x.ndim), x)
 
 
-def _at_values(plan: Plan, noise: dict[Path, Any], digits: dict[Path, Any], pick: Any) -> tuple[Any, Sample, Any]:
-    """Weight, sample and alternatives' term at one joint value of the enumerated sites."""
-    given = {path: Given(x, digits.get(path), None) for path, x in noise.items()}
-    outs, totals, emits = run(plan.staged.jaxpr, [], _interpreter(plan, None), given)
-    f = outs[0]
-    surrogate = f * box(totals["log_weight"]).astype(f.dtype) if "log_weight" in totals else f
-    if "control" in totals:
-        surrogate = surrogate + totals["control"].astype(f.dtype)
-    shared = totals.get("shared_control", jnp.zeros(())).astype(f.dtype)
-    weight = _support_weight(totals, emits, digits).astype(f.dtype)
-    sample = Sample(surrogate, lax.stop_gradient(f), shared, outs)
-    return weight, sample, _alternatives(plan, given, digits, emits, weight * f, pick) if plan.branching else None
+def _alternatives(plan: Plan, given: dict[Path, Given], digits: dict[Path, Any], main: Run, pick: Any) -> Any:
+    """Σ_a weight_a (W_a f_a - W f): a run for each alternative of each site and visit, and one for all pruned.
 
-
-def _support_weight(totals: dict[str, Any], emits: dict[Path, Any], digits: dict[Path, Any]) -> Any:
-    """W_e: the product of the probabilities of the enumerated values.
-
-    A site in a branch that is not taken has no values to sum over: of its numbers only the first counts.
+    Lanes that are kept apart take their alternatives in one run.
     """
-    if not digits:
-        return jnp.ones(())
-    counts = [jnp.all(emits[path] | (digit == 0)) for path, digit in digits.items()]
-    log_support = totals.get("log_support", jnp.zeros(()))
-    return jnp.where(functools.reduce(jnp.logical_and, counts), jnp.exp(log_support), 0.0)
-
-
-def _alternatives(
-    plan: Plan, given: dict[Path, Given], digits: dict[Path, Any], emits: dict[Path, Any], weighted: Any, pick: Any
-) -> Any:
-    """Σ_a weight_a (W_a f_a - W f): a run for each alternative of each site, step and lane, and one for all pruned."""
-    for path, first in plan.branching.items():
-        values, weights = emits[path]
-        numbers = first + jnp.arange(weights.size, dtype=jnp.int32).reshape(weights.shape)
-        given = given | {path: given[path]._replace(alternative=(values, numbers))}
+    branching = [p for p in plan.found if p.path in plan.branching]
+    for p in branching:
+        others, first = main.emits[p.path].alternatives, plan.branching[p.path]
+        shape = (*plan.together(p), others.weights.shape[-1])
+        numbers = first + jnp.arange(math.prod(shape), dtype=jnp.int32).reshape(shape)
+        numbers = _over_lanes(plan, p, numbers, first=0)
+        given = given | {p.path: given[p.path]._replace(alternative=(others.values, numbers))}
     given = jax.tree.map(_still, given)
     jaxpr = _compat.with_consts(plan.staged.jaxpr, jax.tree.map(_still, list(plan.staged.jaxpr.consts)))
 
-    def other(number):
-        outs, totals, emits = run(jaxpr, [], _interpreter(plan, number), given)
-        weight = _support_weight(totals, emits, digits).astype(outs[0].dtype)
-        return jnp.where(weight != 0, weight * outs[0], 0)
-
-    weights = jnp.concatenate([emits[path].weights.reshape(-1) for path in plan.branching])
     numbers = jnp.arange(plan.num_full, dtype=jnp.int32)
     if plan.num_pruned:
-        survivor = plan.num_full + pick
-        numbers = jnp.append(numbers, survivor)
-        weights = jnp.append(weights[: plan.num_full], plan.num_pruned * weights[survivor])
-    values = jax.vmap(other)(numbers)
-    names = ", ".join(p.site.at() for p in plan.found if p.path in plan.branching)
-    difference = lax.stop_gradient(values - weighted)
+        numbers = jnp.append(numbers, plan.num_full + pick)
+    others = jax.vmap(lambda number: _run(plan, jaxpr, given, digits, number).weighted)(numbers)
+    weights, differences = [], []
+    for p in branching:
+        for cost, value, other in zip(plan.costs.costs, main.weighted, others, strict=True):
+            if p.path in cost.reach:
+                weight = _run_weights(plan, p, main.emits[p.path].alternatives.weights, cost, pick)
+                first = min(plan.branching[p.path], plan.num_full)
+                difference = other[first : first + weight.shape[0]] - value
+                weights.append(jnp.broadcast_to(weight, difference.shape).astype(difference.dtype).reshape(-1))
+                differences.append(lax.stop_gradient(difference).reshape(-1))
+    if not weights:
+        return None
+    names = ", ".join(p.site.at() for p in branching)
     inputs = [x for x in plan.staged.jaxpr.consts if jnp.issubdtype(jnp.result_type(x), jnp.inexact)]
-    return jnp.sum(_first_order(names)(weights.astype(values.dtype), difference, inputs))
+    return jnp.sum(_first_order(names)(jnp.concatenate(weights), jnp.concatenate(differences), inputs))
+
+
+def _run_weights(plan: Plan, place: Place, weights: Any, cost: Cost, pick: Any) -> Any:
+    """f[runs, ...]: the weights of a site's alternatives in the runs that are its own, broadcasting to a cost."""
+    apart = plan.apart[place.path]
+    together, lanes = ([i for i, x in enumerate(apart) if x is kept] for kept in (False, True))
+    x = jnp.transpose(weights, [*together, len(apart), *lanes])
+    x = x.reshape(-1, *(place.loop_shape[i] for i in lanes))
+    axes = [cost.reach[place.path][i] for i in lanes]
+    x = jax.vmap(lambda row: _along(row, tuple(axes), len(cost.sizes)))(x)
+    number = plan.branching[place.path] - plan.num_full
+    if number < 0:
+        return x
+    mine = (pick >= number) & (pick < number + x.shape[0])
+    survivor = lax.dynamic_index_in_dim(x, pick - number, keepdims=True)
+    return jnp.where(mine, plan.num_pruned * survivor, 0)
 
 
 def _still(x: Any) -> Any:
@@ -203,6 +343,9 @@ def _no_derivative(at: str) -> EstimatorError:
     )
 
 
+_NUMBERS = ("log_weight", "control", "shared_control")
+
+
 class Given(NamedTuple):
     """What a site is handed.
 
@@ -226,8 +369,9 @@ def _interpreter(plan: Plan, number: Any) -> Interpreter:
 
         points = program.rest(given.noise, operands)
         if isinstance(points, Support):
-            totals = {"log_support": lax.convert_element_type(points.log_weights[given.digit], float)}
-            return Outcome(points.values[given.digit], totals, {visit.path: jnp.array(True)})
+            log_support = lax.convert_element_type(points.log_weights[given.digit], float)
+            emitted = Emitted(log_support=log_support, visited=jnp.array(True))
+            return Outcome(points.values[given.digit], {}, {visit.path: emitted})
         value = points.value
         if given.alternative is not None:
             values, numbers = given.alternative
@@ -235,10 +379,14 @@ def _interpreter(plan: Plan, number: Any) -> Interpreter:
             value = jnp.where(jnp.any(here), values[jnp.argmax(here)], value)
         if jax.tree.leaves(points.fixed):
             value = undifferentiable(_no_derivative, site.at())(value, points.fixed)
-        names = ("log_weight", "control", "shared_control")
-        totals = {n: lax.convert_element_type(x, float) for n in names if (x := getattr(points, n)) is not None}
+        if number is not None:
+            return Outcome(value, {}, {visit.path: Emitted()})
+        numbers = {
+            n: None if (x := getattr(points, n)) is None else lax.convert_element_type(x, float) for n in _NUMBERS
+        }
+        control = numbers.pop("control")
         others = points.alternatives if points.pruned is None else points.pruned
-        emitted = others is not None and number is None
-        return Outcome(value, totals, {visit.path: others} if emitted else {})
+        emitted = Emitted(**numbers, alternatives=others)
+        return Outcome(value, {} if control is None else {"control": control}, {visit.path: emitted})
 
     return Interpreter(handle, None, "expectation")

@@ -76,7 +76,8 @@ class Alternatives(NamedTuple):
 class Draw(NamedTuple):
     """One point, with what its derivatives need.
 
-    The surrogate is  exp(l - sg l) k(x) + control + Σ_j weights_j (k(values_j) - k(x)).
+    The surrogate is  exp(l - sg l) k(x) + control + Σ_j weights_j (k(values_j) - k(x)),  with k the part of the
+    objective that the site reaches; all of it, where there is a control.
 
     Attributes:
       value: the value of the site, x.
