@@ -10,6 +10,7 @@ import pytest
 from jax import lax
 
 import vipl
+from benchmarks.measure import count_equations
 from vipl import objectives as ob
 from vipl import sample
 from vipl.testing import assert_unbiased
@@ -327,3 +328,42 @@ def test_piwae_with_a_discrete_guide():
     objective = vipl.expectation(lambda phi: ob.piwae(target(), coin(phi), data, num_bounds=2, num_particles=2))
     expected = jax.value_and_grad(exact)(-1.0)
     assert_unbiased(lambda key: objective.value_and_grad(key, -1.0), expected, key=KEY, resolution=(0.05, 0.05))
+
+
+def test_the_number_of_particles_does_not_make_a_program_longer():
+    def size(outer, inner):
+        bound = vipl.expectation(
+            lambda f: ob.diwhvi(model(THETA), nested_guide(f), Y, "z", num_outer=outer, num_inner=inner)
+        )
+        return count_equations(jax.make_jaxpr(lambda f: bound.value_and_grad(KEY, f))(PHI).jaxpr)
+
+    assert size(50, 50) <= 1.1 * size(5, 5)
+
+
+def test_five_particles_of_three_enumerated_bits():
+    """8^5 joint values in one program, whose length does not depend on the number of particles; no noise."""
+    weights = jnp.array([0.5, -1.0, 2.0])
+
+    @vipl.gen
+    def bits(phi):
+        return jnp.stack([1.0 * sample(f"b{i}", dist.Bernoulli(logits=phi[i]), vipl.Enumerate()) for i in range(3)])
+
+    @vipl.gen
+    def target():
+        sample("y", dist.Normal(bits.fn(jnp.zeros(3)) @ weights, 0.8))
+
+    def bound(num_particles):
+        return vipl.expectation(lambda phi: ob.iwelbo(target(), bits(phi), Y, num_particles=num_particles))
+
+    def exact(phi):
+        table = {f"b{i}": (jnp.arange(8) >> i) & 1 for i in range(3)}
+        log_q = jax.vmap(lambda b: bits(phi).assess(b).log_prob)(table)
+        log_w = jax.vmap(lambda b: target().assess(b | Y).log_prob)(table) - log_q
+        rows = np.indices((8,) * 5).reshape(5, -1)
+        return jnp.exp(log_q[rows].sum(0)) @ (jax.nn.logsumexp(log_w[rows], axis=0) - jnp.log(5))
+
+    phi = jnp.array([0.3, -0.8, 1.1])
+    got, expected = bound(5).value_and_grad(KEY, phi), jax.jit(jax.value_and_grad(exact))(phi)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9), got, expected)
+    sizes = [count_equations(jax.make_jaxpr(bound(k).estimate)(KEY, phi).jaxpr) for k in (2, 5)]
+    assert sizes[0] == sizes[1]
