@@ -19,7 +19,7 @@ import jax
 from benchmarks import report
 from benchmarks.measure import DisagreementError, measure
 
-WORKLOADS = ("core", "vae", "cone", "mixture", "series", "regression")
+WORKLOADS = ("core", "vae", "cone", "mixture", "sbn", "series", "regression")
 
 
 def main() -> None:

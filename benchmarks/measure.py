@@ -94,12 +94,12 @@ def compare(case: Case) -> dict[str, dict[str, float]]:
     """The relative variance of each gradient; raises `DisagreementError` where |z| > 5 for a value or a projection."""
     if not case.samples:
         return {}
-    out, moments = {}, {}
-    for name, objective in case.objectives.items():
-        draws = _draws(case, objective)
-        moments[name] = draws
-        mean2 = np.mean(draws[:, :-1].mean(0) ** 2 - draws[:, :-1].var(0) / len(draws))
-        out[name] = {"relative_variance": float(draws[:, :-1].var(0).mean() / max(mean2, 1e-30))}
+    moments = {name: _draws(case, objective) for name, objective in case.objectives.items()}
+    variances = {name: draws[:, :-1].var(0).mean() for name, draws in moments.items()}
+    least = min(variances, key=variances.__getitem__)
+    noise = variances[least] / case.samples  # of the mean: all share one gradient, and this is the best estimate of it
+    mean2 = max(np.mean(moments[least][:, :-1].mean(0) ** 2) - noise, noise, 1e-30)
+    out = {name: {"relative_variance": float(v / mean2)} for name, v in variances.items()}
     reference = "handwritten" if "handwritten" in moments else next(iter(moments))
     base = moments[reference]
     for name, draws in moments.items():
