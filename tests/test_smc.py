@@ -1,10 +1,13 @@
 """Sequential Monte Carlo: both sides of its estimate, its gradients, its trajectories, against exact answers."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+import scipy.stats
 from jax import lax
 
 import vipl
@@ -56,8 +59,9 @@ def alphas(phi, ys):
     return out
 
 
+@functools.cache
 def evidence(phi):
-    return alphas(phi, YS)[-1].sum()
+    return float(jax.jit(lambda phi: alphas(phi, YS)[-1].sum())(phi))
 
 
 def look_ahead(t, previous, known):
@@ -91,10 +95,10 @@ def _id(smc):
 def test_the_evidence_is_unbiased(smc):
     source = marginal(chain(1.1), "y", smc)
     exact = evidence(1.1)
-    draw = lambda key: jnp.exp(source.assess({"y": YS}, key=key).log_prob) / exact  # noqa: E731
-    assert_unbiased(draw, 1.0, key=KEY, resolution=0.1)
+    draw = lambda key, factor: factor * jnp.exp(source.assess({"y": YS}, key=key).log_prob) / exact  # noqa: E731
+    assert_unbiased(draw, 1.0, key=KEY, resolution=0.1, args=(1.0,))
     with pytest.raises(AssertionError, match="z = "):
-        assert_unbiased(lambda key: 1.15 * draw(key), 1.0, key=KEY, resolution=0.1)
+        assert_unbiased(draw, 1.0, key=KEY, resolution=0.1, args=(1.15,))
 
 
 @pytest.mark.parametrize("smc", FILTERS[1:4], ids=_id)
@@ -138,25 +142,35 @@ def test_a_construct_is_a_source_and_has_particles(construct):
         log_joint = chain(1.1, 2).assess(trace.retval | {"y": YS[:2]}).log_prob
         return jnp.exp(log_joint - trace.log_prob), jnp.exp(posterior.particles(key).log_normalizer)
 
-    evidence = jnp.exp(normalize(chain(1.1, 2), {"y": YS[:2]}, Enumeration()).particles(KEY).log_normalizer)
+    enumerated = normalize(chain(1.1, 2), {"y": YS[:2]}, Enumeration())
+    evidence = jnp.exp(jax.jit(enumerated.particles)(KEY).log_normalizer)
     assert_unbiased(drawn, (evidence, evidence), key=KEY, resolution=(0.02, 0.02))
 
 
 def test_trajectories_follow_the_posterior():
     """With many particles, the weighted share of each state at each step is the smoothed probability."""
-    particles = smc(chain(1.1), {"y": YS}, look_ahead, num_particles=20_000).particles(KEY)
-    assert particles.choices["z"].shape == (20_000, 5)
-    move = jax.nn.softmax(jnp.log(MOVE) * 1.1, axis=1)
-    forward, beta, smoothed = alphas(1.1, YS), jnp.ones(3), []
-    for t in reversed(range(5)):
-        smoothed.insert(0, forward[t] * beta / jnp.sum(forward[t] * beta))
-        beta = move @ (beta * jnp.exp(dist.Normal(MEANS * 1.1, 0.8).log_prob(YS[t])))
+
+    @jax.jit
+    def got(key):
+        particles = smc(chain(1.1), {"y": YS}, look_ahead, num_particles=20_000).particles(key)
+        assert particles.choices["z"].shape == (20_000, 5)
+        shares = particles.mean(lambda c: 1.0 * (c["z"][:, None] == jnp.arange(3)))
+        return shares, particles.mean(lambda c: 1.0 * (c["start"] == jnp.arange(3))), particles.log_normalizer
+
+    @jax.jit
+    def exact():
+        move = jax.nn.softmax(jnp.log(MOVE) * 1.1, axis=1)
+        forward, beta, smoothed = alphas(1.1, YS), jnp.ones(3), []
+        for t in reversed(range(5)):
+            smoothed.insert(0, forward[t] * beta / jnp.sum(forward[t] * beta))
+            beta = move @ (beta * jnp.exp(dist.Normal(MEANS * 1.1, 0.8).log_prob(YS[t])))
+        return jnp.stack(smoothed), START * beta / (START @ beta)
+
+    (shares, first, log_normalizer), (smoothed, smoothed_first) = got(KEY), exact()
     # one filter of 20000 particles: an error of 0.04 would be many standard errors, also where few ancestors are left
-    got = particles.mean(lambda c: 1.0 * (c["z"][:, None] == jnp.arange(3)))
-    np.testing.assert_allclose(got, jnp.stack(smoothed), atol=0.04)
-    np.testing.assert_allclose(particles.log_normalizer, jnp.log(evidence(1.1)), atol=0.03)
-    first = particles.mean(lambda c: 1.0 * (c["start"] == jnp.arange(3)))
-    np.testing.assert_allclose(first, START * beta / (START @ beta), atol=0.04)
+    np.testing.assert_allclose(shares, smoothed, atol=0.04)
+    np.testing.assert_allclose(log_normalizer, np.log(evidence(1.1)), atol=0.03)
+    np.testing.assert_allclose(first, smoothed_first, atol=0.04)
 
 
 def test_gradients_pass_the_ancestors():
@@ -182,7 +196,7 @@ def test_gradients_pass_the_ancestors():
         objective = vipl.expectation(lambda phi: jnp.exp(algorithm.particles(drift(phi), {"y": ys}).log_normalizer))
         return lambda key: objective.value_and_grad(key, 0.8)
 
-    value, slope = jax.value_and_grad(exact)(0.8)
+    value, slope = jax.jit(jax.value_and_grad(exact))(0.8)
     resolution = (0.1 * value, 0.1 * abs(slope))
     assert_unbiased(draw(Multinomial()), (value, slope), key=KEY, resolution=resolution)
     with pytest.raises(AssertionError, match="z = "):
@@ -201,19 +215,19 @@ def test_a_gaussian_chain_and_a_reversed_one():
 
         lax.scan(step, 0.0, None, length=3, reverse=reverse)
 
-    a = jnp.array([[1.0, 0, 0], [0.9, 1.0, 0], [0.81, 0.9, 1.0]])
-    cov = jnp.kron(a @ a.T * 0.49, jnp.ones((2, 2))) + 0.25 * jnp.eye(6)
-    ys = jnp.array([[0.2, -0.1], [0.5, 0.9], [-0.4, 0.1]])
-    exact = jnp.exp(dist.MultivariateNormal(jnp.zeros(6), cov).log_prob(ys.reshape(-1)))
+    a = np.array([[1.0, 0, 0], [0.9, 1.0, 0], [0.81, 0.9, 1.0]])
+    cov = np.kron(a @ a.T * 0.49, np.ones((2, 2))) + 0.25 * np.eye(6)
+    ys = np.array([[0.2, -0.1], [0.5, 0.9], [-0.4, 0.1]])
+    exact = scipy.stats.multivariate_normal(np.zeros(6), cov).pdf(ys.reshape(-1))
+    prior = np.linalg.inv(a @ a.T * 0.49)
+    mean = np.linalg.solve(prior + 8.0 * np.eye(3), 4.0 * ys.sum(1))
     for reverse in (False, True):
         data = ys[::-1] if reverse else ys
         source = marginal(walk(0.7, reverse), "y", SMC(10))
         draw = lambda key: jnp.exp(source.assess({"y": data}, key=key).log_prob) / exact  # noqa: B023, E731
         assert_unbiased(draw, 1.0, key=KEY, resolution=0.1)
-        filtered = smc(walk(0.7, reverse), {"y": data}, num_particles=20_000).particles(KEY)
-        prior = jnp.linalg.inv(a @ a.T * 0.49)
-        mean = jnp.linalg.solve(prior + 8.0 * jnp.eye(3), 4.0 * ys.sum(1))
-        got = filtered.mean(lambda c: c["x"])
+        filtered = smc(walk(0.7, reverse), {"y": data}, num_particles=20_000)
+        got = jax.jit(lambda key: filtered.particles(key).mean(lambda c: c["x"]))(KEY)  # noqa: B023
         np.testing.assert_allclose(got[::-1] if reverse else got, mean, atol=0.03)
 
 
@@ -252,10 +266,8 @@ def test_forward_backward_is_enumeration(reverse):
     def bound(algorithm):
         return lambda phi: marginal(known_start(phi, reverse), "y", algorithm).assess({"y": YS}).log_prob
 
-    got, exact = (jax.value_and_grad(bound(a))(1.1) for a in (ForwardBackward(), Enumeration()))
+    got, exact = (jax.jit(jax.value_and_grad(bound(a)))(1.1) for a in (ForwardBackward(), Enumeration()))
     np.testing.assert_allclose(got, exact, rtol=1e-10)
-    every = vipl.seed(lambda: Enumeration().particles(known_start(1.1, reverse), {"y": YS}))(KEY)
-    paths, weights = every.choices["z"], jnp.exp(every.log_probs)
     posterior = normalize(known_start(1.1, reverse), {"y": YS}, ForwardBackward())
 
     def pairs(z):
@@ -267,8 +279,12 @@ def test_forward_backward_is_enumeration(reverse):
         joint = known_start(1.1, reverse).assess(trace.choices | {"y": YS}).log_prob
         return pairs(trace.choices["z"]), trace.log_prob - joint
 
-    expected = jnp.einsum("p,ptij->tij", weights, jax.vmap(pairs)(paths)), -exact[0]
-    assert_unbiased(draw, expected, key=KEY, resolution=(0.1, 1e-6))
+    @jax.jit
+    def enumerated(key):
+        every = normalize(known_start(1.1, reverse), {"y": YS}, Enumeration()).particles(key)
+        return jnp.einsum("p,ptij->tij", jnp.exp(every.log_probs), jax.vmap(pairs)(every.choices["z"]))
+
+    assert_unbiased(draw, (enumerated(KEY), -exact[0]), key=KEY, resolution=(0.1, 1e-6))
 
 
 @vipl.gen
@@ -296,14 +312,14 @@ def joint_normal(phi, seen):
     lower = jnp.block([[powers[i - j] if i >= j else jnp.zeros((2, 2)) for j in range(4)] for i in range(4)])
     cov = lower @ jnp.kron(jnp.eye(4), phi * jnp.eye(2) + 0.1) @ lower.T
     rows = jnp.repeat(jnp.kron(jnp.eye(4), jnp.stack([1.0 + 0 * phi, -phi])), 2, axis=0)
-    return jnp.concatenate(mean), cov, rows[jnp.repeat(seen, 2)]
+    return jnp.concatenate(mean), cov, rows[np.repeat(seen, 2)]
 
 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_kalman_is_the_joint_normal(reverse):
     """Value, gradient, Hessian, posterior paths."""
     seen = np.array([True, True, False, True])
-    ys = jnp.array([[0.2, 0.4], [-0.7, -0.1], [9.0, 9.0], [1.1, 0.8]])
+    ys = np.array([[0.2, 0.4], [-0.7, -0.1], [9.0, 9.0], [1.1, 0.8]])
     order = slice(None, None, -1 if reverse else 1)
     data = {"y": ys[order]}
     model = lambda phi: tracked(phi, jnp.array(seen)[order], reverse)  # noqa: E731
@@ -316,12 +332,15 @@ def test_kalman_is_the_joint_normal(reverse):
         y = ys[seen].reshape(-1)
         return dist.MultivariateNormal(rows @ mean, rows @ cov @ rows.T + 0.25 * jnp.eye(y.size)).log_prob(y)
 
-    for transform in (lambda f: f, jax.grad, jax.hessian):
-        np.testing.assert_allclose(transform(got)(0.7), transform(exact)(0.7), rtol=1e-9)
+    def derivatives(f):
+        return jax.jit(lambda phi: (f(phi), jax.grad(f)(phi), jax.hessian(f)(phi)))(0.7)
 
-    mean, cov, rows = joint_normal(0.7, seen)
+    known = derivatives(exact)
+    np.testing.assert_allclose(derivatives(got), known, rtol=1e-9)
+
+    mean, cov, rows = map(np.asarray, jax.jit(lambda phi: joint_normal(phi, seen))(0.7))
     residual = ys[seen].reshape(-1) - rows @ mean
-    gain = cov @ rows.T @ jnp.linalg.inv(rows @ cov @ rows.T + 0.25 * jnp.eye(residual.size))
+    gain = cov @ rows.T @ np.linalg.inv(rows @ cov @ rows.T + 0.25 * np.eye(residual.size))
     mean, cov = mean + gain @ residual, cov - gain @ rows @ cov
     posterior = normalize(model(0.7), data, Kalman())
 
@@ -330,7 +349,7 @@ def test_kalman_is_the_joint_normal(reverse):
         x = trace.choices["x"][order].reshape(-1)
         return x, jnp.outer(x, x), trace.log_prob - model(0.7).assess(trace.choices | data).log_prob
 
-    expected = mean, jnp.outer(mean, mean) + cov, -exact(0.7)
+    expected = mean, np.outer(mean, mean) + cov, -known[0]
     assert_unbiased(draw, expected, key=KEY, resolution=(0.1, 0.1, 1e-6))
 
 
