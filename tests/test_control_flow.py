@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+import scipy.stats
 from jax import lax
 
 import vipl
@@ -279,8 +280,9 @@ def test_pure_code_is_evaluated_as_jax_does():
     x = jnp.array([0.3, -1.1, 0.7])
     objective = vipl.expectation(lambda x: pure(x) + 0.0 * sample("s", dist.Normal(0.0, 1.0)))
     value, grad = objective.value_and_grad(KEY, x)
-    np.testing.assert_allclose(value, pure(x), rtol=1e-12)
-    np.testing.assert_allclose(grad, jax.grad(pure)(x), rtol=1e-12)
+    exact, slope = jax.jit(jax.value_and_grad(pure))(x)
+    np.testing.assert_allclose(value, exact, rtol=1e-12)
+    np.testing.assert_allclose(grad, slope, rtol=1e-12)
 
 
 def test_a_site_in_the_rule_of_a_custom_derivative_is_drawn_where_the_rule_runs():
@@ -335,5 +337,5 @@ def test_axes_of_a_choice_are_its_loops_outermost_first():
         x = trace.choices["x"]
         assert x.shape == shape
         means = sum(np.arange(1.0 * n).reshape(-1, *(1,) * (len(shape) - i - 1)) for i, n in enumerate(shape))
-        np.testing.assert_allclose(trace.log_prob, normal(x, means), rtol=1e-12)
-        np.testing.assert_allclose(trace.retval, x.sum(), rtol=1e-12)
+        np.testing.assert_allclose(trace.log_prob, scipy.stats.norm(means).logpdf(x).sum(), rtol=1e-12)
+        np.testing.assert_allclose(trace.retval, np.sum(x), rtol=1e-12)

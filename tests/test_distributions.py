@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+import scipy.special
 from jax import lax
 
 import vipl
@@ -47,40 +48,43 @@ def test_a_hidden_markov_chain_is_the_sum_over_all_paths(varying, observed):
     ys = YS if observed is None else jnp.where(observed, YS, jnp.nan)
     exact = lambda phi: jax.nn.logsumexp(paths(phi, ys, varying, observed)[1])  # noqa: E731
     got = lambda phi: chain(phi, varying, observed).log_prob(ys)  # noqa: E731
-    for derivative in (lambda f: f, jax.grad):
-        np.testing.assert_allclose(derivative(got)(1.1), derivative(exact)(1.1), rtol=1e-9)
-    states, log_p = paths(1.1, ys, varying, observed)
-    weights = jax.nn.softmax(log_p)
-    marginals = weights @ (states[..., None] == jnp.arange(3)).reshape(len(states), -1)
-    d = chain(1.1, varying, observed)
-    np.testing.assert_allclose(d.posterior_marginals(ys).reshape(-1), marginals, rtol=1e-9)
+    np.testing.assert_allclose(*(jax.jit(jax.value_and_grad(f))(1.1) for f in (got, exact)), rtol=1e-9)
 
     def pairs(z):
         powers = jnp.stack([1.0 * z, 1.0 * z**2])
         return jnp.einsum("at,bt->tab", powers[:, :-1], powers[:, 1:])
 
-    exact_pairs = jnp.einsum("p,ptij->tij", weights, jax.vmap(pairs)(states))
-    assert_unbiased(lambda key: pairs(d.posterior_sample(key, ys)), exact_pairs, key=KEY, resolution=0.1)
+    @jax.jit
+    def posterior(phi):
+        states, log_p = paths(phi, ys, varying, observed)
+        weights = jax.nn.softmax(log_p)
+        marginals = weights @ (states[..., None] == jnp.arange(3)).reshape(len(states), -1)
+        exact_pairs = jnp.einsum("p,ptij->tij", weights, jax.vmap(pairs)(states))
+        return chain(phi, varying, observed).posterior_marginals(ys).reshape(-1), marginals, exact_pairs
+
+    got_marginals, marginals, exact_pairs = posterior(1.1)
+    np.testing.assert_allclose(got_marginals, marginals, rtol=1e-9)
+    draw = lambda key: pairs(chain(1.1, varying, observed).posterior_sample(key, ys))  # noqa: E731
+    assert_unbiased(draw, exact_pairs, key=KEY, resolution=0.1)
 
 
 def test_draws_of_a_hidden_markov_chain():
     """E[y_t] and E[y_t y_{t+1}] by matrix products."""
-    d = chain(1.1, True)
-    alpha, means, both = jax.nn.softmax(INITIAL), [], []
-    m = jnp.array([-1.0, 0.2, 1.5]) * 1.1 + 0.1 * jnp.arange(5.0)[:, None]
+    alpha, means, both = scipy.special.softmax(INITIAL), [], []
+    m = np.array([-1.0, 0.2, 1.5]) * 1.1 + 0.1 * np.arange(5.0)[:, None]
     for t in range(5):
         means.append(alpha @ m[t])
         if t < 4:
-            move = jax.nn.softmax(MOVES[t] * 1.1, axis=-1)
+            move = scipy.special.softmax(np.asarray(MOVES)[t] * 1.1, axis=-1)
             both.append((alpha * m[t]) @ move @ m[t + 1])
             alpha = alpha @ move
 
     def draw(key):
-        y = d.sample(key)
+        y = chain(1.1, True).sample(key)
         return y, y[:-1] * y[1:]
 
-    assert_unbiased(draw, (jnp.stack(means), jnp.stack(both)), key=KEY, resolution=0.05)
-    assert d.sample(KEY, (2, 3)).shape == (2, 3, 5)
+    assert_unbiased(draw, (np.stack(means), np.stack(both)), key=KEY, resolution=0.05)
+    assert jax.jit(lambda key: chain(1.1, True).sample(key, (2, 3)))(KEY).shape == (2, 3, 5)
 
 
 def system(phi=1.0, observed=None, varying=False):
@@ -109,48 +113,52 @@ def joint(phi, varying=False):
     return mean, cov, h, h @ mean + jnp.tile(d.emission_bias, 4), h @ cov @ h.T + 0.25 * jnp.eye(4)
 
 
-DATA = jnp.array([[0.2], [1.3], [-0.7], [0.4]])
+def known_joint(varying=False):
+    """`joint` at 1.1, in numbers."""
+    return [np.asarray(x) for x in jax.jit(lambda phi: joint(phi, varying))(1.1)]
 
 
-@pytest.mark.parametrize(("varying", "seen"), [(False, None), (True, jnp.array([True, False, True, False]))])
+DATA = np.array([[0.2], [1.3], [-0.7], [0.4]])
+
+
+@pytest.mark.parametrize(("varying", "seen"), [(False, None), (True, np.array([True, False, True, False]))])
 def test_a_linear_gaussian_chain_is_a_joint_normal(varying, seen):
     keep = np.arange(4) if seen is None else np.flatnonzero(seen)
-    data = DATA if seen is None else jnp.where(seen[:, None], DATA, jnp.nan)
+    data = DATA if seen is None else np.where(seen[:, None], DATA, np.nan)
 
     def exact(phi):
         _, _, _, m, s = joint(phi, varying)
         return dist.MultivariateNormal(m[keep], s[np.ix_(keep, keep)]).log_prob(DATA[keep, 0])
 
     got = lambda phi: system(phi, seen, varying).log_prob(data)  # noqa: E731
-    np.testing.assert_allclose(*(jnp.stack(jax.value_and_grad(f)(1.1)) for f in (got, exact)), rtol=1e-8)
+    np.testing.assert_allclose(*(jax.jit(jax.value_and_grad(f))(1.1) for f in (got, exact)), rtol=1e-8)
 
-    mean, cov, h, m, s = joint(1.1, varying)
-    gain = cov @ h[keep].T @ jnp.linalg.inv(s[np.ix_(keep, keep)])
+    mean, cov, h, m, s = known_joint(varying)
+    gain = cov @ h[keep].T @ np.linalg.inv(s[np.ix_(keep, keep)])
     post_mean, post_cov = mean + gain @ (DATA[keep, 0] - m[keep]), cov - gain @ h[keep] @ cov
-    d = system(1.1, seen, varying)
-    got_mean, got_cov = d.posterior_marginals(data)
+    got_mean, got_cov = jax.jit(lambda phi: system(phi, seen, varying).posterior_marginals(data))(1.1)
     np.testing.assert_allclose(got_mean.reshape(-1), post_mean, rtol=1e-8)
     for t in range(4):
         np.testing.assert_allclose(got_cov[t], post_cov[2 * t : 2 * t + 2, 2 * t : 2 * t + 2], rtol=1e-7, atol=1e-12)
 
     def draw(key):
-        x = d.posterior_sample(key, data).reshape(-1)
+        x = system(1.1, seen, varying).posterior_sample(key, data).reshape(-1)
         return x, jnp.outer(x, x)
 
-    assert_unbiased(draw, (post_mean, post_cov + jnp.outer(post_mean, post_mean)), key=KEY, resolution=0.05)
+    assert_unbiased(draw, (post_mean, post_cov + np.outer(post_mean, post_mean)), key=KEY, resolution=0.05)
 
 
 def test_draws_of_a_linear_gaussian_chain():
-    _, _, _, m, s = joint(1.1)
+    _, _, _, m, s = known_joint()
 
     def draw(key):
         y = system(1.1).sample(key).reshape(-1)
         return y, jnp.outer(y, y)
 
-    assert_unbiased(draw, (m, s + jnp.outer(m, m)), key=KEY, resolution=0.1)
+    assert_unbiased(draw, (m, s + np.outer(m, m)), key=KEY, resolution=0.1)
     # reparametrized: the derivative of a draw is that of its mean and covariance
     objective = vipl.expectation(lambda phi: jnp.sum(sample("y", system(phi)) ** 2))
-    exact = jax.value_and_grad(lambda phi: (lambda m, s: m @ m + jnp.trace(s))(*joint(phi)[3:]))(1.1)
+    exact = jax.jit(jax.value_and_grad(lambda phi: (lambda m, s: m @ m + jnp.trace(s))(*joint(phi)[3:])))(1.1)
     assert_unbiased(lambda key: objective.value_and_grad(key, 1.1), exact, key=KEY, resolution=(0.2, 0.4))
 
 
@@ -165,9 +173,14 @@ def test_chains_are_sources_of_sample():
     trace = model(1.1).simulate(KEY)
     assert trace.choices["y"].shape == (2, 5)
     assert trace.choices["g"].shape == (4, 1)
-    again = model(1.1).assess(trace.choices)
-    by_hand = sum(chain(1.1 * c).log_prob(trace.choices["y"][i]) for i, c in enumerate((1.0, 0.8)))
-    np.testing.assert_allclose(again.log_prob, by_hand + system(1.1).log_prob(trace.choices["g"]), rtol=1e-12)
+    again = model(1.1).assess(trace.choices, key=KEY)
+
+    @jax.jit
+    def by_hand(phi, choices):
+        lanes = sum(chain(phi * c).log_prob(choices["y"][i]) for i, c in enumerate((1.0, 0.8)))
+        return lanes + system(phi).log_prob(choices["g"])
+
+    np.testing.assert_allclose(again.log_prob, by_hand(1.1, trace.choices), rtol=1e-12)
 
     @vipl.gen
     def unrolled():
@@ -181,8 +194,13 @@ def test_chains_are_sources_of_sample():
 
         lax.scan(step, z, None, length=4)
 
-    summed = vipl.marginal(unrolled(), ("y1", "y"), vipl.Enumeration()).assess({"y1": YS[0], "y": YS[1:]})
-    np.testing.assert_allclose(summed.log_prob, chain(1.0).log_prob(YS), rtol=1e-12)
+    @jax.jit
+    def densities(ys):
+        summed = vipl.marginal(unrolled(), ("y1", "y"), vipl.Enumeration()).assess({"y1": ys[0], "y": ys[1:]})
+        return summed.log_prob, chain(1.0).log_prob(ys)
+
+    summed, got = densities(YS)
+    np.testing.assert_allclose(summed, got, rtol=1e-12)
 
 
 def test_long_chains_are_finite():
@@ -194,10 +212,11 @@ def test_long_chains_are_finite():
 def test_series_of_chains():
     """Leading axes are series of their own, by `expand` and in log_prob."""
     for d in (HiddenMarkov(INITIAL, MOVES[0], dist.Normal(jnp.arange(3.0), 1.0), 3), system()):
-        ys = jax.vmap(d.sample)(jax.random.split(KEY, 5))
-        each = jnp.stack([d.log_prob(y) for y in ys])
-        np.testing.assert_allclose(d.log_prob(ys), each, rtol=1e-12)
-        expanded = vipl.gen(lambda: sample("y", d.expand([5])))().assess({"y": ys})  # noqa: B023
+        ys = jax.jit(jax.vmap(d.sample))(jax.random.split(KEY, 5))
+        log_prob = jax.jit(d.log_prob)
+        each = np.stack([log_prob(y) for y in ys])
+        np.testing.assert_allclose(log_prob(ys), each, rtol=1e-12)
+        expanded = vipl.gen(lambda: sample("y", d.expand([5])))().assess({"y": ys}, key=KEY)  # noqa: B023
         np.testing.assert_allclose(expanded.log_prob, each.sum(), rtol=1e-12)
 
 

@@ -297,7 +297,7 @@ def long_guide(phi, swapped=False):
 
 @pytest.mark.parametrize("swapped", [False, True])
 def test_closed_forms_leave_the_bound_as_it_is(swapped):
-    """The difference of the two bounds, on one key, has mean zero, in value and gradient; swapped, none is taken."""
+    """The difference of the two bounds, on one key, has mean zero, in value and gradient; swapped, it is zero."""
 
     def both(form):
         return vipl.expectation(lambda t, f: form(long_model(t), long_guide(f, swapped), Y))
@@ -309,9 +309,8 @@ def test_closed_forms_leave_the_bound_as_it_is(swapped):
         return jax.tree.map(jnp.subtract, one, other)
 
     zeros = (0.0, (jnp.zeros(2), jnp.zeros(2)))
-    assert_unbiased(difference, zeros, key=KEY, resolution=(0.05, (0.2, 0.2)))
-    one, other = (e.estimate(KEY, THETA, PHI) for e in (sampled, closed))
-    assert (one == other) == swapped
+    check = assert_unbiased(difference, zeros, key=KEY, resolution=(0.05, (0.2, 0.2)))
+    assert (check.mean[0] == 0.0 and check.se[0] == 0.0) == swapped  # no closed form is taken: bit for bit the same
 
 
 def test_piwae_with_a_discrete_guide():
