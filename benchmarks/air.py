@@ -100,7 +100,7 @@ def train(name: str, options: argparse.Namespace, x: Any, held_out: tuple[Any, A
     return log
 
 
-def picture(path: str, logs: dict[str, list[dict[str, float]]]) -> None:
+def picture(path: str | Path, logs: dict[str, list[dict[str, float]]]) -> None:
     """Objective and accuracy against wall clock."""
     import matplotlib
 
@@ -118,8 +118,19 @@ def picture(path: str, logs: dict[str, list[dict[str, float]]]) -> None:
     pyplot.close(figure)
 
 
-def main() -> None:
-    """Runs one estimator after the other."""
+SHORT = "--estimators ENUM,MVD,REINFORCE --epochs 2 --images 640 --learning-rate 1e-3"
+
+
+def short(quick: bool) -> dict[str, Any]:
+    """The short run that is a part of the suite."""
+    options = arguments().parse_args(SHORT.split())
+    if quick:
+        options.epochs, options.images, options.estimators = 1, 64, "ENUM"
+    return run(options)
+
+
+def arguments() -> argparse.ArgumentParser:
+    """What the command takes."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.air", description=__doc__)
     parser.add_argument("--estimators", default="ENUM,MVD,REINFORCE", help=f"some of {', '.join(air.ESTIMATORS)}")
     parser.add_argument("--epochs", type=int, default=10)
@@ -129,21 +140,31 @@ def main() -> None:
     parser.add_argument("--checkpoints")
     parser.add_argument("--json")
     parser.add_argument("--picture")
+    return parser
+
+
+def main() -> None:
+    """Trains, and keeps what is asked for."""
+    parser = arguments()
     options = parser.parse_args()
-    names = options.estimators.split(",")
-    for name in names:
+    for name in options.estimators.split(","):
         if name not in air.ESTIMATORS:
             parser.error(f"{name} is none of {', '.join(air.ESTIMATORS)}")
+    result = run(options)
+    if options.json:
+        Path(options.json).write_text(json.dumps(result, indent=1) + "\n")
+    if options.picture:
+        picture(options.picture, result["logs"])
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Runs one estimator after the other."""
     x, _, data = air.canvases(options.images)
     test_x, test_counts, _ = air.canvases(HELD_OUT, seed=1)
     held_out = jnp.asarray(test_x), jnp.asarray(test_counts)
     print(f"{len(x)} canvases made of {data}; accuracy on {HELD_OUT} others", flush=True)
-    logs = {name: train(name, options, x, held_out) for name in names}
-    result = {"machine": report.machine(), "data": data, "options": vars(options) | {"checkpoints": None}, "logs": logs}
-    if options.json:
-        Path(options.json).write_text(json.dumps(result, indent=1) + "\n")
-    if options.picture:
-        picture(options.picture, logs)
+    logs = {name: train(name, options, x, held_out) for name in options.estimators.split(",")}
+    return {"machine": report.machine(), "data": data, "options": vars(options) | {"checkpoints": None}, "logs": logs}
 
 
 if __name__ == "__main__":

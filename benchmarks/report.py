@@ -133,7 +133,26 @@ def markdown(result: dict[str, Any]) -> str:
             )
     if "growth" in result:
         lines += ["", "## Growth", scaling(result)]
+    if "air" in result:
+        lines += ["", *training(result["air"])]
     return "\n".join(lines) + "\n"
+
+
+def training(air: dict[str, Any]) -> list[str]:
+    """The short run of attend, infer, repeat."""
+    options = air["options"]
+    lines = [
+        "## Attend, infer, repeat: a short run",
+        "",
+        f"{options['images']} canvases made of {air['data']}, Adam {options['learning_rate']:g}; compilation is not counted.",
+        "",
+        "| estimator | epoch | seconds | objective per image | count accuracy |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name, log in air["logs"].items():
+        for e in log:
+            lines.append(f"| {name} | {e['epoch']} | {e['seconds']:.0f} | {e['objective']:.1f} | {e['accuracy']:.3f} |")
+    return [*lines, "", "![Objective and count accuracy against wall clock](results/air.png)"]
 
 
 def picture(result: dict[str, Any], path: Path) -> None:
@@ -170,4 +189,8 @@ def write(result: dict[str, Any]) -> None:
     (FOLDER / "results" / "bench.json").write_text(json.dumps(result, indent=1) + "\n")
     if result["cases"]:
         picture(result, FOLDER / "results" / "time.png")
+    if "air" in result:
+        from benchmarks import air
+
+        air.picture(FOLDER / "results" / "air.png", result["air"]["logs"])
     (FOLDER / "RESULTS.md").write_text(markdown(result))
