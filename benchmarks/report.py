@@ -144,7 +144,7 @@ def training(air: dict[str, Any]) -> list[str]:
     lines = [
         "## Attend, infer, repeat: a short run",
         "",
-        f"{options['images']} canvases made of {air['data']}, Adam {options['learning_rate']:g}; compilation is not counted.",
+        f"{options['images']} canvases made of {air['data']}, Adam {options['learning_rate']:g}; without compilation.",
         "",
         "| estimator | epoch | seconds | objective per image | count accuracy |",
         "| --- | --- | --- | --- | --- |",
