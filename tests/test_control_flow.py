@@ -10,6 +10,8 @@ from jax import lax
 
 import vipl
 from vipl import sample
+from vipl.core import _fission as fission
+from vipl.core._interpret import stage
 
 KEY = jax.random.key(7)
 
@@ -339,3 +341,203 @@ def test_axes_of_a_choice_are_its_loops_outermost_first():
         means = sum(np.arange(1.0 * n).reshape(-1, *(1,) * (len(shape) - i - 1)) for i, n in enumerate(shape))
         np.testing.assert_allclose(trace.log_prob, scipy.stats.norm(means).logpdf(x).sum(), rtol=1e-12)
         np.testing.assert_allclose(trace.retval, np.sum(x), rtol=1e-12)
+
+
+# --- what a loop keeps ------------------------------------------------------------------------------------
+
+
+def scans_in(jaxpr):
+    """The bodies of all scans in a jaxpr, at any depth."""
+    for eqn in jaxpr.eqns:
+        inner = [getattr(x, "jaxpr", x) for p in eqn.params.values() for x in (p if isinstance(p, tuple) else (p,))]
+        inner = [x for x in inner if hasattr(x, "eqns")]
+        yield from inner if eqn.primitive.name == "scan" else []
+        for x in inner:
+            yield from scans_in(x)
+
+
+def primitives_in(jaxpr):
+    """The names of the primitives of a jaxpr, at any depth."""
+    found = {e.primitive.name for e in jaxpr.eqns}
+    for eqn in jaxpr.eqns:
+        for x in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "jaxpr")):
+            inner = getattr(x, "jaxpr", x)
+            found |= primitives_in(inner) if hasattr(inner, "eqns") else set()
+    return found
+
+
+@vipl.gen
+def chain(a):
+    def step(x, _):
+        x = sample("x", dist.Normal(a * x, 1.3))
+        sample("y", dist.Normal(jnp.tanh(x), 0.7))
+        return x, None
+
+    lax.scan(step, 0.4, None, length=5)
+
+
+@vipl.gen
+def chain_guide(slope, log_scale):
+    def step(x, row):
+        x = sample("x", dist.Normal(row[0] * x, jnp.exp(row[1])))
+        return x, None
+
+    lax.scan(step, -0.2, (slope, log_scale))
+
+
+def test_densities_of_a_chain_are_not_computed_in_its_loop():
+    """Given choices leave no loop at all; drawn ones leave a loop that only draws."""
+    slope, log_scale, y = jnp.linspace(0.1, 0.6, 5), jnp.linspace(-1.0, 0.3, 5), jnp.linspace(-1.0, 2.0, 5)
+    assess = jax.make_jaxpr(lambda a, x: chain(a).assess({"x": x, "y": y}).log_prob)(0.7, y)
+    assert not list(scans_in(assess))
+    objective = vipl.expectation(lambda p: vipl.objectives.elbo(chain(p[0]), chain_guide(*p[1:]), {"y": y}))
+    for estimator in (vipl.Reparam(), vipl.Score()):
+        estimate = objective.with_estimators({"x": estimator}).estimate
+        (body,) = scans_in(jax.make_jaxpr(lambda p, e=estimate: e(KEY, p))((0.7, slope, log_scale)).jaxpr)
+        assert not primitives_in(body) & {"log", "div", "exp", "tanh", "square", "integer_pow", "reduce_sum"}
+
+
+def law(case):
+    """A body `(carry, x, const) -> (carry, (ys, total))`, a carry, and xs of length 4, for each case."""
+    normal = lambda x, m, s: -0.5 * ((x - m) / s) ** 2 - jnp.log(s)  # noqa: E731
+
+    def plain(c, x, w):
+        new = jnp.tanh(w[0] * c + x[0])
+        return new, (new, normal(new, w[0] * c, jnp.exp(w[1] * x[1])))
+
+    def given(c, x, w):
+        (a, b), k = c
+        return ((x[0], a), k), (a * b, normal(x[0], w[0] * a + w[1] * b, 1.0 + x[1] ** 2) + k)
+
+    def integers(c, x, w):
+        n, z = c
+        s = (z + x[0] > 0.3).astype(jnp.int32)
+        return (n + 1 + s, z * 0.7 + s), (s, jnp.where(s == 1, w[0] * z, w[1] * n) + jnp.log1p(w[s] ** 2))
+
+    def branching(c, x, w):
+        new = lax.cond(c > 0.5, lambda c: jnp.log(c), lambda c: 0.9 * c + x[0], c)
+        root = lax.cond(new > 0.2, lambda z: jnp.sqrt(z - 0.2), lambda z: w[0] * z, new)
+        return new, (jnp.zeros(2), normal(root, w[1] * new, 1.5))
+
+    def nested(c, x, w):
+        inner, ls = lax.scan(lambda d, t: (jnp.sin(d * t), normal(d, w[0], 2.0)), c, x[0] + jnp.arange(3.0))
+        return inner, (inner * c, jnp.sum(ls) + normal(inner, w[1], 1.1))
+
+    def matrices(c, x, w):
+        m = jnp.array([[0.3, w[0]], [w[1], 0.2]])
+        drawn = lax.stop_gradient(m @ c + x[0])
+        log_p = -0.5 * jnp.sum(jax.scipy.linalg.solve_triangular(m, drawn - m @ c, lower=True) ** 2)
+        return drawn, (m @ c, jax.nn.logsumexp(drawn * w[0]) + log_p + jax.nn.relu(w[1] * drawn[1]))
+
+    def history(c, x, w):
+        buffer, t = c
+        last = lax.dynamic_index_in_dim(buffer, t, keepdims=False)
+        return (buffer.at[t + 1].set(w[0] * last + x[0]), t + 1), (last, normal(x[0], last, w[1] ** 2 + 1.0))
+
+    def counted(c, x, w):
+        key, z = c
+        key, sub = jax.random.split(key)
+        return (key, z + w[0] * jax.random.normal(sub)), (z, normal(z, x[0], jnp.exp(w[1])))
+
+    f = jnp.array(0.37)
+    return {
+        "plain": (plain, f),
+        "given": (given, ((f, 2 * f), -f)),
+        "integers": (integers, (jnp.array(2, jnp.int32), f)),
+        "branching": (branching, f),
+        "nested": (nested, f),
+        "matrices": (matrices, jnp.array([0.4, -0.9])),
+        "history": (history, (jnp.zeros(5).at[0].set(0.8), jnp.array(0, jnp.int32))),
+        "keys": (counted, (jax.random.key(3), f)),
+    }[case]
+
+
+def by_scan(body, init, xs, w, options):
+    return lax.scan(lambda c, x: body(c, x, w), init, xs, **options)
+
+
+def by_fission(body, init, xs, w, options):
+    x = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), xs)
+    jaxpr, shape = stage(lambda c, x: body(c, x, w), init, x)
+    is_total = [False] * (len(jax.tree.leaves(shape[1])) - 1) + [True]
+    outs = fission.scan(jaxpr, jax.tree.leaves(init), jax.tree.leaves(xs), is_total, options)
+    return jax.tree.unflatten(jax.tree.structure(shape), outs)
+
+
+def all_close(ours, theirs):
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert a.shape == b.shape
+        assert a.dtype == b.dtype
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
+XS = (jnp.array([0.9, -0.35, 0.2, 0.6]), jnp.array([0.1, 0.7, -0.4, 0.3]))
+W = jnp.array([0.8, -0.6])
+
+
+@pytest.mark.parametrize("case", ["plain", "given", "integers", "branching", "nested", "matrices", "history", "keys"])
+def test_a_split_scan_is_the_scan(case):
+    """Values, gradients and second derivatives, mapped over a constant."""
+    body, init = law(case)
+    reverse = case in ("plain", "given", "nested")
+    options = {"reverse": reverse, "unroll": 1 + reverse, "length": 4}
+
+    def derivatives(scan):
+        def f(xs, w):
+            carry, (ys, total) = out = scan(body, init, xs, w, options)
+            floats = [x for x in jax.tree.leaves((carry, ys)) if jnp.issubdtype(x.dtype, jnp.floating)]
+            return jnp.sum(total) + sum(jnp.sum(jnp.sin(x)) for x in floats), out
+
+        def lane(w):
+            grad = jax.grad(f, (0, 1), has_aux=True)
+            (slopes, out), (dslopes, dout) = jax.jvp(grad, (XS, w), (jax.tree.map(jnp.cos, XS), jnp.cos(w)))
+            return slopes, out, dslopes
+
+        return jax.jit(jax.vmap(lane))(jnp.stack([W, 2 * W]))
+
+    all_close(derivatives(by_fission), derivatives(by_scan))
+
+
+@pytest.mark.parametrize("case", ["given", "integers"])
+@pytest.mark.parametrize("length", [0, 1])
+def test_a_short_split_scan_is_the_scan(case, length):
+    body, init = law(case)
+    options = {"reverse": True, "unroll": 1, "length": length}
+    xs = jax.tree.map(lambda x: x[:length], XS)
+    all_close(by_fission(body, init, xs, W, options), by_scan(body, init, xs, W, options))
+
+
+def test_what_a_loop_keeps(monkeypatch):
+    """Sites, branches, keys, checkpoints and a history in the carry stay; what is scored is what was drawn."""
+    kept = {}
+    split = fission._split
+
+    def spy(body, totals):
+        out = split(body, totals)
+        kept["made"], kept["body"] = out, body
+        return out
+
+    monkeypatch.setattr(fission, "_split", spy)
+
+    def names(numbers):
+        return [kept["body"].eqns[i].primitive.name for i in sorted(numbers)]
+
+    def look(case):
+        jax.eval_shape(lambda: by_fission(*law(case), XS, W, {"reverse": False, "unroll": 1, "length": 4}))
+        return kept["made"]
+
+    assert names(look("branching").loop).count("cond") == 2
+    assert "scan" not in names(look("nested").after)
+    assert sum(v.aval.size for v in look("history").stacked) == 1
+    assert not look("given").loop
+    assert any(v.aval.dtype == jnp.int32 for v in look("integers").stacked)
+
+    @vipl.gen
+    def saving(a):
+        step = jax.checkpoint(lambda c, _: (sample("x", dist.Normal(a * c, 1.0)), None))
+        lax.scan(step, 0.0, None, length=3)
+
+    jax.eval_shape(lambda: saving(0.5).assess({"x": jnp.ones(3)}))
+    assert kept["made"] is None

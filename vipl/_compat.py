@@ -246,3 +246,44 @@ def jit_disabled() -> bool:
 def typeof(x: Any) -> Any:
     """The abstract value of `x`."""
     return jax.typeof(x)
+
+
+def _named(text: str, kind: int) -> dict[str, int]:
+    return dict.fromkeys(text.split(), kind)
+
+
+# What moving an equation from each step of a loop to all steps at once means: it is cheap enough to be evaluated twice;
+# it is costly; it picks a part of an array; it is not known to be safe, and stays.
+CHEAP, COSTLY, PICKS, STAYS = range(4)
+
+MOVES = (
+    _named(
+        """abs acos acosh add add_any and asin asinh atan atan2 atanh broadcast_in_dim cbrt ceil clamp
+        complex concatenate conj convert_element_type copy copy_p cos cosh div eq erf erf_inv erfc exp exp2
+        expm1 floor ge gt imag integer_pow iota is_finite le log log1p log2 logistic lt max min mul ne neg
+        nextafter not one_minus_square or pad polynomial pow real rem reshape rev round rsqrt select_n
+        shift_left shift_right_arithmetic shift_right_logical sign sin sinh slice split sqrt square squeeze
+        stack stop_gradient sub tan tanh transpose xor""",
+        CHEAP,
+    )
+    | _named(
+        """argmax argmin bessel_i0e bessel_i1e cholesky conv_general_dilated cumlogsumexp cummax cummin
+        cumprod cumsum digamma dot_general igamma igamma_grad_a igammac lgamma polygamma random_gamma_grad
+        reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_sum regularized_incomplete_beta sort
+        top_k triangular_solve zeta""",
+        COSTLY,
+    )
+    | _named("dynamic_slice gather", PICKS)
+)
+
+
+def pure_body(eqn: Any) -> Any:
+    """The program of an equation that only evaluates it, as `jit` does; else None."""
+    if eqn.primitive is jit_p:
+        return eqn.params["jaxpr"]
+    return eqn.params["call_jaxpr"] if eqn.primitive is custom_jvp_call_p else None
+
+
+def stops_gradient(eqn: Any) -> bool:
+    """Says whether an equation is `stop_gradient`."""
+    return eqn.primitive is _primitives.stop_gradient_p

@@ -31,7 +31,9 @@ from jax import lax
 
 from vipl import _compat
 from vipl._errors import ControlFlowError
+from vipl.core import _fission as fission
 from vipl.core._composite import Composite, composite_p
+from vipl.core._equations import evaluate, plain, read, walk
 from vipl.core._holds import eqn_holds_site, sites_of
 from vipl.core._places import places
 from vipl.core._site import Lane, Path, Site, lanes_p, sample_p
@@ -77,33 +79,6 @@ class Interpreter(NamedTuple):
 
 
 # --- the loop ---------------------------------------------------------------------------------------------
-
-
-def walk(jaxpr: Any, args: Sequence[Any], visit: Callable[[int, Any, list[Any]], Sequence[Any]]) -> list[Any]:
-    """Evaluates a jaxpr; `visit(number, equation, operands)` evaluates one equation."""
-    constvars, consts, invars, eqns, outvars = _compat.parts(jaxpr)
-    env = dict(zip([*constvars, *invars], [*consts, *args], strict=True))
-    return read(evaluate(eqns, env, visit), outvars)
-
-
-def evaluate(
-    eqns: Sequence[Any], env: dict[Any, Any], visit: Callable[[int, Any, list[Any]], Sequence[Any]]
-) -> dict[Any, Any]:
-    """The equation loop: extends an environment by the results of the equations."""
-    env = dict(env)
-    for i, eqn in enumerate(eqns):
-        env.update(zip(eqn.outvars, visit(i, eqn, read(env, eqn.invars)), strict=True))
-    return env
-
-
-def read(env: dict[Any, Any], variables: Sequence[Any]) -> list[Any]:
-    """The values of variables and literals."""
-    return [v.val if isinstance(v, _compat.Literal) else env[v] for v in variables]
-
-
-def plain(_: int, eqn: Any, values: list[Any]) -> list[Any]:
-    """Evaluates an equation as JAX does."""
-    return _compat.rebind(eqn, values)
 
 
 def run(
@@ -191,13 +166,24 @@ def _scan_rule(eqn: Any, values: list[Any], interpreter: Interpreter, given: Any
     jaxpr, num_consts, num_carry, options = _compat.scan_parts(eqn.params)
     consts, init, xs = values[:num_consts], values[num_consts:][:num_carry], values[num_consts + num_carry :]
 
+    steps = (xs, _below(given, path))
+
     def body(carry, step):
         x, step_given = step
         outs, totals, emits = run(jaxpr, [*consts, *carry, *x], interpreter, step_given, path)
         return outs[:num_carry], (outs[num_carry:], totals, emits)
 
-    carry, (ys, totals, emits) = lax.scan(body, init, (xs, _below(given, path)), **options)
+    staged, shape = stage(body, jax.tree.map(_aval, init), jax.tree.map(lambda x: _aval(x, 1), steps))
+    carry, (ys, totals, emits) = shape
+    is_total = [False] * len(jax.tree.leaves(ys)) + [True] * len(totals) + [False] * len(jax.tree.leaves(emits))
+    flat = fission.scan(staged, init, jax.tree.leaves(steps), is_total, options)
+    carry, (ys, totals, emits) = jax.tree.unflatten(jax.tree.structure(shape), flat)
     return _sum_axis(Outcome([*carry, *ys], totals, emits))
+
+
+def _aval(x: Any, loops: int = 0) -> Any:
+    """The abstract value of `x` inside loops."""
+    return jax.ShapeDtypeStruct(jnp.shape(x)[loops:], jnp.result_type(x))
 
 
 def _cond_rule(eqn: Any, values: list[Any], interpreter: Interpreter, given: Any, path: Path) -> Outcome:
