@@ -432,7 +432,9 @@ def law(case):
     def history(c, x, w):
         buffer, t = c
         last = lax.dynamic_index_in_dim(buffer, t, keepdims=False)
-        return (buffer.at[t + 1].set(w[0] * last + x[0]), t + 1), (last, normal(x[0], last, w[1] ** 2 + 1.0))
+        before = lax.dynamic_index_in_dim(buffer, jnp.maximum(t - 1, 0), keepdims=False)
+        log_p = normal(x[0], last - before, w[1] ** 2 + 1.0)
+        return (buffer.at[t + 1].set(w[0] * last + x[0]), t + 1), (jnp.sum(buffer**2), log_p)
 
     def counted(c, x, w):
         key, z = c
@@ -500,11 +502,10 @@ def test_a_split_scan_is_the_scan(case):
     all_close(derivatives(by_fission), derivatives(by_scan))
 
 
-@pytest.mark.parametrize("case", ["given", "integers"])
-@pytest.mark.parametrize("length", [0, 1])
-def test_a_short_split_scan_is_the_scan(case, length):
-    body, init = law(case)
-    options = {"reverse": True, "unroll": 1, "length": length}
+@pytest.mark.parametrize(("length", "reverse"), [(0, True), (0, False), (1, True), (3, False)])
+def test_a_short_split_scan_is_the_scan(length, reverse):
+    body, init = law("given")
+    options = {"reverse": reverse, "unroll": 1, "length": length}
     xs = jax.tree.map(lambda x: x[:length], XS)
     all_close(by_fission(body, init, xs, W, options), by_scan(body, init, xs, W, options))
 
@@ -530,14 +531,13 @@ def test_what_a_loop_keeps(monkeypatch):
 
     assert names(look("branching").loop).count("cond") == 2
     assert "scan" not in names(look("nested").after)
-    assert sum(v.aval.size for v in look("history").stacked) == 1
+    assert max(v.aval.size for v in look("history").stacked) == 1
     assert not look("given").loop
-    assert any(v.aval.dtype == jnp.int32 for v in look("integers").stacked)
+    assert "gt" not in names(look("integers").after)
 
     @vipl.gen
     def saving(a):
-        step = jax.checkpoint(lambda c, _: (sample("x", dist.Normal(a * c, 1.0)), None))
-        lax.scan(step, 0.0, None, length=3)
+        lax.map(jax.checkpoint(lambda t: sample("x", dist.Normal(a * t, 1.0))), jnp.arange(3.0))
 
     jax.eval_shape(lambda: saving(0.5).assess({"x": jnp.ones(3)}))
     assert kept["made"] is None
