@@ -175,7 +175,8 @@ def _scan_rule(eqn: Any, values: list[Any], interpreter: Interpreter, given: Any
 
     staged, shape = stage(body, jax.tree.map(_aval, init), jax.tree.map(lambda x: _aval(x, 1), steps))
     carry, (ys, totals, emits) = shape
-    is_total = [False] * len(jax.tree.leaves(ys)) + [True] * len(totals) + [False] * len(jax.tree.leaves(emits))
+    # What a site hands out as one number (a log weight) is like a total: nothing in the loop needs it.
+    is_total = [False] * len(jax.tree.leaves(ys)) + [True] * len(totals) + [x.size == 1 for x in jax.tree.leaves(emits)]
     flat = fission.scan(staged, init, jax.tree.leaves(steps), is_total, options)
     carry, (ys, totals, emits) = jax.tree.unflatten(jax.tree.structure(shape), flat)
     return _sum_axis(Outcome([*carry, *ys], totals, emits))

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from vipl import _compat
-from vipl.core._interpret import evaluate, plain, read, walk
+from vipl.core._equations import evaluate, plain, read, walk
 from vipl.core._reach import Reach, join, moved, reaches
 from vipl.core._site import Path
 
