@@ -240,7 +240,8 @@ def test_smc_inside_sample_and_vmap():
 
     data = {"s": {"y": jnp.stack([YS, YS])}}
     assert both().simulate(KEY).retval.shape == (2, 5)
-    draw = lambda key: jnp.exp(both().assess(data, key=key).log_prob) / evidence(1.1) ** 2  # noqa: E731
+    exact = evidence(1.1) ** 2
+    draw = lambda key: jnp.exp(both().assess(data, key=key).log_prob) / exact  # noqa: E731
     assert_unbiased(draw, 1.0, key=KEY, resolution=0.1)
 
 
