@@ -8,8 +8,6 @@ from typing import Any
 import jax
 
 from vipl._errors import AddressError, ProgramError, show_address, show_addresses
-from vipl.core import seed
-from vipl.core._keys import as_key
 from vipl.gen import Estimator, Program, Source
 from vipl.gen._choices import Address, check_address, flatten, merge, nest
 from vipl.gen._estimated import Estimated, only
@@ -153,10 +151,9 @@ class Normalized(Estimated):
         E[exp log_normalizer] = p(given).
 
         Args:
-          key: PRNG key; None inside a program.
+          key: PRNG key; None inside a program. With a key the run is compiled, as `simulate` is.
         """
-        run = lambda: self.algorithm.particles(self.program, self.given)  # noqa: E731
-        return run() if key is None else seed(run)(as_key(key))
+        return self.algorithm.particles(self.program, self.given) if key is None else self._with_key("particles", key)
 
     def _draw(self) -> tuple[dict[str, Any], Any]:
         particles = self.particles()
