@@ -441,6 +441,12 @@ def law(case):
         key, sub = jax.random.split(key)
         return (key, z + w[0] * jax.random.normal(sub)), (z, normal(z, x[0], jnp.exp(w[1])))
 
+    def passed_on(c, x, w):
+        """A second-order chain, and two carries that change places."""
+        a, b, k, m = c
+        new = jnp.tanh(w[0] * a - b + x[0])
+        return (b, new, m, k), (a * m, normal(new, w[0] * a + k, 1.5) + m * w[1])
+
     f = jnp.array(0.37)
     return {
         "plain": (plain, f),
@@ -451,6 +457,7 @@ def law(case):
         "matrices": (matrices, jnp.array([0.4, -0.9])),
         "history": (history, (jnp.zeros(5).at[0].set(0.8), jnp.array(0, jnp.int32))),
         "keys": (counted, (jax.random.key(3), f)),
+        "passed on": (passed_on, (f, -f, 2 * f, 0.5 * f)),
     }[case]
 
 
@@ -479,11 +486,14 @@ XS = (jnp.array([0.9, -0.35, 0.2, 0.6]), jnp.array([0.1, 0.7, -0.4, 0.3]))
 W = jnp.array([0.8, -0.6])
 
 
-@pytest.mark.parametrize("case", ["plain", "given", "integers", "branching", "nested", "matrices", "history", "keys"])
+CASES = ["plain", "given", "integers", "branching", "nested", "matrices", "history", "keys", "passed on"]
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_a_split_scan_is_the_scan(case):
     """Values, gradients and second derivatives, mapped over a constant."""
     body, init = law(case)
-    reverse = case in ("plain", "given", "nested")
+    reverse = case in ("plain", "given", "nested", "passed on")
     options = {"reverse": reverse, "unroll": 1 + reverse, "length": 4}
 
     def derivatives(scan):
@@ -508,6 +518,20 @@ def test_a_short_split_scan_is_the_scan(length, reverse):
     options = {"reverse": reverse, "unroll": 1, "length": length}
     xs = jax.tree.map(lambda x: x[:length], XS)
     all_close(by_fission(body, init, xs, W, options), by_scan(body, init, xs, W, options))
+
+
+def test_no_step_no_derivative():
+    """What a step would compute has no slope, not even an infinite one, where there is no step."""
+
+    def program(t):
+        last, roots = lax.scan(
+            lambda c, _: (c + sample("x", dist.Bernoulli(logits=c), vipl.Score()) * t, jnp.sqrt(t)), t, None, length=0
+        )
+        return last + jnp.sum(roots)
+
+    for estimator in (vipl.Score(), vipl.Enumerate(), vipl.MeasureValued(), vipl.CoupledFlips()):
+        objective = vipl.expectation(program).with_estimators({"x": estimator})
+        assert objective.value_and_grad(KEY, 0.0) == (0.0, 1.0)
 
 
 def test_what_a_loop_keeps(monkeypatch):

@@ -194,6 +194,19 @@ def plate_in_a_scan(t):
     return jnp.sin(total) + jnp.sum(terms)
 
 
+def collectives(t):
+    def lane(s):
+        def step(z, r):
+            z = flip("z", t + s + 0.1 * z)
+            twice = lax.while_loop(lambda c: c[0] < 1, lambda c: (c[0] + 1, lax.psum(c[1], "i")), (0, z))[1]
+            return twice, jnp.exp(t * lax.psum(z, "i") * r)
+
+        return lax.scan(step, s, SHIFTS[:2])
+
+    last, terms = jax.vmap(lane, axis_name="i")(SHIFTS[:2])
+    return jnp.sum(jnp.exp(t * last)) + jnp.sum(terms)
+
+
 @jax.jit
 def compiled(t):
     z = jax.vmap(lambda s: flip("z", t + s))(SHIFTS)
@@ -209,7 +222,7 @@ def sites(t):
 
 PROGRAMS = [
     plate, plate_below_a_site, plate_and_its_sum, two_plates, crossed_plates, nested_plates, chains, branches,
-    plate_in_a_scan, compiled, sites,
+    plate_in_a_scan, collectives, compiled, sites,
 ]  # fmt: skip
 
 
@@ -269,6 +282,30 @@ def test_estimators_are_unbiased(program, estimators):
     )
 
 
+def test_a_baseline_above_enumerated_lanes():
+    """The baseline is a number for the whole objective, and the lanes below it are enumerated jointly."""
+    assert_unbiased(
+        under(plate_below_a_site, {"w": Score(5.0), "z": Enumerate()}).value_and_grad,
+        answer(plate_below_a_site)[:2],
+        key=KEY,
+        args=(0.7,),
+        resolution=0.1,
+    )
+
+
+@pytest.mark.parametrize("scale", [2.0**16, 1e-8])
+def test_coefficients_do_not_pass_through_a_narrower_dtype(scale):
+    @vipl.expectation
+    def scaled(t):
+        z = jax.vmap(lambda s: sample("z", dist.Bernoulli(logits=t + s), Enumerate()))(SHIFTS).astype(jnp.float16)
+        return jnp.mean(jnp.cos(z)).astype(float) * scale
+
+    value, slope = scaled.value_and_grad(KEY, 0.7)
+    p = jax.nn.sigmoid(0.7 + SHIFTS)
+    np.testing.assert_allclose(value / scale, jnp.mean(1 - p + p * jnp.cos(1.0)), rtol=2e-3)
+    np.testing.assert_allclose(slope / scale, jnp.mean(p * (1 - p)) * (jnp.cos(1.0) - 1), rtol=2e-3)
+
+
 def test_a_cost_without_one_of_its_sites_is_caught(monkeypatch):
     """The broken twin: what the other plate reaches is not seen."""
     from vipl.core import _reach
@@ -320,7 +357,8 @@ def test_an_output_that_mixes_lanes_is_enumerated_jointly():
     @vipl.expectation(has_aux=True)
     def total(t):
         z = jax.vmap(lambda s: sample("z", dist.Bernoulli(logits=t + s), Enumerate()))(SHIFTS)
-        return jnp.sum(z * t), jnp.prod(1.0 * z)
+        return jnp.sum(z * t), (jnp.prod(1.0 * z), 3.0)
 
-    _, product = total.estimate(KEY, 0.7)
+    _, (product, three) = total.estimate(KEY, 0.7)
+    assert three == 3.0
     np.testing.assert_allclose(product, jnp.prod(jax.nn.sigmoid(0.7 + SHIFTS)), rtol=1e-12)

@@ -101,7 +101,9 @@ def scan(
     constvars, consts, invars, eqns, outvars = _compat.parts(jaxpr)
     n = len(init)
     body = _analyse(constvars, invars, eqns, outvars, n)
-    split = _split(body, [v for v, total in zip(body.outs, totals, strict=True) if total])
+    split = (
+        _split(body, [v for v, total in zip(body.outs, totals, strict=True) if total]) if options["length"] else None
+    )
     fixed = dict(zip(constvars, consts, strict=True))
     if split is None:
 
@@ -216,7 +218,11 @@ def _split(body: _Body, totals: list[Any]) -> _Split | None:
         kept += new
 
     stacked = [v for v in dict.fromkeys([*ends, *kept]) if level[v] == LOOP]
-    late = [i for i in carried if all(_has(stacked, v) for v in body.carry[i])]
+    late: list[int] = []
+    for i in carried:  # none of them is made of another
+        others = [v for j in late for v in body.carry[j]]
+        if all(_has(stacked, v) and v not in others for v in body.carry[i]):
+            late.append(i)
     stacked = [v for v in stacked if v not in {body.carry[i][0] for i in late}]
     known = [body.carry[i][1] for i in sum(body.rounds, [])]
     ahead, _ = _cone(body, [v for v in [*ends, *known, *body.outs] if _of(level, v) < LOOP], lambda _: True)

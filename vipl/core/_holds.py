@@ -18,7 +18,7 @@ from vipl.core._site import Lane, Site, defer_lanes, sample_effect, sample_p
 _SIMPLE = (type(None), bool, int, float, complex, str, bytes, type)
 
 
-def _jaxprs_inside(x: Any, seen: set[int], depth: int = 0) -> Iterator[Any]:
+def jaxprs_inside(x: Any, seen: set[int], depth: int = 0) -> Iterator[Any]:
     """The jaxprs in a parameter, also those in objects, closures and containers."""
     if isinstance(x, _SIMPLE) or id(x) in seen or depth > 6:
         return
@@ -27,21 +27,21 @@ def _jaxprs_inside(x: Any, seen: set[int], depth: int = 0) -> Iterator[Any]:
         yield x
     elif isinstance(x, dict):
         for y in x.values():
-            yield from _jaxprs_inside(y, seen, depth + 1)
+            yield from jaxprs_inside(y, seen, depth + 1)
     elif isinstance(x, (tuple, list, set, frozenset)):
         for y in x:
-            yield from _jaxprs_inside(y, seen, depth + 1)
+            yield from jaxprs_inside(y, seen, depth + 1)
     elif isinstance(x, (jax.Array, _compat.Tracer, Site, Lane)) or type(x).__module__.startswith("numpy"):
         return
     else:
         for cell in getattr(x, "__closure__", None) or ():
             try:
-                yield from _jaxprs_inside(cell.cell_contents, seen, depth + 1)
+                yield from jaxprs_inside(cell.cell_contents, seen, depth + 1)
             except ValueError:  # an empty cell
                 continue
         slots = [s for c in type(x).__mro__ for s in _names(getattr(c, "__slots__", ()))]
         for name in [*getattr(x, "__dict__", {}), *slots]:
-            yield from _jaxprs_inside(getattr(x, name, None), seen, depth + 1)
+            yield from jaxprs_inside(getattr(x, name, None), seen, depth + 1)
 
 
 def _names(slots: Any) -> Sequence[str]:
@@ -65,7 +65,7 @@ def _params_hold_site(eqn: Any) -> bool:
             found = [value] if _compat.is_jaxpr(value) else value if isinstance(value, tuple) else ()
             found = [j for j in found if _compat.is_jaxpr(j)]
         else:
-            found = list(_jaxprs_inside(value, seen))
+            found = list(jaxprs_inside(value, seen))
         if any(holds_site(j) for j in found):
             return True
     return False
@@ -99,7 +99,7 @@ def sites_of(eqn: Any) -> Iterator[Site]:
     """All sites that can be found in an equation's parameters, for messages."""
     seen: set[int] = set()
     for value in eqn.params.values():
-        for jaxpr in _jaxprs_inside(value, seen):
+        for jaxpr in jaxprs_inside(value, seen):
             yield from sites_in(jaxpr)
 
 

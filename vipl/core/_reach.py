@@ -19,6 +19,7 @@ from typing import Any
 from vipl import _compat
 from vipl.core._composite import composite_p
 from vipl.core._guard import GUARDS
+from vipl.core._holds import jaxprs_inside
 from vipl.core._site import Path, SampleEffect, lanes_p, sample_p
 
 Reach = dict[Path, tuple[int | None, ...]]
@@ -164,13 +165,14 @@ _INSIDE: dict[Any, Callable] = {
 def _plain(eqn: Any, operands: list[Reach], wanted: Mapping[Path, int], path: Path, loops: Any) -> list[Reach]:
     """Each operand's axes go where the primitive moves them; sites that are out of sight reach everything."""
     rule = _AXES.get(eqn.primitive.name)
-    across = _crosses_lanes(eqn.params)
+    in_lane = any(a is not None and a < 0 for r in operands for axes in r.values() for a in axes)
+    across = in_lane and _crosses_lanes(eqn)
 
     def to(k):
         def one(a):
             if a < 0:
                 return None if across else a
-            return None if rule is None or across else rule(eqn, k, a)
+            return None if rule is None else rule(eqn, k, a)
 
         return one
 
@@ -181,11 +183,14 @@ def _plain(eqn: Any, operands: list[Reach], wanted: Mapping[Path, int], path: Pa
     return [out for _ in eqn.outvars]
 
 
-def _crosses_lanes(params: dict[str, Any]) -> bool:
-    """Whether an equation is a collective over a named axis."""
-    names = params.get("axis_name"), params.get("axes")
+def _crosses_lanes(eqn: Any) -> bool:
+    """Whether an equation is a collective over a named axis, or holds one."""
+    names = eqn.params.get("axis_name"), eqn.params.get("axes")
     each = [n for given in names for n in (given if isinstance(given, tuple) else (given,))]
-    return any(n is not None and not isinstance(n, numbers.Integral) for n in each)
+    if any(n is not None and not isinstance(n, numbers.Integral) for n in each):
+        return True
+    inside = [jaxpr for value in eqn.params.values() for jaxpr in jaxprs_inside(value, set())]
+    return any(_crosses_lanes(e) for jaxpr in inside for e in _compat.parts(jaxpr).eqns)
 
 
 def _shape(eqn: Any, k: int) -> tuple[int, ...]:

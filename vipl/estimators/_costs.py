@@ -170,8 +170,10 @@ def _tells_more(leaf: Reach, out: Reach, by_site: bool) -> bool:
 def _linear_operands(eqn: Any, env: Mapping[Any, Reach]) -> list[Any] | None:
     """The operands that sites reach, if the equation is linear (or affine) in them; None: it is not."""
     rule = _LINEAR.get(eqn.primitive.name)
-    if rule is None or not all(jnp.issubdtype(v.aval.dtype, jnp.floating) for v in (*eqn.outvars, *eqn.invars)):
+    if rule is None or not jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating):
         return None
+    if any(v.aval.dtype != eqn.outvars[0].aval.dtype for v in eqn.invars):
+        return None  # coefficients would pass through the narrower dtype
     numbers = [k for k, v in enumerate(eqn.invars) if not isinstance(v, _compat.Literal) and env.get(v)]
     return [eqn.invars[k] for k in numbers] if numbers and rule(numbers) else None
 

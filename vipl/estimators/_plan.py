@@ -73,8 +73,11 @@ def make_plan(staged: Staged) -> Plan:
     programs = {p.path: points_of(p.site, p.avals) for p in found if p.outside_while is None}
     shapes = {path: program.shape for path, program in programs.items()}
     enumerated = [p for p in found if isinstance(shapes.get(p.path), Support)]
-    costs = _costs(staged, found, shapes)
+    whole = [path for path, points in shapes.items() if getattr(points, "control", None) is not None]
+    costs = _costs(staged, found, shapes, whole)
     apart = {p.path: _apart(p, costs) for p in found if p.path in shapes}
+    if whole:  # a control is one number for the whole program: its expected value is one over all joint values
+        apart |= {p.path: (False,) * len(p.loops) for p in enumerated}
     plan = Plan(staged, found, programs, enumerated, {}, 0, 0, [], costs, apart)
     _check_enumeration(plan, shapes)
     branching, counts = {}, [0]
@@ -91,13 +94,12 @@ def make_plan(staged: Staged) -> Plan:
     return plan._replace(branching=branching, num_full=num_full, num_pruned=num_pruned, shares=shares)
 
 
-def _costs(staged: Staged, found: Sequence[Place], shapes: dict[Path, Any]) -> Costs:
+def _costs(staged: Staged, found: Sequence[Place], shapes: dict[Path, Any], whole: Sequence[Path]) -> Costs:
     """Takes the objective apart by what its sites weigh.
 
     A baseline that is given from outside stands for the whole objective, which is then left whole for its site.
     """
     weighing = {p.path: len(p.loops) for p in found if p.path in shapes and _weighs(shapes[p.path])}
-    whole = [path for path in weighing if getattr(shapes[path], "control", None) is not None]
     return find_costs(staged.jaxpr, weighing, whole)
 
 

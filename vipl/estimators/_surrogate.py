@@ -91,7 +91,7 @@ def _digits(plan: Plan, place: Place) -> Any:
     count = math.prod(together)
     joint = jnp.arange(size**count, dtype=jnp.int32)[:, None]
     powers = jnp.asarray([size**i for i in reversed(range(count))], dtype=jnp.int32)
-    digits = ((joint // powers) % size).reshape(-1, *together)
+    digits = ((joint // powers) % size).reshape(size**count, *together)
     return _over_lanes(plan, place, digits, first=1)
 
 
@@ -230,6 +230,7 @@ def _weighted(weight: Any, x: Any) -> Any:
 
 def _averaged(plan: Plan, x: Any, reach: Reach, emits: dict[Path, Emitted], digits: dict[Path, Any]) -> Any:
     """The summand of an auxiliary output's expected value."""
+    x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.inexact):
         raise ProgramError(
             "auxiliary output under Enumerate is not a float, and has no expected value.",
@@ -281,11 +282,11 @@ def _run_weights(plan: Plan, place: Place, weights: Any, cost: Cost, pick: Any) 
     apart = plan.apart[place.path]
     together, lanes = ([i for i, x in enumerate(apart) if x is kept] for kept in (False, True))
     x = jnp.transpose(weights, [*together, len(apart), *lanes])
-    x = x.reshape(-1, *(place.loop_shape[i] for i in lanes))
+    x = x.reshape(math.prod(plan.together(place)) * weights.shape[-1], *(place.loop_shape[i] for i in lanes))
     axes = [cost.reach[place.path][i] for i in lanes]
     x = jax.vmap(lambda row: _along(row, tuple(axes), len(cost.sizes)))(x)
     number = plan.branching[place.path] - plan.num_full
-    if number < 0:
+    if number < 0 or not plan.num_pruned:
         return x
     mine = (pick >= number) & (pick < number + x.shape[0])
     survivor = lax.dynamic_index_in_dim(x, pick - number, keepdims=True)
