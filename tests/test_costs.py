@@ -285,7 +285,7 @@ def test_estimators_are_unbiased(program, estimators):
 def test_a_baseline_above_enumerated_lanes():
     """The baseline is a number for the whole objective, and the lanes below it are enumerated jointly."""
     assert_unbiased(
-        under(plate_below_a_site, {"w": Score(5.0), "z": Enumerate()}).value_and_grad,
+        under(plate_below_a_site, {"w": Score(20.0), "z": Enumerate()}).value_and_grad,
         answer(plate_below_a_site)[:2],
         key=KEY,
         args=(0.7,),
