@@ -3,7 +3,7 @@
 The expected value is linear. So a cost needs the weights of those sites alone that reach it; and where a site stands
 in a `vmap` and element i of a cost depends on lane i alone, the weights of that lane alone. The objective is followed
 backwards from its value through sums and other linear operations, to the values from which these are computed, the
-leaves: f = Σ_leaf <coefficient, leaf> + nothing else, with coefficients that no site reaches. What is summed
+leaves: f = Σ_leaf <coefficient, leaf> + constant, with coefficients and a constant that no site reaches. What is summed
 over lanes is kept apart by lane, and all leaves that are kept apart alike are one cost.
 
 Law: the costs add up to f. With nothing to be kept apart there is one cost, f itself.
