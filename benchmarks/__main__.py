@@ -19,13 +19,14 @@ import jax
 from benchmarks import air, report
 from benchmarks.measure import DisagreementError, measure
 
-WORKLOADS = ("core", "vae", "cone", "mixture", "sbn", "series", "regression")
+WORKLOADS = ("core", "vae", "cone", "mixture", "sbn", "series", "regression", "air")
+OTHERS = ("scaling", "training")
 
 
 def main() -> None:
     """Runs what is asked for; the exit status is 1 where implementations disagree."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[[], *WORKLOADS, "scaling", "air"], help="workloads; none: all")
+    parser.add_argument("names", nargs="*", choices=[[], *WORKLOADS, *OTHERS], help="workloads; none: all")
     parser.add_argument("--impl", default="vipl,handwritten,numpyro", help="implementations, with commas between")
     parser.add_argument("--json", help="where the results go")
     parser.add_argument("--mnist", help="the .npz file of MNIST; or set VIPL_MNIST")
@@ -35,13 +36,13 @@ def main() -> None:
     if options.mnist:
         os.environ["VIPL_MNIST"] = options.mnist
     wanted = options.impl.split(",")
-    names = options.names or [*WORKLOADS, "scaling", "air"]
+    names = options.names or [*WORKLOADS, *OTHERS]
     result: dict[str, Any] = {"machine": report.machine(), "cases": []}
     failed = False
     start = time.perf_counter()
     print(report.heading(), flush=True)
     for name in names:
-        if name == "air":
+        if name == "training":
             result["air"] = air.short(options.quick)
             continue
         workload = importlib.import_module(f"benchmarks.workloads.{name}")

@@ -9,9 +9,10 @@ import scipy.stats
 from jax import lax
 
 import vipl
-from vipl import sample
+from vipl import Reparam, Score, sample
 from vipl.core import _fission as fission
 from vipl.core._interpret import stage
+from vipl.testing import assert_unbiased
 
 KEY = jax.random.key(7)
 
@@ -164,6 +165,74 @@ def test_functions_with_custom_derivatives(f):
     got = jax.grad(objective.estimate, argnums=1)(KEY, 0.37)
     np.testing.assert_allclose(got, jax.grad(lambda m: f(m) + f(f(m)))(0.37), rtol=1e-12)
     assert jax.grad(objective.estimate, argnums=1)(KEY, 0.0) == jax.grad(lambda m: f(m) + f(f(m)))(0.0)
+
+
+class FoldedByADraw(dist.Normal):
+    """Makes a key of a key and of what another one drew."""
+
+    def sample(self, key, sample_shape=()):
+        first, second = jax.random.split(key)
+        return super().sample(jax.random.fold_in(second, jax.random.randint(first, (), 0, 3)), sample_shape)
+
+
+SAMPLERS = {
+    "normal": dist.Normal(0.5, 1.0),
+    "vector": dist.Normal(jnp.array([0.5, 0.2]), 1.0).to_event(1),
+    "two keys, one of them rejects": dist.StudentT(9.0, 0.5, 1.0),
+    "rejects": dist.Gamma(2.0, 2.0),
+    "two keys": dist.MixtureSameFamily(dist.Categorical(logits=jnp.zeros(2)), dist.Normal(jnp.array([0.0, 1.0]), 1.0)),
+    "keys of draws": FoldedByADraw(0.5, 1.0),
+    "integers": dist.Binomial(3, 0.4),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_draws_of_the_passes_of_a_loop(name):
+    """They are independent, of the right mean, and do not depend on how many passes there are."""
+    source = SAMPLERS[name]
+
+    def walk(outer, inner):
+        def step(c, _):
+            return c, sample("x", source).astype(float)
+
+        return jax.vmap(lambda: lax.scan(step, 0, None, length=inner)[1], axis_size=outer)()
+
+    many, few = vipl.seed(lambda: walk(3, 40))(KEY), vipl.seed(lambda: walk(2, 23))(KEY)
+    np.testing.assert_array_equal(many[:2, :23], few)
+    mean = jnp.broadcast_to(source.mean, source.event_shape)
+
+    def draw(key, lag):
+        x = (vipl.seed(lambda: walk(2, 3))(key) - mean).reshape(6, -1)
+        return {"means": jnp.mean(x, axis=1), "pairs": jnp.stack([jnp.mean(x[i] * x[i - lag]) for i in range(6)])}
+
+    exact = {"means": jnp.zeros(6), "pairs": jnp.zeros(6)}
+    assert_unbiased(draw, exact, key=KEY, resolution=0.1, args=(1,))
+    with pytest.raises(AssertionError, match="z = "):
+        assert_unbiased(draw, exact, key=KEY, resolution=0.1, args=(0,))
+
+
+def hashes(jaxpr):
+    """How many keys and how many bits of 32 a program makes."""
+    names = {"random_bits", "random_fold_in", "random_split"}
+    made = {name: 0 for name in names}
+    for eqn in jaxpr.eqns:
+        for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "jaxpr")):
+            if hasattr(inner, "jaxpr"):
+                made = {name: n + hashes(inner.jaxpr)[name] for name, n in made.items()}
+        if eqn.primitive.name in names:
+            made[eqn.primitive.name] += sum(v.aval.size for v in eqn.outvars)
+    return made
+
+
+@pytest.mark.parametrize("estimator", [Reparam(), Score()])
+def test_a_number_in_a_loop_costs_one_hash(estimator):
+    def walk(scale):
+        step = lambda x, _: (x + sample("x", dist.Normal(0.0, scale), estimator), None)  # noqa: E731
+        return lax.scan(step, 0.0, None, length=1000)[0] ** 2
+
+    made = hashes(jax.make_jaxpr(vipl.expectation(walk).estimate)(KEY, 1.0).jaxpr)
+    assert made["random_bits"] == 1000
+    assert made["random_fold_in"] + made["random_split"] <= 2
 
 
 def test_while_loop_can_be_seeded():

@@ -277,6 +277,13 @@ MOVES = (
 )
 
 
+RANDOM_BITS = "random_bits"
+"""The primitive that makes bits of a key."""
+
+KEYS_OF_KEYS = frozenset("random_split random_fold_in random_clone slice squeeze reshape".split())
+"""Primitives by which keys are made of keys."""
+
+
 def pure_body(eqn: Any) -> Any:
     """The program of an equation that only evaluates it, as `jit` does; else None."""
     if eqn.primitive is jit_p:

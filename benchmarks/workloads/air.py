@@ -5,14 +5,16 @@ Each of three steps of a `scan` says whether there is another object (`pres`), w
 
     pres_i ~ Bernoulli(0.05, 0.05^2.3, 0.05^5), while all before were 1;   x ~ Normal(sum of objects, 0.3)
 
-An image is one expectation, mapped over the batch. The estimator of `pres` is chosen from outside, by `ESTIMATORS`.
+An image is one expectation, mapped over the batch. The estimator of `pres` is chosen from outside, by `VARIANTS`. So
+that the last step can have its own, `hybrid` writes it after the `scan` of the first two, under the address "last".
 
 Reference: Eslami et al. (2016); the sizes are those of Becker et al. (2024), section 8.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,22 +24,13 @@ from jax import lax
 
 import vipl
 from benchmarks.data import images
+from benchmarks.measure import Case
+from benchmarks.workloads import log_normal
 from vipl import CoupledFlips, Enumerate, LeaveOneOut, LocalEnumerate, MeasureValued, Score, objectives, sample
 
 CANVAS, WINDOW, STEPS, WHAT, HIDDEN = 50, 20, 3, 50, 256
 PRIOR = jnp.array([0.05, 0.05**2.3, 0.05**5])
 WHERE_LOC, WHERE_SCALE = jnp.array([2.5, 0.0, 0.0]), jnp.array([0.2, 1.0, 1.0])
-
-ESTIMATORS: dict[str, tuple[Any, int]] = {
-    "REINFORCE": (Score(), 1),
-    "ENUM": (Enumerate(), 1),
-    "MVD": (MeasureValued(), 1),
-    "leave one out of 4": (Score(LeaveOneOut()), 4),
-    "local enumeration": (LocalEnumerate(), 1),
-    "coupled flips": (CoupledFlips(), 1),
-}
-"""name -> the estimator of `pres`, and samples per image."""
-
 
 # --- images ---------------------------------------------------------------------------------------------------------
 
@@ -119,8 +112,17 @@ def read(image: Any, where: Any) -> Any:
 # --- model and guide ------------------------------------------------------------------------------------------------
 
 
+def scan_steps(step: Any, carry: Any, xs: Any, apart: bool) -> tuple[Any, Any]:
+    """A `scan`; with `apart`, the last step is written after it."""
+    if not apart:
+        return lax.scan(step, carry, xs)
+    carry, first = lax.scan(step, carry, xs[:-1])
+    carry, last = sample("last", vipl.gen(step)(carry, xs[-1]))
+    return carry, jax.tree.map(lambda ys, y: jnp.append(ys, y), first, last)
+
+
 @vipl.gen
-def model(params):
+def model(params, apart=False):
     """An image; its density is a scalar for one image."""
 
     def step(carry, prior):
@@ -131,12 +133,12 @@ def model(params):
         return (canvas + here * write(decode(params, what), where), here), None
 
     start = (jnp.zeros((CANVAS, CANVAS)), jnp.ones((), jnp.int32))
-    (canvas, _), _ = lax.scan(step, start, PRIOR)
+    (canvas, _), _ = scan_steps(step, start, PRIOR, apart)
     sample("image", dist.Normal(canvas, 0.3).to_event(2))
 
 
 @vipl.gen
-def guide(params, image):
+def guide(params, image, apart=False):
     """A recurrent network looks at the image, and at the last object; returns the number of objects."""
     seen = dense(params["image"], image.reshape(-1))
 
@@ -155,33 +157,192 @@ def guide(params, image):
         last = here * jnp.concatenate([what, where, jnp.ones(1)])
         return (hidden, cell, last, here), here
 
-    zeros = jnp.zeros(HIDDEN)
-    _, here = lax.scan(step, (zeros, zeros, jnp.zeros(WHAT + 4), jnp.ones((), jnp.int32)), None, length=STEPS)
+    start = (jnp.zeros(HIDDEN), jnp.zeros(HIDDEN), jnp.zeros(WHAT + 4), jnp.ones((), jnp.int32))
+    _, here = scan_steps(step, start, jnp.arange(STEPS), apart)
     return jnp.sum(here)
 
 
-def elbo(params, image):
+def elbo(params, image, apart=False):
     """Of one image."""
-    return objectives.elbo(model(params), guide(params, image), {"image": image})
+    return objectives.elbo(model(params, apart), guide(params, image, apart), {"image": image})
 
 
-def iwelbo(params, image):
+def iwelbo(params, image, apart=False):
     """Of one image, two particles."""
-    return objectives.iwelbo(model(params), guide(params, image), {"image": image}, num_particles=2)
+    return objectives.iwelbo(model(params, apart), guide(params, image, apart), {"image": image}, num_particles=2)
 
 
-def over_batch(program: Any, estimator: Any, num_samples: int) -> Any:
-    """(key, params, images) -> f[], the mean over images of their estimates."""
-    objective = vipl.expectation(program).with_estimators({"pres": estimator})
+def wake(params, image, apart=False):
+    """Reweighted wake-sleep, ten particles: the model's gradient is that of the IWELBO, which is its value."""
+    both, data = (model(params, apart), guide(params, image, apart)), {"image": image}
+    phi = objectives.wake_phi(*both, data, num_particles=10)
+    return objectives.wake_theta(*both, data, num_particles=10) + phi - lax.stop_gradient(phi)
 
-    def total(key, params, batch):
-        one = lambda key, image: objective.estimate(key, params, image, num_samples=num_samples)  # noqa: E731
-        return jnp.mean(jax.vmap(one)(jax.random.split(key, len(batch)), batch))
 
-    return total
+class Variant(NamedTuple):
+    """An objective of one image, and how its gradient is estimated.
+
+    Attributes:
+      program: (params, image, apart) -> f[].
+      estimators: of its sites.
+      num_samples: of each image.
+      apart: whether the last step stands after the scan.
+    """
+
+    program: Callable[..., Any]
+    estimators: dict[Any, Any] = {}  # noqa: RUF012
+    num_samples: int = 1
+    apart: bool = False
+
+    def over_batch(self) -> Any:
+        """(key, params, images) -> f[], the mean over images of their estimates."""
+        objective = vipl.expectation(lambda params, image: self.program(params, image, self.apart))
+        objective = objective.with_estimators(self.estimators)
+
+        def total(key, params, batch):
+            one = lambda key, image: objective.estimate(key, params, image, num_samples=self.num_samples)  # noqa: E731
+            return jnp.mean(jax.vmap(one)(jax.random.split(key, len(batch)), batch))
+
+        return total
+
+
+PUBLISHED = {
+    "REINFORCE": ({"pres": Score()}, False),
+    "ENUM": ({"pres": Enumerate()}, False),
+    "MVD": ({"pres": MeasureValued()}, False),
+    "hybrid": ({"pres": MeasureValued(), ("last", "pres"): Enumerate()}, True),
+}
+"""name -> the estimators of Becker et al. (2024), and whether the last step stands apart."""
+
+VARIANTS = (
+    {name: Variant(elbo, estimators, apart=apart) for name, (estimators, apart) in PUBLISHED.items()}
+    | {f"{name} IWELBO": Variant(iwelbo, estimators, apart=apart) for name, (estimators, apart) in PUBLISHED.items()}
+    | {
+        "RWS": Variant(wake),
+        "leave one out of 4": Variant(elbo, {"pres": Score(LeaveOneOut())}, num_samples=4),
+        "local enumeration": Variant(elbo, {"pres": LocalEnumerate()}),
+        "coupled flips": Variant(elbo, {"pres": CoupledFlips()}),
+    }
+)
+"""Those of the paper, with one and two particles; reweighted wake-sleep; and ours."""
 
 
 def count_accuracy(key: Any, params: Any, batch: Any, counts: Any) -> Any:
     """The share of images whose number of objects a draw of the guide gets right."""
     draw = lambda key, image: guide(params, image).simulate(key).retval  # noqa: E731
     return jnp.mean(jax.vmap(draw)(jax.random.split(key, len(batch)), batch) == counts)
+
+
+# --- by hand --------------------------------------------------------------------------------------------------------
+
+
+def log_weight(params: Any, image: Any, noise: Any, choose: Callable[[int, Any], Any]) -> tuple[Any, Any, list[Any]]:
+    """log p(image, z) - log q(z), Σ log q(pres), and the logits; `choose(step, logit)` says whether there is an object.
+
+    The three steps of both are written out, and share what they have in common.
+    """
+    seen = dense(params["image"], image.reshape(-1))
+    hidden, cell, last, present = jnp.zeros(HIDDEN), jnp.zeros(HIDDEN), jnp.zeros(WHAT + 4), 1.0
+    canvas, total, score, logits = jnp.zeros((CANVAS, CANVAS)), 0.0, 0.0, []
+    for step in range(STEPS):
+        i, f, g, o = jnp.split(seen + dense(params["recur"], jnp.concatenate([hidden, last])), 4)
+        cell = jax.nn.sigmoid(f + 1.0) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
+        hidden = jax.nn.sigmoid(o) * jnp.tanh(cell)
+        out = dense(params["predict2"], jax.nn.relu(dense(params["predict1"], hidden)))
+        chosen = choose(step, out[0])
+        log_q = present * (chosen * out[0] - jax.nn.softplus(out[0]))
+        total += present * jnp.where(chosen > 0, jnp.log(PRIOR[step]), jnp.log1p(-PRIOR[step])) - log_q
+        here = present * chosen
+        loc, scale = WHERE_LOC + out[1:4], jax.nn.softplus(out[4:]) + 1e-3
+        where = loc + scale * noise["where"][step]
+        total += here * jnp.sum(log_normal(where, WHERE_LOC, WHERE_SCALE) - log_normal(where, loc, scale))
+        loc, scale = encode(params, read(image, where.at[0].set(jnp.maximum(where[0], 0.5))))
+        what = loc + scale * noise["what"][step]
+        total += here * jnp.sum(log_normal(what, 0.0, 1.0) - log_normal(what, loc, scale))
+        canvas += here * write(decode(params, what), where)
+        last, present = here * jnp.concatenate([what, where, jnp.ones(1)]), here
+        score, logits = score + log_q, [*logits, out[0]]
+    return total + jnp.sum(log_normal(image, canvas, 0.3)), score, logits
+
+
+def draw_noise(key: Any, *batch: int) -> dict[str, Any]:
+    """For images, or particles."""
+    keys = jax.random.split(key, 3)
+    return {
+        "where": jax.random.normal(keys[0], (*batch, STEPS, 3)),
+        "what": jax.random.normal(keys[1], (*batch, STEPS, WHAT)),
+        "pres": jax.random.uniform(keys[2], (*batch, STEPS)),
+    }
+
+
+def drawn(noise: Any) -> Callable[[int, Any], Any]:
+    """The flips that the noise makes."""
+    return lambda step, logit: (noise["pres"][step] < jax.nn.sigmoid(lax.stop_gradient(logit))).astype(float)
+
+
+def reinforce_by_hand(params, image, noise):
+    """One particle for each entry of the noise."""
+    log_w, score, _ = jax.vmap(lambda noise: log_weight(params, image, noise, drawn(noise)))(noise)
+    bound = jax.nn.logsumexp(log_w) - jnp.log(len(log_w))
+    return bound + lax.stop_gradient(bound) * (jnp.sum(score) - lax.stop_gradient(jnp.sum(score)))
+
+
+def enumerate_by_hand(params, image, noise):
+    """All flips after the first 0 are 0: four paths for each particle."""
+
+    def path(noise, count):
+        return log_weight(params, image, noise, lambda step, _: (step < count).astype(float))[:2]
+
+    log_w, log_q = jax.vmap(jax.vmap(path, (None, 0)), (0, None))(noise, jnp.arange(STEPS + 1))
+    for _ in range(len(log_w) - 1):  # with two particles, all pairs
+        log_w = jnp.logaddexp(log_w[0][:, None], log_w[1][None]) - jnp.log(2.0)
+        log_q = log_q[0][:, None] + log_q[1][None]
+    return jnp.sum(jnp.exp(log_q) * log_w)
+
+
+def measure_valued_by_hand(params, image, noise):
+    """One particle; each flip in turn, with the same noise."""
+    noise = jax.tree.map(lambda x: x[0], noise)
+    at = drawn(noise)
+    log_w, _, logits = log_weight(params, image, noise, at)
+    fixed = jax.tree.map(lax.stop_gradient, params)
+
+    def flipped(number):
+        choose = lambda step, logit: jnp.where(step == number, 1 - at(step, logit), at(step, logit))  # noqa: E731
+        return log_weight(fixed, image, noise, choose)[0]
+
+    others = lax.stop_gradient(jax.vmap(flipped)(jnp.arange(STEPS)) - log_w)
+    probs = jnp.stack([jax.nn.sigmoid(jnp.where(at(step, x) > 0, -x, x)) for step, x in enumerate(logits)])
+    return log_w + jnp.sum((probs - lax.stop_gradient(probs)) * others)
+
+
+def over_batch_by_hand(one: Any, particles: int) -> Any:
+    """(key, params, images) -> f[]; all noise is drawn at once."""
+
+    def total(key, params, batch):
+        noise = draw_noise(key, len(batch), particles)
+        return jnp.mean(jax.vmap(one, (None, 0, 0))(params, batch, noise))
+
+    return total
+
+
+def cases(quick: bool) -> list[Case]:
+    """Every estimator of the two objectives; where it has no program by hand, beside that of enumeration."""
+    batch = jnp.asarray(canvases(4 if quick else 64)[0])
+    args = (parameters(jax.random.key(0)), batch)
+    twins = {
+        "REINFORCE": (reinforce_by_hand, 1),
+        "ENUM": (enumerate_by_hand, 1),
+        "MVD": (measure_valued_by_hand, 1),
+        "REINFORCE IWELBO": (reinforce_by_hand, 2),
+        "ENUM IWELBO": (enumerate_by_hand, 2),
+    }
+    out = []
+    for name, variant in VARIANTS.items():
+        if name == "RWS" or (quick and name not in twins):
+            continue
+        twin = twins.get(name, (enumerate_by_hand, 2 if variant.program is iwelbo else 1))
+        both = {"vipl": variant.over_batch(), "handwritten": over_batch_by_hand(*twin)}
+        note = "" if name in twins else "by hand: ENUM"
+        out.append(Case("attend, infer, repeat", name, both, args, samples=64, note=note))
+    return out

@@ -3,11 +3,15 @@
 A *site program* is a JAX function `fn(key, *operands)` of one lane: it draws, and says what else an interpreter
 needs (weights, alternatives). Its jaxpr is split by what depends on the key alone:
 
-    fn(key, *operands) = rest(noise(key), *operands).
+    fn(key, *operands) = rest(noise(bits(key)), *operands).
 
-`noise` of all sites with the same noise program is drawn under one `vmap` over their keys, outside every
-`scan`, bit for bit what each would have drawn alone. A sampler that mixes key and parameters throughout (a
-rejection sampler) has its key as its noise.
+The noise of all sites with the same noise program is drawn under one `vmap`, outside every `scan`, bit for bit what
+each would have drawn alone. `bits` are random bits, and keys that end in anything else: a sampler that mixes key and
+parameters throughout (a rejection sampler) has its key as bits and as noise.
+
+A site in loops draws the bits of all passes of the innermost one from one key. That is one hash for each number, as in
+`jax.random.normal(key, (steps,))`; a key for each pass would be another. With JAX's default generator the bits of the
+first passes do not depend on how many passes there are.
 """
 
 from __future__ import annotations
@@ -23,20 +27,22 @@ from vipl import _compat
 from vipl._errors import ProgramError, show_aval
 from vipl.core._interpret import Path, evaluate, plain, read, walk
 from vipl.core._keys import fold_loop, fold_tag, place_digest
-from vipl.core._places import Place
+from vipl.core._places import Loop, Place
 
 
 class SiteProgram(NamedTuple):
     """A site's program, split.
 
     Attributes:
-      noise: key -> list of arrays.
+      bits: (key, loop) -> list of arrays: those of one lane (None), or of all passes of a loop, as the leading axis.
+      noise: bits -> list of arrays, in one lane.
       rest: (noise, operands) -> the site program's result.
       signature: equal for two sites that can draw their noise together.
       shape: the result's structure, with shapes and dtypes.
     """
 
-    noise: Callable[[Any], list[Any]]
+    bits: Callable[[Any, Loop | None], list[Any]]
+    noise: Callable[[list[Any]], list[Any]]
     rest: Callable[[list[Any], Sequence[Any]], Any]
     signature: Any
     shape: Any
@@ -71,16 +77,62 @@ def _split(build: Callable, config: Any, avals: tuple[Any, ...], mode: Any) -> S
     needed = [v for e in other for v in e.invars] + list(outvars)
     residuals = list(dict.fromkeys(v for v in needed if not isinstance(v, _compat.Literal) and level.get(v) == 1))
     base = dict(zip(constvars, consts, strict=True))
+    made, ends, shaped = _split_key(invars[0], drawn, residuals, lambda v: level.get(v, 0) == 0)
 
-    def noise(key):
-        return read(evaluate([*constant, *drawn], base | {invars[0]: key}, plain), residuals)
+    def bits(key, loop):
+        env = evaluate([*constant, *made], base | {invars[0]: key}, functools.partial(_for_passes, loop))
+        return [_of_passes(x, loop) if _is_key(x) else x for x in read(env, ends)]
+
+    def noise(bits):
+        env = base | dict(zip(ends, bits, strict=True))
+        return read(evaluate([*constant, *shaped], env, plain), residuals)
 
     def rest(noise, operands):
         env = base | dict(zip(residuals, noise, strict=True)) | dict(zip(invars[1:], operands, strict=True))
         return jax.tree.unflatten(treedef, read(evaluate([*constant, *other], env, plain), outvars))
 
-    text = str(jax.make_jaxpr(noise)(key))
-    return SiteProgram(noise, rest, text if not consts else (text, object()), shape)
+    text = str(jax.make_jaxpr(lambda key: noise(bits(key, None)))(key))
+    return SiteProgram(bits, noise, rest, text if not consts else (text, object()), shape)
+
+
+def _split_key(
+    key: Any, drawn: list[Any], needed: Sequence[Any], constant: Callable[[Any], bool]
+) -> tuple[list[Any], list[Any], list[Any]]:
+    """Splits equations that depend on a key: those that make bits or keys of it; what these end in; all others."""
+    keys, made, bits, shaped = {key: None}, [], [], []
+    for eqn in drawn:
+        variables = [v for v in eqn.invars if not isinstance(v, _compat.Literal)]
+        others = [v for v in variables if v not in keys]
+        if len(others) < len(variables) and eqn.primitive.name == _compat.RANDOM_BITS:
+            made.append(eqn)
+            bits += eqn.outvars
+        elif len(others) < len(variables) and eqn.primitive.name in _compat.KEYS_OF_KEYS and all(map(constant, others)):
+            made.append(eqn)
+            keys |= dict.fromkeys(eqn.outvars)
+        else:
+            shaped.append(eqn)
+    used = {v for e in shaped for v in e.invars if not isinstance(v, _compat.Literal)} | set(needed)
+    return made, bits + [v for v in keys if v in used], shaped
+
+
+def _for_passes(loop: Loop | None, number: int, eqn: Any, values: list[Any]) -> list[Any]:
+    """Evaluates an equation for all passes of a loop, from the same key: bits get a leading axis."""
+    if loop is None or eqn.primitive.name != _compat.RANDOM_BITS:
+        return plain(number, eqn, values)
+    (keys,), (out,) = values, eqn.outvars
+    draw = functools.partial(jax.random.bits, shape=(loop.size, *eqn.params["shape"]), dtype=out.aval.dtype)
+    for _ in range(keys.ndim):
+        draw = jax.vmap(draw, out_axes=1)
+    return [draw(keys)]
+
+
+def _of_passes(keys: Any, loop: Loop | None) -> Any:
+    """Keys of all passes of a loop, as the leading axis."""
+    return keys if loop is None else jnp.moveaxis(fold_loop(keys, loop), -1, 0)
+
+
+def _is_key(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def _inline(_: int, eqn: Any, values: list[Any]) -> Sequence[Any]:
@@ -114,9 +166,7 @@ def handed(key: Any, found: Sequence[Place], programs: dict[Path, SiteProgram]) 
     for (kind, loops), members in groups.items():
         hashes = jnp.asarray([place_digest(p) for p in members], dtype=jnp.uint32)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, hashes)
-        for loop in loops:
-            keys = fold_loop(keys, loop)
-        noise = [keys] if kind == "key" else _noise(programs[members[0].path], keys)
+        noise = [_folded(keys, loops)] if kind == "key" else _noise(programs[members[0].path], keys, loops)
         for i, place in enumerate(members):
             out[place.path] = [_own(x[i]) for x in noise]
     return out
@@ -124,7 +174,7 @@ def handed(key: Any, found: Sequence[Place], programs: dict[Path, SiteProgram]) 
 
 def _own(x: Any) -> Any:
     """A site's part of what its group was given; a key of it is a key of its own."""
-    return jax.random.clone(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+    return jax.random.clone(x) if _is_key(x) else x
 
 
 def handed_in_while(
@@ -133,16 +183,32 @@ def handed_in_while(
     """What the sites in one pass of a `while` loop are handed, from their keys before it."""
     out: dict[Path, Any] = {}
     for place in found:
-        passed = fold_tag(keys[place.path][0], "while", count)
-        for loop in place.known_loops:
-            passed = fold_loop(passed, loop)
-        program = programs[place.path]
-        out[place.path] = [passed] if place.outside_while is not None else _noise(program, passed)
+        passed, loops = fold_tag(keys[place.path][0], "while", count), place.known_loops
+        inner = place.outside_while is not None
+        out[place.path] = [_folded(passed, loops)] if inner else _noise(programs[place.path], passed, loops)
     return out
 
 
-def _noise(program: SiteProgram, keys: Any) -> list[Any]:
-    if keys.size == 1:  # a vmap over one key compiles to more than the plain call
-        return [x.reshape(keys.shape + x.shape) for x in program.noise(keys.reshape(()))]
-    flat = jax.vmap(program.noise)(keys.reshape(-1))
-    return [x.reshape(keys.shape + x.shape[1:]) for x in flat]
+def _folded(keys: Any, loops: Sequence[Loop]) -> Any:
+    for loop in loops:
+        keys = fold_loop(keys, loop)
+    return keys
+
+
+def _noise(program: SiteProgram, keys: Any, loops: Sequence[Loop]) -> list[Any]:
+    """Noise of keys, with one axis for each loop added; a vmap over one key or lane compiles to more than the call."""
+    inner = loops[-1] if loops else None
+    keys = _folded(keys, loops[:-1])
+    lanes = keys.shape if inner is None else (*keys.shape, inner.size)
+    bits = _mapped(lambda key: program.bits(key, inner), [keys.reshape(-1)])
+    if inner is not None:
+        bits = [x.reshape(keys.size * inner.size, *x.shape[2:]) for x in bits]
+    return [x.reshape(*lanes, *x.shape[1:]) for x in _mapped(lambda *bits: program.noise(list(bits)), bits)]
+
+
+def _mapped(fn: Callable[..., list[Any]], args: list[Any]) -> list[Any]:
+    if not args:  # a site that draws nothing
+        return []
+    if args[0].shape[0] != 1:
+        return jax.vmap(fn)(*args)
+    return [x[None] for x in fn(*[x.reshape(x.shape[1:]) for x in args])]

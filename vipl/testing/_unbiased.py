@@ -51,7 +51,8 @@ def assert_unbiased(
       key: PRNG key; fix it, so that the test is repeatable.
       resolution: the least bias that must be seen; one number, or a pytree like `exact`.
       args: further arguments of `draw`; the compiled function is shared between calls with the same `draw`.
-      num: how many draws; None: as many as a pilot batch says that the power needs, at most 2e7.
+      num: how many draws; None: as many as a pilot batch says that the power needs, at most 2e7. Where the variance of
+        these draws themselves says that more are needed, all are drawn anew, once.
       batch: how many draws are made at once.
       z_max: how many standard errors are allowed.
 
@@ -80,19 +81,35 @@ def assert_unbiased(
         means = [(s / (rounds * size), q / (rounds * size)) for s, q in sums]
         return [(s, np.maximum(q - s**2, 0.0)) for s, q in means]
 
-    pilot_key, key = jax.random.split(key)
-    if num is None:
+    def needed(drawn: list[tuple[Any, Any]], margin: float) -> int:
+        """How many draws of these variances the power needs."""
         wanted = [
-            (1.15 * (z_max + 3.0) / r) ** 2 * np.max(v, initial=0.0)
-            for (_, v), r in zip(moments(pilot_key, batch), resolutions, strict=True)
+            (margin * (z_max + 3.0) / r) ** 2 * np.max(v, initial=0.0)
+            for (_, v), r in zip(drawn, resolutions, strict=True)
         ]
-        num = int(min(max(batch, *wanted), 2e7))
-    num = math.ceil(num / min(batch, num)) * min(batch, num)
+        return int(min(max(batch, *wanted), 2e7))
+
+    if num is None:
+        pilot_key, key, again = jax.random.split(key, 3)
+        num = _whole(needed(moments(pilot_key, batch), 1.15), batch)
+        drawn = moments(key, num)
+        if needed(drawn, 1.0) > num:  # the pilot missed a tail
+            num = _whole(needed(drawn, 1.15), batch)
+            drawn = moments(again, num)
+    else:
+        num = _whole(num, batch)
+        drawn = moments(key, num)
     results = [
         _check(bias, variance, num, x, z_max, r)
-        for (bias, variance), x, r in zip(moments(key, num), exacts, resolutions, strict=True)
+        for (bias, variance), x, r in zip(drawn, exacts, resolutions, strict=True)
     ]
     return Check(*(jax.tree.unflatten(treedef, list(column)) for column in zip(*results, strict=True)))
+
+
+def _whole(num: int, batch: int) -> int:
+    """The next number of draws that whole batches make."""
+    size = min(batch, num)
+    return math.ceil(num / size) * size
 
 
 @functools.lru_cache(maxsize=64)
