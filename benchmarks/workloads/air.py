@@ -210,7 +210,7 @@ PUBLISHED = {
     "REINFORCE": ({"pres": Score()}, False),
     "ENUM": ({"pres": Enumerate()}, False),
     "MVD": ({"pres": MeasureValued()}, False),
-    "hybrid": ({"pres": MeasureValued(), ("last", "pres"): Enumerate()}, True),
+    "hybrid": ({"pres": MeasureValued(), "last": {"pres": Enumerate()}}, True),
 }
 """name -> the estimators of Becker et al. (2024), and whether the last step stands apart."""
 
