@@ -95,7 +95,7 @@ def test_a_value_in_one_lane_changes_nothing_outside_its_axis(name):
 
     jaxpr = stage_program(program, (), {}).jaxpr
     site = places(jaxpr)[0]
-    env = reaches(jaxpr, {site.path: 1})
+    env = reaches(jaxpr, {site.path: 1}).values
     claims = [env[v].get(site.path) for v in jaxpr.jaxpr.outvars]
     assert claims == [(a,) for a in (axes if isinstance(axes, tuple) else (axes,))]
 
@@ -117,7 +117,7 @@ def test_a_site_does_not_reach_what_is_not_computed_from_it():
 
     jaxpr = stage_program(program, (), {}).jaxpr
     x, y = (p.path for p in places(jaxpr))
-    env = reaches(jaxpr, {x: 0, y: 0})
+    env = reaches(jaxpr, {x: 0, y: 0}).values
     assert [set(env[v]) for v in jaxpr.jaxpr.outvars] == [{x}, {y}, {x, y}]
 
 
@@ -220,9 +220,42 @@ def sites(t):
     return a * t + jnp.exp(b - t) + a * c + jnp.cos(t)
 
 
+def bound(t):
+    """Lanes that meet at the end, each with a scan; and one more number of which no lane knows."""
+    c = flip("c", t)
+
+    def lane(s):
+        last, terms = lax.scan(lambda z, r: (flip("z", t - z + s * r), jnp.sin(z * t + r)), s, SHIFTS[:2])
+        return jnp.where(last > 0, t, s) + jnp.sum(terms)
+
+    return jax.nn.logsumexp(jax.vmap(lane)(SHIFTS[:2])) + c * t
+
+
+def bounds_of_a_plate(t):
+    def outer(s):
+        a = flip("a", t * s)
+        return jax.nn.logsumexp(jax.vmap(lambda r: jnp.sin(flip("z", t * r + a) * (t + r)))(SHIFTS[:2]))
+
+    return jnp.mean(jax.vmap(outer)(SHIFTS[:2]))
+
+
+def bound_of_two(t):
+    """Lanes of two sites, one below the other in the next `vmap`, meet twice."""
+    z = jax.vmap(lambda s: flip("z", t + s))(SHIFTS)
+    w = jax.vmap(lambda z, s: flip("w", s - t * z))(z, SHIFTS)
+    return jnp.prod(jnp.sin(w + t * z) + 1.0) + jnp.exp(t * jnp.max(z + w) + z[0])
+
+
+def bound_above_a_site(t):
+    """The lanes meet before the end, at another site."""
+    z = jax.vmap(lambda s: flip("z", t + s))(SHIFTS[:2])
+    w = flip("w", jnp.prod(z * t + 1.0))
+    return w * t + jnp.sin(jnp.sum(z) + w)
+
+
 PROGRAMS = [
     plate, plate_below_a_site, plate_and_its_sum, two_plates, crossed_plates, nested_plates, chains, branches,
-    plate_in_a_scan, collectives, compiled, sites,
+    plate_in_a_scan, collectives, compiled, sites, bound, bounds_of_a_plate, bound_of_two, bound_above_a_site,
 ]  # fmt: skip
 
 
@@ -272,14 +305,42 @@ def test_enumeration_is_exact(program):
 
 MIXED = {"a": LocalEnumerate(), "b": Score(), "c": CoupledFlips(), "w": MeasureValued(), "z": Score()}
 OTHERWISE = {"a": Score(), "b": CoupledFlips(), "c": Enumerate(), "w": Score(0.3), "z": LocalEnumerate()}
+BESIDE = {"a": Score(), "b": Enumerate(), "c": Score(), "w": Score(), "z": Enumerate()}
 
 
-@pytest.mark.parametrize("estimators", [MIXED, OTHERWISE], ids=["mixed", "otherwise"])
+@pytest.mark.parametrize("estimators", [MIXED, OTHERWISE, BESIDE], ids=["mixed", "otherwise", "beside"])
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda p: p.__name__)
 def test_estimators_are_unbiased(program, estimators):
     assert_unbiased(
         under(program, estimators).value_and_grad, answer(program)[:2], key=KEY, args=(0.7,), resolution=0.1
     )
+
+
+def sizes(jaxpr, name):
+    """How many numbers each equation of a primitive makes."""
+    found = []
+    for eqn in jaxpr.eqns:
+        found += [eqn.outvars[0].aval.size] if eqn.primitive.name == name else []
+        for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "jaxpr")):
+            found += sizes(inner.jaxpr, name) if hasattr(inner, "jaxpr") else []
+    return found
+
+
+def test_what_stays_in_a_lane_is_evaluated_for_the_values_of_one():
+    """Two values of each of ten lanes, where 2^10 joint values meet; before a site, all of these."""
+    lanes = jnp.linspace(-1.0, 1.0, 10)
+
+    def meeting(t):
+        x = jax.vmap(lambda s: jnp.sin(flip("z", t + s) * t))(lanes)
+        return jax.nn.logsumexp(x)
+
+    def before_a_site(t):
+        x = jax.vmap(lambda s: jnp.sin(flip("z", t + s) * t))(lanes)
+        return flip("w", jax.nn.logsumexp(x))
+
+    count = lambda f: sizes(jax.make_jaxpr(under(f, Enumerate()).estimate)(KEY, 0.7).jaxpr, "sin")  # noqa: E731
+    assert count(meeting) == [20]
+    assert count(before_a_site) == [2**10 * 10]
 
 
 def test_a_baseline_above_enumerated_lanes():

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from vipl import _compat
 from vipl.core._composite import composite_p
@@ -29,21 +29,41 @@ Inside a lane its own loop has no axis: it is written as -1 - depth, the outermo
 """
 
 
-def reaches(jaxpr: Any, wanted: Mapping[Path, int]) -> dict[Any, Reach] | None:
-    """The reach of every variable at the top level of a program without inputs.
+class Reached(NamedTuple):
+    """What sites reach.
+
+    Attributes:
+      values: the reach of every variable at the top level of a program.
+      sites: the reach of every site's value, in which a loop's axis is the number of the loop around the site.
+    """
+
+    values: dict[Any, Reach]
+    sites: dict[Path, Reach]
+
+
+def reaches(jaxpr: Any, wanted: Mapping[Path, int]) -> Reached | None:
+    """What the sites of a program without inputs reach.
 
     Args:
       jaxpr: the program.
       wanted: the sites that are followed, and how many loops are around each.
 
     Returns:
-      variable -> reach; or None where the program has effects through which values could pass unseen.
+      their reach; or None where the program has effects through which values could pass unseen.
     """
     if any(not isinstance(e, SampleEffect) and type(e).__name__ not in _HARMLESS for e in jaxpr.effects):
         return None
     env: dict[Any, Reach] = {}
-    _run(jaxpr, [], wanted, (), (), env)
-    return env
+    followed = Followed(wanted, {})
+    _run(jaxpr, [], followed, (), (), env)
+    return Reached(env, followed.sites)
+
+
+class Followed(NamedTuple):
+    """The sites that are followed, with the number of loops around each, and what was found of all sites so far."""
+
+    wanted: Mapping[Path, int]
+    sites: dict[Path, Reach]
 
 
 _HARMLESS = ("DebugEffect", "OrderedDebugEffect")
@@ -69,7 +89,7 @@ def moved(reach: Reach, to: Callable[[int], int | None]) -> Reach:
 
 
 def _run(
-    jaxpr: Any, ins: Sequence[Reach], wanted: Mapping[Path, int], path: Path, loops: tuple[int | None, ...], env: dict
+    jaxpr: Any, ins: Sequence[Reach], followed: Followed, path: Path, loops: tuple[int | None, ...], env: dict
 ) -> list[Reach]:
     """Extends `env` by the variables of a jaxpr; returns the reaches of its outputs."""
     _, _, invars, eqns, outvars = _compat.parts(jaxpr)
@@ -78,7 +98,7 @@ def _run(
         operands = [_of(env, v) for v in eqn.invars]
         here = (*path, i)
         rule = _INSIDE.get(eqn.primitive, _plain)
-        env.update(zip(eqn.outvars, rule(eqn, operands, wanted, here, loops), strict=True))
+        env.update(zip(eqn.outvars, rule(eqn, operands, followed, here, loops), strict=True))
     return [_of(env, v) for v in outvars]
 
 
@@ -94,56 +114,58 @@ def _depth(loops: tuple[int | None, ...]) -> int:
     return -1 - sum(a is not None for a in loops)
 
 
-def _site(eqn: Any, operands: list[Reach], wanted: Mapping[Path, int], path: Path, loops: Any) -> list[Reach]:
-    own = {path: loops} if path in wanted else {}
-    return [join(*(moved(r, _in_lane) for r in operands), own)]
+def _site(eqn: Any, operands: list[Reach], followed: Followed, path: Path, loops: Any) -> list[Reach]:
+    own = {path: loops} if path in followed.wanted else {}
+    reach = join(*(moved(r, _in_lane) for r in operands), own)
+    followed.sites[path] = moved(reach, loops.index)
+    return [reach]
 
 
 def _in_lane(a: int) -> int | None:
     return a if a < 0 else None
 
 
-def _lanes(eqn: Any, operands: list[Reach], wanted: Mapping[Path, int], path: Path, loops: Any) -> list[Reach]:
+def _lanes(eqn: Any, operands: list[Reach], followed: Followed, path: Path, loops: Any) -> list[Reach]:
     mark = _depth(loops)
 
     def enter(mapped):
         return lambda a: a if a < 0 or not mapped else mark if a == 0 else a - 1
 
     ins = [moved(r, enter(m)) for r, m in zip(operands, eqn.params["lane"].mapped, strict=True)]
-    outs = _run(eqn.params["jaxpr"], ins, wanted, path, (*loops, mark), {})
+    outs = _run(eqn.params["jaxpr"], ins, followed, path, (*loops, mark), {})
     return [moved(r, lambda a: 0 if a == mark else a if a < 0 else a + 1) for r in outs]
 
 
-def _scan(eqn: Any, operands: list[Reach], wanted: Mapping[Path, int], path: Path, loops: Any) -> list[Reach]:
+def _scan(eqn: Any, operands: list[Reach], followed: Followed, path: Path, loops: Any) -> list[Reach]:
     body, num_consts, num_carry, _ = _compat.scan_parts(eqn.params)
     xs = [moved(r, lambda a: a if a < 0 else a - 1 if a else None) for r in operands[num_consts + num_carry :]]
     consts, carry = operands[:num_consts], operands[num_consts:][:num_carry]
     while True:
-        outs = _run(body, [*consts, *carry, *xs], wanted, path, (*loops, None), {})
+        outs = _run(body, [*consts, *carry, *xs], followed, path, (*loops, None), {})
         after = [join(old, new) for old, new in zip(carry, outs[:num_carry], strict=True)]
         if after == carry:
             return [*carry, *(moved(r, lambda a: a if a < 0 else a + 1) for r in outs[num_carry:])]
         carry = after
 
 
-def _cond(eqn: Any, operands: list[Reach], wanted: Mapping[Path, int], path: Path, loops: Any) -> list[Reach]:
+def _cond(eqn: Any, operands: list[Reach], followed: Followed, path: Path, loops: Any) -> list[Reach]:
     index, *rest = operands
     if "branches_platforms" in eqn.params:
-        return _plain(eqn, operands, wanted, path, loops)
-    branches = [_run(b, rest, wanted, (*path, k), loops, {}) for k, b in enumerate(eqn.params["branches"])]
+        return _plain(eqn, operands, followed, path, loops)
+    branches = [_run(b, rest, followed, (*path, k), loops, {}) for k, b in enumerate(eqn.params["branches"])]
     return [join(moved(index, _in_lane), *outs) for outs in zip(*branches, strict=True)]
 
 
-def _composite(eqn: Any, operands: list[Reach], wanted: Mapping[Path, int], path: Path, loops: Any) -> list[Reach]:
+def _composite(eqn: Any, operands: list[Reach], followed: Followed, path: Path, loops: Any) -> list[Reach]:
     composite = eqn.params["composite"]
-    return _run(composite.draw, operands[: composite.num_draw], wanted, path, loops, {})[:-1]
+    return _run(composite.draw, operands[: composite.num_draw], followed, path, loops, {})[:-1]
 
 
-def _call(eqn: Any, operands: list[Reach], wanted: Mapping[Path, int], path: Path, loops: Any) -> list[Reach]:
+def _call(eqn: Any, operands: list[Reach], followed: Followed, path: Path, loops: Any) -> list[Reach]:
     inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
     if inner is None or len(_compat.parts(inner).invars) != len(operands):
-        return _plain(eqn, operands, wanted, path, loops)
-    return _run(inner, operands, wanted, path, loops, {})
+        return _plain(eqn, operands, followed, path, loops)
+    return _run(inner, operands, followed, path, loops, {})
 
 
 _INSIDE: dict[Any, Callable] = {
@@ -162,7 +184,7 @@ _INSIDE: dict[Any, Callable] = {
 # --- other equations ------------------------------------------------------------------------------------------
 
 
-def _plain(eqn: Any, operands: list[Reach], wanted: Mapping[Path, int], path: Path, loops: Any) -> list[Reach]:
+def _plain(eqn: Any, operands: list[Reach], followed: Followed, path: Path, loops: Any) -> list[Reach]:
     """Each operand's axes go where the primitive moves them; sites that are out of sight reach everything."""
     rule = _AXES.get(eqn.primitive.name)
     in_lane = any(a is not None and a < 0 for r in operands for axes in r.values() for a in axes)
@@ -178,7 +200,7 @@ def _plain(eqn: Any, operands: list[Reach], wanted: Mapping[Path, int], path: Pa
 
     if eqn.primitive in GUARDS:
         return operands[:1]
-    unseen: Reach = {p: (None,) * n for p, n in wanted.items() if p[: len(path)] == path}
+    unseen: Reach = {p: (None,) * n for p, n in followed.wanted.items() if p[: len(path)] == path}
     out = join(*(moved(r, to(k)) for k, r in enumerate(operands)), unseen)
     return [out for _ in eqn.outvars]
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from vipl import _compat
 from vipl.core._equations import evaluate, plain, read, walk
-from vipl.core._reach import Reach, join, moved, reaches
+from vipl.core._reach import Reach, join, moved
 from vipl.core._site import Path
 
 MAX_COSTS = 8
@@ -80,23 +80,25 @@ def _complement(ndim: int, axes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(a for a in range(ndim) if a not in axes)
 
 
-def find_costs(jaxpr: Any, wanted: Mapping[Path, int], whole: Sequence[Path]) -> Costs:
+def find_costs(
+    jaxpr: Any, wanted: Mapping[Path, int], values: Mapping[Any, Reach] | None, whole: Sequence[Path]
+) -> Costs:
     """Takes the objective of a program apart.
 
     Args:
       jaxpr: the program; its first output is the objective.
       wanted: the sites whose estimators weigh costs, and how many loops are around each.
+      values: what they reach; None: not known.
       whole: those among them whose weights belong to the objective as a whole.
     """
     _, _, _, eqns, (value, *others) = _compat.parts(jaxpr)
     everywhere: Reach = {path: (None,) * n for path, n in wanted.items()}
-    env = reaches(jaxpr, wanted) if wanted else {}
-    if env is None or isinstance(value, _compat.Literal):
+    if values is None or isinstance(value, _compat.Literal):
         return Costs((Cost((), everywhere, ()),), (), value, (everywhere,) * len(others))
-    aux = tuple({} if isinstance(v, _compat.Literal) else env.get(v, {}) for v in others)
-    costs, tail = _split(eqns, value, env, by_site=True)
+    aux = tuple({} if isinstance(v, _compat.Literal) else values.get(v, {}) for v in others)
+    costs, tail = _split(eqns, value, values, by_site=True)
     if len(costs) > MAX_COSTS:
-        costs, tail = _split(eqns, value, env, by_site=False)
+        costs, tail = _split(eqns, value, values, by_site=False)
     costs += [Cost((), {}, ())] if tail else []  # what no site reaches
     costs = [c._replace(reach=c.reach | {p: everywhere[p] for p in whole}) for c in costs]
     return Costs(tuple(costs), tail, value, aux)

@@ -26,7 +26,8 @@ class Enumerate(Estimator):
     distribution with a batch shape, all combinations. Exact for value and all derivatives. Only what depends on
     the value is evaluated several times; but a site inside `scan` is enumerated *jointly* over the steps, at a cost of
     (size of the support)^steps. So are lanes of a `vmap`, unless the objective is a sum over lanes: then each lane
-    is summed on its own, all at once, at a cost of (size of the support).
+    is summed on its own, all at once, at a cost of (size of the support). Where lanes meet only in the last equations, as
+    the particles of a bound do, only these are evaluated for all joint values.
 
     A value of probability zero has weight zero and is not evaluated (the most probable value stands in), so that
     log 0 in the program does no harm. NumPyro clamps `probs` of exactly 0 and 1, where derivatives are then 0:

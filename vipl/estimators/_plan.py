@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from vipl import _compat
 from vipl._errors import EstimatorError, ProgramError
 from vipl.core._draw import SiteProgram
 from vipl.core._keys import check_digests
 from vipl.core._packed import pack
 from vipl.core._places import Place, places
+from vipl.core._reach import Reached, reaches
 from vipl.core._site import Path
 from vipl.core._stage import Staged
 from vipl.estimators._costs import Costs, find_costs, opened
 from vipl.estimators._enumerate import MAX_POINTS
+from vipl.estimators._meeting import Meeting, find_meeting
 from vipl.estimators._reparam import Reparam
 from vipl.estimators._score import Score
 from vipl.gen import Draw, Support
@@ -38,6 +40,8 @@ class Plan(NamedTuple):
       costs: the objective, taken apart.
       apart: for each site with several values, and each loop around it: whether all that it reaches stays in its
         lane. Then all lanes take their values at once.
+      reached: what the sites that weigh anything reach; None: not known.
+      meeting: the end of the program in which lanes of enumerated sites meet, if they meet nowhere else.
     """
 
     staged: Staged
@@ -50,6 +54,8 @@ class Plan(NamedTuple):
     shares: list[Place]
     costs: Costs
     apart: dict[Path, tuple[bool, ...]]
+    reached: Reached | None
+    meeting: Meeting | None
 
     def together(self, place: Place) -> tuple[int, ...]:
         """The sizes of the loops around a site whose passes take their values one by one, jointly."""
@@ -74,11 +80,14 @@ def make_plan(staged: Staged) -> Plan:
     shapes = {path: program.shape for path, program in programs.items()}
     enumerated = [p for p in found if isinstance(shapes.get(p.path), Support)]
     whole = [path for path, points in shapes.items() if getattr(points, "control", None) is not None]
-    costs = _costs(staged, found, shapes, whole)
+    weighing = {p.path: len(p.loops) for p in found if p.path in shapes and _weighs(shapes[p.path])}
+    reached = reaches(staged.jaxpr, weighing) if weighing else Reached({}, {})
+    # A baseline that is given from outside stands for the whole objective, which is then left whole for its site.
+    costs = find_costs(staged.jaxpr, weighing, None if reached is None else reached.values, whole)
     apart = {p.path: _apart(p, costs) for p in found if p.path in shapes}
     if whole:  # a control is one number for the whole program: its expected value is one over all joint values
         apart |= {p.path: (False,) * len(p.loops) for p in enumerated}
-    plan = Plan(staged, found, programs, enumerated, {}, 0, 0, [], costs, apart)
+    plan = Plan(staged, found, programs, enumerated, {}, 0, 0, [], costs, apart, reached, None)
     _check_enumeration(plan, shapes)
     branching, counts = {}, [0]
     for name in ("alternatives", "pruned"):
@@ -91,16 +100,25 @@ def make_plan(staged: Staged) -> Plan:
         counts.append(count)
     _, num_full, num_pruned = counts
     shares = [p for p in found if isinstance(s := shapes.get(p.path), Draw) and s.shared_control is not None]
-    return plan._replace(branching=branching, num_full=num_full, num_pruned=num_pruned, shares=shares)
+    meeting = None if whole or branching else _meeting(plan)
+    return plan._replace(branching=branching, num_full=num_full, num_pruned=num_pruned, shares=shares, meeting=meeting)
 
 
-def _costs(staged: Staged, found: Sequence[Place], shapes: dict[Path, Any], whole: Sequence[Path]) -> Costs:
-    """Takes the objective apart by what its sites weigh.
-
-    A baseline that is given from outside stands for the whole objective, which is then left whole for its site.
-    """
-    weighing = {p.path: len(p.loops) for p in found if p.path in shapes and _weighs(shapes[p.path])}
-    return find_costs(staged.jaxpr, weighing, whole)
+def _meeting(plan: Plan) -> Meeting | None:
+    """Where the lanes of enumerated sites meet that are not apart in the costs."""
+    if plan.reached is None or any(p.path not in plan.reached.sites for p in plan.found):
+        return None
+    lanes = {
+        p.path: tuple(
+            i for i, (loop, apart) in enumerate(zip(p.loops, plan.apart[p.path], strict=True))
+            if loop.kind == "lane" and not apart and loop.size > 1
+        )
+        for p in plan.enumerated
+    }  # fmt: skip
+    costs = plan.costs
+    outs = [*_compat.parts(plan.staged.jaxpr).outvars, costs.value]
+    outs += [v for cost in costs.costs for v, _ in cost.leaves] + [v for eqn in costs.tail for v in eqn.invars]
+    return find_meeting(plan.staged.jaxpr, plan.reached, outs, lanes)
 
 
 def _weighs(points: Draw | Support) -> bool:

@@ -11,7 +11,8 @@ of costs, f = Σ_c cost_c (`_costs`), of which f alone is the simplest case; and
   S += Σ_a weight_a sg(f_a - f).  Run a is the whole program with one site set to its alternative, and the same
   noise everywhere else.
 
-Lanes that every cost keeps apart take their values, or their alternatives, all in one run.
+Lanes that every cost keeps apart take their values, or their alternatives, all in one run; lanes that meet only in the
+end of the program take theirs in one run up to there, and only the end is evaluated for all joint values (`_meeting`).
 
 So the size of the compiled program is linear in the number of sites, whatever their estimators, and a loop's
 body is traced a fixed number of times.
@@ -23,7 +24,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -33,8 +34,9 @@ from jax import lax
 from vipl import _compat
 from vipl._errors import EstimatorError, ProgramError, show_aval
 from vipl.core._draw import handed
+from vipl.core._equations import evaluate, plain, read
 from vipl.core._guard import undifferentiable
-from vipl.core._interpret import Interpreter, Outcome, read, run_equations
+from vipl.core._interpret import Interpreter, Outcome, run_equations
 from vipl.core._keys import fold_tag
 from vipl.core._places import Place
 from vipl.core._reach import Reach
@@ -66,43 +68,113 @@ def one_sample(plan: Plan, key: Any) -> Sample:
 
     pick = jax.random.randint(fold_tag(key, "prune"), (), 0, plan.num_pruned) if plan.num_pruned else None
 
-    def at(*digits):
-        chosen = {p.path: d for p, d in zip(plan.enumerated, digits, strict=True)}
-        return _at_values(plan, noise, chosen, pick)
+    meeting = plan.meeting.lanes if plan.meeting else {}
+    outer = [p for p in plan.enumerated if p.path not in meeting]
+    inner = [p for p in plan.enumerated if p.path in meeting]
 
-    tables = [_digits(plan, p) for p in plan.enumerated]
-    for i in reversed(range(len(tables))):
-        at = jax.vmap(at, in_axes=tuple(0 if j == i else None for j in range(len(tables))))
-    sample, correction = at(*tables)
-    if tables:
-        sample = jax.tree.map(lambda x: jnp.sum(x, axis=tuple(range(len(tables)))), sample)
+    def at(*digits):
+        chosen = {p.path: d for p, d in zip(outer, digits, strict=True)}
+        if inner:
+            return _where_lanes_meet(plan, noise, inner, chosen), None
+        given = {path: Given(x, chosen.get(path), None) for path, x in noise.items()}
+        run = _finished(plan, _interpreted(plan, plan.staged.jaxpr, given, None), chosen)
+        correction = _alternatives(plan, given, chosen, run, pick) if plan.branching else None
+        return _weighed(plan, run, chosen), correction
+
+    sample, correction = _for_each(at, [_digits(plan, p, plan.apart[p.path]) for p in outer])
+    sample = _summed(sample, len(outer))
     if correction is not None:
         sample = sample._replace(surrogate=sample.surrogate + jnp.sum(correction))
     return sample
 
 
-def _digits(plan: Plan, place: Place) -> Any:
+def _for_each(fn: Callable[..., Any], tables: Sequence[Any]) -> Any:
+    """`fn` of one row of each table, for all of them: one leading axis for each table."""
+    for i in reversed(range(len(tables))):
+        fn = jax.vmap(fn, in_axes=tuple(0 if j == i else None for j in range(len(tables))))
+    return fn(*tables)
+
+
+def _summed(x: Any, axes: int) -> Any:
+    return jax.tree.map(lambda x: jnp.sum(x, axis=tuple(range(axes))), x) if axes else x
+
+
+def _digits(plan: Plan, place: Place, apart: Sequence[bool]) -> Any:
     """i[size**count, *loops]: for every joint value of a site's visits, the number of its value at each.
 
     Lanes that are kept apart all have the same.
     """
     size = plan.programs[place.path].shape.log_weights.shape[0]
-    together = plan.together(place)
-    count = math.prod(together)
-    joint = jnp.arange(size**count, dtype=jnp.int32)[:, None]
-    powers = jnp.asarray([size**i for i in reversed(range(count))], dtype=jnp.int32)
-    digits = ((joint // powers) % size).reshape(size**count, *together)
-    return _over_lanes(plan, place, digits, first=1)
+    digits = _numbers(size, [n for n, alone in zip(place.loop_shape, apart, strict=True) if not alone])
+    return _over_lanes(place, digits, apart, first=1)
 
 
-def _over_lanes(plan: Plan, place: Place, x: Any, first: int) -> Any:
+def _numbers(base: int, shape: Sequence[int]) -> Any:
+    """i[base**count, *shape]: all arrays of digits, the first one slowest."""
+    count = math.prod(shape)
+    joint = jnp.arange(base**count, dtype=jnp.int32)[:, None]
+    powers = jnp.asarray([base**i for i in reversed(range(count))], dtype=jnp.int32)
+    return ((joint // powers) % base).reshape(base**count, *shape)
+
+
+def _over_lanes(place: Place, x: Any, apart: Sequence[bool], first: int) -> Any:
     """Repeats an array with axes for the loops that are taken together, from axis `first`, along the other loops."""
-    where = [first + i for i, apart in enumerate(plan.apart[place.path]) if apart]
+    where = [first + i for i, alone in enumerate(apart) if alone]
     x = jnp.expand_dims(x, where)
     shape = list(x.shape)
     for i in where:
         shape[i] = place.loop_shape[i - first]
     return jnp.broadcast_to(x, shape)
+
+
+def _where_lanes_meet(plan: Plan, noise: dict[Path, Any], inner: list[Place], digits: dict[Path, Any]) -> Sample:
+    """The sum over the values of sites whose lanes meet in the end of the program.
+
+    What is before the end is run for every value of one lane, in all lanes at once; the end for all joint values.
+    """
+    meeting: Any = plan.meeting
+    lanes = meeting.lanes
+    alone = {p.path: [a or i in lanes[p.path] for i, a in enumerate(plan.apart[p.path])] for p in inner}
+    tables = [_digits(plan, p, alone[p.path]) for p in inner]
+
+    def before(*rows):
+        chosen = digits | {p.path: row for p, row in zip(inner, rows, strict=True)}
+        given = {path: Given(x, chosen.get(path), None) for path, x in noise.items()}
+        out = _interpreted(plan, plan.staged.jaxpr, given, None)
+        return read(out.value, list(meeting.leaves)), {path: out.emits[path] for path in meeting.sites}
+
+    heads, emits = _for_each(before, tables)
+
+    def at(*numbers):
+        def joint(x, reach):
+            for left, (p, number) in zip(reversed(range(len(inner))), zip(inner, numbers, strict=True), strict=True):
+                axes = [left + reach[p.path][i] for i in lanes[p.path]] if p.path in reach else None
+                x = x[0] if axes is None else _looked_up(x, number, axes)
+            return x
+
+        leaves = {v: joint(x, reach) for (v, reach), x in zip(meeting.leaves.items(), heads, strict=True)}
+        here = {
+            path: jax.tree.map(lambda x, reach=reach: joint(x, reach), emits[path])
+            for path, reach in meeting.sites.items()
+        }
+        env = evaluate(meeting.eqns, leaves, plain)
+        chosen = digits | {
+            p.path: _looked_up(t, n, lanes[p.path]) for p, t, n in zip(inner, tables, numbers, strict=True)
+        }
+        return _weighed(plan, _finished(plan, Outcome(env, {}, here), chosen), chosen)
+
+    joint = [_numbers(t.shape[0], [p.loop_shape[i] for i in lanes[p.path]]) for p, t in zip(inner, tables, strict=True)]
+    return _summed(_for_each(at, joint), len(inner))
+
+
+def _looked_up(x: Any, number: Any, axes: Sequence[int]) -> Any:
+    """Of [values, ...], in every lane the entry with that lane's number: i[*lanes], `axes` of the result."""
+    front = range(len(axes))
+    x = jnp.moveaxis(x, [a + 1 for a in axes], [1 + i for i in front])
+    lanes, rest = x.shape[1 : 1 + len(axes)], x.shape[1 + len(axes) :]
+    x = x.reshape(x.shape[0], math.prod(lanes), *rest)
+    x = x[number.reshape(-1), jnp.arange(math.prod(lanes))]
+    return jnp.moveaxis(x.reshape(*lanes, *rest), list(front), list(axes))
 
 
 class Emitted(NamedTuple):
@@ -137,10 +209,8 @@ def _total(name: str, emits: dict[Path, Emitted], reach: Reach, ndim: int) -> An
     return functools.reduce(jnp.add, parts) if parts else None
 
 
-def _at_values(plan: Plan, noise: dict[Path, Any], digits: dict[Path, Any], pick: Any) -> tuple[Sample, Any]:
-    """Sample and alternatives' term at one joint value of the enumerated sites, times its probability."""
-    given = {path: Given(x, digits.get(path), None) for path, x in noise.items()}
-    run = _run(plan, plan.staged.jaxpr, given, digits, None)
+def _weighed(plan: Plan, run: Run, digits: dict[Path, Any]) -> Sample:
+    """The sample at one joint value of the enumerated sites, times its probability."""
     dtype = run.outs[0].dtype
     parts, held, controls = [], [], []
     for cost, value, weight in zip(plan.costs.costs, run.costs, run.weights, strict=True):
@@ -160,8 +230,7 @@ def _at_values(plan: Plan, noise: dict[Path, Any], digits: dict[Path, Any], pick
     if digits:
         aux = zip(outs[1:], plan.costs.aux, strict=True)
         outs = [surrogate, *(_averaged(plan, x, reach, run.emits, digits) for x, reach in aux)]
-    sample = Sample(surrogate, held, controls, outs)
-    return sample, _alternatives(plan, given, digits, run, pick) if plan.branching else None
+    return Sample(surrogate, held, controls, outs)
 
 
 class Run(NamedTuple):
@@ -187,10 +256,15 @@ class Run(NamedTuple):
         return [_weighted(w, x) for w, x in zip(self.weights, self.costs, strict=True)]
 
 
-def _run(plan: Plan, jaxpr: Any, given: dict[Path, Any], digits: dict[Path, Any], number: Any) -> Run:
-    """Runs the program at its points; with a `number`, at that alternative."""
-    constvars, consts, _, eqns, outvars = _compat.parts(jaxpr)
-    out = run_equations(eqns, dict(zip(constvars, consts, strict=True)), _interpreter(plan, number), given)
+def _interpreted(plan: Plan, jaxpr: Any, given: dict[Path, Any], number: Any) -> Outcome:
+    """Runs the program at its points; with a `number`, at that alternative. The value is the environment."""
+    constvars, consts, _, eqns, _ = _compat.parts(jaxpr)
+    return run_equations(eqns, dict(zip(constvars, consts, strict=True)), _interpreter(plan, number), given)
+
+
+def _finished(plan: Plan, out: Outcome, digits: dict[Path, Any]) -> Run:
+    """The costs of a run, and their weights."""
+    outvars = _compat.parts(plan.staged.jaxpr).outvars
     costs = plan.costs.evaluate(out.value)
     weights = [
         _probability(plan, out.emits, digits, cost.reach, value.ndim)
@@ -252,7 +326,7 @@ def _alternatives(plan: Plan, given: dict[Path, Given], digits: dict[Path, Any],
         others, first = main.emits[p.path].alternatives, plan.branching[p.path]
         shape = (*plan.together(p), others.weights.shape[-1])
         numbers = first + jnp.arange(math.prod(shape), dtype=jnp.int32).reshape(shape)
-        numbers = _over_lanes(plan, p, numbers, first=0)
+        numbers = _over_lanes(p, numbers, plan.apart[p.path], first=0)
         given = given | {p.path: given[p.path]._replace(alternative=(others.values, numbers))}
     given = jax.tree.map(_still, given)
     jaxpr = _compat.with_consts(plan.staged.jaxpr, jax.tree.map(_still, list(plan.staged.jaxpr.consts)))
@@ -260,7 +334,11 @@ def _alternatives(plan: Plan, given: dict[Path, Given], digits: dict[Path, Any],
     numbers = jnp.arange(plan.num_full, dtype=jnp.int32)
     if plan.num_pruned:
         numbers = jnp.append(numbers, plan.num_full + pick)
-    others = jax.vmap(lambda number: _run(plan, jaxpr, given, digits, number).weighted)(numbers)
+
+    def at(number):
+        return _finished(plan, _interpreted(plan, jaxpr, given, number), digits).weighted
+
+    others = jax.vmap(at)(numbers)
     weights, differences = [], []
     for p in branching:
         for cost, value, other in zip(plan.costs.costs, main.weighted, others, strict=True):
