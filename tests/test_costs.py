@@ -343,6 +343,46 @@ def test_what_stays_in_a_lane_is_evaluated_for_the_values_of_one():
     assert count(before_a_site) == [2**10 * 10]
 
 
+def test_values_that_are_all_possible_are_the_same_in_all_lanes():
+    """What depends on a value alone is computed for the values, not in each of fifty lanes of `estimate`."""
+    shifts = jnp.linspace(-1.0, 1.0, 50)
+
+    def lane(t, s):
+        k = sample("z", dist.Categorical(logits=jnp.stack([t, s, 0.3 * t])))
+        return jnp.tan(k * t) * s + lax.cond(s > 0, lambda: k * s, lambda: t)
+
+    def total(all_possible):
+        f = vipl.expectation(lane).with_estimators({"z": Enumerate(all_possible=all_possible)})
+        return lambda t: jnp.sum(jax.vmap(f.estimate, (None, None, 0))(KEY, t, shifts))
+
+    count = lambda f: sizes(jax.make_jaxpr(f)(0.7).jaxpr, "tan")  # noqa: E731
+    assert count(total(True)) == [3]
+    assert count(total(False)) == [150]
+    for derivative in (lambda f: f, jax.grad):
+        np.testing.assert_allclose(derivative(total(True))(0.7), derivative(total(False))(0.7), rtol=1e-12)
+
+
+def test_a_promise_that_is_broken_does_no_harm_to_the_value():
+    def total(t):
+        k = sample("z", dist.Categorical(logits=jnp.stack([t, 0.2, -jnp.inf])))
+        return jnp.log(2.0 - k) * t
+
+    promised, careful = under(total, Enumerate(all_possible=True)), under(total, Enumerate())
+    assert promised.estimate(KEY, 0.7) == careful.estimate(KEY, 0.7)
+    assert np.isfinite(careful.value_and_grad(KEY, 0.7)[1])
+    assert np.isnan(promised.value_and_grad(KEY, 0.7)[1])
+
+
+def test_a_vector_of_values_that_are_all_possible():
+    def total(t):
+        z = sample("z", dist.Bernoulli(logits=t + SHIFTS).to_event(1))
+        return jnp.prod(jnp.exp(t * z) + SHIFTS)
+
+    promised, careful = under(total, Enumerate(all_possible=True)), under(total, Enumerate())
+    for a, b in zip(promised.value_and_grad(KEY, 0.7), careful.value_and_grad(KEY, 0.7), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12)
+
+
 def test_a_baseline_above_enumerated_lanes():
     """The baseline is a number for the whole objective, and the lanes below it are enumerated jointly."""
     assert_unbiased(

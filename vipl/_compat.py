@@ -186,6 +186,35 @@ def define_alarm_primitive(name: str, error: Callable) -> Any:
     return primitive
 
 
+def define_row_primitive(name: str) -> Any:
+    """Makes a primitive `(table, number, axis=...) -> table[number]` that looks nothing up where all are wanted.
+
+    `number` is mapped by a `vmap` of that axis name, along which it is 0, 1, 2, ... for all rows: then the result is
+    the table itself. It has to be mapped before the program is differentiated or compiled. Other axes that it gets, as
+    the operands of a mapped `cond` do, are repetitions: [n, *repeated, ...], i[*repeated] -> [*repeated, ...].
+    """
+    primitive = Primitive(name)
+
+    def batched(axis_data, values, dims, *, axis):
+        (table, number), (dim, along) = values, dims
+        size, mapped = axis_of(axis_data)
+        if along is None and dim is None:
+            return primitive.bind(table, number, axis=axis), None
+        if along is None:
+            return primitive.bind(jnp.moveaxis(table, dim, 1 + number.ndim), number, axis=axis), number.ndim
+        tables = jnp.broadcast_to(table, (size, *table.shape)) if dim is None else jnp.moveaxis(table, dim, 0)
+        if mapped != axis:
+            return primitive.bind(jnp.moveaxis(tables, 0, 1), move_to_front(number, along), axis=axis), 0
+        return (table if dim is None else jax.vmap(lambda rows, k: rows[k])(tables, jnp.arange(size))), 0
+
+    def abstract(table, number, *, axis):
+        return table.update(shape=table.shape[1:])
+
+    primitive.def_abstract_eval(abstract)
+    _batching.fancy_primitive_batchers[primitive] = batched
+    return primitive
+
+
 def wrap_batching(primitive: Any, wrapper: Callable) -> None:
     """Puts `wrapper(original, axis_data, values, dims, **params)` before a primitive's batching rule."""
     original = _batching.fancy_primitive_batchers[primitive]

@@ -88,6 +88,7 @@ def cases(quick: bool) -> list[Case]:
         Case("mixture, 10 components, 1000 points", name, objectives, args, samples=100)
         for name, objectives in {
             "Enumerate": {"vipl": over_points(Enumerate(), 1)} | exact,
+            "Enumerate(all_possible=True)": {"vipl": over_points(Enumerate(all_possible=True), 1)} | exact,
             "LocalEnumerate": {"vipl": over_points(LocalEnumerate(), 1)} | exact,
             "Score, leave one out of 4": {
                 "vipl": over_points(Score(LeaveOneOut()), SAMPLES),

@@ -26,16 +26,24 @@ class Enumerate(Estimator):
     distribution with a batch shape, all combinations. Exact for value and all derivatives. Only what depends on
     the value is evaluated several times; but a site inside `scan` is enumerated *jointly* over the steps, at a cost of
     (size of the support)^steps. So are lanes of a `vmap`, unless the objective is a sum over lanes: then each lane
-    is summed on its own, all at once, at a cost of (size of the support). Where lanes meet only in the last equations, as
-    the particles of a bound do, only these are evaluated for all joint values.
+    is summed on its own, all at once, at a cost of (size of the support). Where lanes meet only in the last
+    equations, as the particles of a bound do, only these are evaluated for all joint values.
 
     A value of probability zero has weight zero and is not evaluated (the most probable value stands in), so that
     log 0 in the program does no harm. NumPyro clamps `probs` of exactly 0 and 1, where derivatives are then 0:
     use `logits` there.
 
+    Attributes:
+      all_possible: promises that no value has probability zero, so that none needs a stand-in. In a `vmap` of
+        `estimate` the values are then the same in all lanes, and what depends on a value alone is computed once for
+        all: about twice as fast where the program does little else. If the promise is broken, the estimate is right,
+        and its derivatives may be NaN.
+
     Raises:
       EstimatorError: the support is not finite, depends on a traced value, or has more than 2^20 points.
     """
+
+    all_possible: bool = False
 
     def points(self, law: Law, key: Any) -> Support:
         """All values with their probabilities."""
@@ -53,11 +61,15 @@ class Enumerate(Estimator):
             )
         if count == 1:
             log_weights = log_probs.reshape(size)
+            if self.all_possible:
+                return Support(values.reshape(-1, *batch), log_weights)
             impossible = log_weights == -jnp.inf
             best = values[jnp.argmax(lax.stop_gradient(log_weights))]
             return Support(jnp.where(impossible, best, values).reshape(-1, *batch), log_weights)
         digits = digit_table(size, count)  # i[n**count, count]
         flat = log_probs.reshape(size, count)
+        if self.all_possible:
+            return Support(values[digits].reshape(-1, *batch), jnp.sum(flat[digits, np.arange(count)], axis=1))
         best = jnp.argmax(lax.stop_gradient(flat), axis=0)
         impossible = flat[digits, np.arange(count)] == -jnp.inf  # [n**count, count]
         chosen = jnp.where(impossible, best, digits)
@@ -88,8 +100,9 @@ def finite_support(law: Law, who: str) -> tuple[Any, Any]:
             mend="use Score(), or MeasureValued() where it exists; pass sizes as Python integers",
         ) from error
     if isinstance(d, (dist.CategoricalLogits, dist.CategoricalProbs)):  # the row itself, instead of a gather
-        logits: Any = d.logits
-        row = jax.nn.log_softmax(logits) if isinstance(d, dist.CategoricalLogits) else logits
+        row: Any = d.logits
+        if isinstance(d, dist.CategoricalLogits):  # as NumPyro does, so that the compiler finds one and the same
+            row = row - jax.nn.logsumexp(row, axis=-1, keepdims=True)
         return values.reshape(-1), jnp.moveaxis(row, -1, 0)
     log_probs = d.log_prob(values)
     return values.reshape(values.shape[0]), jnp.broadcast_to(log_probs, (values.shape[0], *d.batch_shape))

@@ -76,23 +76,28 @@ def one_sample(plan: Plan, key: Any) -> Sample:
         chosen = {p.path: d for p, d in zip(outer, digits, strict=True)}
         if inner:
             return _where_lanes_meet(plan, noise, inner, chosen), None
-        given = {path: Given(x, chosen.get(path), None) for path, x in noise.items()}
-        run = _finished(plan, _interpreted(plan, plan.staged.jaxpr, given, None), chosen)
+        given = {path: Given(x, None) for path, x in noise.items()}
+        run = _finished(plan, _interpreted(plan, plan.staged.jaxpr, given, chosen, None), chosen)
         correction = _alternatives(plan, given, chosen, run, pick) if plan.branching else None
         return _weighed(plan, run, chosen), correction
 
-    sample, correction = _for_each(at, [_digits(plan, p, plan.apart[p.path]) for p in outer])
+    sample, correction = _for_each(at, {_axis(p.path): _digits(plan, p, plan.apart[p.path]) for p in outer})
     sample = _summed(sample, len(outer))
     if correction is not None:
         sample = sample._replace(surrogate=sample.surrogate + jnp.sum(correction))
     return sample
 
 
-def _for_each(fn: Callable[..., Any], tables: Sequence[Any]) -> Any:
-    """`fn` of one row of each table, for all of them: one leading axis for each table."""
-    for i in reversed(range(len(tables))):
-        fn = jax.vmap(fn, in_axes=tuple(0 if j == i else None for j in range(len(tables))))
-    return fn(*tables)
+def _for_each(fn: Callable[..., Any], tables: dict[str, Any]) -> Any:
+    """`fn` of one row of each table, for all of them: one leading axis, of the name given, for each table."""
+    for i, axis in reversed(list(enumerate(tables))):
+        fn = jax.vmap(fn, in_axes=tuple(0 if j == i else None for j in range(len(tables))), axis_name=axis)
+    return fn(*tables.values())
+
+
+def _axis(path: Path) -> str:
+    """The name of the axis of an enumerated site's values."""
+    return f"vipl values {path}"
 
 
 def _summed(x: Any, axes: int) -> Any:
@@ -100,13 +105,15 @@ def _summed(x: Any, axes: int) -> Any:
 
 
 def _digits(plan: Plan, place: Place, apart: Sequence[bool]) -> Any:
-    """i[size**count, *loops]: for every joint value of a site's visits, the number of its value at each.
+    """For every joint value of a site's visits, the number of its value at each: i[size**count, *loops].
 
-    Lanes that are kept apart all have the same.
+    Lanes that are kept apart all have the same; i[size] where all visits have.
     """
     size = plan.programs[place.path].shape.log_weights.shape[0]
-    digits = _numbers(size, [n for n, alone in zip(place.loop_shape, apart, strict=True) if not alone])
-    return _over_lanes(place, digits, apart, first=1)
+    together = [n for n, alone in zip(place.loop_shape, apart, strict=True) if not alone]
+    if math.prod(together) == 1:
+        return jnp.arange(size, dtype=jnp.int32)
+    return _over_lanes(place, _numbers(size, together), apart, first=1)
 
 
 def _numbers(base: int, shape: Sequence[int]) -> Any:
@@ -139,11 +146,11 @@ def _where_lanes_meet(plan: Plan, noise: dict[Path, Any], inner: list[Place], di
 
     def before(*rows):
         chosen = digits | {p.path: row for p, row in zip(inner, rows, strict=True)}
-        given = {path: Given(x, chosen.get(path), None) for path, x in noise.items()}
-        out = _interpreted(plan, plan.staged.jaxpr, given, None)
+        given = {path: Given(x, None) for path, x in noise.items()}
+        out = _interpreted(plan, plan.staged.jaxpr, given, chosen, None)
         return read(out.value, list(meeting.leaves)), {path: out.emits[path] for path in meeting.sites}
 
-    heads, emits = _for_each(before, tables)
+    heads, emits = _for_each(before, {_axis(p.path): t for p, t in zip(inner, tables, strict=True)})
 
     def at(*numbers):
         def joint(x, reach):
@@ -159,12 +166,23 @@ def _where_lanes_meet(plan: Plan, noise: dict[Path, Any], inner: list[Place], di
         }
         env = evaluate(meeting.eqns, leaves, plain)
         chosen = digits | {
-            p.path: _looked_up(t, n, lanes[p.path]) for p, t, n in zip(inner, tables, numbers, strict=True)
+            p.path: _looked_up(_over_loops(p, t), n, lanes[p.path])
+            for p, t, n in zip(inner, tables, numbers, strict=True)
         }
         return _weighed(plan, _finished(plan, Outcome(env, {}, here), chosen), chosen)
 
-    joint = [_numbers(t.shape[0], [p.loop_shape[i] for i in lanes[p.path]]) for p, t in zip(inner, tables, strict=True)]
+    joint = {
+        f"joint {_axis(p.path)}": _numbers(t.shape[0], [p.loop_shape[i] for i in lanes[p.path]])
+        for p, t in zip(inner, tables, strict=True)
+    }
     return _summed(_for_each(at, joint), len(inner))
+
+
+def _over_loops(place: Place, digits: Any) -> Any:
+    """i[..., *loops] of digits that all visits may share."""
+    if digits.ndim > 1 or not place.loops:
+        return digits
+    return jnp.broadcast_to(digits.reshape(-1, *[1] * len(place.loops)), (digits.size, *place.loop_shape))
 
 
 def _looked_up(x: Any, number: Any, axes: Sequence[int]) -> Any:
@@ -256,10 +274,12 @@ class Run(NamedTuple):
         return [_weighted(w, x) for w, x in zip(self.weights, self.costs, strict=True)]
 
 
-def _interpreted(plan: Plan, jaxpr: Any, given: dict[Path, Any], number: Any) -> Outcome:
+def _interpreted(plan: Plan, jaxpr: Any, given: dict[Path, Given], digits: dict[Path, Any], number: Any) -> Outcome:
     """Runs the program at its points; with a `number`, at that alternative. The value is the environment."""
     constvars, consts, _, eqns, _ = _compat.parts(jaxpr)
-    return run_equations(eqns, dict(zip(constvars, consts, strict=True)), _interpreter(plan, number), given)
+    common = {path: d for path, d in digits.items() if d.ndim == 0}
+    handed = given | {path: given[path]._replace(digit=d) for path, d in digits.items() if path not in common}
+    return run_equations(eqns, dict(zip(constvars, consts, strict=True)), _interpreter(plan, common, number), handed)
 
 
 def _finished(plan: Plan, out: Outcome, digits: dict[Path, Any]) -> Run:
@@ -336,7 +356,7 @@ def _alternatives(plan: Plan, given: dict[Path, Given], digits: dict[Path, Any],
         numbers = jnp.append(numbers, plan.num_full + pick)
 
     def at(number):
-        return _finished(plan, _interpreted(plan, jaxpr, given, number), digits).weighted
+        return _finished(plan, _interpreted(plan, jaxpr, given, digits, number), digits).weighted
 
     others = jax.vmap(at)(numbers)
     weights, differences = [], []
@@ -430,17 +450,24 @@ class Given(NamedTuple):
 
     Attributes:
       noise: of its program.
-      digit: i[], which of its values it takes, if it is enumerated.
+      digit: i[], which of its values it takes in this visit, if it is enumerated and visits differ.
       alternative: its other values, and their numbers in the program, if it has any and they are run.
     """
 
     noise: Any
     digit: Any
-    alternative: Any
+    alternative: Any = None
 
 
-def _interpreter(plan: Plan, number: Any) -> Interpreter:
-    """Runs the program at its points; with a `number`, at that alternative."""
+_row_p = _compat.define_row_primitive("vipl_row")
+
+
+def _interpreter(plan: Plan, common: dict[Path, Any], number: Any) -> Interpreter:
+    """Runs the program at its points; with a `number`, at that alternative.
+
+    The digits in `common` are those of all visits. They are not handed to the sites, where lanes would map them, but
+    looked at from there.
+    """
 
     def handle(visit, operands, given):
         site: Site = visit.site
@@ -448,9 +475,13 @@ def _interpreter(plan: Plan, number: Any) -> Interpreter:
 
         points = program.rest(given.noise, operands)
         if isinstance(points, Support):
-            log_support = lax.convert_element_type(points.log_weights[given.digit], float)
-            emitted = Emitted(log_support=log_support, visited=jnp.array(True))
-            return Outcome(points.values[given.digit], {}, {visit.path: emitted})
+            if visit.path in common:
+                digit, axis = common[visit.path], _axis(visit.path)
+                value, log_weight = (_row_p.bind(x, digit, axis=axis) for x in (points.values, points.log_weights))
+            else:
+                value, log_weight = points.values[given.digit], points.log_weights[given.digit]
+            emitted = Emitted(log_support=lax.convert_element_type(log_weight, float), visited=jnp.array(True))
+            return Outcome(value, {}, {visit.path: emitted})
         value = points.value
         if given.alternative is not None:
             values, numbers = given.alternative
