@@ -152,8 +152,12 @@ def site_program(build: Callable, config: Any, avals: Sequence[Any]) -> SiteProg
     return _split(build, config, tuple(avals), _compat.numeric_mode())
 
 
-def handed(key: Any, found: Sequence[Place], programs: dict[Path, SiteProgram]) -> dict[Path, Any]:
+def handed(
+    key: Any, found: Sequence[Place], programs: dict[Path, SiteProgram], around: Sequence[Loop] = ()
+) -> dict[Path, Any]:
     """What each site of a program is handed: its noise, with one leading axis for each loop around it.
+
+    Loops `around` the program come first.
 
     A site inside a `while` loop is handed its key instead, with the axes of the loops outside that `while`.
     Sites with the same noise program and loops draw in one call.
@@ -161,7 +165,7 @@ def handed(key: Any, found: Sequence[Place], programs: dict[Path, SiteProgram]) 
     groups: dict[Any, list[Place]] = {}
     for place in found:
         kind = programs[place.path].signature if place.outside_while is None else "key"
-        groups.setdefault((kind, place.known_loops), []).append(place)
+        groups.setdefault((kind, (*around, *place.known_loops)), []).append(place)
     out: dict[Path, Any] = {}
     for (kind, loops), members in groups.items():
         hashes = jnp.asarray([place_digest(p) for p in members], dtype=jnp.uint32)

@@ -3,7 +3,7 @@
     key(site) = fold_in(key, hash(address, occurrence)), then for each loop around the site, outermost first,
                 fold_in(fold_in(key, hash(kind of loop)), index);
 
-the passes of the innermost loop share a key, from which the bits of all are drawn at once (`vipl.core._draw`).
+the samples of an estimate are the outermost loop; the passes of the innermost loop share a key, from which the bits of all are drawn at once (`vipl.core._draw`).
 
 Adding a site leaves the draws of all others alone. Kinds of loop are tagged because `split(key, n)[i]` and
 `fold_in(key, i)` are the same bits. The index of a reversed `scan` is that of the x, not of the iteration.

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from vipl._errors import EstimatorError, ProgramError, show_aval
-from vipl.core._keys import as_key, fold_tag
+from vipl.core._keys import as_key
 from vipl.core._packed import Packed, pack
 from vipl.core._stage import Staged, stage_program
 from vipl.estimators._plan import Plan, make_plan
-from vipl.estimators._surrogate import one_sample
+from vipl.estimators._surrogate import draws, one_sample
 from vipl.gen._choices import flatten
 from vipl.gen._program import with_estimators
 from vipl.gen._sample import check_estimator
@@ -139,10 +139,10 @@ class Expectation:
         if num_samples == 1:
             if plan.shares:
                 raise _needs_samples(plan)
-            sample = one_sample(plan, key)
+            sample = one_sample(plan, *draws(plan, key))
             return (sample.surrogate, staged.result(sample.outs)[1]) if self.has_aux else sample.surrogate
-        keys = jax.vmap(lambda i: fold_tag(key, "sample", i))(jnp.arange(num_samples, dtype=jnp.uint32))
-        samples = jax.vmap(functools.partial(one_sample, plan))(keys)
+        noise = draws(plan, key, num_samples)
+        samples = jax.vmap(functools.partial(one_sample, plan), axis_size=num_samples)(*noise)
         surrogates = samples.surrogate
         value = jnp.mean(surrogates)
         for mine, control in zip(samples.values, samples.shared_controls, strict=True):

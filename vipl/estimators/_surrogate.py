@@ -38,7 +38,7 @@ from vipl.core._equations import evaluate, plain, read
 from vipl.core._guard import undifferentiable
 from vipl.core._interpret import Interpreter, Outcome, run_equations
 from vipl.core._keys import fold_tag
-from vipl.core._places import Place
+from vipl.core._places import Loop, Place
 from vipl.core._reach import Reach
 from vipl.core._site import Path, Site
 from vipl.estimators._costs import Cost
@@ -62,12 +62,16 @@ class Sample(NamedTuple):
     outs: Any
 
 
-def one_sample(plan: Plan, key: Any) -> Sample:
+def draws(plan: Plan, key: Any, num_samples: int | None = None) -> tuple[dict[Path, Any], Any]:
+    """What `one_sample` is handed: noise, and which of the pruned runs is made; for several samples, an axis more."""
+    around, shape = ((), ()) if num_samples is None else ((Loop("sample", num_samples),), (num_samples,))
+    noise = handed(key, [p for p in plan.found if p.outside_while is None], plan.programs, around)
+    pick = jax.random.randint(fold_tag(key, "prune"), shape, 0, plan.num_pruned) if plan.num_pruned else None
+    return noise, pick
+
+
+def one_sample(plan: Plan, noise: dict[Path, Any], pick: Any) -> Sample:
     """Runs the estimator once."""
-    noise = handed(key, [p for p in plan.found if p.outside_while is None], plan.programs)
-
-    pick = jax.random.randint(fold_tag(key, "prune"), (), 0, plan.num_pruned) if plan.num_pruned else None
-
     meeting = plan.meeting.lanes if plan.meeting else {}
     outer = [p for p in plan.enumerated if p.path not in meeting]
     inner = [p for p in plan.enumerated if p.path in meeting]
