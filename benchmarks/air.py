@@ -137,8 +137,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--images", type=int, default=6400)
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--checkpoints")
-    parser.add_argument("--json")
-    parser.add_argument("--picture")
+    parser.add_argument("--json", help="where all figures go")
+    parser.add_argument("--picture", help="where objective and accuracy are drawn")
+    parser.add_argument("--note", default="", help="what a reader of the figures should know")
     return parser
 
 
@@ -163,7 +164,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     held_out = jnp.asarray(test_x), jnp.asarray(test_counts)
     print(f"{len(x)} canvases made of {data}; accuracy on {HELD_OUT} others", flush=True)
     logs = {name: train(name, options, x, held_out) for name in options.estimators.split(",")}
-    return {"machine": report.machine(), "data": data, "options": vars(options) | {"checkpoints": None}, "logs": logs}
+    kept = {name: x for name, x in vars(options).items() if name not in ("checkpoints", "json", "picture")}
+    return {"machine": report.machine(), "data": data, "options": kept, "logs": logs}
 
 
 if __name__ == "__main__":

@@ -140,6 +140,7 @@ def measure(
         out[name] |= {
             "trace_s": statistics.median(trace_times[name]),
             "compile_s": statistics.median(compile_times[name]),
+            "build_s": statistics.median(trace_times[name]) + statistics.median(compile_times[name]),
             "flops": cost.get("flops", 0.0),
             "bytes": cost.get("bytes accessed", 0.0),
             "memory": float(memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
@@ -18,8 +19,7 @@ RATIOS = {
     "flops": "flops",
     "bytes": "bytes",
     "memory": "memory",
-    "trace": "trace_s",
-    "compile": "compile_s",
+    "trace+compile": "build_s",
     "equations": "equations",
     "time x var": "time_x_variance",
 }
@@ -135,6 +135,7 @@ def markdown(result: dict[str, Any]) -> str:
         lines += ["", "## Growth", scaling(result)]
     if "air" in result:
         lines += ["", *training(result["air"])]
+    lines += long_runs()
     return "\n".join(lines) + "\n"
 
 
@@ -153,6 +154,40 @@ def training(air: dict[str, Any]) -> list[str]:
         for e in log:
             lines.append(f"| {name} | {e['epoch']} | {e['seconds']:.0f} | {e['objective']:.1f} | {e['accuracy']:.3f} |")
     return [*lines, "", "![Objective and count accuracy against wall clock](results/air.png)"]
+
+
+def long_runs() -> list[str]:
+    """What is kept of longer runs of attend, infer, repeat: results/air-*.json, and the pictures beside them."""
+    files = sorted((FOLDER / "results").glob("air-*.json"))
+    if not files:
+        return []
+    lines = [
+        "",
+        "## Attend, infer, repeat: longer runs",
+        "",
+        "Made by `python -m benchmarks.air`, with `--json` and `--picture`; the logs of all epochs are in the files.",
+        "",
+        "| estimator | canvases | Adam | epochs | seconds | objective | count accuracy | above .98 from | file |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for file in files:
+        run = json.loads(file.read_text())
+        o = run["options"]
+        for name, log in run["logs"].items():
+            above = next((f"epoch {e['epoch']}, {e['seconds']:.0f} s" for e in log if e["accuracy"] > 0.98), "-")
+            last = log[-1]
+            lines.append(
+                f"| {name} | {o['images']} of {run['data']} | {o['learning_rate']:g} | {last['epoch']} "
+                f"| {last['seconds']:.0f} | {last['objective']:.1f} | {last['accuracy']:.3f} | {above} | {file.stem} |"
+            )
+    for file in files:
+        run = json.loads(file.read_text())
+        m, note = run["machine"], run["options"]["note"]
+        made = f"{m['date']}, {m['device']}, {m['cores']} cores, commit {m['commit']}"
+        lines += ["", f"{file.stem}: {made}. {note}".rstrip()]
+        if file.with_suffix(".png").exists():
+            lines += ["", f"![{file.stem}: objective and count accuracy against wall clock](results/{file.stem}.png)"]
+    return lines
 
 
 def picture(result: dict[str, Any], path: Path) -> None:
@@ -183,8 +218,6 @@ def picture(result: dict[str, Any], path: Path) -> None:
 
 def write(result: dict[str, Any]) -> None:
     """Makes RESULTS.md, results/time.png and results/bench.json."""
-    import json
-
     (FOLDER / "results").mkdir(exist_ok=True)
     (FOLDER / "results" / "bench.json").write_text(json.dumps(result, indent=1) + "\n")
     if result["cases"]:

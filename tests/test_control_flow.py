@@ -197,8 +197,8 @@ def test_draws_of_the_passes_of_a_loop(name):
 
         return jax.vmap(lambda: lax.scan(step, 0, None, length=inner)[1], axis_size=outer)()
 
-    many, few = vipl.seed(lambda: walk(3, 40))(KEY), vipl.seed(lambda: walk(2, 23))(KEY)
-    np.testing.assert_array_equal(many[:2, :23], few)
+    many, few = vipl.seed(lambda: walk(3, 40))(KEY), vipl.seed(lambda: walk(2, 40))(KEY)
+    np.testing.assert_array_equal(many[:2], few)
     mean = jnp.broadcast_to(source.mean, source.event_shape)
 
     def draw(key, lag):

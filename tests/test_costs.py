@@ -343,6 +343,18 @@ def test_what_stays_in_a_lane_is_evaluated_for_the_values_of_one():
     assert count(before_a_site) == [2**10 * 10]
 
 
+def test_of_few_sites_each_runs_again_what_it_reaches():
+    """Five other values of b: what a alone reaches is not evaluated five times."""
+
+    def total(t):
+        a = flip("a", t)
+        b = sample("b", dist.Bernoulli(logits=t + jnp.arange(5.0)).to_event(1))
+        return jnp.sin(a * t) + jnp.sum(b) * a * t
+
+    found = sizes(jax.make_jaxpr(under(total, LocalEnumerate()).estimate)(KEY, 0.7).jaxpr, "sin")
+    assert max(found) == 1
+
+
 def test_values_that_are_all_possible_are_the_same_in_all_lanes():
     """What depends on a value alone is computed for the values, not in each of fifty lanes of `estimate`."""
     shifts = jnp.linspace(-1.0, 1.0, 50)

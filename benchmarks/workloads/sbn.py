@@ -99,13 +99,18 @@ def score_by_hand(key, params, x):
     return jnp.mean(f + lax.stop_gradient(f) * (log_q - lax.stop_gradient(log_q)))
 
 
-def disarm_by_hand(key, params, x):
-    """Antithetic pairs, one layer at a time; below the changed layer the same uniforms."""
+def draw_both(key, params, x):
+    """Flips, uniforms and logits of both layers."""
     keys = jax.random.split(key)
     logits1 = dense(params["up1"], x)
     h1, u1 = draw(keys[0], logits1)
     logits2 = dense(params["up2"], h1)
-    h2, u2 = draw(keys[1], logits2)
+    return (h1, u1, logits1), (*draw(keys[1], logits2), logits2)
+
+
+def disarm_by_hand(key, params, x):
+    """Antithetic pairs, one layer at a time; below the changed layer the same uniforms."""
+    (h1, u1, logits1), (h2, u2, logits2) = draw_both(key, params, x)
     f, _ = log_weight(params, x, h1, h2)
     fixed = lax.stop_gradient(params)
 
@@ -125,11 +130,7 @@ def disarm_by_hand(key, params, x):
 
 def local_by_hand(key, params, x):
     """Every flip the other way, one at a time."""
-    keys = jax.random.split(key)
-    logits1 = dense(params["up1"], x)
-    h1, _ = draw(keys[0], logits1)
-    logits2 = dense(params["up2"], h1)
-    h2, u2 = draw(keys[1], logits2)
+    (h1, _, logits1), (h2, u2, logits2) = draw_both(key, params, x)
     f, _ = log_weight(params, x, h1, h2)
     fixed = lax.stop_gradient(params)
 

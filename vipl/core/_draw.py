@@ -9,14 +9,15 @@ The noise of all sites with the same noise program is drawn under one `vmap`, ou
 each would have drawn alone. `bits` are random bits, and keys that end in anything else: a sampler that mixes key and
 parameters throughout (a rejection sampler) has its key as bits and as noise.
 
-A site in loops draws the bits of all passes of the innermost one from one key. That is one hash for each number, as in
+A site in loops draws the bits of all passes from one key. That is one hash for each number, as in
 `jax.random.normal(key, (steps,))`; a key for each pass would be another. With JAX's default generator the bits of the
-first passes do not depend on how many passes there are.
+first passes of the outermost loop do not depend on how many there are.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -34,14 +35,14 @@ class SiteProgram(NamedTuple):
     """A site's program, split.
 
     Attributes:
-      bits: (key, loop) -> list of arrays: those of one lane (None), or of all passes of a loop, as the leading axis.
+      bits: (key, loops) -> list of arrays: those of all passes of loops, which are the leading axes.
       noise: bits -> list of arrays, in one lane.
       rest: (noise, operands) -> the site program's result.
       signature: equal for two sites that can draw their noise together.
       shape: the result's structure, with shapes and dtypes.
     """
 
-    bits: Callable[[Any, Loop | None], list[Any]]
+    bits: Callable[[Any, Sequence[Loop]], list[Any]]
     noise: Callable[[list[Any]], list[Any]]
     rest: Callable[[list[Any], Sequence[Any]], Any]
     signature: Any
@@ -79,9 +80,9 @@ def _split(build: Callable, config: Any, avals: tuple[Any, ...], mode: Any) -> S
     base = dict(zip(constvars, consts, strict=True))
     made, ends, shaped = _split_key(invars[0], drawn, residuals, lambda v: level.get(v, 0) == 0)
 
-    def bits(key, loop):
-        env = evaluate([*constant, *made], base | {invars[0]: key}, functools.partial(_for_passes, loop))
-        return [_of_passes(x, loop) if _is_key(x) else x for x in read(env, ends)]
+    def bits(key, loops):
+        env = evaluate([*constant, *made], base | {invars[0]: key}, functools.partial(_for_passes, loops))
+        return [_in_front(_folded(x, loops), len(loops)) if _is_key(x) else x for x in read(env, ends)]
 
     def noise(bits):
         env = base | dict(zip(ends, bits, strict=True))
@@ -91,7 +92,7 @@ def _split(build: Callable, config: Any, avals: tuple[Any, ...], mode: Any) -> S
         env = base | dict(zip(residuals, noise, strict=True)) | dict(zip(invars[1:], operands, strict=True))
         return jax.tree.unflatten(treedef, read(evaluate([*constant, *other], env, plain), outvars))
 
-    text = str(jax.make_jaxpr(lambda key: noise(bits(key, None)))(key))
+    text = str(jax.make_jaxpr(lambda key: noise(bits(key, ())))(key))
     return SiteProgram(bits, noise, rest, text if not consts else (text, object()), shape)
 
 
@@ -115,20 +116,26 @@ def _split_key(
     return made, bits + [v for v in keys if v in used], shaped
 
 
-def _for_passes(loop: Loop | None, number: int, eqn: Any, values: list[Any]) -> list[Any]:
-    """Evaluates an equation for all passes of a loop, from the same key: bits get a leading axis."""
-    if loop is None or eqn.primitive.name != _compat.RANDOM_BITS:
+def _for_passes(loops: Sequence[Loop], number: int, eqn: Any, values: list[Any]) -> list[Any]:
+    """Evaluates an equation for all passes of loops, from the same key: bits get leading axes."""
+    if not loops or eqn.primitive.name != _compat.RANDOM_BITS:
         return plain(number, eqn, values)
     (keys,), (out,) = values, eqn.outvars
-    draw = functools.partial(jax.random.bits, shape=(loop.size, *eqn.params["shape"]), dtype=out.aval.dtype)
+    shape = (*(loop.size for loop in loops), *eqn.params["shape"])
+    draw = functools.partial(jax.random.bits, shape=shape, dtype=out.aval.dtype)
     for _ in range(keys.ndim):
-        draw = jax.vmap(draw, out_axes=1)
+        draw = jax.vmap(draw, out_axes=len(loops))
     return [draw(keys)]
 
 
-def _of_passes(keys: Any, loop: Loop | None) -> Any:
-    """Keys of all passes of a loop, as the leading axis."""
-    return keys if loop is None else jnp.moveaxis(fold_loop(keys, loop), -1, 0)
+def _folded(keys: Any, loops: Sequence[Loop]) -> Any:
+    """Keys of all passes of loops, as the last axes."""
+    return functools.reduce(fold_loop, loops, keys)
+
+
+def _in_front(x: Any, axes: int) -> Any:
+    """The last axes, in front."""
+    return jnp.moveaxis(x, range(x.ndim - axes, x.ndim), range(axes))
 
 
 def _is_key(x: Any) -> bool:
@@ -193,20 +200,11 @@ def handed_in_while(
     return out
 
 
-def _folded(keys: Any, loops: Sequence[Loop]) -> Any:
-    for loop in loops:
-        keys = fold_loop(keys, loop)
-    return keys
-
-
 def _noise(program: SiteProgram, keys: Any, loops: Sequence[Loop]) -> list[Any]:
     """Noise of keys, with one axis for each loop added; a vmap over one key or lane compiles to more than the call."""
-    inner = loops[-1] if loops else None
-    keys = _folded(keys, loops[:-1])
-    lanes = keys.shape if inner is None else (*keys.shape, inner.size)
-    bits = _mapped(lambda key: program.bits(key, inner), [keys.reshape(-1)])
-    if inner is not None:
-        bits = [x.reshape(keys.size * inner.size, *x.shape[2:]) for x in bits]
+    lanes = (*keys.shape, *(loop.size for loop in loops))
+    bits = _mapped(lambda key: program.bits(key, loops), [keys.reshape(-1)])
+    bits = [x.reshape(math.prod(lanes), *x.shape[1 + len(loops) :]) for x in bits]
     return [x.reshape(*lanes, *x.shape[1:]) for x in _mapped(lambda *bits: program.noise(list(bits)), bits)]
 
 

@@ -1,9 +1,11 @@
 """Keys follow the path of a site.
 
-    key(site) = fold_in(key, hash(address, occurrence)), then for each loop around the site, outermost first,
-                fold_in(fold_in(key, hash(kind of loop)), index);
+    key(site) = fold_in(key, hash(address, occurrence)).
 
-the samples of an estimate are the outermost loop; the passes of the innermost loop share a key, from which the bits of all are drawn at once (`vipl.core._draw`).
+In loops, of which the samples of an estimate are the outermost, the bits of all passes are drawn at once from this key
+(`vipl.core._draw`). Where a pass has to have a key of its own, it is made for each loop, outermost first, by
+
+    fold_in(fold_in(key, hash(kind of loop)), index).
 
 Adding a site leaves the draws of all others alone. Kinds of loop are tagged because `split(key, n)[i]` and
 `fold_in(key, i)` are the same bits. The index of a reversed `scan` is that of the x, not of the iteration.

@@ -7,7 +7,8 @@ of costs, f = Σ_c cost_c (`_costs`), of which f alone is the simplest case; and
   all controls to C: surrogate  S = Σ_c cost_c box(L_c) + C;
 - for every value of the enumerated sites, under one `vmap` for each such site, so that only what depends on a
   value is evaluated several times:  S = Σ_e W_e S_e;
-- once more, without derivatives and under one `vmap` over all alternatives of all sites, steps and lanes:
+- once more, without derivatives and under one `vmap` over all alternatives of all sites, steps and lanes (or one for
+  each site, if they are few):
   S += Σ_a weight_a sg(f_a - f).  Run a is the whole program with one site set to its alternative, and the same
   noise everywhere else.
 
@@ -44,6 +45,9 @@ from vipl.core._site import Path, Site
 from vipl.estimators._costs import Cost
 from vipl.estimators._plan import Plan
 from vipl.gen import Support, box
+
+MAX_SEPARATE = 2
+"""Up to how many sites with alternatives run these apart."""
 
 
 class Sample(NamedTuple):
@@ -343,35 +347,36 @@ def _averaged(plan: Plan, x: Any, reach: Reach, emits: dict[Path, Emitted], digi
 def _alternatives(plan: Plan, given: dict[Path, Given], digits: dict[Path, Any], main: Run, pick: Any) -> Any:
     """Σ_a weight_a (W_a f_a - W f): a run for each alternative of each site and visit, and one for all pruned.
 
-    Lanes that are kept apart take their alternatives in one run.
+    Lanes that are kept apart take their alternatives in one run. Few sites have a `vmap` each, so that only what a site
+    reaches is run again; many have one in common, so that the program does not grow with the square of their number.
     """
     branching = [p for p in plan.found if p.path in plan.branching]
-    for p in branching:
-        others, first = main.emits[p.path].alternatives, plan.branching[p.path]
-        shape = (*plan.together(p), others.weights.shape[-1])
-        numbers = first + jnp.arange(math.prod(shape), dtype=jnp.int32).reshape(shape)
-        numbers = _over_lanes(p, numbers, plan.apart[p.path], first=0)
-        given = given | {p.path: given[p.path]._replace(alternative=(others.values, numbers))}
-    given = jax.tree.map(_still, given)
+    full = [p for p in branching if plan.branching[p.path] < plan.num_full]
+    pruned = [p for p in branching if plan.branching[p.path] >= plan.num_full]
+    groups = [[p] for p in full] if len(full) <= MAX_SEPARATE else [full]
+    still = jax.tree.map(_still, given)
     jaxpr = _compat.with_consts(plan.staged.jaxpr, jax.tree.map(_still, list(plan.staged.jaxpr.consts)))
-
-    numbers = jnp.arange(plan.num_full, dtype=jnp.int32)
-    if plan.num_pruned:
-        numbers = jnp.append(numbers, plan.num_full + pick)
-
-    def at(number):
-        return _finished(plan, _interpreted(plan, jaxpr, given, digits, number), digits).weighted
-
-    others = jax.vmap(at)(numbers)
     weights, differences = [], []
-    for p in branching:
-        for cost, value, other in zip(plan.costs.costs, main.weighted, others, strict=True):
-            if p.path in cost.reach:
-                weight = _run_weights(plan, p, main.emits[p.path].alternatives.weights, cost, pick)
-                first = min(plan.branching[p.path], plan.num_full)
-                difference = other[first : first + weight.shape[0]] - value
-                weights.append(jnp.broadcast_to(weight, difference.shape).astype(difference.dtype).reshape(-1))
-                differences.append(lax.stop_gradient(difference).reshape(-1))
+    for group in [*groups, pruned] if pruned else groups:
+        others = {p.path: main.emits[p.path].alternatives for p in group}
+        alternatives = {p.path: (_still(others[p.path].values), _run_numbers(plan, p)) for p in group}
+        handed = still | {path: still[path]._replace(alternative=x) for path, x in alternatives.items()}
+
+        def at(number, handed=handed):
+            return _finished(plan, _interpreted(plan, jaxpr, handed, digits, number), digits).weighted
+
+        start = plan.branching[group[0].path]
+        count = sum(math.prod(_run_shape(plan, p)) for p in group)
+        runs = plan.num_full + pick[None] if group is pruned else start + jnp.arange(count, dtype=jnp.int32)
+        results = jax.vmap(at)(runs)
+        for p in group:
+            for cost, value, other in zip(plan.costs.costs, main.weighted, results, strict=True):
+                if p.path in cost.reach:
+                    weight = _run_weights(plan, p, others[p.path].weights, cost, pick)
+                    first = 0 if group is pruned else plan.branching[p.path] - start
+                    difference = other[first : first + weight.shape[0]] - value
+                    weights.append(jnp.broadcast_to(weight, difference.shape).astype(difference.dtype).reshape(-1))
+                    differences.append(lax.stop_gradient(difference).reshape(-1))
     if not weights:
         return None
     names = ", ".join(p.site.at() for p in branching)
@@ -379,12 +384,26 @@ def _alternatives(plan: Plan, given: dict[Path, Given], digits: dict[Path, Any],
     return jnp.sum(_first_order(names)(jnp.concatenate(weights), jnp.concatenate(differences), inputs))
 
 
+def _run_shape(plan: Plan, place: Place) -> tuple[int, ...]:
+    """How many passes of each loop take alternatives one by one, and how many alternatives there are."""
+    points = plan.programs[place.path].shape
+    others = points.alternatives if points.pruned is None else points.pruned
+    return (*plan.together(place), others.weights.shape[0])
+
+
+def _run_numbers(plan: Plan, place: Place) -> Any:
+    """i[*loops, alternatives]: the run in which a site takes an alternative."""
+    shape = _run_shape(plan, place)
+    numbers = plan.branching[place.path] + jnp.arange(math.prod(shape), dtype=jnp.int32).reshape(shape)
+    return _over_lanes(place, numbers, plan.apart[place.path], first=0)
+
+
 def _run_weights(plan: Plan, place: Place, weights: Any, cost: Cost, pick: Any) -> Any:
     """f[runs, ...]: the weights of a site's alternatives in the runs that are its own, broadcasting to a cost."""
     apart = plan.apart[place.path]
     together, lanes = ([i for i, x in enumerate(apart) if x is kept] for kept in (False, True))
     x = jnp.transpose(weights, [*together, len(apart), *lanes])
-    x = x.reshape(math.prod(plan.together(place)) * weights.shape[-1], *(place.loop_shape[i] for i in lanes))
+    x = x.reshape(math.prod(_run_shape(plan, place)), *(place.loop_shape[i] for i in lanes))
     axes = [cost.reach[place.path][i] for i in lanes]
     x = jax.vmap(lambda row: _along(row, tuple(axes), len(cost.sizes)))(x)
     number = plan.branching[place.path] - plan.num_full
