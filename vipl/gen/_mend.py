@@ -33,18 +33,23 @@ def _log_bernoulli(value: Any, logits: Any) -> Any:
     In few operations: XLA's compiler for CPUs splits a longer pass over the data between threads, which for a small
     batch costs more than it brings.
     """
+    return _bernoulli_parts(value, logits)[0]
+
+
+def _bernoulli_parts(value: Any, logits: Any) -> tuple[Any, Any, Any, Any]:
+    """The log probability, s, s φ and exp(-|φ|)."""
     sign = 2 * value.astype(logits.dtype) - 1
     u = sign * logits
-    log_prob = jnp.minimum(u, 0) - jnp.log1p(jnp.exp(-jnp.abs(u)))
-    return jnp.where(sign * sign == 1, log_prob, -jnp.inf)
+    e = jnp.exp(-jnp.abs(u))
+    log_prob = jnp.minimum(u, 0) - jnp.log1p(e)
+    return jnp.where(sign * sign == 1, log_prob, -jnp.inf), sign, u, e
 
 
 @_log_bernoulli.defjvp
 def _log_bernoulli_jvp(primals: Any, tangents: Any) -> Any:
-    """D log p(x) / dφ = s σ(-s φ)."""
-    value, logits = primals
-    sign = 2 * value.astype(logits.dtype) - 1
-    return _log_bernoulli(value, logits), sign * jax.nn.sigmoid(-sign * logits) * tangents[1]
+    """D log p(x) / dφ = s σ(-s φ), by the same exponential."""
+    log_prob, sign, u, e = _bernoulli_parts(*primals)
+    return log_prob, sign * jnp.where(u > 0, e, 1) / (1 + e) * tangents[1]
 
 
 class BinomialLogits(dist.BinomialLogits):
