@@ -37,7 +37,7 @@ def _log_bernoulli(value: Any, logits: Any) -> Any:
 
 
 def _bernoulli_parts(value: Any, logits: Any) -> tuple[Any, Any, Any, Any]:
-    """The log probability, s, s φ and exp(-|φ|)."""
+    """The log probability, s, s φ and exp(-|s φ|)."""
     sign = 2 * value.astype(logits.dtype) - 1
     u = sign * logits
     e = jnp.exp(-jnp.abs(u))
@@ -49,7 +49,20 @@ def _bernoulli_parts(value: Any, logits: Any) -> tuple[Any, Any, Any, Any]:
 def _log_bernoulli_jvp(primals: Any, tangents: Any) -> Any:
     """D log p(x) / dφ = s σ(-s φ), by the same exponential."""
     log_prob, sign, u, e = _bernoulli_parts(*primals)
-    return log_prob, sign * jnp.where(u > 0, e, 1) / (1 + e) * tangents[1]
+    return log_prob, sign * _other(u, e) * tangents[1]
+
+
+@jax.custom_jvp
+def _other(u: Any, e: Any) -> Any:
+    """σ(-u), by e = exp(-|u|)."""
+    return jnp.where(u > 0, e, 1) / (1 + e)
+
+
+@_other.defjvp
+def _other_jvp(primals: Any, tangents: Any) -> Any:
+    """-σ(u) σ(-u); e is a number of u."""
+    u, e = primals
+    return _other(u, e), -jax.nn.sigmoid(u) * jax.nn.sigmoid(-u) * tangents[0]
 
 
 class BinomialLogits(dist.BinomialLogits):
