@@ -10,6 +10,7 @@ from jax import lax
 
 import vipl
 from vipl import Reparam, Score, sample
+from vipl.core import _draw
 from vipl.core import _fission as fission
 from vipl.core._interpret import stage
 from vipl.testing import assert_unbiased
@@ -222,6 +223,26 @@ def hashes(jaxpr):
         if eqn.primitive.name in names:
             made[eqn.primitive.name] += sum(v.aval.size for v in eqn.outvars)
     return made
+
+
+def test_a_site_of_one_number_costs_one_hash():
+    def sites():
+        return [sample(f"x{i}", dist.Normal(0.0, 1.0)) for i in range(50)]
+
+    made = hashes(jax.make_jaxpr(vipl.seed(sites))(KEY).jaxpr)
+    assert (made["random_fold_in"], made["random_bits"], made["random_split"]) == (50, 0, 0)
+
+
+@pytest.mark.parametrize("source", [dist.Normal(0.0, 1.0), dist.Laplace(0.0, 1.0), dist.Bernoulli(0.3)])
+@pytest.mark.parametrize("x64", [True, False])
+def test_a_site_of_one_number_draws_from_the_stream_of_the_key(source, x64, monkeypatch):
+    """Number i of the stream, where i is the hash of the address; of another generator, what fold_in(key, i) draws."""
+    monkeypatch.setattr(_draw, "place_digest", lambda place: 7)
+    other = jax.random.key(3, impl="rbg")
+    with jax.enable_x64(x64):
+        draw = vipl.seed(lambda: sample("x", source))
+        assert draw(KEY) == source.sample(KEY, (8,))[7]
+        assert draw(other) == source.sample(jax.random.fold_in(other, 7))
 
 
 @pytest.mark.parametrize("estimator", [Reparam(), Score()])

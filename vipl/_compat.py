@@ -267,6 +267,11 @@ def numeric_mode() -> tuple[Any, ...]:
     )
 
 
+def stream_of_hashes() -> bool:
+    """Says whether number i of a stream of random bits is the hash of the key and i."""
+    return bool(_config.threefry_partitionable.value)
+
+
 def jit_disabled() -> bool:
     """Says whether `jax.disable_jit` is in force."""
     return bool(_config.disable_jit.value)

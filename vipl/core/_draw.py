@@ -12,6 +12,9 @@ parameters throughout (a rejection sampler) has its key as bits and as noise.
 A site in loops draws the bits of all passes from one key. That is one hash for each number, as in
 `jax.random.normal(key, (steps,))`; a key for each pass would be another. With JAX's default generator the bits of the
 first passes of the outermost loop do not depend on how many there are.
+
+A site that draws one number alone has a key for it alone. With JAX's default generator this key, fold_in(key, i), is
+itself number i of the stream of the key that it was made of, and serves as the number: one hash again.
 """
 
 from __future__ import annotations
@@ -80,7 +83,11 @@ def _split(build: Callable, config: Any, avals: tuple[Any, ...], mode: Any) -> S
     base = dict(zip(constvars, consts, strict=True))
     made, ends, shaped = _split_key(invars[0], drawn, residuals, lambda v: level.get(v, 0) == 0)
 
+    alone = [e for e in made if e.primitive.name == _compat.RANDOM_BITS and e.params["shape"] == ()] == made
+
     def bits(key, loops):
+        if alone and not loops and len(ends) == len(made) == 1 and _is_hash(key):
+            return [_as_number(key, ends[0].aval.dtype)]
         env = evaluate([*constant, *made], base | {invars[0]: key}, functools.partial(_for_passes, loops))
         return [_in_front(_folded(x, loops), len(loops)) if _is_key(x) else x for x in read(env, ends)]
 
@@ -126,6 +133,19 @@ def _for_passes(loops: Sequence[Loop], number: int, eqn: Any, values: list[Any])
     for _ in range(keys.ndim):
         draw = jax.vmap(draw, out_axes=len(loops))
     return [draw(keys)]
+
+
+def _is_hash(key: Any) -> bool:
+    """Whether a key is what the default generator makes of another key and a number."""
+    return str(jax.random.key_impl(key)) == "threefry2x32" and _compat.stream_of_hashes()
+
+
+def _as_number(key: Any, dtype: Any) -> Any:
+    """The bits of a key as one number, as the generator makes numbers of its hashes."""
+    first, second = jax.random.key_data(key)
+    if jnp.dtype(dtype).itemsize == 8:
+        return (first.astype(dtype) << 32) | second.astype(dtype)
+    return (first ^ second).astype(dtype)
 
 
 def _folded(keys: Any, loops: Sequence[Loop]) -> Any:
