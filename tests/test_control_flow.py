@@ -176,6 +176,15 @@ class FoldedByADraw(dist.Normal):
         return super().sample(jax.random.fold_in(second, jax.random.randint(first, (), 0, 3)), sample_shape)
 
 
+class WithAKeyOfItsOwn(dist.Normal):
+    """Scales its draw by numbers that are the same in all draws, and folds another one into its key."""
+
+    def sample(self, key, sample_shape=()):
+        fixed = jax.random.bits(jax.random.key(1), (4,)).sum()
+        scale = jnp.mean(jax.random.uniform(jax.random.key(2), (3,)) > 2.0) + 1.0
+        return self.loc + scale * super().sample(jax.random.fold_in(key, fixed), sample_shape) - scale * self.loc
+
+
 SAMPLERS = {
     "normal": dist.Normal(0.5, 1.0),
     "vector": dist.Normal(jnp.array([0.5, 0.2]), 1.0).to_event(1),
@@ -183,6 +192,7 @@ SAMPLERS = {
     "rejects": dist.Gamma(2.0, 2.0),
     "two keys": dist.MixtureSameFamily(dist.Categorical(logits=jnp.zeros(2)), dist.Normal(jnp.array([0.0, 1.0]), 1.0)),
     "keys of draws": FoldedByADraw(0.5, 1.0),
+    "a key of its own": WithAKeyOfItsOwn(0.5, 1.0),
     "integers": dist.Binomial(3, 0.4),
 }
 

@@ -88,7 +88,8 @@ def _split(build: Callable, config: Any, avals: tuple[Any, ...], mode: Any) -> S
     def bits(key, loops):
         if alone and not loops and len(ends) == len(made) == 1 and _is_hash(key):
             return [_as_number(key, ends[0].aval.dtype)]
-        env = evaluate([*constant, *made], base | {invars[0]: key}, functools.partial(_for_passes, loops))
+        env = evaluate(constant, base | {invars[0]: key}, plain)
+        env = evaluate(made, env, functools.partial(_for_passes, loops))
         return [_in_front(_folded(x, loops), len(loops)) if _is_key(x) else x for x in read(env, ends)]
 
     def noise(bits):
@@ -154,8 +155,8 @@ def _folded(keys: Any, loops: Sequence[Loop]) -> Any:
 
 
 def _in_front(x: Any, axes: int) -> Any:
-    """The last axes, in front."""
-    return jnp.moveaxis(x, range(x.ndim - axes, x.ndim), range(axes))
+    """Keys with the last axes in front; JAX's checker of key reuse takes a transposed key for a used one."""
+    return jax.random.clone(jnp.moveaxis(x, range(x.ndim - axes, x.ndim), range(axes)))
 
 
 def _is_key(x: Any) -> bool:
