@@ -82,11 +82,10 @@ def _split(build: Callable, config: Any, avals: tuple[Any, ...], mode: Any) -> S
     residuals = list(dict.fromkeys(v for v in needed if not isinstance(v, _compat.Literal) and level.get(v) == 1))
     base = dict(zip(constvars, consts, strict=True))
     made, ends, shaped = _split_key(invars[0], drawn, residuals, lambda v: level.get(v, 0) == 0)
-
-    alone = [e for e in made if e.primitive.name == _compat.RANDOM_BITS and e.params["shape"] == ()] == made
+    alone = len(made) == len(ends) == 1 and made[0].primitive.name == _compat.RANDOM_BITS and not ends[0].aval.shape
 
     def bits(key, loops):
-        if alone and not loops and len(ends) == len(made) == 1 and _is_hash(key):
+        if alone and not loops and _is_hash(key):
             return [_as_number(key, ends[0].aval.dtype)]
         env = evaluate(constant, base | {invars[0]: key}, plain)
         env = evaluate(made, env, functools.partial(_for_passes, loops))

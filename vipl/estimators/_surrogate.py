@@ -357,7 +357,7 @@ def _alternatives(plan: Plan, given: dict[Path, Given], digits: dict[Path, Any],
     still = jax.tree.map(_still, given)
     jaxpr = _compat.with_consts(plan.staged.jaxpr, jax.tree.map(_still, list(plan.staged.jaxpr.consts)))
     weights, differences = [], []
-    for group in [*groups, pruned] if pruned else groups:
+    for group in [*groups, pruned] if plan.num_pruned else groups:
         others = {p.path: main.emits[p.path].alternatives for p in group}
         alternatives = {p.path: (_still(others[p.path].values), _run_numbers(plan, p)) for p in group}
         handed = still | {path: still[path]._replace(alternative=x) for path, x in alternatives.items()}
