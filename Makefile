@@ -28,7 +28,7 @@ help:
 	@echo 'make demo            run the demo; SHORT=1 for the short one'
 	@echo 'make test            run the tests; ARGS="-k scan" for some of them, JAX=0.10 for a JAX series'
 	@echo 'make lint            ruff check, ruff format --check, pyright'
-	@echo 'make bench           all benchmarks, about a quarter of an hour; SHORT=1 for small sizes; VIPL_MNIST=mnist.npz'
+	@echo 'make bench           all benchmarks, about 25 minutes; SHORT=1 for small sizes; VIPL_MNIST=mnist.npz'
 	@echo 'make clean           remove the environments (.venv*)'
 	@echo ''
 	@echo 'PYTHON=python3.13    another interpreter (python3 by default; 3.11 or newer)'
