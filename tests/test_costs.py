@@ -10,6 +10,7 @@ import pytest
 from jax import lax
 
 import vipl
+from tests.helpers.jaxprs import sizes
 from vipl import CoupledFlips, Enumerate, LeaveOneOut, LocalEnumerate, MeasureValued, Score, sample
 from vipl.core._places import places
 from vipl.core._reach import reaches
@@ -314,16 +315,6 @@ def test_estimators_are_unbiased(program, estimators):
     assert_unbiased(
         under(program, estimators).value_and_grad, answer(program)[:2], key=KEY, args=(0.7,), resolution=0.1
     )
-
-
-def sizes(jaxpr, name):
-    """How many numbers each equation of a primitive makes."""
-    found = []
-    for eqn in jaxpr.eqns:
-        found += [eqn.outvars[0].aval.size] if eqn.primitive.name == name else []
-        for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "jaxpr")):
-            found += sizes(inner.jaxpr, name) if hasattr(inner, "jaxpr") else []
-    return found
 
 
 def test_what_stays_in_a_lane_is_evaluated_for_the_values_of_one():

@@ -61,6 +61,12 @@ class Plan(NamedTuple):
         """The sizes of the loops around a site whose passes take their values one by one, jointly."""
         return tuple(n for n, apart in zip(place.loop_shape, self.apart[place.path], strict=True) if not apart)
 
+    def run_shape(self, place: Place) -> tuple[int, ...]:
+        """How many passes of each loop take alternatives one by one, and how many alternatives there are."""
+        points = self.programs[place.path].shape
+        others = points.alternatives if points.pruned is None else points.pruned
+        return (*self.together(place), others.weights.shape[0])
+
 
 def make_plan(staged: Staged) -> Plan:
     """Finds the sites of a program, and asks their estimators what they will do."""
@@ -94,9 +100,9 @@ def make_plan(staged: Staged) -> Plan:
         count = 0
         for p in found:
             shape = shapes.get(p.path)
-            if isinstance(shape, Draw) and (others := getattr(shape, name)) is not None:
+            if isinstance(shape, Draw) and getattr(shape, name) is not None:
                 branching[p.path] = sum(counts) + count
-                count += math.prod(plan.together(p)) * others.weights.shape[0]
+                count += math.prod(plan.run_shape(p))
         counts.append(count)
     _, num_full, num_pruned = counts
     shares = [p for p in found if isinstance(s := shapes.get(p.path), Draw) and s.shared_control is not None]
@@ -116,7 +122,7 @@ def _meeting(plan: Plan) -> Meeting | None:
         for p in plan.enumerated
     }  # fmt: skip
     costs = plan.costs
-    outs = [*_compat.parts(plan.staged.jaxpr).outvars, costs.value]
+    outs = [*_compat.parts(plan.staged.jaxpr).outvars]
     outs += [v for cost in costs.costs for v, _ in cost.leaves] + [v for eqn in costs.tail for v in eqn.invars]
     return find_meeting(plan.staged.jaxpr, plan.reached, outs, lanes)
 
