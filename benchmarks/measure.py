@@ -12,6 +12,7 @@ fast wrong estimator is an error, not a result. Then, in turn A B A B:
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -153,20 +154,28 @@ def measure(
 
 
 def call_times(compiled: dict[str, Any], args: tuple[Any, ...], seconds: float) -> dict[str, float]:
-    """Medians over rounds in which all take turns; a round makes as many calls as take 5 ms, at least one."""
-    calls = {}
-    for name, c in compiled.items():
-        jax.block_until_ready(c(*args))
+    """Medians over rounds in which all take turns, in an order drawn anew for each.
+
+    A turn is as many calls as need 10 ms, and waits for the last of them: of a single short call most is the way to a
+    thread of XLA's and back, which all implementations have in common. Before it short ones are called once, for the
+    caches that the one before has filled.
+    """
+
+    def turn(c: Any, calls: int) -> float:
         start = time.perf_counter()
-        jax.block_until_ready(c(*args))
-        calls[name] = max(1, int(0.005 / (time.perf_counter() - start)))
+        for _ in range(calls):
+            result = c(*args)
+        jax.block_until_ready(result)
+        return (time.perf_counter() - start) / calls
+
+    calls = {n: max(1, int(0.01 / statistics.median(turn(c, 1) for _ in range(9)))) for n, c in compiled.items()}
     times: dict[str, list[float]] = {name: [] for name in compiled}
+    order, rng = list(compiled), random.Random(0)
     end = time.perf_counter() + seconds * len(compiled)
-    while time.perf_counter() < end or len(next(iter(times.values()))) < 5:
-        for name, c in compiled.items():
-            start = time.perf_counter()
-            for _ in range(calls[name]):
-                result = c(*args)
-            jax.block_until_ready(result)
-            times[name].append((time.perf_counter() - start) / calls[name])
+    while time.perf_counter() < end or len(times[order[0]]) < 5:
+        rng.shuffle(order)
+        for name in order:
+            if calls[name] > 1:
+                turn(compiled[name], 1)
+            times[name].append(turn(compiled[name], calls[name]))
     return {name: statistics.median(t) for name, t in times.items()}

@@ -193,10 +193,15 @@ def handed(
     for place in found:
         kind = programs[place.path].signature if place.outside_while is None else "key"
         groups.setdefault((kind, (*around, *place.known_loops)), []).append(place)
+    if not groups:
+        return {}
+    hashes = jnp.asarray([place_digest(p) for members in groups.values() for p in members], dtype=jnp.uint32)
+    every = jax.vmap(jax.random.fold_in, (None, 0))(key, hashes)  # the keys of all sites in one call
     out: dict[Path, Any] = {}
+    start = 0
     for (kind, loops), members in groups.items():
-        hashes = jnp.asarray([place_digest(p) for p in members], dtype=jnp.uint32)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, hashes)
+        keys = every[start : start + len(members)]
+        start += len(members)
         noise = [_folded(keys, loops)] if kind == "key" else _noise(programs[members[0].path], keys, loops)
         for i, place in enumerate(members):
             out[place.path] = [_own(x[i]) for x in noise]
