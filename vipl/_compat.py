@@ -244,6 +244,11 @@ def eqn_context(eqn: Any) -> Any:
     return _source_info.user_context(eqn.source_info.traceback, name_stack=stack)
 
 
+def context_of(eqn: Any) -> Any:
+    """Under which settings an equation was made; the same object for the same settings."""
+    return eqn.ctx
+
+
 def remat_options(params: dict[str, Any]) -> dict[str, Any]:
     """The keyword arguments of `jax.checkpoint` behind a `remat` equation."""
     return {"prevent_cse": params["prevent_cse"], "policy": params["policy"]}

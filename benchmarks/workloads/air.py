@@ -113,9 +113,9 @@ def read(image: Any, where: Any) -> Any:
 
 
 def scan_steps(step: Any, carry: Any, xs: Any, apart: bool) -> tuple[Any, Any]:
-    """A `scan`; with `apart`, the last step is written after it."""
+    """A `scan`, written out, so that only what depends on a step is run again; with `apart`, the last stands after."""
     if not apart:
-        return lax.scan(step, carry, xs)
+        return lax.scan(step, carry, xs, unroll=True)
     carry, first = lax.scan(step, carry, xs[:-1])
     carry, last = sample("last", vipl.gen(step)(carry, xs[-1]))
     return carry, jax.tree.map(lambda ys, y: jnp.append(ys, y), first, last)

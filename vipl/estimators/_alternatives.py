@@ -18,7 +18,7 @@ from vipl.core._places import Place
 from vipl.core._site import Path
 from vipl.estimators._costs import Cost
 from vipl.estimators._plan import Plan
-from vipl.estimators._run import Given, Run, along, finished, interpreted, over_lanes
+from vipl.estimators._run import RUNS, Given, Run, along, finished, interpreted, over_lanes
 
 MAX_SEPARATE = 2
 """Up to how many sites with alternatives run these apart."""
@@ -39,22 +39,34 @@ def alternatives_term(plan: Plan, given: dict[Path, Given], digits: dict[Path, A
     weights, differences = [], []
     for group in [*groups, pruned] if plan.num_pruned else groups:
         others = {p.path: main.emits[p.path].alternatives for p in group}
-        alternatives = {p.path: (_still(others[p.path].values), _run_numbers(plan, p)) for p in group}
-        handed = still | {path: still[path]._replace(alternative=x) for path, x in alternatives.items()}
+        start = plan.branching[group[0].path]
+        count = sum(math.prod(plan.run_shape(p)) for p in group)
+        # A site by itself takes its values in order, one in each run; of several each is told which runs are its own.
+        alone = group is not pruned and count == others[group[0].path].weights.shape[-1]
+        handed = still | {
+            p.path: still[p.path]._replace(
+                alternative=(_still(others[p.path].values), None if alone else _run_numbers(plan, p))
+            )
+            for p in group
+        }
 
         def at(number, handed=handed):
             return finished(plan, interpreted(plan, jaxpr, handed, digits, number), digits).weighted
 
-        start = plan.branching[group[0].path]
-        count = sum(math.prod(plan.run_shape(p)) for p in group)
-        runs = plan.num_full + pick[None] if group is pruned else start + jnp.arange(count, dtype=jnp.int32)
-        results = jax.vmap(at)(runs)
+        if group is pruned:
+            runs = plan.num_full + pick[None]
+        else:
+            runs = jnp.arange(count, dtype=jnp.int32) + (0 if alone else start)
+        results = jax.vmap(at, axis_name=RUNS)(runs)
         for p in group:
             for cost, value, other in zip(plan.costs.costs, main.weighted, results, strict=True):
                 if p.path in cost.reach:
                     weight = _run_weights(plan, p, others[p.path].weights, cost, pick)
                     first = 0 if group is pruned else plan.branching[p.path] - start
                     difference = other[first : first + weight.shape[0]] - value
+                    if others[p.path].possible is not None:
+                        possible = _run_weights(plan, p, others[p.path].possible.astype(weight.dtype), cost, pick)
+                        difference = jnp.where(possible == 0, 0, difference)
                     weights.append(jnp.broadcast_to(weight, difference.shape).astype(difference.dtype).reshape(-1))
                     differences.append(lax.stop_gradient(difference).reshape(-1))
     if not weights:

@@ -17,6 +17,7 @@ from jax import lax
 from vipl._errors import EstimatorError, ProgramError, show_aval
 from vipl.core._keys import as_key
 from vipl.core._packed import Packed, pack
+from vipl.core._simplify import simplified
 from vipl.core._stage import Staged, stage_program
 from vipl.estimators._plan import Plan, make_plan
 from vipl.estimators._surrogate import draws, one_sample
@@ -133,6 +134,9 @@ class Expectation:
         return functools.partial(with_estimators, self.fn, self.estimators, self._name)
 
     def _estimate(self, key: Any, packed: Packed, leaves: Any, num_samples: int) -> Any:
+        return simplified(lambda key, leaves: self._average(key, packed, leaves, num_samples), key, leaves)
+
+    def _average(self, key: Any, packed: Packed, leaves: Any, num_samples: int) -> Any:
         staged = stage_program(self._program(), packed.unpack(leaves), {})
         _check_result(staged, self.has_aux, self._name)
         plan = make_plan(staged)

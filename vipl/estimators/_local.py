@@ -14,33 +14,38 @@ from vipl.estimators._logits import bernoulli_logits
 from vipl.gen import Alternatives, Draw, Estimator, Law
 
 
-class Branch(NamedTuple):
-    """One alternative of every element of a distribution.
+class Others(NamedTuple):
+    """Alternatives of every element of a distribution.
 
     Attributes:
-      value: [*shape], the other value of each element.
-      weight: f[*shape], (θ - sg θ) c for each element: zero in value.
+      values: [n, *shape], other values of each element.
+      weights: f[n, *shape], (θ - sg θ) c for each element: zero in value.
     """
 
-    value: Any
-    weight: Any
+    values: Any
+    weights: Any
 
 
-def one_at_a_time(x: Any, branches: list[Branch]) -> Alternatives:
+def stacked(x: Any, *others: tuple[Any, Any]) -> Others:
+    """Pairs of a value and a weight, that broadcast to the draw `x`, as alternatives of every element."""
+    values, weights = (jnp.stack([jnp.broadcast_to(v, x.shape) for v in part]) for part in zip(*others, strict=True))
+    return Others(values, weights)
+
+
+def one_at_a_time(x: Any, others: Others) -> Alternatives:
     """Alternatives of a whole array: in each, one element takes one of its other values.
 
     Args:
       x: [*shape], the draw.
-      branches: the other values of every element.
+      others: n other values of every element.
 
     Returns:
-      values [len(branches) * size, *shape], weights of the same length.
+      values [n * size, *shape], weights of the same length.
     """
-    size = x.size
+    n, size = others.values.shape[0], x.size
     here = jnp.eye(size, dtype=bool).reshape(size, *x.shape)
-    values = [jnp.where(here, b.value, x) for b in branches]
-    weights = [jnp.broadcast_to(b.weight, x.shape).reshape(size) for b in branches]
-    return Alternatives(jnp.concatenate(values), jnp.concatenate(weights))
+    values = jnp.where(here, others.values[:, None], x)
+    return Alternatives(values.reshape(n * size, *x.shape), others.weights.reshape(n * size))
 
 
 def change(theta: Any) -> Any:
@@ -48,21 +53,30 @@ def change(theta: Any) -> Any:
     return theta - lax.stop_gradient(theta)
 
 
-def other_values(law: Law, x: Any, who: str) -> list[Branch]:
-    """All other values of a finite support: ∂E[k] = Σ_j ∂p_j k(j).
+def all_values(law: Law, x: Any, who: str) -> Alternatives:
+    """All values of a finite support, each element's in turn: ∂E[k] = Σ_j ∂p_j k(j).
 
     A value whose log probability is -inf is not looked at: there ∂p_j = 0.
     """
     values, log_probs = finite_support(law, who)  # [n], f[n, batch]
+    if x.size > 1 or values.shape[0] == 2:
+        return one_at_a_time(x, other_values(law, x, who))
+    # The draw's own value among them counts nothing, and is run for this: the same values for all draws, and lanes.
+    log_probs = log_probs.reshape(-1)
+    return Alternatives(values.reshape(-1, *x.shape), change(jnp.exp(log_probs)), log_probs != -jnp.inf)
+
+
+def other_values(law: Law, x: Any, who: str) -> Others:
+    """All other values of each element of a finite support; instead of an impossible one stands the draw."""
+    values, log_probs = finite_support(law, who)  # [n], f[n, batch]
     n = values.shape[0]
-    log_probs = jnp.broadcast_to(jnp.moveaxis(log_probs, 0, -1), (*x.shape, n))
-    here = jnp.argmax(x[..., None] == values, axis=-1)
-    branches = []
-    for j in range(1, n):
-        other = (here + j) % n
-        log_p = jnp.take_along_axis(log_probs, other[..., None], -1)[..., 0]
-        branches.append(Branch(jnp.where(log_p == -jnp.inf, x, values[other]), change(jnp.exp(log_p))))
-    return branches
+    log_probs = jnp.broadcast_to(
+        log_probs.reshape(n, *[1] * (x.ndim + 1 - log_probs.ndim), *log_probs.shape[1:]), (n, *x.shape)
+    )
+    here = jnp.argmax(x == values.reshape(n, *[1] * x.ndim), axis=0)
+    other = (here + jnp.arange(1, n).reshape(n - 1, *[1] * x.ndim)) % n  # i[n - 1, *shape]
+    log_p = jnp.take_along_axis(log_probs, other, axis=0)
+    return Others(jnp.where(log_p == -jnp.inf, x, values[other]), change(jnp.exp(log_p)))
 
 
 class LocalEnumerate(Estimator):
@@ -86,7 +100,7 @@ class LocalEnumerate(Estimator):
     def points(self, law: Law, key: Any) -> Draw:
         """The draw, and all other values of each element."""
         x = law.sample(key)
-        return Draw(x, alternatives=one_at_a_time(x, other_values(law, x, "LocalEnumerate()")))
+        return Draw(x, alternatives=all_values(law, x, "LocalEnumerate()"))
 
 
 class CoupledFlips(Estimator):

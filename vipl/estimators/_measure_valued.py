@@ -11,9 +11,12 @@ import numpyro.distributions as dist
 from jax import lax
 
 from vipl._errors import EstimatorError
-from vipl.estimators._local import Branch, change, one_at_a_time, other_values
+from vipl.estimators._local import LocalEnumerate, Others, change, one_at_a_time, stacked
 from vipl.gen import Draw, Estimator, Law
 from vipl.gen._density import innermost
+
+FINITE = (dist.BernoulliProbs, dist.BernoulliLogits, dist.CategoricalProbs, dist.CategoricalLogits)
+"""Families with d/dp_i E[k] = k(i): all values are alternatives."""
 
 
 class MeasureValued(Estimator):
@@ -43,11 +46,12 @@ class MeasureValued(Estimator):
 
     def points(self, law: Law, key: Any) -> Draw:
         """The draw and, for each element, its alternatives."""
+        d = innermost(law.dist)  # its parameters broadcast to the shape of the draw
+        if isinstance(d, FINITE):
+            return LocalEnumerate().points(law, key)
         draw_key, other_key = jax.random.split(key)
         x = lax.stop_gradient(law.sample(draw_key))
-        d = innermost(law.dist)  # its parameters broadcast to the shape of the draw
-        branches = branches_of(d, x, other_key)
-        return Draw(x, alternatives=one_at_a_time(x, branches), fixed=without_derivative(d))
+        return Draw(x, alternatives=one_at_a_time(x, others_of(d, x, other_key)), fixed=without_derivative(d))
 
 
 def again(d: Any, x: Any, key: Any) -> Any:
@@ -56,7 +60,7 @@ def again(d: Any, x: Any, key: Any) -> Any:
 
 
 @functools.singledispatch
-def branches_of(d: Any, x: Any, key: Any) -> list[Branch]:
+def others_of(d: Any, x: Any, key: Any) -> Others:
     """The alternatives of a family, coupled with its draw `x`; registered by distribution class."""
     raise EstimatorError(
         "a distribution has no measure-valued derivative here.",
@@ -67,19 +71,9 @@ def branches_of(d: Any, x: Any, key: Any) -> list[Branch]:
     )
 
 
-@branches_of.register(dist.BernoulliProbs)
-@branches_of.register(dist.BernoulliLogits)
-@branches_of.register(dist.CategoricalProbs)
-@branches_of.register(dist.CategoricalLogits)
-def _finite(d: Any, x: Any, key: Any) -> list[Branch]:
-    """d/dp_i E[k] = k(i): all other values are alternatives."""
-    del key
-    return other_values(Law(d), x, "MeasureValued()")
-
-
-@branches_of.register(dist.BinomialProbs)
-@branches_of.register(dist.BinomialLogits)
-def _binomial(d: Any, x: Any, key: Any) -> list[Branch]:
+@others_of.register(dist.BinomialProbs)
+@others_of.register(dist.BinomialLogits)
+def _binomial(d: Any, x: Any, key: Any) -> Others:
     """d/dp E[k] = n (E[k(y + 1)] - E[k(y)]), y of n - 1 trials: take one success away, or make one of a failure.
 
     Which of the n trials is left out is averaged: weights x and n - x.
@@ -88,26 +82,26 @@ def _binomial(d: Any, x: Any, key: Any) -> list[Branch]:
     p = d.probs if isinstance(d, dist.BinomialProbs) else jax.nn.sigmoid(d.logits)
     n = jnp.asarray(d.total_count)
     fewer, more = jnp.maximum(x - 1, 0), jnp.minimum(x + 1, n)
-    return [Branch(fewer, -x * change(p)), Branch(more.astype(x.dtype), (n - x) * change(p))]
+    return stacked(x, (fewer, -x * change(p)), (more.astype(x.dtype), (n - x) * change(p)))
 
 
-@branches_of.register
-def _poisson(d: dist.Poisson, x: Any, key: Any) -> list[Branch]:
+@others_of.register
+def _poisson(d: dist.Poisson, x: Any, key: Any) -> Others:
     """d/dλ E[k] = E[k(x + 1) - k(x)]."""
     del key
-    return [Branch(x + 1, change(d.rate))]
+    return stacked(x, (x + 1, change(d.rate)))
 
 
-@branches_of.register(dist.GeometricProbs)
-@branches_of.register(dist.GeometricLogits)
-def _geometric(d: Any, x: Any, key: Any) -> list[Branch]:
+@others_of.register(dist.GeometricProbs)
+@others_of.register(dist.GeometricLogits)
+def _geometric(d: Any, x: Any, key: Any) -> Others:
     """d/dp E[k] = (E[k(x)] - E[k(x + 1 + x')]) / p, with x' a second draw."""
     p = d.probs if isinstance(d, dist.GeometricProbs) else jax.nn.sigmoid(d.logits)
-    return [Branch(x + 1 + again(d, x, key), -change(p) / lax.stop_gradient(p))]
+    return stacked(x, (x + 1 + again(d, x, key), -change(p) / lax.stop_gradient(p)))
 
 
-@branches_of.register
-def _normal(d: dist.Normal, x: Any, key: Any) -> list[Branch]:
+@others_of.register
+def _normal(d: dist.Normal, x: Any, key: Any) -> Others:
     """In location: two Rayleigh steps of opposite sign; in scale: double-sided Maxwell against the draw.
 
     d/dμ: p± = μ ± σ R, c = 1 / (σ sqrt(2π)).
@@ -120,71 +114,73 @@ def _normal(d: dist.Normal, x: Any, key: Any) -> list[Branch]:
     eps = (x - loc) / scale
     maxwell = jnp.sign(eps) * jnp.sqrt(eps**2 + 2.0 * jax.random.exponential(maxwell_key, x.shape, x.dtype))
     up = change(d.loc) / (scale * jnp.sqrt(2.0 * jnp.pi).astype(x.dtype))
-    return [
-        Branch(loc + scale * rayleigh, up),
-        Branch(loc - scale * rayleigh, -up),
-        Branch(loc + scale * maxwell, change(d.scale) / scale),
-    ]
+    return stacked(
+        x,
+        (loc + scale * rayleigh, up),
+        (loc - scale * rayleigh, -up),
+        (loc + scale * maxwell, change(d.scale) / scale),
+    )
 
 
-@branches_of.register
-def _exponential(d: dist.Exponential, x: Any, key: Any) -> list[Branch]:
+@others_of.register
+def _exponential(d: dist.Exponential, x: Any, key: Any) -> Others:
     """d/dλ E[k] = (E[k(x)] - E[k(x + x')]) / λ, with x' a second draw."""
-    return [Branch(x + again(d, x, key), -change(d.rate) / lax.stop_gradient(d.rate))]
+    return stacked(x, (x + again(d, x, key), -change(d.rate) / lax.stop_gradient(d.rate)))
 
 
-@branches_of.register
-def _gamma(d: dist.Gamma, x: Any, key: Any) -> list[Branch]:
+@others_of.register
+def _gamma(d: dist.Gamma, x: Any, key: Any) -> Others:
     """d/dλ E[k] = (α/λ) (E[k(x)] - E[k(x + e)]), with e ~ Exponential(λ); none in α."""
     rate = jnp.asarray(lax.stop_gradient(d.rate))
     step = jax.random.exponential(key, x.shape, x.dtype) / rate
-    return [Branch(x + step, -change(d.rate) * lax.stop_gradient(d.concentration) / rate)]
+    return stacked(x, (x + step, -change(d.rate) * lax.stop_gradient(d.concentration) / rate))
 
 
-@branches_of.register
-def _half_normal(d: dist.HalfNormal, x: Any, key: Any) -> list[Branch]:
+@others_of.register
+def _half_normal(d: dist.HalfNormal, x: Any, key: Any) -> Others:
     """In scale: Maxwell against the draw, as for Normal; c = 1/σ."""
     scale = jnp.asarray(lax.stop_gradient(d.scale))
     maxwell = jnp.sqrt((x / scale) ** 2 + 2.0 * jax.random.exponential(key, x.shape, x.dtype))
-    return [Branch(scale * maxwell, change(d.scale) / scale)]
+    return stacked(x, (scale * maxwell, change(d.scale) / scale))
 
 
-@branches_of.register
-def _laplace(d: dist.Laplace, x: Any, key: Any) -> list[Branch]:
+@others_of.register
+def _laplace(d: dist.Laplace, x: Any, key: Any) -> Others:
     """In location: p± = μ ± b E, c = 1 / (2 b); in scale: |x - μ| + b E against the draw, c = 1 / b; E ~ Exp(1)."""
     loc, scale = jnp.asarray(lax.stop_gradient(d.loc)), jnp.asarray(lax.stop_gradient(d.scale))
     step_key, more_key = jax.random.split(key)
     step = scale * jax.random.exponential(step_key, x.shape, x.dtype)
     more = scale * jax.random.exponential(more_key, x.shape, x.dtype)
     up = change(d.loc) / (2.0 * scale)
-    return [
-        Branch(loc + step, up),
-        Branch(loc - step, -up),
-        Branch(x + jnp.sign(x - loc) * more, change(d.scale) / scale),
-    ]
+    return stacked(
+        x,
+        (loc + step, up),
+        (loc - step, -up),
+        (x + jnp.sign(x - loc) * more, change(d.scale) / scale),
+    )
 
 
-@branches_of.register
-def _weibull(d: dist.Weibull, x: Any, key: Any) -> list[Branch]:
+@others_of.register
+def _weibull(d: dist.Weibull, x: Any, key: Any) -> Others:
     """In scale λ: (x/λ)^k ~ Exp(1), so that x^k has another λ^k Exp(1) added, c = k/λ; none in the concentration."""
     scale, k = jnp.asarray(lax.stop_gradient(d.scale)), jnp.asarray(lax.stop_gradient(d.concentration))
     more = ((x / scale) ** k + jax.random.exponential(key, x.shape, x.dtype)) ** (1.0 / k)
-    return [Branch(scale * more, change(d.scale) * k / scale)]
+    return stacked(x, (scale * more, change(d.scale) * k / scale))
 
 
-@branches_of.register
-def _transformed(d: dist.TransformedDistribution, x: Any, key: Any) -> list[Branch]:
+@others_of.register
+def _transformed(d: dist.TransformedDistribution, x: Any, key: Any) -> Others:
     """The alternatives of the base, transformed by elementwise transforms: LogNormal, ..."""
     base = innermost(d.base_dist)
     if any(t.domain.event_dim or t.codomain.event_dim for t in d.transforms):
-        return branches_of.registry[object](d, x, key)
+        return others_of.registry[object](d, x, key)
     y = x
     for transform in reversed(d.transforms):
         y = transform.inv(y)
-    branches = branches_of(base, lax.stop_gradient(y), key)
+    others = others_of(base, lax.stop_gradient(y), key)
     for transform in d.transforms:
-        branches = [Branch(transform(b.value), b.weight) for b in branches]
-    return branches
+        others = others._replace(values=transform(others.values))
+    return others
 
 
 def without_derivative(d: Any) -> list[Any]:

@@ -15,6 +15,7 @@ from vipl.core._places import Place, places
 from vipl.core._reach import Reached, reaches
 from vipl.core._site import Path
 from vipl.core._stage import Staged
+from vipl.core._unroll import unrolled
 from vipl.estimators._costs import Costs, find_costs, opened
 from vipl.estimators._enumerate import MAX_POINTS
 from vipl.estimators._meeting import Meeting, find_meeting
@@ -70,7 +71,7 @@ class Plan(NamedTuple):
 
 def make_plan(staged: Staged) -> Plan:
     """Finds the sites of a program, and asks their estimators what they will do."""
-    staged = staged._replace(jaxpr=opened(staged.jaxpr))
+    staged = staged._replace(jaxpr=opened(unrolled(staged.jaxpr)))
     found = [_with_estimator(p) for p in places(staged.jaxpr)]
     check_digests(found)
     for place in found:

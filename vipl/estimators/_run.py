@@ -46,7 +46,7 @@ class Given(NamedTuple):
     Attributes:
       noise: of its program.
       digit: i[], which of its values it takes in this visit, if it is enumerated and visits differ.
-      alternative: its other values, and their numbers in the program, if it has any and they are run.
+      alternative: its other values, if it has any and they are run, and in which runs; None: in each one of them.
     """
 
     noise: Any
@@ -76,6 +76,9 @@ class Run(NamedTuple):
         """The costs times their probabilities."""
         return [weighted(w, x) for w, x in zip(self.weights, self.costs, strict=True)]
 
+
+RUNS = "vipl runs"
+"""The name of the axis of the runs at other values."""
 
 _row_p = _compat.define_row_primitive("vipl_row")
 
@@ -125,8 +128,11 @@ def _interpreter(plan: Plan, common: dict[Path, Any], number: Any) -> Interprete
         value = points.value
         if given.alternative is not None:
             values, numbers = given.alternative
-            here = numbers == number
-            value = jnp.where(jnp.any(here), values[jnp.argmax(here)], value)
+            if numbers is None:
+                value = _row_p.bind(values, number, axis=RUNS)
+            else:
+                here = numbers == number
+                value = jnp.where(jnp.any(here), values[jnp.argmax(here)], value)
         if jax.tree.leaves(points.fixed):
             value = undifferentiable(_no_derivative, site.at())(value, points.fixed)
         if number is not None:

@@ -67,10 +67,12 @@ class Alternatives(NamedTuple):
     Attributes:
       values: [n, ...], the other values of the site.
       weights: f[n], zero in value: (θ - stop_gradient(θ)) c. The main draw implicitly has minus their sum.
+      possible: bool[n]; of a value that is not, nothing counts, whatever comes out of the run at it. None: all are.
     """
 
     values: Any
     weights: Any
+    possible: Any = None
 
 
 class Draw(NamedTuple):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from vipl import _compat
@@ -135,8 +134,13 @@ def points_program(config: tuple[Packed, Packed, int, bool]) -> Any:
             return points
         if isinstance(points, Support):
             return points._replace(values=floating(points.values))
-        values = {"value": points.value, "alternatives": points.alternatives, "pruned": points.pruned}
-        return points._replace(**jax.tree.map(floating, values)) if isinstance(points, Draw) else points
+        if not isinstance(points, Draw):
+            return points
+        others = {
+            name: x and x._replace(values=floating(x.values))
+            for name, x in {"alternatives": points.alternatives, "pruned": points.pruned}.items()
+        }
+        return points._replace(value=floating(points.value), **others)
 
     return points
 
