@@ -36,33 +36,37 @@ def _log_bernoulli(value: Any, logits: Any) -> Any:
     return _bernoulli_parts(value, logits)[0]
 
 
-def _bernoulli_parts(value: Any, logits: Any) -> tuple[Any, Any, Any, Any]:
-    """The log probability, s, s φ and exp(-|s φ|)."""
+def _bernoulli_parts(value: Any, logits: Any) -> tuple[Any, Any, Any]:
+    """The log probability, s and exp(-|φ|)."""
     sign = 2 * value.astype(logits.dtype) - 1
-    u = sign * logits
-    e = jnp.exp(-jnp.abs(u))
-    log_prob = jnp.minimum(u, 0) - jnp.log1p(e)
-    return jnp.where(sign * sign == 1, log_prob, -jnp.inf), sign, u, e
+    e = _decay(logits)
+    log_prob = jnp.minimum(sign * logits, 0) - jnp.log1p(e)
+    return jnp.where(sign * sign == 1, log_prob, -jnp.inf), sign, e
 
 
 @_log_bernoulli.defjvp
 def _log_bernoulli_jvp(primals: Any, tangents: Any) -> Any:
-    """D log p(x) / dφ = s σ(-s φ), by the same exponential."""
-    log_prob, sign, u, e = _bernoulli_parts(*primals)
-    return log_prob, sign * _other(u, e) * tangents[1]
+    """D log p(x) / dφ = s σ(-s φ), by the same exponential.
+
+    The division comes first here, so last in the transposed program: XLA fuses what is before it into one pass, and
+    repeats what is cheap and comes after it in everything that reads the cotangent.
+    """
+    log_prob, sign, e = _bernoulli_parts(*primals)
+    likely = (primals[1] > 0) == (sign > 0)  # σ(-s φ) is e / (1 + e) there, and 1 / (1 + e) elsewhere
+    return log_prob, tangents[1] / (1 + e) * (sign * jnp.where(likely, e, 1))
 
 
 @jax.custom_jvp
-def _other(u: Any, e: Any) -> Any:
-    """σ(-u), by e = exp(-|u|)."""
-    return jnp.where(u > 0, e, 1) / (1 + e)
+def _decay(u: Any) -> Any:
+    """exp(-|u|), with the derivative from the left at 0, so that functions of it that are smooth are smooth there."""
+    return jnp.exp(-jnp.abs(u))
 
 
-@_other.defjvp
-def _other_jvp(primals: Any, tangents: Any) -> Any:
-    """-σ(u) σ(-u); e is a number of u."""
-    u, e = primals
-    return _other(u, e), -jax.nn.sigmoid(u) * jax.nn.sigmoid(-u) * tangents[0]
+@_decay.defjvp
+def _decay_jvp(primals: Any, tangents: Any) -> Any:
+    (u,) = primals
+    e = _decay(u)
+    return e, jnp.where(u > 0, -e, e) * tangents[0]
 
 
 class BinomialLogits(dist.BinomialLogits):
