@@ -232,6 +232,15 @@ def test_a_site_of_one_number_costs_one_hash():
     assert made == [50, 0, 0]
 
 
+def test_keys_of_all_sites_are_made_in_one_call():
+    def sites():
+        sample("a", dist.Normal(jnp.zeros(3), 1.0))
+        sample("b", dist.Gamma(2.0))
+        return lax.scan(lambda c, _: (c + sample("c", dist.Laplace(0.0, 1.0)), None), 0.0, None, length=4)[0]
+
+    assert sizes(jax.make_jaxpr(vipl.seed(sites))(KEY).jaxpr, "random_fold_in") == [3]
+
+
 @pytest.mark.parametrize("source", [dist.Normal(0.0, 1.0), dist.Laplace(0.0, 1.0), dist.Bernoulli(0.3)])
 @pytest.mark.parametrize("x64", [True, False])
 def test_a_site_of_one_number_draws_from_the_stream_of_the_key(source, x64, monkeypatch):

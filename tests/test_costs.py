@@ -10,7 +10,7 @@ import pytest
 from jax import lax
 
 import vipl
-from tests.helpers.jaxprs import sizes
+from tests.helpers.jaxprs import equations, sizes
 from vipl import CoupledFlips, Enumerate, LeaveOneOut, LocalEnumerate, MeasureValued, Score, sample
 from vipl.core._places import places
 from vipl.core._reach import reaches
@@ -384,6 +384,127 @@ def test_a_vector_of_values_that_are_all_possible():
     promised, careful = under(total, Enumerate(all_possible=True)), under(total, Enumerate())
     for a, b in zip(promised.value_and_grad(KEY, 0.7), careful.value_and_grad(KEY, 0.7), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-12)
+
+
+def looped(unroll, reverse=False, wrap=lambda f: f):
+    """Three flips, each of which decides on the next; all steps and the last carry count."""
+
+    def total(t):
+        def step(carry, s):
+            z = flip("z", t * s + carry)
+            carry = jnp.sin(carry + z * t)
+            return carry, carry * s
+
+        run = wrap(lambda: lax.scan(step, 0.1 * t, jnp.array([0.5, -1.0, 2.0]), reverse=reverse, unroll=unroll))
+        carry, ys = run()
+        return carry * jnp.sum(ys * jnp.arange(1.0, 4.0))
+
+    return total
+
+
+def in_lanes(f):
+    """Two of it, of which the mean is taken."""
+
+    def lanes():
+        carries, ys = jax.vmap(lambda _: f())(jnp.arange(2))
+        return jnp.mean(carries), jnp.mean(ys, axis=0)
+
+    return lanes
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, in_lanes], ids=["plain", "jit", "lanes"])
+def test_a_loop_that_is_written_out_is_the_loop(wrap, reverse):
+    f, g = (under(looped(unroll, reverse, wrap), Enumerate()).estimate for unroll in (1, True))
+    every = lambda f: lambda t: [f(KEY, t), jax.grad(f, 1)(KEY, t), jax.hessian(f, 1)(KEY, t)]  # noqa: E731
+    np.testing.assert_allclose(jax.jit(every(g))(0.7), jax.jit(every(f))(0.7), rtol=1e-10)
+
+
+@pytest.mark.parametrize("estimator", [LocalEnumerate(), Score(), CoupledFlips()], ids=repr)
+def test_a_loop_that_is_written_out_is_unbiased(estimator):
+    exact = under(looped(1), Enumerate()).value_and_grad(KEY, 0.7)
+    objective = under(looped(True), estimator)
+    assert_unbiased(objective.value_and_grad, exact, key=KEY, args=(0.7,), resolution=0.1)
+
+
+def test_a_step_that_is_written_out_depends_on_the_values_before_it():
+    """Two values in the first of three steps, four in the second, eight in the last; in a loop eight in each."""
+    count = lambda unroll: sizes(jax.make_jaxpr(under(looped(unroll), Enumerate()).estimate)(KEY, 0.7).jaxpr, "sin")  # noqa: E731
+    assert count(3) == [2, 4, 8]
+    assert count(2) == [8]  # an equation in the body of a loop of three steps
+
+
+def test_a_density_that_a_program_and_a_score_need_is_differentiated_once():
+    def elbo(logits):
+        q = vipl.gen(lambda: sample("k", dist.Categorical(logits=logits), Score()))().simulate()
+        return q.choices["k"] * 2.0 - q.log_prob
+
+    step = jax.make_jaxpr(vipl.expectation(elbo).value_and_grad)(KEY, jnp.arange(3.0))
+    assert len(sizes(step.jaxpr, "scatter-add")) == 1
+    apart = jax.make_jaxpr(vipl.expectation(lambda x: elbo(x) + elbo(x + 1.0)).value_and_grad)(KEY, jnp.arange(3.0))
+    assert len(sizes(apart.jaxpr, "scatter-add")) == 2  # of two draws
+
+
+def test_what_has_an_effect_is_neither_merged_nor_dropped():
+    seen = []
+
+    def noisy(t):
+        for _ in range(2):
+            jax.debug.callback(lambda x: seen.append(float(x)), t)
+        return t * flip("z", t)
+
+    vipl.expectation(noisy).estimate(KEY, 0.7)
+    jax.effects_barrier()
+    assert seen == [0.7, 0.7]
+
+
+def test_equations_of_different_numbers_are_not_merged():
+    """Literals, the signs of zeros, parameters and types tell equations apart."""
+
+    def total(t):
+        above, below = 1.0 / (0.0 * t), 1.0 / (-0.0 * t)
+        narrow, wide = lax.convert_element_type(t, jnp.float32), lax.convert_element_type(t, jnp.float64)
+        return flip("z", t) + 2.0 * t + 3.0 * t + t**2 + t**3 + (above > below) + (narrow != wide)
+
+    got = under(total, Enumerate()).estimate(KEY, 0.7)
+    np.testing.assert_allclose(got, jax.nn.sigmoid(0.7) + 5 * 0.7 + 0.49 + 0.343 + 2, rtol=1e-12)
+
+
+@pytest.mark.parametrize("estimator", [LocalEnumerate(), MeasureValued()], ids=repr)
+def test_values_of_one_site_are_a_table(estimator):
+    """What depends on a value alone is evaluated for the values, and no more equations for more of them."""
+
+    def step(n):
+        lane = lambda t, s: jnp.tan(sample("z", dist.Categorical(logits=t * jnp.arange(1.0 * n))) * 0.1) * s  # noqa: E731
+        f = vipl.expectation(lane).with_estimators({"z": estimator})
+        keys = jax.random.split(KEY, 50)
+        total = lambda t: jnp.sum(jax.vmap(f.estimate, (0, None, 0))(keys, t, jnp.arange(50.0)))  # noqa: E731
+        return jax.make_jaxpr(jax.grad(total))(0.7).jaxpr
+
+    assert sizes(step(4), "tan") == [50, 4]  # the draws, and all values
+    assert len(list(equations(step(4)))) == len(list(equations(step(40))))
+
+
+@pytest.mark.parametrize("estimator", [LocalEnumerate(), MeasureValued(), CoupledFlips()], ids=repr)
+def test_the_run_at_an_impossible_value_is_not_looked_at(estimator):
+    def total(t):
+        k = sample("z", dist.Categorical(logits=jnp.stack([t, 0.2, -jnp.inf])))
+        return jnp.log(2.0 - k) * t
+
+    exact = under(total, Enumerate()).value_and_grad(KEY, 0.7)
+    assert_unbiased(under(total, estimator).value_and_grad, exact, key=KEY, args=(0.7,), resolution=0.1)
+
+
+def test_without_the_word_that_it_is_impossible_it_is():
+    class Careless(vipl.Estimator):
+        def points(self, law, key):
+            draw = LocalEnumerate().points(law, key)
+            return draw._replace(alternatives=draw.alternatives._replace(possible=None))
+
+    def total(t):
+        return jnp.log(2.0 - sample("z", dist.Categorical(logits=jnp.stack([t, 0.2, -jnp.inf])))) * t
+
+    assert np.isnan(under(total, Careless()).value_and_grad(KEY, 0.7)[1])
 
 
 def test_a_baseline_above_enumerated_lanes():

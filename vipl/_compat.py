@@ -244,6 +244,19 @@ def eqn_context(eqn: Any) -> Any:
     return _source_info.user_context(eqn.source_info.traceback, name_stack=stack)
 
 
+def is_plain_jit(eqn: Any) -> bool:
+    """Says whether an equation is a `jit` that says nothing about devices or the compiler."""
+    if eqn.primitive is not jit_p:
+        return False
+    p = eqn.params
+    placed = [*p["in_shardings"], *p["out_shardings"], *p["in_layouts"], *p["out_layouts"]]
+    return not any(p["donated_invars"]) and not p["compiler_options_kvs"] and not any(map(_is_said, placed))
+
+
+def _is_said(placement: Any) -> bool:
+    return placement is not None and type(placement).__name__ != "UnspecifiedValue"
+
+
 def context_of(eqn: Any) -> Any:
     """Under which settings an equation was made; the same object for the same settings."""
     return eqn.ctx

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vipl import _compat
 from vipl.core._equations import plain, read
@@ -20,23 +21,29 @@ from vipl.core._interpret import stage
 def simplified(fn: Callable, *args: Any) -> Any:
     """`fn(*args)`, each equation of the same operands evaluated once, those that nothing reads not at all.
 
-    Equations with effects stay as they are, and so do those that make keys, each of which may be used but once.
+    What is in a `jit` counts as if it stood outside. Equations with effects stay as they are, and so do those that make
+    keys, each of which may be used but once.
     """
     jaxpr, shape = stage(fn, *args)
+    return jax.tree.unflatten(jax.tree.structure(shape), _evaluated(jaxpr, jax.tree.leaves(args), {}))
+
+
+def _evaluated(jaxpr: Any, args: Sequence[Any], done: dict[Any, Any]) -> list[Any]:
+    """The outputs; `done`: what decides an equation's results -> its operands and results."""
     constvars, consts, invars, eqns, outvars = _compat.parts(jaxpr)
-    env = dict(zip([*constvars, *invars], [*consts, *jax.tree.leaves(args)], strict=True))
-    first: dict[Any, Any] = {}  # variable -> the first variable with its value
-    done: dict[Any, Any] = {}
+    env = dict(zip([*constvars, *invars], [*consts, *args], strict=True))
     for eqn in _that_are_read(eqns, outvars):
-        identity = _identity(eqn, first)
-        if identity in done:
-            first.update(zip(eqn.outvars, done[identity], strict=True))
-            env.update(zip(eqn.outvars, read(env, done[identity]), strict=True))
-            continue
-        if identity is not None:
-            done[identity] = eqn.outvars
-        env.update(zip(eqn.outvars, plain(0, eqn, read(env, eqn.invars)), strict=True))
-    return jax.tree.unflatten(jax.tree.structure(shape), read(env, outvars))
+        values = read(env, eqn.invars)
+        if _compat.is_plain_jit(eqn):
+            outs = _evaluated(eqn.params["jaxpr"], values, done)
+        elif (identity := _identity(eqn, values)) is None:
+            outs = plain(0, eqn, values)
+        else:
+            if identity not in done:  # the operands are kept, so that no other object has their `id`
+                done[identity] = values, plain(0, eqn, values)
+            _, outs = done[identity]
+        env.update(zip(eqn.outvars, outs, strict=True))
+    return read(env, outvars)
 
 
 def _that_are_read(eqns: Sequence[Any], outvars: Sequence[Any]) -> list[Any]:
@@ -49,15 +56,20 @@ def _that_are_read(eqns: Sequence[Any], outvars: Sequence[Any]) -> list[Any]:
     return kept[::-1]
 
 
-def _identity(eqn: Any, first: dict[Any, Any]) -> Any:
+def _identity(eqn: Any, values: Sequence[Any]) -> Any:
     """What decides the results of an equation; None where it is to be left alone, or cannot be compared."""
     if eqn.effects or any(jnp.issubdtype(v.aval.dtype, jax.dtypes.prng_key) for v in eqn.outvars):
         return None
-    operands = tuple((v.aval, repr(v.val)) if isinstance(v, _compat.Literal) else first.get(v, v) for v in eqn.invars)
     params = tuple((k, repr(x) if isinstance(x, float) else x) for k, x in sorted(eqn.params.items()))
-    identity = (eqn.primitive, params, operands, tuple(v.aval for v in eqn.outvars), _compat.context_of(eqn))
+    avals = tuple(v.aval for v in (*eqn.invars, *eqn.outvars))
+    identity = (eqn.primitive, params, avals, tuple(map(_name, values)), _compat.context_of(eqn))
     try:
         hash(identity)
     except TypeError:
         return None
     return identity
+
+
+def _name(x: Any) -> Any:
+    """What an operand is told by: a number by what it is, an array by being the same."""
+    return id(x) if isinstance(x, jax.Array) or np.ndim(x) else repr(x)

@@ -27,7 +27,8 @@ class Enumerate(Estimator):
     the value is evaluated several times; but a site inside `scan` is enumerated *jointly* over the steps, at a cost of
     (size of the support)^steps. So are lanes of a `vmap`, unless the objective is a sum over lanes: then each lane
     is summed on its own, all at once, at a cost of (size of the support). Where lanes meet only in the last
-    equations, as the particles of a bound do, only these are evaluated for all joint values.
+    equations, as the particles of a bound do, only these are evaluated for all joint values. With
+    `lax.scan(..., unroll=True)` each step is evaluated for the values of the steps before it, and not for all.
 
     A value of probability zero has weight zero and is not evaluated (the most probable value stands in), so that
     log 0 in the program does no harm. NumPyro clamps `probs` of exactly 0 and 1, where derivatives are then 0:

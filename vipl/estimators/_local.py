@@ -86,7 +86,8 @@ class LocalEnumerate(Estimator):
 
     The rest of the program is run again for each other value of each element, step and lane, without derivatives,
     with the same noise, under one `vmap`: linear in the number of sites, where `Enumerate` is exponential. Lanes whose
-    costs are only summed are run again together. Any finite support.
+    costs are only summed are run again together. Any finite support. (Of a single element with more than two values
+    all are run, the draw's own too: they are then the same for all draws.)
     For Bernoulli and Categorical it is `MeasureValued`.
 
     Unbiased for value and first derivatives; a second derivative raises.

@@ -32,9 +32,9 @@ class MeasureValued(Estimator):
     and scale), HalfNormal and Weibull (scale), Exponential and Gamma (rate), and elementwise transforms of these, such
     as LogNormal.
 
-    Unbiased for value and first derivatives; a second derivative raises. Cost: the
-    program is run once more for each alternative (3 for Normal and Laplace, 2 for Binomial, size - 1 for Categorical,
-    else 1) of each element of each site, step and lane, all under one `vmap`. Lanes whose costs are only summed are run
+    Unbiased for value and first derivatives; a second derivative raises. Cost: the program is run once more for each
+    alternative (3 for Normal and Laplace, 2 for Binomial, those of `LocalEnumerate` for Bernoulli and Categorical, else
+    1) of each element of each site, step and lane, all under one `vmap`. Lanes whose costs are only summed are run
     again together.
 
     Raises:
