@@ -448,9 +448,11 @@ def test_a_density_that_a_program_and_a_score_need_is_differentiated_once():
 def test_what_has_an_effect_is_neither_merged_nor_dropped():
     seen = []
 
+    note = jax.jit(lambda t: jax.debug.callback(lambda x: seen.append(float(x)), t))
+
     def noisy(t):
-        for _ in range(2):
-            jax.debug.callback(lambda x: seen.append(float(x)), t)
+        note(t)
+        note(t)
         return t * flip("z", t)
 
     vipl.expectation(noisy).estimate(KEY, 0.7)
