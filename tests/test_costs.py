@@ -471,6 +471,22 @@ def test_equations_of_different_numbers_are_not_merged():
     got = under(total, Enumerate()).estimate(KEY, 0.7)
     np.testing.assert_allclose(got, jax.nn.sigmoid(0.7) + 5 * 0.7 + 0.49 + 0.343 + 2, rtol=1e-12)
 
+    near = np.float64(1.00000000001), np.array(1.00000000002)  # numpy prints eight digits of both
+    slope = under(lambda t: flip("z", 0.0) + 1e11 * (t * near[1] - t * near[0]), Enumerate()).value_and_grad(KEY, 0.7)[
+        1
+    ]
+    np.testing.assert_allclose(slope, 1.0, rtol=1e-3)
+
+
+def test_a_site_of_one_value_has_no_others():
+    def total(t):
+        one = sample("z", dist.Categorical(logits=t[None]))
+        return (one + sample("w", dist.Categorical(logits=jnp.stack([t, 0.0, -t])))) * t
+
+    exact = under(total, Enumerate()).value_and_grad(KEY, 0.7)
+    for estimator in (CoupledFlips(), LocalEnumerate(), MeasureValued()):
+        assert_unbiased(under(total, estimator).value_and_grad, exact, key=KEY, args=(0.7,), resolution=0.1)
+
 
 @pytest.mark.parametrize("estimator", [LocalEnumerate(), MeasureValued()], ids=repr)
 def test_values_of_one_site_are_a_table(estimator):

@@ -60,7 +60,7 @@ def _identity(eqn: Any, values: Sequence[Any]) -> Any:
     """What decides the results of an equation; None where it is to be left alone, or cannot be compared."""
     if eqn.effects or any(jnp.issubdtype(v.aval.dtype, jax.dtypes.prng_key) for v in eqn.outvars):
         return None
-    params = tuple((k, repr(x) if isinstance(x, float) else x) for k, x in sorted(eqn.params.items()))
+    params = tuple((k, _name(x) if isinstance(x, float) else x) for k, x in sorted(eqn.params.items()))
     avals = tuple(v.aval for v in (*eqn.invars, *eqn.outvars))
     identity = (eqn.primitive, params, avals, tuple(map(_name, values)), _compat.context_of(eqn))
     try:
@@ -71,5 +71,8 @@ def _identity(eqn: Any, values: Sequence[Any]) -> Any:
 
 
 def _name(x: Any) -> Any:
-    """What an operand is told by: a number by what it is, an array by being the same."""
-    return id(x) if isinstance(x, jax.Array) or np.ndim(x) else repr(x)
+    """What an operand is told by: a number by its bits, an array by being the same."""
+    if isinstance(x, jax.Array) or np.ndim(x):
+        return id(x)
+    number = np.asarray(x)
+    return number.dtype, number.tobytes()

@@ -123,7 +123,8 @@ class CoupledFlips(Estimator):
     def points(self, law: Law, key: Any) -> Draw:
         """The draw, and all other values, to be pruned."""
         x = law.sample(key)
-        return Draw(x, pruned=one_at_a_time(x, other_values(law, x, "CoupledFlips()")))
+        others = other_values(law, x, "CoupledFlips()")
+        return Draw(x, pruned=one_at_a_time(x, others) if len(others.values) else None)
 
 
 class DisARM(Estimator):
