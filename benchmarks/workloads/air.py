@@ -344,5 +344,5 @@ def cases(quick: bool) -> list[Case]:
         twin = twins.get(name, (enumerate_by_hand, 2 if variant.program is iwelbo else 1))
         both = {"vipl": variant.over_batch(), "handwritten": over_batch_by_hand(*twin)}
         note = "" if name in twins else "by hand: ENUM"
-        out.append(Case("attend, infer, repeat", name, both, args, samples=48, note=note))
+        out.append(Case("attend, infer, repeat", name, both, args, samples=32, note=note))
     return out
