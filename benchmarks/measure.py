@@ -1,7 +1,7 @@
 """Measures implementations of one gradient estimate side by side, in one process.
 
-First all of them have to estimate the same value and gradient: their means over many keys are compared by z-scores. A
-fast wrong estimator is an error, not a result. Then, in turn A B A B:
+All of them have to estimate the same value and gradient: means over the keys of a line, of the compiled programs that
+are then timed, are compared by z-scores. A fast wrong estimator is an error, not a result. Measured are, in turns:
 
 - trace time, compile time, and time of a call (medians; `block_until_ready`; compiled code);
 - floating-point operations and bytes of the compiled program (XLA's cost analysis);
