@@ -53,22 +53,20 @@ def change(theta: Any) -> Any:
     return theta - lax.stop_gradient(theta)
 
 
-def all_values(law: Law, x: Any, who: str) -> Alternatives:
-    """All values of a finite support, each element's in turn: ∂E[k] = Σ_j ∂p_j k(j).
+def all_values(x: Any, values: Any, log_probs: Any) -> Alternatives:
+    """All values [n] of a finite support with f[n, batch], each element's in turn: ∂E[k] = Σ_j ∂p_j k(j).
 
     A value whose log probability is -inf is not looked at: there ∂p_j = 0.
     """
-    values, log_probs = finite_support(law, who)  # [n], f[n, batch]
     if x.size > 1 or values.shape[0] == 2:
-        return one_at_a_time(x, other_values(law, x, who))
+        return one_at_a_time(x, other_values(x, values, log_probs))
     # The draw's own value among them counts nothing, and is run for this: the same values for all draws, and lanes.
     log_probs = log_probs.reshape(-1)
     return Alternatives(values.reshape(-1, *x.shape), change(jnp.exp(log_probs)), log_probs != -jnp.inf)
 
 
-def other_values(law: Law, x: Any, who: str) -> Others:
+def other_values(x: Any, values: Any, log_probs: Any) -> Others:
     """All other values of each element of a finite support; instead of an impossible one stands the draw."""
-    values, log_probs = finite_support(law, who)  # [n], f[n, batch]
     n = values.shape[0]
     log_probs = jnp.broadcast_to(
         log_probs.reshape(n, *[1] * (x.ndim + 1 - log_probs.ndim), *log_probs.shape[1:]), (n, *x.shape)
@@ -101,7 +99,7 @@ class LocalEnumerate(Estimator):
     def points(self, law: Law, key: Any) -> Draw:
         """The draw, and all other values of each element."""
         x = law.sample(key)
-        return Draw(x, alternatives=all_values(law, x, "LocalEnumerate()"))
+        return Draw(x, alternatives=all_values(x, *finite_support(law, "LocalEnumerate()")))
 
 
 class CoupledFlips(Estimator):
@@ -123,7 +121,7 @@ class CoupledFlips(Estimator):
     def points(self, law: Law, key: Any) -> Draw:
         """The draw, and all other values, to be pruned."""
         x = law.sample(key)
-        others = other_values(law, x, "CoupledFlips()")
+        others = other_values(x, *finite_support(law, "CoupledFlips()"))
         return Draw(x, pruned=one_at_a_time(x, others) if len(others.values) else None)
 
 
