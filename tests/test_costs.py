@@ -460,6 +460,18 @@ def test_what_has_an_effect_is_neither_merged_nor_dropped():
     assert seen == [0.7, 0.7]
 
 
+def test_a_jit_is_opened_unless_it_says_where_it_runs():
+    there = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+    def total(t):
+        return flip("z", t) * jax.jit(jnp.sin)(t) + jnp.exp(jax.jit(jnp.cos, in_shardings=there)(t))
+
+    found = list(equations(jax.make_jaxpr(under(total, Enumerate()).estimate)(KEY, 0.7).jaxpr))
+    names = {e.params["name"] for e in found if e.primitive.name == "jit"}
+    assert "cos" in names
+    assert "sin" not in names
+
+
 def test_equations_of_different_numbers_are_not_merged():
     """Literals, the signs of zeros, parameters and types tell equations apart."""
 

@@ -1,6 +1,6 @@
 """Every malformed program is told, in four lines, what is wrong, where, and what to write instead.
 
-The messages are pinned, word for word, in `malformed.txt` (line numbers left out).
+The messages are pinned, word for word, in `malformed.txt` (line numbers left out); `python -m tests.helpers.pin` writes it.
 """
 
 import re
@@ -14,16 +14,13 @@ from jax import lax
 
 import vipl
 from tests.helpers.malformed import KEY, MALFORMED
+from tests.helpers.pin import message
 
 PINNED = dict(
     re.findall(
         r"^## (\w+)\n(.*?)(?=^## |\Z)", (Path(__file__).parent / "malformed.txt").read_text(), re.DOTALL | re.MULTILINE
     )
 )
-
-
-def message(error):
-    return re.sub(r"\.py:\d+\)", ".py:*)", f"{type(error).__name__}: {error}\n")
 
 
 @pytest.mark.parametrize("name", MALFORMED)
