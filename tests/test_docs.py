@@ -97,6 +97,13 @@ def test_links_lead_to_files(page):
     assert [link for link in relative if not (PAGES[page].parent / link).exists()] == []
 
 
+def test_pictures_of_the_readme_are_told_in_words():
+    """Where a picture cannot be loaded its text stands there: what each part of it shows."""
+    pictures = re.findall(r"!\[([^\]]*)\]", PAGES["README.md"].read_text())
+    assert len(pictures) >= 3
+    assert [text for text in pictures if len(text.split()) < 30] == []
+
+
 def test_tests_named_in_the_docs_exist():
     named = {
         name

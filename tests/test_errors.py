@@ -1,6 +1,7 @@
 """Every malformed program is told, in four lines, what is wrong, where, and what to write instead.
 
-The messages are pinned, word for word, in `malformed.txt` (line numbers left out); `python -m tests.helpers.pin` writes it.
+The messages are pinned, word for word, in `malformed.txt` (line numbers left out); `python -m tests.helpers.pin` writes
+it.
 """
 
 import re

@@ -64,7 +64,7 @@ def parts(jaxpr: Any) -> JaxprParts:
 
 def with_consts(jaxpr: Any, consts: Sequence[Any]) -> Any:
     """The same closed jaxpr with other values for its constants."""
-    return _extend_core.ClosedJaxpr(jaxpr.jaxpr, list(consts))
+    return jaxpr.replace(consts=list(consts))
 
 
 class ScanParts(NamedTuple):
