@@ -1,0 +1,121 @@
+"""What a site reaches, and along which axis its lanes run, against what changes when its value does."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from jax import lax
+
+import vipl
+from vipl import sample
+from vipl.core._places import places
+from vipl.core._reach import reaches
+from vipl.core._stage import stage_program
+
+KEY = jax.random.key(71)
+N = 4
+
+# A function of values drawn in N lanes, f[N, 2], and the axis along which the lanes run in what it returns.
+ROW = jnp.arange(1.0, 3.0)
+MIXES = jnp.arange(16.0).reshape(N, N) + 1.0
+FUNCTIONS = {
+    "elementwise": (lambda x: jnp.exp(x) * 2.0 + jnp.where(x > 0, x, -x), 0),
+    "row": (lambda x: x + ROW, 0),
+    "sum over events": (lambda x: x.sum(1), 0),
+    "sum over lanes": (lambda x: x.sum(0), None),
+    "transpose": (lambda x: x.T, 1),
+    "new axis": (lambda x: x[:, None, :], 0),
+    "broadcast before": (lambda x: jnp.broadcast_to(x, (3, N, 2)), 1),
+    "reshape of events": (lambda x: jnp.reshape(x, (N, 2, 1)), 0),
+    "reshape that mixes": (lambda x: jnp.reshape(x, (2, N)), None),
+    "all pairs": (lambda x: x[:, None] * x[None, :], None),
+    "reversed": (lambda x: x[::-1], None),
+    "with its reverse": (lambda x: x + x[::-1], None),
+    "shifted": (lambda x: jnp.roll(x, 1, 0), None),
+    "cumulative": (lambda x: jnp.cumsum(x, 0), None),
+    "cumulative events": (lambda x: jnp.cumsum(x, 1), 0),
+    "sorted events": (lambda x: jnp.sort(x, 1), 0),
+    "sorted": (lambda x: jnp.sort(x, 0), None),
+    "softmax of events": (lambda x: jax.nn.log_softmax(x, axis=1), 0),
+    "matrix from the right": (lambda x: x @ jnp.ones((2, 3)), 0),
+    "matrix from the left": (lambda x: MIXES @ x, None),
+    "batched product": (lambda x: jnp.einsum("ni,nj->nij", x, x), 0),
+    "product over lanes": (lambda x: jnp.einsum("ni,nj->ij", x, x), None),
+    "batched product, free axis of the right": (
+        lambda x: jnp.einsum("bai,bni->ban", jnp.arange(30.0).reshape(3, 5, 2), jnp.broadcast_to(x, (3, N, 2))),
+        2,
+    ),
+    "events looked up": (lambda x: x.T[jnp.array([1, 0])], 1),
+    "free axis of the right": (lambda x: jnp.einsum("ai,ni->an", jnp.ones((3, 2)), x), 1),
+    "slice of events": (lambda x: x[:, :1], 0),
+    "slice of lanes": (lambda x: x[1:], None),
+    "joined along events": (lambda x: jnp.concatenate([x, 2 * x], 1), 0),
+    "joined along lanes": (lambda x: jnp.concatenate([x, x], 0), None),
+    "padded events": (lambda x: jnp.pad(x, ((0, 0), (1, 0))), 0),
+    "looked up": (lambda x: jnp.array([1.0, 5.0])[(x[:, 0] > 0).astype(int)], 0),
+    "rows looked up": (lambda x: MIXES[(x[:, 0] > 0).astype(int)], 0),
+    "taken along events": (lambda x: jnp.take_along_axis(x, (x[:, :1] > 0).astype(int), 1), 0),
+    "other lanes looked up": (lambda x: x[jnp.array([1, 0, 3, 2])], None),
+    "one lane": (lambda x: x[2], None),
+    "updated events": (lambda x: lax.dynamic_update_slice(x, x[:, 1:], (0, 0)), 0),
+    "vmap": (lambda x: jax.vmap(lambda row: row.sum() * row)(x), 0),
+    "scan over events": (lambda x: lax.scan(lambda c, col: (c + col, c * col), jnp.zeros(N), x.T), (0, 1)),
+    "scan over lanes": (lambda x: lax.scan(lambda c, row: (c + row, 2 * row), jnp.zeros(2), x), (None, None)),
+    "scan that mixes": (lambda x: lax.scan(lambda c, _: (c[::-1], c), x, None, 2), (None, None)),
+    "scan that mixes later": (
+        lambda x: lax.scan(lambda c, _: ((c[1], c[0].sum() + c[1]), c[1]), (x, jnp.zeros_like(x)), None, 3)[1],
+        None,
+    ),
+    "cond": (lambda x: lax.cond(True, lambda: 2 * x, lambda: x + 1), 0),
+    "cond of the lanes' sum": (lambda x: lax.cond(x.sum() > 0, lambda: x, lambda: 2 * x), None),
+    "mapped cond": (lambda x: jax.vmap(lambda r: lax.cond(r[0] > 0, lambda: r, lambda: -r))(x), 0),
+    "while": (lambda x: lax.while_loop(lambda c: c.sum() < 9, lambda c: c + 1, x), None),
+    "jit": (lambda x: jax.jit(lambda y: y * y)(x), 0),
+    "checkpoint": (lambda x: jax.checkpoint(jnp.sin)(x), 0),
+    "relu": (jax.nn.relu, 0),
+    "logsumexp": (lambda x: jax.nn.logsumexp(x, axis=1), 0),
+    "logsumexp of lanes": (lambda x: jax.nn.logsumexp(x, axis=0), None),
+    "cholesky": (lambda x: jax.vmap(lambda r: jnp.linalg.cholesky(jnp.eye(2) + jnp.outer(r, r)))(x), 0),
+    "convolution": (lambda x: lax.conv(x[:, None], jnp.ones((3, 1, 2)), (1,), "SAME"), 0),
+    "density": (lambda x: dist.Normal(x, 2.0).to_event(1).log_prob(jnp.ones(2)), 0),
+    "psum": (lambda x: jax.vmap(lambda r: lax.psum(r, "i"), axis_name="i")(x), None),
+    "drawn from": (lambda x: jax.vmap(lambda r: sample("next", dist.Normal(r.sum(), 1.0)))(x), 0),
+    "drawn from all": (lambda x: jax.vmap(lambda _: sample("next", dist.Normal(x.sum(), 1.0)))(jnp.arange(N)), None),
+    "drawn at once": (lambda x: sample("next", dist.Normal(x, 1.0).to_event(2)), None),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_value_in_one_lane_changes_nothing_outside_its_axis(name):
+    fn, axes = FUNCTIONS[name]
+
+    def program():
+        return fn(jax.vmap(lambda _: sample("x", dist.Normal(0.0, 1.0).expand([2]).to_event(1)))(jnp.arange(N)))
+
+    jaxpr = stage_program(program, (), {}).jaxpr
+    site = places(jaxpr)[0]
+    env = reaches(jaxpr, {site.path: 1}).values
+    claims = [env[v].get(site.path) for v in jaxpr.jaxpr.outvars]
+    assert claims == [(a,) for a in (axes if isinstance(axes, tuple) else (axes,))]
+
+    x = jax.random.normal(KEY, (N, 2))
+    run = lambda x: jax.tree.leaves(vipl.seed(lambda: fn(x))(KEY))  # noqa: E731
+    before = run(x)
+    for lane in range(N):
+        for old, new, (axis,) in zip(before, run(x.at[lane].set(-3.0 * x[lane] - 0.1)), claims, strict=True):
+            changed = np.asarray(old != new)
+            if axis is not None:
+                assert not np.delete(changed, lane, axis).any()
+
+
+def test_a_site_does_not_reach_what_is_not_computed_from_it():
+    def program():
+        x = sample("x", dist.Normal(0.0, 1.0))
+        y = sample("y", dist.Normal(0.0, 1.0))
+        return x * x, y, x + y
+
+    jaxpr = stage_program(program, (), {}).jaxpr
+    x, y = (p.path for p in places(jaxpr))
+    env = reaches(jaxpr, {x: 0, y: 0}).values
+    assert [set(env[v]) for v in jaxpr.jaxpr.outvars] == [{x}, {y}, {x, y}]
