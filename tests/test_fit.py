@@ -2,6 +2,9 @@
 
 import importlib
 import math
+import signal
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +14,13 @@ import optax
 import pytest
 
 import vipl
+from tests.helpers.jaxprs import equations
 from vipl.fit import Fit, fit
+from vipl.fit._steps import MOST, Job, first_state, take_steps
 
 MODULE = importlib.import_module("vipl.fit._fit")
 KEY = jax.random.key(37)
+DATA = jnp.arange(11.0)
 
 
 @vipl.expectation
@@ -27,6 +33,12 @@ def square(params, data):
 def plain(params):
     """A function of the parameters alone."""
     return -jnp.sum((params - 1.3) ** 2)
+
+
+def first(params, optimizer):
+    """The state before the first step."""
+    params = jnp.asarray(params, float)
+    return first_state(Job(plain, optimizer, None, 1, True), KEY, params, optimizer.init(params), 0, 0)
 
 
 def quiet(objective, params, optimizer, **options):
@@ -165,14 +177,76 @@ def same(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-@pytest.mark.parametrize("chunks", [1, 7, 1000])
-def test_steps_do_not_depend_on_how_many_run_together(chunks, monkeypatch, capsys):
+@pytest.mark.parametrize("seconds", [0.0, 1e9])
+def test_steps_do_not_depend_on_how_many_run_together(seconds, monkeypatch, capsys):
     options = {"data": jnp.arange(11.0), "num_steps": 53, "batch_size": 3}
     here = quiet(square, 0.37, optax.adam(0.1), **options)
-    monkeypatch.setattr(MODULE, "_CHUNKS", chunks)
+    monkeypatch.setattr(MODULE, "_SECONDS", seconds)
     there = fit(square, 0.37, optax.adam(0.1), key=KEY, progress=True, **options)
     same(here, there)
     assert "53/53" in capsys.readouterr().err
+
+
+def test_the_number_of_steps_and_the_bar_are_not_compiled(monkeypatch):
+    optimizer, before = optax.adam(0.1), take_steps._cache_size()
+    for num_steps, seconds in ((3, 0.25), (np.int64(40), 0.0), (200, 0.25)):
+        monkeypatch.setattr(MODULE, "_SECONDS", seconds)
+        fit(plain, 0.37, optimizer, key=KEY, num_steps=num_steps, progress=False)
+    assert take_steps._cache_size() == before + 1
+
+
+def test_the_bar_moves_by_time(monkeypatch):
+    """With a clock that goes 10 ms on at each step, and 3 s at the compilation."""
+    clock, lengths = [0.0], []
+
+    def counted(job, key, state, args, stop):
+        out = take_steps(job, key, state, args, stop)
+        lengths.append(int(out[0].taken - state.taken))
+        clock[0] += 0.01 * lengths[-1] + 3.0 * (len(lengths) == 1)
+        return out
+
+    monkeypatch.setattr(MODULE, "take_steps", counted)
+    monkeypatch.setattr(MODULE, "time", types.SimpleNamespace(perf_counter=lambda: clock[0]))
+    quiet(plain, 0.37, optax.sgd(0.1), num_steps=1000)
+    assert sum(lengths) == 1000
+    assert lengths[:3] == [1, 1, 8]
+    assert all(20 <= n <= 50 for n in lengths[3:-1])
+
+
+def test_no_more_steps_than_there_is_room_for():
+    state, estimates = take_steps(Job(plain, optax.sgd(0.1), None, 1, True), KEY, first(0.0, optax.sgd(0.1)), (), 10**6)
+    assert int(state.taken) == MOST
+    assert np.all(np.isfinite(estimates))
+
+
+def test_a_step_adds_as_little_to_a_long_objective_as_to_a_short_one():
+    """Against a loop that is written by hand: where to stop, whether numbers are finite, and what is then kept."""
+    optimizer = optax.adam(0.1)
+
+    def added(objective):
+        def loss(params, key):
+            return -objective.estimate(key, params, DATA)
+
+        def by_hand(params, opt_state):
+            def step(carry, i):
+                params, opt_state = carry
+                value, grads = jax.value_and_grad(loss)(params, jax.random.fold_in(KEY, i))
+                updates, opt_state = optimizer.update(grads, opt_state, params)
+                return (optax.apply_updates(params, updates), opt_state), value
+
+            return jax.lax.scan(step, (params, opt_state), jnp.arange(100))
+
+        state, job = first(0.37, optimizer), Job(objective, optimizer, None, 1, True)
+        ours = jax.make_jaxpr(take_steps, static_argnums=0)(job, KEY, state, (DATA,), 100)
+        theirs = jax.make_jaxpr(by_hand)(state.params, state.opt_state)
+        assert not any(eqn.primitive.name == "cond" for eqn in equations(ours.jaxpr))
+        return len(list(equations(ours.jaxpr))) - len(list(equations(theirs.jaxpr)))
+
+    @vipl.expectation
+    def long(params, data):
+        return sum(square(params + vipl.sample(f"x{i}", dist.Gamma(2.0, 1.3)), data) * i for i in range(5))
+
+    assert added(long) == added(square) < 60
 
 
 def test_the_key_decides():
@@ -195,7 +269,7 @@ def test_values_are_estimates_before_each_step():
     # m - 1.3 halves at each step.
     np.testing.assert_allclose(found.values, [-(1.3**2), -(0.65**2), -(0.325**2)], rtol=1e-6)
     assert isinstance(found, Fit)
-    assert len(jax.tree.leaves(found)) == 3
+    assert len(jax.tree.leaves(found)) == 4
 
 
 def test_an_epoch_is_a_permutation_and_drops_the_remainder():
@@ -220,6 +294,215 @@ def test_auxiliary_output_is_dropped_and_the_optimizer_sees_the_loss():
 
     optimizer = optax.chain(optax.sgd(0.25), optax.contrib.reduce_on_plateau(patience=1))
     assert abs(quiet(objective, 0.0, optimizer, num_steps=30).params - 1.3) < 1e-3
+
+
+# --- to go on -----------------------------------------------------------------------------------------------
+
+OPTIONS = {"data": DATA, "batch_size": 3, "num_samples": 2, "progress": False}
+OPTIMIZERS = {
+    "adam": optax.adam(optax.exponential_decay(0.1, 7, 0.9)),
+    "momentum": optax.sgd(0.01, momentum=0.9),
+    "plateau": optax.chain(optax.sgd(0.01), optax.contrib.reduce_on_plateau(patience=1)),
+}
+
+
+@pytest.mark.parametrize("parts", [(20, 33), (1, 2, 50), (9, 44)])  # an epoch is 3 steps: in it, and at its end
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_parts_of_a_fit_are_the_fit_bit_for_bit(optimizer, parts):
+    optimizer = OPTIMIZERS[optimizer]
+    whole = fit(square, 0.37, optimizer, key=KEY, num_steps=53, **OPTIONS)
+    there = None
+    for n in parts:
+        there = fit(square, 0.37, optimizer, key=KEY, num_steps=n, resume=there, **OPTIONS)
+    same(whole, there)
+    assert len(np.unique(whole.values)) == 53
+
+
+def test_a_fit_goes_on_from_a_file_and_without_parameters():
+    optimizer = OPTIMIZERS["adam"]
+    whole = fit(square, 0.37, optimizer, key=KEY, num_steps=53, **OPTIONS)
+    there = fit(square, 0.37, optimizer, key=KEY, num_steps=20, **OPTIONS)
+    there = jax.tree.map(np.asarray, there)
+    same(whole, fit(square, None, optimizer, key=jax.random.key_data(KEY), num_steps=33, resume=there, **OPTIONS))
+
+
+def test_a_fit_goes_on_with_other_data_of_as_many_rows_and_another_rate():
+    here = quiet(plain, 0.0, optax.sgd(0.25), num_steps=2)
+    there = quiet(plain, None, optax.sgd(0.5), num_steps=1, resume=here)
+    np.testing.assert_allclose(there.params, 1.3, rtol=1e-6)  # m - 1.3 is 0 after one step of 0.5
+
+
+def test_a_fit_that_stopped_tries_its_step_again():
+    @vipl.expectation
+    def root(params, data):
+        return jnp.sum(jnp.sqrt(params - data))
+
+    with pytest.warns(RuntimeWarning, match="stopped at step 0 of 2"):
+        here = quiet(root, 1.0, optax.sgd(1.0), data=jnp.array([2.0]), num_steps=2)
+    with pytest.warns(RuntimeWarning, match="stopped at step 0 of 3"):
+        quiet(root, 1.0, optax.sgd(1.0), data=jnp.array([2.0]), num_steps=3, resume=here)
+    there = quiet(root, 1.0, optax.sgd(1.0), data=jnp.array([0.75]), num_steps=2, resume=here)
+    np.testing.assert_allclose(there.values, [0.5, np.sqrt(1.25)], rtol=1e-6)
+
+
+RESUMED = {
+    "not a fit": (
+        {"resume": (0.37, None)},
+        "what is to be continued is not a fit.\n  at:        vipl.fit\n  got:       tuple",
+    ),
+    "key": (
+        {"key": jax.random.key(38)},
+        "the key is not that of the fit that is continued, so that its steps would not be those of one fit.\n"
+        "  at:        vipl.fit\n  got:       the threefry2x32 key [0, 38]\n"
+        "  expected:  the threefry2x32 key [0, 37]\n"
+        "  mend:      pass the first fit's key; for other draws, begin a fit at its `params`",
+    ),
+    "generator": ({"key": jax.random.key(37, impl="rbg")}, "got:       the rbg key [0, 37, 0, 37]\n"),
+    "batch_size": (
+        {"batch_size": 4},
+        "the batches are not those of the fit that is continued.\n  at:        vipl.fit\n"
+        "  got:       batch_size=4 of 11 rows\n  expected:  batch_size=3 of 11 rows\n"
+        "  mend:      pass what the first fit got; to go on otherwise, begin a fit at its `params`",
+    ),
+    "no batches": ({"batch_size": None}, "got:       no batches\n  expected:  batch_size=3 of 11 rows\n"),
+    "rows": ({"data": jnp.arange(10.0)}, "got:       batch_size=3 of 10 rows\n"),
+    "params": (
+        {"params": jnp.zeros(2)},
+        "the parameters are not of the kind of the fit that is continued.\n  at:        vipl.fit\n"
+        "  got:       float64[2] at params\n  expected:  float64[] at params\n",
+    ),
+    "structure": (
+        {"params": {"m": 0.0}},
+        "  got:       float64[] at params['m']\n  expected:  float64[] at params\n",
+    ),
+    "optimizer": (
+        {"optimizer": optax.sgd(0.1)},
+        "the optimizer's state is not of the kind of the fit that is continued.\n  at:        vipl.fit\n"
+        "  got:       no arrays\n  expected:  int32[] at opt_state[0].count",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", RESUMED)
+def test_a_fit_does_not_go_on_with(case):
+    given = {"objective": square, "params": 0.37, "optimizer": optax.adam(0.1), "key": KEY, "num_steps": 2} | OPTIONS
+    resume = fit(**given)
+    changed, text = RESUMED[case]
+    with pytest.raises(vipl.ProgramError) as error:
+        fit(**given | {"resume": resume} | changed)
+    assert text in str(error.value)
+    assert str(error.value).count("\n  ") == 4
+
+
+# --- interrupts ---------------------------------------------------------------------------------------------
+
+
+def interrupt_at(line, call):
+    """Calls with an interrupt at the n-th line that runs in the module from the first one of `_calls` on."""
+    seen, begun = [0], [False]
+
+    def trace(frame, event, _):
+        if frame.f_code.co_filename != MODULE.__file__:
+            return None
+        begun[0] |= frame.f_code.co_name == "_calls"
+        if event == "line" and begun[0]:
+            seen[0] += 1
+            if seen[0] == line:
+                signal.raise_signal(signal.SIGINT)
+        return trace
+
+    sys.settrace(trace)
+    try:
+        return call(), seen[0]
+    finally:
+        sys.settrace(None)
+
+
+def test_an_interrupt_at_any_line_loses_nothing(monkeypatch):
+    """The fit so far is a beginning of the whole one, and goes on to the whole one; the call that runs may be lost."""
+    monkeypatch.setattr(MODULE, "_SECONDS", 0.0)  # one step a call
+    optimizer = OPTIMIZERS["adam"]
+
+    def run(**options):
+        return fit(square, 0.37, optimizer, key=KEY, **OPTIONS | {"progress": True} | options)
+
+    whole = run(num_steps=4)
+    _, lines = interrupt_at(0, lambda: run(num_steps=4))
+    assert lines > 60
+    steps = []
+    for line in range(1, lines + 1):
+        with pytest.warns(RuntimeWarning) as caught:
+            found, _ = interrupt_at(line, lambda: run(num_steps=4))
+        n = int(found.stopped)
+        assert [str(w.message) for w in caught] == [
+            f"vipl.fit was interrupted after {n} of 4 steps of square. The fit so far is returned: its `values` are "
+            "NaN after these, and vipl.fit(..., resume=fit) goes on."
+        ]
+        assert caught[0].filename == __file__
+        np.testing.assert_array_equal(found.values[:n], whole.values[:n])
+        assert np.all(np.isnan(found.values[n:]))
+        assert found.values.shape == (4,)
+        if n < 4:
+            found = run(num_steps=4 - n, resume=found)
+        same(whole, found)
+        steps.append(n)
+    assert steps == sorted(steps)
+    assert set(steps) == {0, 1, 2, 3, 4}
+
+
+def test_an_interrupt_while_the_steps_are_compiled_and_a_second_one(monkeypatch):
+    @vipl.expectation
+    def slow(params):
+        signal.raise_signal(signal.SIGINT)
+        return -(params**2)
+
+    with pytest.warns(RuntimeWarning, match="interrupted after 0 of 5 steps of slow"):
+        found = quiet(slow, 0.37, optax.adam(0.1), num_steps=5)
+    assert found.params == 0.37
+    assert int(found.stopped) == 0
+    assert np.all(np.isnan(found.values))
+
+    monkeypatch.setattr(MODULE, "_warn", lambda text: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        quiet(slow, 0.37, optax.adam(0.1), num_steps=5)
+
+
+def test_an_exception_of_a_callback_holds_the_fit():
+    def data(n):
+        if n == 3:
+            raise OSError("the disk is full")
+        return np.float64(n)
+
+    @vipl.expectation
+    def reads(params):
+        n = jax.lax.stop_gradient(jnp.round(params)).astype(int)
+        return params + jax.pure_callback(data, jax.ShapeDtypeStruct((), float), n)
+
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr(MODULE, "_SECONDS", 0.0)
+    with monkey.context(), pytest.raises(Exception, match="the disk is full") as error:
+        quiet(reads, 0.0, optax.sgd(1.0), num_steps=10)
+    monkey.undo()
+    assert int(error.value.fit.stopped) == 3
+    np.testing.assert_allclose(error.value.fit.params, 3.0)
+    np.testing.assert_allclose(error.value.fit.values[:3], [0.0, 2.0, 4.0])
+    assert "3 steps were taken before" in error.value.__notes__[-1]
+
+
+@pytest.mark.parametrize("broken", ["__init__", "update", "close"])
+def test_a_bar_that_fails_does_not_end_the_fit(broken, monkeypatch):
+    works, failed = getattr(MODULE.tqdm, broken), []
+
+    def fails(*args, **options):
+        if not failed:
+            failed.append(True)
+            raise BrokenPipeError("gone")
+        return works(*args, **options)
+
+    monkeypatch.setattr(MODULE.tqdm, broken, fails)
+    with pytest.warns(RuntimeWarning, match=r"goes on without its progress bar, which failed: BrokenPipeError: gone"):
+        found = fit(plain, 0.0, optax.sgd(0.25), key=KEY, num_steps=3)
+    same(found, quiet(plain, 0.0, optax.sgd(0.25), num_steps=3))
 
 
 # --- what is not finite -------------------------------------------------------------------------------------

@@ -4,17 +4,22 @@
 
 with ∇̂L the derivative of `objective.estimate`, and the update's sign that of ascent or descent.
 
-Law: what step t does depends on the key, on t, and on the parameters before it; not on how many steps are compiled
-together, nor on the progress bar.
+Laws:
+
+- What step t does depends on the key, on t, and on the parameters before it; not on how many steps are taken, or taken
+  together, nor on the progress bar. So n steps and then m more are n + m steps, bit for bit.
+- Whatever ends a fit, the steps that were taken are not lost.
 
 Not here: stopping rules, averages of iterates, schedules (they are the optimizer's).
 """
 
 from __future__ import annotations
 
-import functools
+import sys
+import time
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -24,14 +29,13 @@ import optax
 from jax import lax
 from tqdm.auto import tqdm
 
-from vipl._errors import ProgramError, show_aval
-from vipl.core._keys import as_key, fold_tag
+from vipl.core._keys import as_key
 from vipl.estimators import Expectation
+from vipl.fit._check import check_arguments, check_batches, check_is_fit, check_params, check_resume
+from vipl.fit._steps import CAUSES, MOST, Job, State, first_state, take_steps
 
-# The bar moves, and an interrupt is noticed, this often.
-_CHUNKS = 50
-
-_CAUSES = ("", "the objective's value", "the gradient", "the optimizer's update")
+# The bar moves, and an interrupt is noticed, about this often.
+_SECONDS = 0.25
 
 
 @jax.tree_util.register_dataclass
@@ -42,14 +46,22 @@ class Fit:
     Attributes:
       params: …, after the last step taken.
       opt_state: …, the optimizer's state, after the last step taken.
-      values: f[num_steps], the objective's estimate before each step; NaN after `stopped`.
-      stopped: i[], steps taken; below `num_steps` only if a value, a gradient or an update was not finite.
+      values: f[n], the objective's estimate before each step, those of a fit that was continued included; NaN after
+        `stopped`.
+      stopped: i[], steps taken in all; below n only if a value, a gradient or an update was not finite, or if the fit
+        was interrupted.
+      key: u32[...], the bits of the key.
+      impl: the name of the key's generator.
+      batches: how many rows the data have, and how many a batch; None without batches.
     """
 
     params: Any
     opt_state: Any
     values: Any
     stopped: Any
+    key: Any
+    impl: str = field(metadata={"static": True})
+    batches: tuple[int, int] | None = field(metadata={"static": True})
 
 
 def fit(
@@ -64,36 +76,43 @@ def fit(
     num_samples: int = 1,
     maximize: bool = True,
     progress: bool = True,
+    resume: Fit | None = None,
 ) -> Fit:
     """Maximizes an objective over its first argument by stochastic gradients.
 
     max over params of L(params, data) = E[objective(params, data)];  with `batch_size`, of the mean of
     L(params, batch) over the batches of an epoch.
 
-    The steps are compiled once. Step t uses the key folded with t, so that results depend neither on how many steps
-    run together nor on `progress`.
+    The steps are compiled once, for any number of them. Step t uses the key folded with t, so that results depend
+    neither on how many steps run together nor on `progress`, and n steps and then m more are n + m steps, bit for bit.
 
     Args:
       objective: made by `vipl.expectation`; called as `objective(params)`, or as `objective(params, data)` if there is
         data. Auxiliary output is dropped.
-      params: …, a pytree of float arrays, where to begin.
+      params: …, a pytree of float arrays, where to begin. With `resume` their values are not looked at, and None will
+        do.
       optimizer: an optax optimizer, as for minimization.
       key: PRNG key.
       data: …, a pytree of arrays; None calls the objective without it.
-      num_steps: how many steps to take.
+      num_steps: how many steps to take; with `resume`, how many more.
       batch_size: None gives the objective all data at every step. A number gives it that many rows: the arrays of
         `data` then share their leading axis, each epoch is a fresh random permutation, and its last incomplete
         batch is dropped. The objective scales its terms, if it should estimate that of all data.
       num_samples: how many independent runs each estimate averages.
       maximize: False minimizes.
       progress: whether to show a progress bar with the mean of the latest estimates.
+      resume: a fit to go on from: its parameters, optimizer's state, place in the epoch and number of the step. It has
+        to have the same key, batches, and kinds of parameters and optimizer's state. A fit that was interrupted goes
+        on; one that stopped at a number that is not finite tries that step again.
 
     Returns:
       A `Fit`. Where the value, the gradient or the update is not finite, nothing is replaced: a RuntimeWarning names
-      the step, and `params` stay those before it.
+      the step, and `params` stay those before it. An interrupt (Ctrl-C) ends the fit with a RuntimeWarning, and the
+      fit so far is returned; a second one while that is made raises.
 
     Raises:
       ProgramError: an argument does not fit; the message says which.
+      Exception: what the objective or a callback raises while steps are taken; its attribute `fit` is the fit so far.
 
     Example:
       >>> import jax, numpyro.distributions as dist, optax, vipl
@@ -105,141 +124,134 @@ def fit(
       >>> bool(abs(found.params - 3.0) < 0.3)
       True
     """
-    _check_arguments(objective, optimizer, num_steps)
-    params, data = jax.tree.map(_strong, params), jax.tree.map(jnp.asarray, data)
-    _check_params(params)
+    check_arguments(objective, optimizer, num_steps)
+    key, data, batches = as_key(key), jax.tree.map(jnp.asarray, data), None
     if batch_size is not None:
-        _check_batches(data, batch_size)
-    args = () if data is None else (data,)
-    job = _Job(objective, optimizer, min(num_steps, -(-num_steps // _CHUNKS)), batch_size, num_samples, maximize)
-    rows = 0 if batch_size is None else jax.tree.leaves(data)[0].shape[0]
-    state = _State(params, optimizer.init(params), jnp.arange(rows, dtype=jnp.int32), jnp.int32(0), jnp.int32(0))
-    state, values = _run(job, as_key(key), jax.tree.map(_strong, state), args, num_steps, progress)
-    if state.cause != 0:
-        _warn(job, state, values)
-    return Fit(state.params, state.opt_state, jnp.asarray(values), state.taken)
+        check_batches(data, batch_size)
+        batches = (jax.tree.leaves(data)[0].shape[0], int(batch_size))
+    if resume is not None:
+        check_is_fit(resume, Fit)
+        params = resume.params if params is None else params
+    params = jax.tree.map(_strong, params)
+    check_params(params)
+    opt_state = jax.tree.map(_strong, optimizer.init(params))
+    bits, impl = jax.random.key_data(key), str(jax.random.key_impl(key))
+    begun = Fit(params, opt_state, (), 0, bits, impl, batches)
+    if resume is not None:
+        check_resume(resume, begun)
+        begun = resume
+    job = Job(objective, optimizer, batches and batches[1], num_samples, maximize)
+    params, opt_state = jax.tree.map(_strong, (begun.params, begun.opt_state))
+    taken = int(begun.stopped)
+    state = first_state(job, key, params, opt_state, batches[0] if batches else 0, taken)
+    done = _Done(begun, state, (np.asarray(begun.values)[:taken],) if taken else (), taken + int(num_steps))
+    return _run(job, key, done, () if data is None else (data,), progress)
 
 
-class _Job(NamedTuple):
-    """What is compiled: the static half of a chunk's arguments."""
-
-    objective: Expectation
-    optimizer: optax.GradientTransformation
-    length: int
-    batch_size: int | None
-    num_samples: int
-    maximize: bool
-
-
-class _State(NamedTuple):
-    """What is carried from step to step.
+class _Done(NamedTuple):
+    """What is done of a fit.
 
     Attributes:
-      params: …, the parameters.
-      opt_state: …, the optimizer's state.
-      order: i[n], this epoch's permutation of the rows; i[0] without batches.
-      taken: i[], steps taken.
-      cause: i[], index into `_CAUSES`; 0 while all is finite.
+      begun: the fit that is continued; one of no steps where there is none.
+      state: after the last call that has returned.
+      estimates: those before each step that was tried, in parts.
+      stop: how many steps there are to be in all.
     """
 
-    params: Any
-    opt_state: Any
-    order: Any
-    taken: Any
-    cause: Any
+    begun: Fit
+    state: State
+    estimates: tuple[np.ndarray, ...]
+    stop: int
+
+    def as_fit(self) -> Fit:
+        """The fit so far."""
+        dtype = self.estimates[-1].dtype if self.estimates else jnp.result_type(float)
+        missing = np.full(self.stop - sum(map(len, self.estimates)), np.nan, dtype)
+        values = jnp.asarray(np.concatenate([*self.estimates, missing]))
+        state = self.state
+        return replace(self.begun, params=state.params, opt_state=state.opt_state, values=values, stopped=state.taken)
 
 
-def _run(job: _Job, key: Any, state: _State, args: Any, num_steps: int, progress: bool) -> tuple[_State, np.ndarray]:
-    """Takes the steps, chunk by chunk, under a bar."""
-    values = np.full(num_steps, np.nan, _value_dtype(job, key, state, args))
-    with tqdm(total=num_steps, desc=_name(job), disable=not progress, dynamic_ncols=True) as bar:
-        for start in range(0, num_steps, job.length):
-            state, chunk = _chunk(job, key, state, args, start, num_steps)
-            here = slice(start, start + job.length)
-            values[here] = np.asarray(chunk)[: num_steps - start]
-            bar.set_postfix_str(f"{np.mean(values[here]):.4f}", refresh=False)
-            bar.update(int(state.taken) - start)
-            if state.cause != 0:
-                break
-    return state, values
+def _run(job: Job, key: Any, done: _Done, args: Any, progress: bool) -> Fit:
+    """Takes the steps; whatever ends them, what is done is returned, or handed on with the exception.
 
-
-def _name(job: _Job) -> str:
-    return getattr(job.objective.fn, "__name__", "the objective")
-
-
-def _value_dtype(job: _Job, key: Any, state: _State, args: Any) -> Any:
-    return jax.eval_shape(lambda: _estimate(job, key, state.params, _batch(job, args, state.order, 0))).dtype
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _chunk(job: _Job, key: Any, state: _State, args: Any, start: Any, num_steps: Any) -> Any:
-    """Takes `job.length` steps, fewer where `num_steps` or a non-finite number comes first.
-
-    Returns:
-      The state, and f[length], the estimate before each step; NaN where no step was tried.
+    What is done changes by one assignment, so that an interrupt at any moment finds all of it of one step.
     """
-    dtype = _value_dtype(job, key, state, args)
-
-    def body(state, i):
-        todo = (i < num_steps) & (state.cause == 0)
-        nothing = (state, jnp.full((), jnp.nan, dtype))
-        return lax.cond(todo, lambda: _step(job, key, state, args, i), lambda: nothing)
-
-    return lax.scan(body, state, start + jnp.arange(job.length, dtype=jnp.int32))
-
-
-def _step(job: _Job, key: Any, state: _State, args: Any, i: Any) -> Any:
-    """One step; changes nothing but the order of the rows where a number is not finite."""
-    order, place = _order_at(job, key, state.order, i)
-    batch, step_key = _batch(job, args, order, place), fold_tag(key, "step", i.astype(jnp.uint32))
-    value, grads = jax.value_and_grad(functools.partial(_estimate, job, step_key))(state.params, batch)
-    sign = -1.0 if job.maximize else 1.0
-    optimizer = optax.with_extra_args_support(job.optimizer)
-    updates, opt_state = optimizer.update(
-        jax.tree.map(lambda g: sign * g, grads), state.opt_state, state.params, value=sign * value
-    )
-    params = optax.apply_updates(state.params, updates)
-    bad = jnp.stack([~_finite(value), ~_finite(grads), ~_finite(params)])
-    cause = jnp.where(jnp.any(bad), jnp.argmax(bad) + 1, 0).astype(state.cause.dtype)
-    keep = functools.partial(jnp.where, cause == 0)
-    params, opt_state = jax.tree.map(keep, (params, opt_state), (state.params, state.opt_state))
-    taken = state.taken + (cause == 0).astype(state.taken.dtype)
-    return _State(params, opt_state, order, taken, cause), value
+    try:
+        for done in _calls(job, key, done, args, progress):  # noqa: B007, B020
+            pass
+        if done.state.cause != 0:
+            _warn_of_number(job, done)
+        return done.as_fit()
+    except KeyboardInterrupt:
+        _warn(
+            f"vipl.fit was interrupted after {done.state.taken} of {done.stop} steps of {job.name}. The fit so far is "
+            "returned: its `values` are NaN after these, and vipl.fit(..., resume=fit) goes on."
+        )
+        return done.as_fit()
+    except Exception as error:
+        if done.state.taken > done.begun.stopped:
+            error.fit = done.as_fit()  # type: ignore[attr-defined]
+            error.add_note(
+                f"vipl.fit: {done.state.taken} steps were taken before. The fit so far is this exception's attribute "
+                "`fit`, and vipl.fit(..., resume=error.fit) goes on."
+            )
+        raise
 
 
-def _estimate(job: _Job, key: Any, params: Any, batch: Any) -> Any:
-    out = job.objective.estimate(key, params, *batch, num_samples=job.num_samples)
-    return out[0] if job.objective.has_aux else out
+def _calls(job: Job, key: Any, done: _Done, args: Any, progress: bool) -> Iterator[_Done]:
+    """Calls the compiled steps, each call about as long as `_SECONDS`, under a bar; yields what is done."""
+    taken, length = int(done.state.taken), 1
+    with _Bar(job.name, taken, done.stop, progress) as bar:
+        while taken < done.stop and done.state.cause == 0:
+            began = time.perf_counter()
+            state, estimates = take_steps(job, key, done.state, args, min(taken + length, done.stop))
+            tried = int(state.taken) - taken + int(state.cause != 0)
+            estimates = np.asarray(estimates)[:tried]
+            done = done._replace(state=state, estimates=(*done.estimates, estimates))
+            yield done
+            bar.move(int(state.taken) - taken, np.mean(estimates))
+            taken = int(state.taken)
+            seconds = max(time.perf_counter() - began, 1e-6)
+            length = max(1, min(8 * length, MOST, int(length * _SECONDS / seconds)))
 
 
-def _finite(tree: Any) -> Any:
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
+class _Bar:
+    """A progress bar without which a fit goes on where it fails."""
 
+    def __init__(self, name: str, initial: int, total: int, progress: bool):
+        """Opens it, if there is to be one."""
+        self.bar = None
+        if progress:
+            self._safely(self._open, name, initial, total)
 
-# --- batches ------------------------------------------------------------------------------------------------
+    def _open(self, name: str, initial: int, total: int) -> None:
+        self.bar = tqdm(initial=initial, total=total, desc=name, dynamic_ncols=True)
 
+    def move(self, steps: int, mean: Any) -> None:
+        """Moves it, and shows the mean of the latest estimates."""
+        if self.bar is not None:
+            self._safely(self._move, steps, mean)
 
-def _order_at(job: _Job, key: Any, order: Any, i: Any) -> Any:
-    """The permutation of the epoch of step i, and the first of its rows that the step uses."""
-    if job.batch_size is None:
-        return order, 0
-    per_epoch = order.shape[0] // job.batch_size
-    epoch, place = i // per_epoch, i % per_epoch
-    fresh = functools.partial(jax.random.permutation, x=order.shape[0])
-    epoch_key = fold_tag(key, "epoch", epoch.astype(jnp.uint32))
-    order = lax.cond(place == 0, lambda: fresh(epoch_key).astype(order.dtype), lambda: order)
-    return order, place * job.batch_size
+    def _move(self, steps: int, mean: Any) -> None:
+        self.bar.set_postfix_str(f"{mean:.4f}", refresh=False)  # type: ignore[union-attr]
+        self.bar.update(steps)  # type: ignore[union-attr]
 
+    def _safely(self, call: Any, *args: Any) -> None:
+        try:
+            call(*args)
+        except Exception as error:
+            self.bar = None
+            _warn(f"vipl.fit goes on without its progress bar, which failed: {type(error).__name__}: {error}")
 
-def _batch(job: _Job, args: Any, order: Any, place: Any) -> Any:
-    if job.batch_size is None:
-        return args
-    rows = lax.dynamic_slice_in_dim(order, place, job.batch_size)
-    return jax.tree.map(lambda x: x[rows], args)
+    def __enter__(self) -> _Bar:
+        """The bar."""
+        return self
 
-
-# --- messages -----------------------------------------------------------------------------------------------
+    def __exit__(self, *_: Any) -> None:
+        """Closes it."""
+        if self.bar is not None:
+            self._safely(self.bar.close)
 
 
 def _strong(x: Any) -> Any:
@@ -248,68 +260,17 @@ def _strong(x: Any) -> Any:
     return lax.convert_element_type(x, x.dtype) if x.weak_type else x
 
 
-def _error(summary: str, got: str, expected: str, mend: str) -> ProgramError:
-    return ProgramError(summary, at="vipl.fit", got=got, expected=expected, mend=mend)
+def _warn(text: str) -> None:
+    """Warns at the line that calls `vipl.fit`."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename == __file__:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(text, RuntimeWarning, stacklevel=level)
 
 
-def _check_arguments(objective: Any, optimizer: Any, num_steps: Any) -> None:
-    if not isinstance(objective, Expectation):
-        raise _error(
-            "the objective is not an expectation.",
-            type(objective).__name__,
-            "what vipl.expectation returns",
-            "decorate the function with @vipl.expectation",
-        )
-    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-        raise _error(
-            "the optimizer is not an optax optimizer.",
-            type(optimizer).__name__,
-            "an object with `init` and `update`",
-            "pass e.g. optax.adam(1e-2)",
-        )
-    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
-        raise _error("num_steps is not a positive integer.", repr(num_steps), "at least 1", "pass e.g. num_steps=1000")
-
-
-def _check_params(params: Any) -> None:
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    wrong = [(path, x) for path, x in leaves if not jnp.issubdtype(x.dtype, jnp.floating)]
-    if wrong or not leaves:
-        shown = ", ".join(f"{show_aval(x)} at params{jax.tree_util.keystr(path)}" for path, x in wrong[:3])
-        raise _error(
-            "the parameters are not float arrays.",
-            shown or "no arrays",
-            "a pytree with at least one leaf, all leaves float arrays",
-            "write 0.0 for 0; close over what is not to be optimized",
-        )
-
-
-def _check_batches(data: Any, batch_size: Any) -> None:
-    leaves = jax.tree_util.tree_leaves_with_path(data)
-    shown = ", ".join(f"{show_aval(x)} at data{jax.tree_util.keystr(path)}" for path, x in leaves)
-    if not leaves or any(x.ndim == 0 for _, x in leaves) or len({x.shape[0] for _, x in leaves}) != 1:
-        raise _error(
-            "the data's arrays do not share a leading axis, so that they have no batches.",
-            shown or "no data",
-            "arrays of the same number of rows",
-            "put the rows first, and close over what has none; or leave batch_size out",
-        )
-    rows = leaves[0][1].shape[0]
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or not 1 <= batch_size <= rows:
-        raise _error(
-            "the batch size does not fit the data.",
-            f"batch_size={batch_size!r}, and {shown}",
-            f"an integer from 1 to {rows}",
-            f"pass batch_size={min(rows, 32)}, or leave it out to use all rows",
-        )
-
-
-def _warn(job: _Job, state: _State, values: np.ndarray) -> None:
-    step = int(state.taken)
-    warnings.warn(
-        f"vipl.fit stopped at step {step} of {len(values)} of {_name(job)}: {_CAUSES[int(state.cause)]} is not finite "
-        f"(the estimate there is {values[step]}). The parameters are those before the step; "
-        f"`values` is NaN after it.",
-        RuntimeWarning,
-        stacklevel=3,
+def _warn_of_number(job: Job, done: _Done) -> None:
+    _warn(
+        f"vipl.fit stopped at step {done.state.taken} of {done.stop} of {job.name}: {CAUSES[int(done.state.cause)]} is "
+        f"not finite (the estimate there is {done.estimates[-1][-1]}). The parameters are those before the step; "
+        f"`values` is NaN after it."
     )
