@@ -1,13 +1,18 @@
 """README.md and docs/: their code runs, their links lead somewhere, and they leave no public name or message out."""
 
+import ast
+import builtins
 import contextlib
 import inspect
 import io
+import keyword
+import pkgutil
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 import vipl
@@ -104,13 +109,67 @@ def test_pictures_of_the_readme_are_told_in_words():
     assert [text for text in pictures if len(text.split()) < 30] == []
 
 
-def test_tests_named_in_the_docs_exist():
+FILES = [path for folder in ("vipl", "tests", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]
+TREES = {str(path.relative_to(ROOT)): ast.parse(path.read_text()) for path in FILES}
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef)
+DOCSTRINGS = {
+    name: "\n".join(ast.get_docstring(node) or "" for node in ast.walk(tree) if isinstance(node, DOCUMENTED))
+    for name, tree in TREES.items()
+}
+TEXTS = DOCSTRINGS | {page: path.read_text() for page, path in PAGES.items()}
+TEXTS |= {page: (ROOT / page).read_text() for page in ("CONTRIBUTING.md", "CHANGELOG.md")}
+
+
+def test_files_that_are_named_exist():
+    """In docstrings and pages; a star stands for anything."""
+    pattern = re.compile(r"(?<![\w/.])(?:tests|vipl|docs|benchmarks)/[\w/*-]*\.\w+")
+    named = {(name, where) for where, text in TEXTS.items() for name in pattern.findall(text)}
+    assert len(named) > 20
+    assert [pair for pair in sorted(named) if not list(ROOT.glob(pair[0]))] == []
+
+
+def exists(name):
+    """Whether a dotted name leads to a module, or to something in one."""
+    try:
+        pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        return False
+    return True
+
+
+def test_modules_and_what_is_named_in_them_exist():
+    """In docstrings and pages: `vipl.gen`, `vipl.core._keys`, `vipl.testing.assert_unbiased`."""
+    pattern = re.compile(r"(?<![\w./])(?:vipl|tests|benchmarks)(?:\.\w+)+")
+    named = {(name, where) for where, text in TEXTS.items() for name in pattern.findall(text)}
+    named = {(name, where) for name, where in named if not name.endswith((".md", ".py"))}
+    assert len(named) > 100
+    assert [pair for pair in sorted(named) if not exists(pair[0])] == []
+
+
+def names_in(tree):
+    """The names of a file's code, and the words of its strings; docstrings left out."""
+    found = [node.body[0].value for node in ast.walk(tree) if isinstance(node, DOCUMENTED) and ast.get_docstring(node)]
+    docstrings = set(map(id, found))
+    for node in ast.walk(tree):
+        fields = ("id", "attr", "arg", "name", "module", "value") if id(node) not in docstrings else ()
+        for text in (getattr(node, field, None) for field in fields):
+            yield from re.findall(r"\w+", text) if isinstance(text, str) else ()
+
+
+def test_names_in_backquotes_are_names_of_the_code():
+    """In the docstrings of the package; or they are Python's, or JAX's."""
+    known = {name for tree in TREES.values() for name in names_in(tree)}
+    known |= {part for file in TREES for part in Path(file).with_suffix("").parts}
+    # "png": pictures by their names; "remat": a primitive of JAX
+    known |= {*keyword.kwlist, *dir(builtins), *dir(jax), *dir(jax.tree_util), *dir(jax.errors), "png", "remat"}
     named = {
-        name
-        for path in PAGES.values()
-        for name in re.findall(r"`((?:tests|benchmarks|vipl)/[\w/]+\.\w+)`", path.read_text())
+        (name, where)
+        for where, text in DOCSTRINGS.items()
+        if where.startswith("vipl")
+        for name in re.findall(r"`([A-Za-z_][\w.]*)(?:\(|`)", text)
     }
-    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+    assert len(named) > 300
+    assert [pair for pair in sorted(named) if not known.issuperset(pair[0].strip(".").split("."))] == []
 
 
 def test_doctests_of_public_docstrings():
