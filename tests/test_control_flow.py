@@ -341,8 +341,8 @@ def test_generative_functions_nest_and_jitted_helpers_keep_their_addresses():
     np.testing.assert_allclose(outer().assess(trace.choices).log_prob, trace.log_prob, rtol=1e-12)
 
 
-def test_named_axes_reach_taken_over_branches():
-    """`psum` in a branch of a vmapped `cond` sees the axis; so does a re-mapped program."""
+def test_a_mean_over_lanes_may_decide_on_a_branch():
+    """It is taken by JAX, before the `cond` that holds the sites."""
 
     @vipl.gen
     def program(xs):
@@ -360,6 +360,45 @@ def test_named_axes_reach_taken_over_branches():
     np.testing.assert_allclose(
         trace.log_prob, normal(c["v"][0], 2.0) + normal(c["v"][1], 2.0) + normal(c["u"][2], 5.0), rtol=1e-12
     )
+
+
+def test_a_branch_a_step_and_a_lane_see_the_axis_by_its_name():
+    """The name is used inside of what holds the site, which is taken over and mapped anew."""
+
+    @vipl.gen
+    def program(xs):
+        def lane(x):
+            step = lambda c, _: (sample("z", dist.Normal(c - lax.pmean(x, "i"), 1.0)), lax.axis_index("i"))  # noqa: E731
+            z, number = lax.scan(step, x, None, length=2)
+            y = lax.cond(x > 1.0, lambda: sample("u", dist.Normal(lax.psum(x, "i"), 1.0)), lambda: lax.pmax(x, "i"))
+            return z + y, number
+
+        return jax.vmap(lane, axis_name="i")(xs)
+
+    xs = jnp.array([0.5, 1.5, 7.0])
+
+    def by_hand(c):
+        steps = normal(c["z"][:, 0], xs - 3.0) + normal(c["z"][:, 1], c["z"][:, 0] - 3.0)
+        return steps + normal(c["u"][1:], 9.0)
+
+    trace = agree(program(xs), by_hand)
+    np.testing.assert_allclose(trace.retval[0][0], trace.choices["z"][0, 1] + 7.0, rtol=1e-12)
+    np.testing.assert_array_equal(trace.retval[1], [[0, 0], [1, 1], [2, 2]])
+
+
+def test_a_checkpoint_keeps_its_options():
+    policy = jax.checkpoint_policies.dots_saveable
+
+    @vipl.expectation
+    def objective(m):
+        part = lambda m: jnp.sin(sample("x", dist.Normal(m, 1.0))) * m  # noqa: E731
+        return jax.checkpoint(part, policy=policy, prevent_cse=False)(m) + jax.checkpoint(jnp.sin)(m)
+
+    found = equations(jax.make_jaxpr(objective.estimate)(KEY, 0.3).jaxpr)
+    options = [
+        (e.params["policy"], e.params["prevent_cse"]) for e in found if e.primitive.name in ("checkpoint", "remat2")
+    ]
+    assert sorted(options, key=lambda x: x[1]) == [(policy, False), (None, True)]
 
 
 def test_pure_code_is_evaluated_as_jax_does():

@@ -149,9 +149,20 @@ def bound_above_a_site(t):
     return w * t + jnp.sin(jnp.sum(z) + w)
 
 
+def bound_of_bounds(t):
+    """The lanes of a lane meet, and what they make meets again; neither is linear."""
+
+    def outer(s):
+        a = flip("a", t * s)
+        return jax.nn.logsumexp(jax.vmap(lambda r: jnp.sin(flip("z", t * r + a) * (t + r)))(SHIFTS[:2])) ** 2
+
+    return jax.nn.logsumexp(jax.vmap(outer)(SHIFTS[:2]))
+
+
 PROGRAMS = [
     plate, plate_below_a_site, plate_and_its_sum, two_plates, crossed_plates, nested_plates, chains, branches,
     plate_in_a_scan, collectives, compiled, sites, bound, bounds_of_a_plate, bound_of_two, bound_above_a_site,
+    bound_of_bounds,
 ]  # fmt: skip
 
 
@@ -281,12 +292,12 @@ def test_a_vector_of_values_that_are_all_possible():
         np.testing.assert_allclose(a, b, rtol=1e-12)
 
 
-def looped(unroll, reverse=False, wrap=lambda f: f):
+def looped(unroll, reverse=False, wrap=lambda f: f, estimator=None):
     """Three flips, each of which decides on the next; all steps and the last carry count."""
 
     def total(t):
         def step(carry, s):
-            z = flip("z", t * s + carry)
+            z = 1.0 * sample("z", dist.Bernoulli(logits=t * s + carry), estimator)
             carry = jnp.sin(carry + z * t)
             return carry, carry * s
 
@@ -322,11 +333,60 @@ def test_a_loop_that_is_written_out_is_unbiased(estimator):
     assert_unbiased(objective.value_and_grad, exact, key=KEY, args=(0.7,), resolution=0.1)
 
 
-def test_a_step_that_is_written_out_depends_on_the_values_before_it():
+@pytest.mark.parametrize("at_the_site", [True, False])
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, in_lanes], ids=["plain", "jit", "lanes"])
+def test_a_step_that_is_written_out_depends_on_the_values_before_it(wrap, at_the_site):
     """Two values in the first of three steps, four in the second, eight in the last; in a loop eight in each."""
-    count = lambda unroll: sizes(jax.make_jaxpr(under(looped(unroll), Enumerate()).estimate)(KEY, 0.7).jaxpr, "sin")  # noqa: E731
-    assert count(3) == [2, 4, 8]
-    assert count(2) == [8]  # an equation in the body of a loop of three steps
+
+    def count(unroll):
+        if at_the_site:
+            objective = vipl.expectation(looped(unroll, False, wrap, Enumerate()))
+        else:
+            objective = under(looped(unroll, False, wrap), Enumerate())
+        return sizes(jax.make_jaxpr(objective.estimate)(KEY, 0.7).jaxpr, "sin")
+
+    assert count(3) == count(True) == [2, 4, 8]
+    if wrap is not in_lanes:  # there each lane has a loop of its own
+        assert count(2) == [8]  # an equation in the body of a loop of three steps
+
+
+def test_a_divisor_is_not_a_sum():
+    """2 / (1 + a + b) with flips of .3 and .4 is 2 (.42 / 1 + .46 / 2 + .12 / 3)."""
+
+    @vipl.expectation
+    def ratio(t):
+        a, b = (1.0 * sample(address, dist.Bernoulli(p), Enumerate()) for address, p in [("a", 0.3), ("b", 0.4)])
+        return t / (1.0 + a + b)
+
+    np.testing.assert_allclose(ratio.value_and_grad(KEY, 2.0), [1.38, 0.69], rtol=1e-12)
+
+
+def test_a_baseline_is_for_the_objective_as_a_whole():
+    """Two lanes of 2.5 are an objective of 5.0: with this baseline no draw counts, and nothing is left by lanes."""
+
+    @vipl.expectation
+    def constant(t):
+        def lane(s):
+            sample("z", dist.Normal(t * s, 1.0), Score(5.0))
+            return 2.5
+
+        return jnp.sum(jax.vmap(lane)(SHIFTS[:2]))
+
+    value, slope = constant.value_and_grad(KEY, 0.7)
+    assert (value, slope) == (5.0, 0.0)
+
+
+def test_forty_enumerated_lanes_of_which_a_jit_takes_the_mean():
+    """2^40 joint values where the mean in it is not seen."""
+    shifts = jnp.linspace(-1.0, 1.0, 40)
+
+    @jax.jit
+    def total(t):
+        return jnp.mean(jax.vmap(lambda s: jnp.exp(flip("z", t + s)))(shifts))
+
+    p = jax.nn.sigmoid(0.3 + shifts)
+    expected = jnp.mean(1 + p * (jnp.e - 1)), jnp.mean(p * (1 - p) * (jnp.e - 1))
+    np.testing.assert_allclose(under(total, Enumerate()).value_and_grad(KEY, 0.3), expected, rtol=1e-12)
 
 
 def test_a_density_that_a_program_and_a_score_need_is_differentiated_once():

@@ -1,6 +1,7 @@
 """Estimators one by one: known figures, variances, cost, and what marks the biased ones."""
 
 import inspect
+import re
 
 import jax
 import jax.numpy as jnp
@@ -128,11 +129,14 @@ def test_the_one_hot_relaxations():
 
 
 def test_biased_estimators_say_so():
-    biased = [e for e in vars(vipl).values() if inspect.isclass(e) and issubclass(e, vipl.Biased)]
+    """As a word of its own, which "unbiased" is not; and the others say that they are not, or are exact."""
+    every = [e for e in vars(vipl).values() if inspect.isclass(e) and issubclass(e, vipl.Estimator)]
+    biased = [e for e in every if issubclass(e, vipl.Biased)]
     assert {e.__name__ for e in biased} == {"Biased", "GumbelSoftmax", "StraightThrough", "ReinMax"}
-    for estimator in biased:
-        assert "biased" in estimator.__doc__.lower()
-    assert not any(issubclass(e, vipl.Biased) for e in (Score, Reparam, MeasureValued, Enumerate))
+    said = {e for e in every if re.search(r"\bbiased\b", e.__doc__.lower())}
+    assert said == set(biased)
+    others = {e for e in every if re.search(r"\bunbiased for|\bexact for", e.__doc__.lower())}
+    assert others == set(every) - set(biased) - {vipl.Estimator}
 
 
 def test_a_relaxed_site_is_a_float_and_another_estimator_keeps_it_one():
@@ -190,6 +194,92 @@ def test_pruned_flips_run_the_program_twice_whatever_the_length():
     spread = {e: gradients(chain(e, 50), theta, 4_000).std(0).sum() for e in (CoupledFlips(), Score(), MeasureValued())}
     assert spread[MeasureValued()] < spread[CoupledFlips()] < spread[Score()]
     assert flops(CoupledFlips(), 40) / flops(CoupledFlips(), 20) < 2.1
+
+
+def test_measure_valued_in_each_element_of_a_vector():
+    """E[x0² + 3 x1 + x0 x1], x ~ Normal(m, 1): derivatives 2 m0 + m1 and 3 + m0."""
+
+    def f(m):
+        x = sample("x", dist.Normal(m, 1.0).to_event(1), MeasureValued())
+        return x[0] ** 2 + 3.0 * x[1] + x[0] * x[1]
+
+    m = jnp.array([0.7, -1.2])
+    exact = jnp.array([2 * 0.7 - 1.2, 3 + 0.7])
+    draw = lambda key: vipl.expectation(f).value_and_grad(key, m)[1]  # noqa: E731
+    assert_unbiased(draw, exact, key=KEY, resolution=0.1)
+
+
+def test_measure_valued_refuses_the_concentration_of_a_weibull():
+    """The term of the scale alone would be a silent zero."""
+    objective = vipl.expectation(lambda t: sample("x", dist.Weibull(t[0], t[1]), MeasureValued()))
+    with pytest.raises(vipl.EstimatorError, match="a derivative is taken in a parameter"):
+        objective.value_and_grad(KEY, jnp.array([1.3, 1.7]))
+
+
+def test_the_values_of_a_vector_of_categoricals_of_which_some_are_impossible():
+    """log is taken of possible values only; a sum over the four possible pairs is the exact answer."""
+
+    def f(x, y):
+        return jnp.log(2.0 - x) * 3.0 + jnp.log(jnp.abs(y - 1.0)) * x + x * y
+
+    @vipl.expectation
+    def objective(t):
+        logits = jnp.stack([jnp.stack([t, 0.2, -jnp.inf]), jnp.stack([0.1, -jnp.inf, t])])  # 2, and 1: impossible
+        return f(*sample("z", dist.Categorical(logits=logits).to_event(1), Enumerate()))
+
+    def exact(t):
+        p, q = jax.nn.sigmoid(t - 0.2), jax.nn.sigmoid(0.1 - t)
+        return sum(a * b * f(x, y) for x, a in [(0.0, p), (1.0, 1 - p)] for y, b in [(0.0, q), (2.0, 1 - q)])
+
+    got = (*objective.value_and_grad(KEY, 0.7), jax.hessian(objective.estimate, argnums=1)(KEY, 0.7))
+    expected = exact(0.7), jax.grad(exact)(0.7), jax.hessian(exact)(0.7)
+    np.testing.assert_allclose(got, expected, rtol=1e-12)
+
+
+def test_a_standardization_of_a_vector_that_is_not_diagonal():
+    """T(x) = L⁻¹ (x - m): the implicit derivative is that of m + L ε, first and second."""
+
+    def standardize(d, x):
+        return jax.scipy.linalg.solve_triangular(d.scale_tril, x - d.loc, lower=True)
+
+    def f(t, estimator):
+        scale = jnp.exp(t[1]) * jnp.eye(2) + t[2] * jnp.array([[0.0, 0.0], [1.0, 0.0]])
+        x = sample("x", dist.MultivariateNormal(jnp.array([1.0, -0.5]) * t[0], scale_tril=scale), estimator)
+        return jnp.sin(x[0]) * x[1] + x[1] ** 2
+
+    def derivatives(estimator):
+        objective = vipl.expectation(lambda t: f(t, estimator)).estimate
+        return [d(objective, argnums=1)(KEY, jnp.array([0.7, -0.2, 0.8])) for d in (jax.grad, jax.hessian)]
+
+    for ours, exact in zip(derivatives(ImplicitReparam(standardize)), derivatives(Reparam()), strict=True):
+        np.testing.assert_allclose(ours, exact, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "num_samples"), [(Score(lambda d: 2.5 + 0.0 * d.loc), 1), (Score(vipl.LeaveOneOut()), 4)]
+)
+def test_a_baseline_that_is_the_objective_leaves_no_noise(estimator, num_samples):
+    """The objective is 2.5 whatever is drawn, as the baseline is: its gradient is 0 at every draw."""
+    objective = vipl.expectation(lambda m: 2.5 * jnp.exp(0.0 * sample("x", dist.Normal(m, 1.0), estimator)))
+    for seed in range(5):
+        value, slope = objective.value_and_grad(jax.random.key(seed), 0.3, num_samples=num_samples)
+        assert (value, slope) == (2.5, 0.0)
+
+
+def test_antithetic_pairs_at_negative_logits():
+    """∂_φi E[b · a + b0 b1] = σ'(φi) (a_i + σ(φ_j)), at φ = (-1.5, -0.4); a tenth of the slope is seen."""
+    phi, a = jnp.array([-1.5, -0.4]), jnp.array([0.7, -1.3])
+
+    def f(phi):
+        b = 1.0 * sample("b", dist.Bernoulli(logits=phi).to_event(1), DisARM())
+        return b @ a + b[0] * b[1]
+
+    p = jax.nn.sigmoid(phi)
+    exact = p * (1 - p) * (a + p[::-1])
+    for estimator in (DisARM(), ARM()):
+        objective = vipl.expectation(f).with_estimators({"b": estimator})
+        draw = lambda key: objective.value_and_grad(key, phi)[1]  # noqa: B023, E731
+        assert_unbiased(draw, exact, key=KEY, resolution=0.1 * float(jnp.abs(exact).min()))
 
 
 def test_measure_valued_of_laplace():

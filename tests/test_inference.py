@@ -290,6 +290,26 @@ def inner():
     sample("x", dist.Bernoulli(jnp.where(u == 1, 0.95, 0.05)))
 
 
+def test_a_marginal_keeps_all_addresses_below_one():
+    @vipl.gen
+    def pair():
+        a = sample("a", dist.Normal(0.3, 1.2))
+        sample("b", dist.Normal(a, 0.7))
+
+    @vipl.gen
+    def outer():
+        sample("i", pair())
+        sample("c", dist.Normal(0.0, 1.0))
+
+    source = marginal(outer(), "i")
+    trace = source.simulate(KEY)
+    assert {name: sorted(x) for name, x in trace.choices.items()} == {"i": ["a", "b"]}
+    a, b = (trace.choices["i"][name] for name in "ab")
+    expected = dist.Normal(0.3, 1.2).log_prob(a) + dist.Normal(a, 0.7).log_prob(b)
+    np.testing.assert_allclose(trace.log_prob, expected, rtol=1e-12)
+    np.testing.assert_allclose(source.assess(trace.choices, key=KEY).log_prob, expected, rtol=1e-12)
+
+
 @pytest.mark.parametrize("k", [1, 3])
 def test_a_marginal_that_keeps_an_estimated_site_keeps_both_contracts(k):
     """The kept value's own estimate goes with it into the weight: a fresh one would give 5.25 instead of 1."""

@@ -249,6 +249,56 @@ def test_value_and_gradient(name):
         assert_unbiased(draw, (value, wrong), key=KEY, resolution=resolution)
 
 
+def test_a_renyi_bound_of_order_one_is_the_elbo():
+    """Of four particles the mean of the log weights: value and gradient of one."""
+    objective = vipl.expectation(lambda t, f: ob.renyi(model(t), guide(f), Y, 1.0, num_particles=4))
+    exact = jax.jit(jax.value_and_grad(plain, argnums=(0, 1)))(THETA, PHI)
+    draw = lambda key: objective.value_and_grad(key, THETA, PHI, argnums=(0, 1))  # noqa: E731
+    assert_unbiased(draw, exact, key=KEY, resolution=0.1)
+
+
+def test_a_datum_of_sleep_may_be_nested():
+    @vipl.gen
+    def seen(z, s):
+        sample("y", dist.Normal(z, s))
+
+    @vipl.gen
+    def nested(theta):
+        z = sample("z", dist.Normal(theta[0], 1.1))
+        sample("obs", seen(z, jnp.exp(theta[1])))
+
+    objective = vipl.expectation(lambda f: ob.sleep(nested(THETA), lambda y: guide_of(f, y["obs"]), (("obs", "y"),)))
+    exact = jax.jit(jax.value_and_grad(lambda f: sleep_value(THETA, f)))(PHI)
+    assert_unbiased(lambda key: objective.value_and_grad(key, PHI), exact, key=KEY, resolution=0.2)
+
+
+def test_a_particle_of_weight_zero_in_the_thermodynamic_objective():
+    """Its log weight counts where its share is not zero, at β = 0, and nowhere else; nothing is NaN."""
+
+    @vipl.gen
+    def bit():
+        z = sample("z", dist.Bernoulli(logits=0.0))
+        vipl.factor("y", jnp.where(z == 1, -jnp.inf, -0.3))
+
+    @vipl.gen
+    def coin(f):
+        return sample("z", dist.Bernoulli(logits=f), vipl.Score())
+
+    def tempered(betas):
+        objective = vipl.expectation(lambda f: ob.thermodynamic(bit(), coin(f), {}, betas, num_particles=5))
+        return jax.jit(jax.value_and_grad(objective.estimate, argnums=1))
+
+    log_w = jnp.log(0.5) - 0.3 - jnp.log(jax.nn.sigmoid(0.4))  # of the particles that are possible
+    from_zero, later, values = tempered([0.0, 0.4]), tempered([0.3, 0.6]), []
+    for key in jax.random.split(KEY, 8):
+        values.append(from_zero(key, -0.4)[0])
+        value, slope = later(key, -0.4)
+        np.testing.assert_allclose(value, 0.7 * log_w, rtol=1e-12)
+        assert jnp.isfinite(slope)
+    assert -jnp.inf in values
+    assert all(value == -jnp.inf or abs(value - log_w) < 1e-12 for value in values)  # no particle of weight zero
+
+
 def test_every_objective_is_in_the_table():
     functions = {name for name, f in vars(ob).items() if inspect.isfunction(f)}
     assert functions == set(TABLE)

@@ -147,6 +147,97 @@ def test_a_construct_is_a_source_and_has_particles(construct):
     assert_unbiased(drawn, (evidence, evidence), key=KEY, resolution=(0.02, 0.02))
 
 
+@pytest.mark.parametrize("resampling", [Multinomial(), MultinomialDropped(), Systematic(), Stratified()], ids=repr)
+def test_a_particle_is_copied_as_often_as_its_weight_says(resampling):
+    """Of K particles, particle i K W_i times in expectation."""
+    weights = jnp.array([0.5, 0.3, 0.15, 0.05])
+
+    def copies(key):
+        ancestors = vipl.seed(resampling.ancestors)(key, jnp.log(weights) + 3.0)
+        return jnp.sum(jax.nn.one_hot(ancestors, 4), axis=0)
+
+    assert_unbiased(copies, 4 * weights, key=KEY, resolution=0.04)
+
+
+def test_positions_are_drawn_apart_or_together():
+    """Shares (.35, .3, .2, .15) against four strata: a position of its own in each, or one for all."""
+    log_weights = jnp.log(jnp.array([0.35, 0.3, 0.2, 0.15]))
+
+    def together(resampling):
+        def draw(key):
+            first, *others = jax.nn.one_hot(vipl.seed(resampling.ancestors)(key, log_weights), 4)
+            return first, jnp.einsum("i,j,k->ijk", *others)
+
+        return draw
+
+    first = jnp.array([1.0, 0.0, 0.0, 0.0])
+    apart = jnp.einsum(
+        "i,j,k->ijk", jnp.array([0.4, 0.6, 0, 0]), jnp.array([0, 0.6, 0.4, 0]), jnp.array([0, 0, 0.4, 0.6])
+    )
+    assert_unbiased(together(Stratified()), (first, apart), key=KEY, resolution=0.03)
+    one = jnp.zeros((4, 4, 4)).at[0, 1, 2].set(0.4).at[1, 1, 3].set(0.2).at[1, 2, 3].set(0.4)
+    assert_unbiased(together(Systematic()), (first, one), key=KEY, resolution=0.03)
+
+
+@vipl.gen
+def coins(length=3):
+    def step(z, _):
+        z = sample("z", dist.Bernoulli(0.3 + 0.4 * z))
+        sample("y", dist.Normal(1.0 * z, 0.7))
+        return z, None
+
+    lax.scan(step, 0, None, length=length)
+
+
+def test_estimators_of_choices_of_particles_arrive():
+    """That of the pick, and that of the ancestors, at their sites."""
+
+    def found(source):
+        places = vipl.gen(lambda: source.simulate().choices)().staged()[1]
+        estimators = {p.site.address[-1]: p.site.estimator and p.site.estimator.unpack(()) for p in places}
+        return estimators["pick"], estimators.get("ancestors")
+
+    given, pick = {"y": YS[:3]}, vipl.MeasureValued()
+    proposal = vipl.gen(lambda: jax.vmap(lambda: sample("z", dist.Bernoulli(0.4)), axis_size=3)())
+    assert found(importance(coins(), given, num_particles=3, estimator=pick)) == (pick, None)
+    assert found(importance(coins(), given, proposal(), num_particles=3, estimator=pick)) == (pick, None)
+    assert found(normalize(coins(), given, SMC(3), estimator=pick)) == (pick, None)
+    there = Multinomial(vipl.LocalEnumerate())
+    assert found(smc(coins(), given, num_particles=3, resampling=there, estimator=pick)) == (pick, there.estimator)
+
+
+def test_the_threshold_of_a_filter_arrives():
+    """Below 0 nothing is resampled: a weight is that of its own trajectory. At 1 always: that of its last step."""
+
+    def weights(threshold):
+        particles = smc(coins(), {"y": YS[:3]}, num_particles=4, ess_threshold=threshold).particles(KEY)
+        steps = dist.Normal(1.0 * particles.choices["z"], 0.7).log_prob(YS[:3])
+        return particles.log_weights, steps
+
+    log_w, steps = weights(0.0)
+    np.testing.assert_allclose(log_w, jnp.sum(steps, axis=1), rtol=1e-12)
+    log_w, steps = weights(1.0)
+    np.testing.assert_allclose(log_w, steps[:, -1], rtol=1e-12)
+
+
+def test_the_slope_of_an_evidence_whose_particles_may_all_die():
+    """Two particles survive three steps with probability σ(t)³ of a weight of 1: E[Ẑ] and its derivative, never NaN."""
+
+    @vipl.gen
+    def flips(t):
+        def step(alive, _):
+            z = sample("z", dist.Bernoulli(logits=t))
+            vipl.factor("heads", jnp.where(z == 1, 0.0, -jnp.inf))
+            return alive * z, None
+
+        lax.scan(step, 1, None, length=3)
+
+    objective = vipl.expectation(lambda t: jnp.exp(SMC(2).log_evidence(flips(t), {})))
+    p = jax.nn.sigmoid(0.4)
+    exact = p**3, 3 * p**3 * (1 - p)
+    assert_unbiased(lambda key: objective.value_and_grad(key, 0.4), exact, key=KEY, resolution=0.03)
+
+
 def test_trajectories_follow_the_posterior():
     """With many particles, the weighted share of each state at each step is the smoothed probability."""
 
@@ -352,6 +443,27 @@ def test_kalman_is_the_joint_normal(reverse):
 
     expected = mean, np.outer(mean, mean) + cov, -known[0]
     assert_unbiased(draw, expected, key=KEY, resolution=(0.1, 0.1, 1e-6))
+
+
+@pytest.mark.parametrize(
+    "density",
+    [lambda z: z**4, lambda z: (z * z) * (z * z), lambda z: jnp.square(z) * z, lambda z: jnp.square(z**2), jnp.cos],
+)
+def test_kalman_refuses_a_density_that_is_not_quadratic(density):
+    """Its second derivative at one point says nothing of that."""
+
+    @vipl.gen
+    def walk(density):
+        def step(z, _):
+            z = sample("z", dist.Normal(0.9 * z, 1.0))
+            vipl.factor("f", -0.1 * density(z))
+            return z, None
+
+        lax.scan(step, 0.3, None, length=2)
+
+    with pytest.raises(vipl.ProgramError, match="not linear and Gaussian"):
+        Kalman().log_evidence(walk(density), {})
+    assert jnp.isfinite(Kalman().log_evidence(walk(jnp.square), {}))
 
 
 def test_a_chain_without_a_finite_integral_raises():

@@ -155,6 +155,8 @@ class ARM(Estimator):
 
     As `DisARM`, of larger variance.
 
+    Unbiased for value and first derivatives; a second derivative raises.
+
     Raises:
       EstimatorError: the distribution is not a Bernoulli.
 
