@@ -22,11 +22,12 @@ PIN := $(if $(JAX),'jax==$(JAX).*' 'jaxlib==$(JAX).*')
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test mutants lint bench clean
 
 help:
 	@echo 'make demo            run the demo; SHORT=1 for the short one'
 	@echo 'make test            run the tests; ARGS="-k scan" for some of them, JAX=0.10 for a JAX series'
+	@echo 'make mutants         edits of the code that the tests have to catch, about 20 minutes; ARGS="smc" for some of them'
 	@echo 'make lint            ruff check, ruff format --check, pyright'
 	@echo 'make bench           all benchmarks, about 25 minutes; SHORT=1 for small sizes; VIPL_MNIST=mnist.npz'
 	@echo 'make clean           remove the environments (.venv*)'
@@ -40,6 +41,11 @@ demo: $(VENV)/.stamp-demo
 test: $(VENV)/.stamp-test
 	@echo "== test: $$($(PY) -c 'import platform, importlib.metadata as m; print("Python", platform.python_version(), "JAX", m.version("jax"))'), $(JOBS) processes"
 	@$(PY) -m pytest -n $(JOBS) $(ARGS)
+
+# Not a part of `make test`: each edit is a run of pytest.
+mutants: $(VENV)/.stamp-test
+	@echo '== mutants: python -m tests.mutants --jobs $(JOBS)$(if $(ARGS), $(ARGS))'
+	@$(PY) -m tests.mutants --jobs $(JOBS) $(ARGS)
 
 # All three run, also after one that failed.
 lint: $(VENV)/.stamp-lint

@@ -219,17 +219,17 @@ def test_measure_valued_refuses_the_concentration_of_a_weibull():
 def test_the_values_of_a_vector_of_categoricals_of_which_some_are_impossible():
     """log is taken of possible values only; a sum over the four possible pairs is the exact answer."""
 
-    def f(x, y):
-        return jnp.log(2.0 - x) * 3.0 + jnp.log(jnp.abs(y - 1.0)) * x + x * y
+    def f(t, x, y):
+        return t * jnp.log(2.0 - x) * 3.0 + t**2 * jnp.log(jnp.abs(y - 1.0)) * x + x * y
 
     @vipl.expectation
     def objective(t):
         logits = jnp.stack([jnp.stack([t, 0.2, -jnp.inf]), jnp.stack([0.1, -jnp.inf, t])])  # 2, and 1: impossible
-        return f(*sample("z", dist.Categorical(logits=logits).to_event(1), Enumerate()))
+        return f(t, *sample("z", dist.Categorical(logits=logits).to_event(1), Enumerate()))
 
     def exact(t):
         p, q = jax.nn.sigmoid(t - 0.2), jax.nn.sigmoid(0.1 - t)
-        return sum(a * b * f(x, y) for x, a in [(0.0, p), (1.0, 1 - p)] for y, b in [(0.0, q), (2.0, 1 - q)])
+        return sum(a * b * f(t, x, y) for x, a in [(0.0, p), (1.0, 1 - p)] for y, b in [(0.0, q), (2.0, 1 - q)])
 
     got = (*objective.value_and_grad(KEY, 0.7), jax.hessian(objective.estimate, argnums=1)(KEY, 0.7))
     expected = exact(0.7), jax.grad(exact)(0.7), jax.hessian(exact)(0.7)
