@@ -243,9 +243,9 @@ def test_a_standardization_of_a_vector_that_is_not_diagonal():
         return jax.scipy.linalg.solve_triangular(d.scale_tril, x - d.loc, lower=True)
 
     def f(t, estimator):
-        scale = jnp.exp(t[1]) * jnp.eye(2) + t[2] * jnp.array([[0.0, 0.0], [1.0, 0.0]])
-        x = sample("x", dist.MultivariateNormal(jnp.array([1.0, -0.5]) * t[0], scale_tril=scale), estimator)
-        return jnp.sin(x[0]) * x[1] + x[1] ** 2
+        scale = jnp.exp(t[1]) * jnp.eye(3) + t[2] * jnp.array([[0.0, 0, 0], [1.0, 0, 0], [0.4, -0.7, 0]])
+        x = sample("x", dist.MultivariateNormal(jnp.array([1.0, -0.5, 0.2]) * t[0], scale_tril=scale), estimator)
+        return jnp.sin(x[0]) * x[1] + x[1] * x[2] ** 2
 
     def derivatives(estimator):
         objective = vipl.expectation(lambda t: f(t, estimator)).estimate
