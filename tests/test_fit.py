@@ -264,6 +264,19 @@ def test_a_bar_shows_the_latest_mean(capsys):
     assert "-0.2500" in text
 
 
+def test_the_number_of_samples_arrives():
+    """A leave-one-out baseline wants other samples; that of a constant leaves no gradient at all."""
+    leave_one_out = vipl.Score(vipl.LeaveOneOut())
+
+    @vipl.expectation
+    def constant(m):
+        return 2.5 * jnp.exp(0.0 * vipl.sample("x", dist.Normal(m, 1.0), leave_one_out))
+
+    found = quiet(constant, 0.3, optax.sgd(1.0), num_steps=3, num_samples=4)
+    assert found.params == 0.3
+    assert (found.values == 2.5).all()
+
+
 def test_values_are_estimates_before_each_step():
     found = quiet(plain, 0.0, optax.sgd(0.25), num_steps=3)
     # m - 1.3 halves at each step.
