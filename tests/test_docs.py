@@ -25,6 +25,7 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 DOCTESTS = [
     "vipl.core._seed",
+    "vipl.gen._hold",
     "vipl.gen._program",
     "vipl.estimators._expectation",
     "vipl.fit._fit",

@@ -42,6 +42,7 @@ from vipl.gen import Trace as Trace
 from vipl.gen import box as box
 from vipl.gen import factor as factor
 from vipl.gen import gen as gen
+from vipl.gen import hold as hold
 from vipl.gen import sample as sample
 from vipl.inference import SMC as SMC
 from vipl.inference import Algorithm as Algorithm

@@ -6,7 +6,8 @@ A test walks the package and keeps this.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -242,6 +243,17 @@ def eqn_context(eqn: Any) -> Any:
     """The source line of an equation, for messages and profiles of what is bound in its place."""
     stack = _source_info.current_name_stack() + eqn.source_info.name_stack
     return _source_info.user_context(eqn.source_info.traceback, name_stack=stack)
+
+
+def frames_of(eqn: Any) -> Iterator[tuple[Any, Callable[[], int]]]:
+    """Code and line of the frames in which an equation was made, innermost first; none where JAX did not keep them."""
+    traceback = eqn.source_info.traceback
+    for code, last in zip(*traceback.raw_frames(), strict=True) if traceback else ():
+        yield code, functools.partial(_line, code, last)
+
+
+def _line(code: Any, last: int) -> int:
+    return _source_info.raw_frame_to_frame(code, last).start_line
 
 
 def is_plain_jit(eqn: Any) -> bool:

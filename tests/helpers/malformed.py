@@ -662,6 +662,29 @@ def straight_through_from_outside():
     objective.with_estimators({"x": StraightThrough()}).estimate(KEY)
 
 
+# --- values that are held ---------------------------------------------------------------------------------------
+
+
+@malformed
+def held_and_not_held():
+    def objective(p):
+        z = sample("z", dist.Bernoulli(p))
+        weight = lax.stop_gradient(2.0 * z + 1.0)
+        return weight * (3.0 - z)
+
+    jax.grad(vipl.expectation(objective).estimate, argnums=1)(KEY, 0.3)
+
+
+@malformed
+def hold_of_a_function():
+    vipl.hold(regression)
+
+
+@malformed
+def hold_of_an_array():
+    vipl.hold(jnp.ones(3))
+
+
 # --- sequential Monte Carlo -----------------------------------------------------------------------------------
 
 

@@ -32,14 +32,14 @@ def alarm(value: Any, flag: Any, error: Callable[[str], Exception], at: str) -> 
     return _alarm_p.bind(value, flag, error=error, at=at)
 
 
-def undifferentiable(error: Callable[[str], Exception], at: str) -> Callable:
+def undifferentiable(error: Callable[[Any], Exception], at: Any) -> Callable:
     """`(value, parameters) -> value`, whose derivative in value or parameters raises `error(at)`.
 
     It raises when the derivative is traced, and only if one of them is differentiated.
 
     Args:
       error: makes the exception.
-      at: its argument.
+      at: its argument, hashable.
     """
 
     def guarded(value: Any, parameters: Any) -> Any:

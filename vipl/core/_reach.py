@@ -4,6 +4,9 @@
 site, along which axis of the value the loop runs. Under axis a, element i depends on pass i of the loop alone; None:
 any element may depend on any pass. A site that is not named does not reach the value at all.
 
+Where the user holds values by `stop_gradient`, it is also said of each site whether it reaches a value under one, or
+not, or both (`Mark`).
+
 Law (tests/test_reach.py): another value of a site in lane j changes no element i != j along the axis.
 
 It holds for every program: a primitive without a rule here loses the axes, and the steps of a `scan` have none.
@@ -21,11 +24,21 @@ from vipl.core._composite import composite_p
 from vipl.core._guard import GUARDS
 from vipl.core._holds import jaxprs_inside
 from vipl.core._site import Path, SampleEffect, lanes_p, sample_p
+from vipl.core._stops import any_meant, is_meant, line_of, meant_inside
 
-Reach = dict[Path, tuple[int | None, ...]]
+
+class Mark(NamedTuple):
+    """A site as a value sees it: `held` under a `stop_gradient` that is meant, or not. A value may have both marks."""
+
+    path: Path
+    held: bool
+
+
+Reach = dict[Any, tuple[int | None, ...]]
 """Site -> for each loop around it, outermost first, the axis of a value along which the loop runs, or None.
 
-Inside a lane its own loop has no axis: it is written as -1 - depth, the outermost lane being -1.
+Inside a lane its own loop has no axis: it is written as -1 - depth, the outermost lane being -1. In a program with
+`stop_gradient`s that are meant, a reach also has the marks of its sites, with no axes.
 """
 
 
@@ -33,40 +46,71 @@ class Reached(NamedTuple):
     """What sites reach.
 
     Attributes:
-      values: the reach of every variable at the top level of a program.
+      values: the reach of every variable at the top level of a program; None where it has effects through which values
+        could pass unseen.
       sites: the reach of every site's value, in which a loop's axis is the number of the loop around the site.
+      stops: the sites that a meant `stop_gradient` may hold, and a line where one does.
     """
 
-    values: dict[Any, Reach]
+    values: dict[Any, Reach] | None
     sites: dict[Path, Reach]
+    stops: dict[Path, str]
 
 
-def reaches(jaxpr: Any, wanted: Mapping[Path, int]) -> Reached | None:
+def reaches(jaxpr: Any, wanted: Mapping[Path, int]) -> Reached:
     """What the sites of a program without inputs reach.
 
     Args:
       jaxpr: the program.
       wanted: the sites that are followed, and how many loops are around each.
-
-    Returns:
-      their reach; or None where the program has effects through which values could pass unseen.
     """
-    if any(not isinstance(e, SampleEffect) and type(e).__name__ not in _HARMLESS for e in jaxpr.effects):
-        return None
-    env: dict[Any, Reach] = {}
-    followed = Followed(wanted, {})
-    _run(jaxpr, [], followed, (), (), env)
-    return Reached(env, followed.sites)
+    values, marked = _marked_run(jaxpr, wanted)
+    if _passes_unseen(jaxpr):
+        return Reached(None, {}, marked.stops)
+    if marked.stops:
+        return Reached(values, marked.sites, marked.stops)
+    plain = marked._replace(sites={}, marks=False)
+    return Reached(_follow(jaxpr, plain), plain.sites, {})
+
+
+def holds_drawn_values(jaxpr: Any, sites: Mapping[Path, int]) -> bool:
+    """Whether a `stop_gradient` that is meant may hold the value of a site; with the number of loops around each."""
+    return bool(_marked_run(jaxpr, sites)[1].stops)
 
 
 class Followed(NamedTuple):
-    """The sites that are followed, with the number of loops around each, and what was found of all sites so far."""
+    """What is followed, and what was found so far.
+
+    Attributes:
+      wanted: the sites that are followed, with the number of loops around each.
+      sites: the reach of all sites.
+      stops: the sites that are held somewhere, and a line where they are.
+      marks: whether `stop_gradient`s are looked at.
+    """
 
     wanted: Mapping[Path, int]
     sites: dict[Path, Reach]
+    stops: dict[Path, str]
+    marks: bool
+
+
+def _marked_run(jaxpr: Any, wanted: Mapping[Path, int]) -> tuple[dict[Any, Reach], Followed]:
+    followed = Followed(wanted, {}, {}, marks=True)
+    return _follow(jaxpr, followed) if any_meant(jaxpr) else {}, followed
+
+
+def _follow(jaxpr: Any, followed: Followed) -> dict[Any, Reach]:
+    env: dict[Any, Reach] = {}
+    _run(jaxpr, [], followed, (), (), env)
+    return env
 
 
 _HARMLESS = ("DebugEffect", "OrderedDebugEffect")
+
+
+def _passes_unseen(part: Any) -> bool:
+    """Whether a program or an equation has effects through which values could pass unseen."""
+    return any(not isinstance(e, SampleEffect) and type(e).__name__ not in _HARMLESS for e in part.effects)
 
 
 def join(*parts: Reach) -> Reach:
@@ -115,7 +159,12 @@ def _depth(loops: tuple[int | None, ...]) -> int:
 
 
 def _site(eqn: Any, operands: list[Reach], followed: Followed, path: Path, loops: Any) -> list[Reach]:
-    own = {path: loops} if path in followed.wanted else {}
+    own: Reach = {path: loops} if path in followed.wanted else {}
+    site = eqn.params["site"]
+    if followed.marks:
+        own |= {Mark(p, False): () for p in own}
+        if not site.makes_float:  # no law depends on its estimator
+            operands = operands[: site.num_source]
     reach = join(*(moved(r, _in_lane) for r in operands), own)
     followed.sites[path] = moved(reach, loops.index)
     return [reach]
@@ -168,6 +217,28 @@ def _call(eqn: Any, operands: list[Reach], followed: Followed, path: Path, loops
     return _run(inner, operands, followed, path, loops, {})
 
 
+def _ruled(eqn: Any, operands: list[Reach], followed: Followed, path: Path, loops: Any) -> list[Reach]:
+    """As `_call`; the function's own rule says what its derivative is, whatever is held in it."""
+    return _call(eqn, operands, followed._replace(marks=False), path, loops)
+
+
+def _while(eqn: Any, operands: list[Reach], followed: Followed, path: Path, loops: Any) -> list[Reach]:
+    """As any other equation, but for the marks: those of each carry, and of what decides how often the loop runs."""
+    outs = _plain(eqn, operands, followed._replace(marks=False), path, loops)
+    if not followed.marks:
+        return outs
+    (whole, *_), p = outs, eqn.params
+    n, m = p["cond_nconsts"], p["body_nconsts"]
+    carry = operands[n + m :]
+    while True:
+        (again,) = _run(p["cond_jaxpr"], [*operands[:n], *carry], followed, (*path, 0), loops, {})
+        outs = _run(p["body_jaxpr"], [*operands[n : n + m], *carry], followed, (*path, 1), loops, {})
+        after = [join(old, new, again) for old, new in zip(carry, outs, strict=True)]
+        if after == carry:
+            return [{k: whole.get(k, ()) for k in r} for r in carry]
+        carry = after
+
+
 _INSIDE: dict[Any, Callable] = {
     sample_p: _site,
     composite_p: _composite,
@@ -176,8 +247,9 @@ _INSIDE: dict[Any, Callable] = {
     _compat.cond_p: _cond,
     _compat.jit_p: _call,
     _compat.remat_p: _call,
-    _compat.custom_jvp_call_p: _call,
-    _compat.custom_vjp_call_p: _call,
+    _compat.while_p: _while,
+    _compat.custom_jvp_call_p: _ruled,
+    _compat.custom_vjp_call_p: _ruled,
 }
 
 
@@ -200,9 +272,28 @@ def _plain(eqn: Any, operands: list[Reach], followed: Followed, path: Path, loop
 
     if eqn.primitive in GUARDS:
         return operands[:1]
-    unseen: Reach = {p: (None,) * n for p, n in followed.wanted.items() if p[: len(path)] == path}
+    hidden = followed.marks and _passes_unseen(eqn)
+    unseen: Reach = {p: (None,) * n for p, n in followed.wanted.items() if hidden or p[: len(path)] == path}
+    if followed.marks:
+        unseen |= {Mark(p, False): () for p in unseen}
     out = join(*(moved(r, to(k)) for k, r in enumerate(operands)), unseen)
+    if followed.marks:
+        out = _marked(eqn, out, followed)
     return [out for _ in eqn.outvars]
+
+
+def _marked(eqn: Any, out: Reach, followed: Followed) -> Reach:
+    """The reach behind a `stop_gradient`; of what has one inside, where it is not followed, both marks."""
+    if is_meant(eqn):
+        out = {Mark(k.path, True) if isinstance(k, Mark) else k: axes for k, axes in out.items()}
+    elif meant_inside(eqn):
+        out = out | {Mark(k.path, True): () for k in out if isinstance(k, Mark)}
+    else:
+        return out
+    for k in out:
+        if isinstance(k, Mark):
+            followed.stops.setdefault(k.path, line_of(eqn))
+    return out
 
 
 def _crosses_lanes(eqn: Any) -> bool:

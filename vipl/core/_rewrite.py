@@ -7,11 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import jax
-from jax import lax
 
 from vipl import _compat
 from vipl.core._composite import Composite, composite_p
-from vipl.core._interpret import Interpreter, Outcome, plain, run, stage, walk
+from vipl.core._interpret import Interpreter, Outcome, plain, run, walk
 from vipl.core._site import Site, sample_p
 
 
@@ -72,15 +71,3 @@ def rewrite(
         return Outcome(bind_composite(sites, draw, weigh, composite.where), {}, {})
 
     return run(jaxpr, args, Interpreter(handle, lambda *_: {}, "sample", compose), {}).value
-
-
-def hold(fn: Callable, *args: Any) -> Any:
-    """`fn(*args)`, a program, with derivatives in `args` alone: there is none in anything that `fn` closes over.
-
-    So `hold(guide.simulate)` draws without any derivative, and `hold(lambda z: guide.assess(z).log_prob, z)` is a
-    log density that has one in the choices, but not in the parameters.
-    """
-    jaxpr, shape = stage(fn, *args)
-    consts = [lax.stop_gradient(c) for c in jaxpr.consts]
-    outs = walk(_compat.with_consts(jaxpr, consts), jax.tree.leaves(args), plain)
-    return jax.tree.unflatten(jax.tree.structure(shape), outs)

@@ -86,11 +86,23 @@ def user_frame() -> str:
     """Function, file and line of the innermost caller outside this package and JAX."""
     frame = sys._getframe(1)
     while frame is not None:
-        name = frame.f_code.co_filename
-        if not name.startswith(_SKIPPED) and not name.startswith("<"):
-            return f"{frame.f_code.co_name} ({pathlib.Path(name).name}:{frame.f_lineno})"
+        if is_users_file(frame.f_code.co_filename):
+            return show_frame(frame.f_code, frame.f_lineno)
         frame = frame.f_back
-    return "an unknown place"
+    return NOWHERE
+
+
+NOWHERE = "an unknown place"
+
+
+def is_users_file(name: str) -> bool:
+    """Whether a file belongs neither to this package nor to JAX; what has no file does not count."""
+    return not name.startswith(_SKIPPED) and not name.startswith("<")
+
+
+def show_frame(code: Any, line: int) -> str:
+    """A frame as messages write it."""
+    return f"{code.co_name} ({pathlib.Path(code.co_filename).name}:{line})"
 
 
 class SampleEffect(_compat.Effect):

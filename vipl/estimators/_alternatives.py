@@ -18,7 +18,7 @@ from vipl.core._places import Place
 from vipl.core._site import Path
 from vipl.estimators._costs import Cost
 from vipl.estimators._plan import Plan
-from vipl.estimators._run import RUNS, Given, Run, along, finished, interpreted, over_lanes
+from vipl.estimators._run import RUNS, Given, Run, along, finished, interpreted, law_in, over_lanes
 
 MAX_SEPARATE = 2
 """Up to how many sites with alternatives run these apart."""
@@ -60,8 +60,9 @@ def alternatives_term(plan: Plan, given: dict[Path, Given], digits: dict[Path, A
         results = jax.vmap(at, axis_name=RUNS)(runs)
         for p in group:
             for cost, value, other in zip(plan.costs.costs, main.weighted, results, strict=True):
-                if p.path in cost.reach:
-                    weight = _run_weights(plan, p, others[p.path].weights, cost, pick)
+                if p.path in cost.reach and p.path not in cost.held:
+                    change = law_in(plan, cost, p.path, others[p.path].weights)
+                    weight = _run_weights(plan, p, change, cost, pick)
                     first = 0 if group is pruned else plan.branching[p.path] - start
                     difference = other[first : first + weight.shape[0]] - value
                     if others[p.path].possible is not None:

@@ -6,6 +6,9 @@ backwards from its value through sums and other linear operations, to the values
 leaves: f = Σ_leaf <coefficient, leaf> + constant, with coefficients and a constant that no site reaches. What is summed
 over lanes is kept apart by lane, and all leaves that are kept apart alike are one cost.
 
+What sees a site's value under a `stop_gradient` of the user's is kept apart from what sees it without one: the law of
+the site counts in the second alone. A cost that is no sum of such parts sees the value both ways.
+
 Law: the costs add up to f. With nothing to be kept apart there is one cost, f itself.
 """
 
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -20,8 +24,12 @@ import jax.numpy as jnp
 
 from vipl import _compat
 from vipl.core._equations import evaluate, plain, read, walk
-from vipl.core._reach import Reach, join, moved
+from vipl.core._places import places
+from vipl.core._reach import Mark, Reach, Reached, holds_drawn_values, join, moved
 from vipl.core._site import Path
+from vipl.core._stops import any_meant
+from vipl.core._sums import summed_after
+from vipl.estimators._both_ways import Trail
 
 MAX_COSTS = 8
 
@@ -33,11 +41,15 @@ class Cost(NamedTuple):
       sizes: its shape: the lanes that are kept apart.
       reach: the sites that reach it, and for each loop around a site the axis along which the loop runs, or None.
       leaves: variables of the program, and which of their axes are kept.
+      held: the sites among them that reach it under a `stop_gradient` alone.
+      mixed: those that reach it both ways, and two lines: where it is held, and where it is not.
     """
 
     sizes: tuple[int, ...]
     reach: Reach
-    leaves: tuple[tuple[Any, tuple[int, ...]], ...]
+    leaves: tuple[tuple[Any, tuple[int, ...]], ...] = ()
+    held: frozenset[Path] = frozenset()
+    mixed: Mapping[Path, tuple[str, str]] = MappingProxyType({})
 
 
 class Costs(NamedTuple):
@@ -47,13 +59,15 @@ class Costs(NamedTuple):
       costs: its summands.
       tail: the linear equations from the leaves to the objective's value.
       value: the variable of the objective's value.
-      aux: the reach of the program's other outputs.
+      aux: the program's other outputs, as what they see.
+      picking: whether parts of the leaves may be left out, whatever their values.
     """
 
     costs: tuple[Cost, ...]
     tail: tuple[Any, ...]
     value: Any
-    aux: tuple[Reach, ...]
+    aux: tuple[Cost, ...]
+    picking: bool = False
 
     def evaluate(self, env: dict[Any, Any]) -> list[Any]:
         """f[*sizes] of each cost, from the values of the program's variables."""
@@ -68,47 +82,66 @@ class Costs(NamedTuple):
         constant, pull = jax.vjp(tail, [jnp.zeros_like(env[v]) for v in leaves])
         coefficients = dict(zip(leaves, pull(jnp.ones((), value.dtype))[0], strict=True))
         *parts, _ = self.costs
-        return [*(_combined(p, coefficients, env).astype(value.dtype) for p in parts), constant]
+        if self.picking:  # a part that is left out counts for nothing; a NaN of the program's own comes back
+            constant = jnp.where(jnp.isnan(value), jnp.nan, constant)
+        return [*(self._combined(p, coefficients, env).astype(value.dtype) for p in parts), constant]
 
+    def _combined(self, cost: Cost, coefficients: dict[Any, Any], env: dict[Any, Any]) -> Any:
+        def times(c, x):
+            return jnp.where(c != 0, c * jnp.where(c != 0, x, 0), 0) if self.picking else c * x
 
-def _combined(cost: Cost, coefficients: dict[Any, Any], env: dict[Any, Any]) -> Any:
-    kept = [jnp.sum(coefficients[v] * env[v], axis=_complement(env[v].ndim, axes)) for v, axes in cost.leaves]
-    return functools.reduce(jnp.add, kept)
+        kept = [jnp.sum(times(coefficients[v], env[v]), axis=_complement(env[v].ndim, axes)) for v, axes in cost.leaves]
+        return functools.reduce(jnp.add, kept)
 
 
 def _complement(ndim: int, axes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(a for a in range(ndim) if a not in axes)
 
 
-def find_costs(
-    jaxpr: Any, wanted: Mapping[Path, int], values: Mapping[Any, Reach] | None, whole: Sequence[Path]
-) -> Costs:
+def find_costs(jaxpr: Any, wanted: Mapping[Path, int], reached: Reached, whole: Sequence[Path]) -> Costs:
     """Takes the objective of a program apart.
 
     Args:
       jaxpr: the program; its first output is the objective.
       wanted: the sites whose estimators weigh costs, and how many loops are around each.
-      values: what they reach; None: not known.
+      reached: what they reach.
       whole: those among them whose weights belong to the objective as a whole.
     """
     _, _, _, eqns, (value, *others) = _compat.parts(jaxpr)
+    values, stops = reached.values, reached.stops
     everywhere: Reach = {path: (None,) * n for path, n in wanted.items()}
     if values is None or isinstance(value, _compat.Literal):
-        return Costs((Cost((), everywhere, ()),), (), value, (everywhere,) * len(others))
-    aux = tuple({} if isinstance(v, _compat.Literal) else values.get(v, {}) for v in others)
-    costs, tail = _split(eqns, value, values, by_site=True)
+        mixed = {p: (line, "what cannot be followed") for p, line in stops.items()} if values is None else {}
+        unknown = Cost((), everywhere, mixed=mixed)
+        return Costs((unknown,), (), value, (unknown._replace(mixed={}),) * len(others))
+    aux = [Cost((), {} if isinstance(v, _compat.Literal) else values.get(v, {}), ((v, ()),)) for v in others]
+    rules = _PICKING if stops else _LINEAR
+    costs, tail = _split(eqns, value, values, True, rules)
     if len(costs) > MAX_COSTS:
-        costs, tail = _split(eqns, value, values, by_site=False)
-    costs += [Cost((), {}, ())] if tail else []  # what no site reaches
-    costs = [c._replace(reach=c.reach | {p: everywhere[p] for p in whole}) for c in costs]
-    return Costs(tuple(costs), tail, value, aux)
+        costs, tail = _split(eqns, value, values, False, rules)
+    costs += [Cost((), {})] if tail else []  # what no site reaches
+    if stops:
+        trail = Trail(eqns, values, stops)
+        costs, aux = ([_unmarked(c, trail) for c in kind] for kind in (costs, aux))
+        aux = [c._replace(mixed={}) for c in aux]  # their derivatives are traced, whether they are asked for or not
+    costs = [c._replace(reach=c.reach | {p: everywhere[p] for p in whole if p not in c.held}) for c in costs]
+    return Costs(tuple(costs), tail, value, tuple(aux), picking=bool(stops))
+
+
+def _unmarked(cost: Cost, trail: Trail) -> Cost:
+    """The same cost, its marks turned into what it holds and what it sees both ways."""
+    reach = {p: axes for p, axes in cost.reach.items() if not isinstance(p, Mark)}
+    held = {p for p in reach if Mark(p, True) in cost.reach}
+    mixed = {p for p in held if Mark(p, False) in cost.reach}
+    lines = {p: trail.lines([v for v, _ in cost.leaves], p) for p in mixed}
+    return cost._replace(reach=reach, held=frozenset(held - mixed), mixed=lines)
 
 
 def _split(
-    eqns: Sequence[Any], value: Any, env: Mapping[Any, Reach], by_site: bool
+    eqns: Sequence[Any], value: Any, env: Mapping[Any, Reach], by_site: bool, rules: Linear
 ) -> tuple[list[Cost], tuple[Any, ...]]:
     """The costs, and the linear end of the program; `by_site`: kept apart also where they differ by sites alone."""
-    leaves, tail = _leaves(eqns, value, env, by_site)
+    leaves, tail = _leaves(eqns, value, env, by_site, rules)
     costs: list[Cost] = []
     for leaf in leaves:
         costs = _add(costs, _cost(leaf, env.get(leaf, {})), by_site)
@@ -125,23 +158,28 @@ def _add(costs: list[Cost], new: Cost, by_site: bool) -> list[Cost]:
     """Adds a cost to the one that is kept apart alike, if there is one."""
     for i, cost in enumerate(costs):
         joined = join(cost.reach, new.reach)
-        no_conflict = joined == cost.reach | new.reach == new.reach | cost.reach
+        no_conflict = joined == cost.reach | new.reach == new.reach | cost.reach and not _mixes(cost.reach, new.reach)
         if cost.sizes == new.sizes and no_conflict and (not by_site or cost.reach.keys() == new.reach.keys()):
             return [*costs[:i], Cost(cost.sizes, joined, cost.leaves + new.leaves), *costs[i + 1 :]]
     return [*costs, new]
+
+
+def _mixes(one: Reach, other: Reach) -> bool:
+    """Whether a site reaches two values unlike: held one of them, and not so the other."""
+    return any(isinstance(k, Mark) and k.path in b and k not in b for a, b in ((one, other), (other, one)) for k in a)
 
 
 # --- the linear end of a program ------------------------------------------------------------------------------
 
 
 def _leaves(
-    eqns: Sequence[Any], value: Any, env: Mapping[Any, Reach], by_site: bool
+    eqns: Sequence[Any], value: Any, env: Mapping[Any, Reach], by_site: bool, rules: Linear
 ) -> tuple[list[Any], tuple[Any, ...]]:
     """The leaves of the objective that a site reaches, and the linear equations that lead from them to it."""
     below: dict[Any, dict[Any, None]] = {}  # variable -> its leaves, where these tell more apart than it does
     linear: dict[Any, Any] = {}
     for eqn in eqns:
-        operands = _linear_operands(eqn, env)
+        operands = _linear_operands(eqn, env, rules)
         if operands is None:
             continue
         (out,) = eqn.outvars
@@ -162,25 +200,32 @@ def _leaves(
 
 def _tells_more(leaf: Reach, out: Reach, by_site: bool) -> bool:
     """Whether a site does not reach a leaf, or reaches it lane by lane, and reaches what is made of it otherwise."""
-    return any(
+    return _mixes(leaf, out) or any(
         (by_site and path not in leaf)
         or any(a is not None and b is None for a, b in zip(leaf.get(path, axes), axes, strict=True))
         for path, axes in out.items()
     )
 
 
-def _linear_operands(eqn: Any, env: Mapping[Any, Reach]) -> list[Any] | None:
+def _linear_operands(eqn: Any, env: Mapping[Any, Reach], linear: Linear) -> list[Any] | None:
     """The operands that sites reach, if the equation is linear (or affine) in them; None: it is not."""
-    rule = _LINEAR.get(eqn.primitive.name)
-    if rule is None or not jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating):
+    rule = linear.get(eqn.primitive.name)
+    if rule is None:
         return None
-    if any(v.aval.dtype != eqn.outvars[0].aval.dtype for v in eqn.invars):
-        return None  # coefficients would pass through the narrower dtype
+    dtype = eqn.outvars[0].aval.dtype
+    if not jnp.issubdtype(dtype, jnp.floating):
+        return None
     numbers = [k for k, v in enumerate(eqn.invars) if not isinstance(v, _compat.Literal) and env.get(v)]
+    counted = [v for k, v in enumerate(eqn.invars) if k in numbers or jnp.issubdtype(v.aval.dtype, jnp.inexact)]
+    if any(v.aval.dtype != dtype for v in counted):
+        return None  # coefficients would pass through the narrower dtype
     return [eqn.invars[k] for k in numbers] if numbers and rule(numbers) else None
 
 
-_LINEAR: dict[str, Callable[[list[int]], bool]] = {
+Linear = Mapping[str, Callable[[list[int]], bool]]
+"""Primitive -> whether it is linear in these operands."""
+
+_LINEAR: Linear = {
     **dict.fromkeys(("add", "add_any", "sub", "concatenate"), lambda numbers: True),
     **dict.fromkeys(
         "neg reduce_sum reshape squeeze transpose broadcast_in_dim convert_element_type copy div".split(),
@@ -189,13 +234,24 @@ _LINEAR: dict[str, Callable[[list[int]], bool]] = {
     **dict.fromkeys(("mul", "dot_general"), lambda numbers: len(numbers) == 1),
 }
 
+_PICKING: Linear = _LINEAR | {
+    **dict.fromkeys(("stack", "pad"), lambda numbers: True),
+    **dict.fromkeys("slice rev cumsum gather dynamic_slice".split(), lambda numbers: numbers == [0]),
+    "dynamic_update_slice": lambda numbers: set(numbers) <= {0, 1},
+    "select_n": lambda numbers: 0 not in numbers,
+}
+"""The same with those that leave out parts of their operands."""
+
 
 # --- compiled functions around the end ------------------------------------------------------------------------
 
 
 def opened(jaxpr: Any) -> Any:
-    """The same program, in which no `jit` hides sums at the linear end."""
-    while found := _closed(jaxpr):
+    """The same program, in which no `jit` hides sums at the linear end; nor a loop, where drawn values are held."""
+    rules = _LINEAR
+    if any_meant(jaxpr) and holds_drawn_values(jaxpr, {p.path: len(p.loops) for p in places(jaxpr)}):
+        jaxpr, rules = summed_after(jaxpr), _PICKING
+    while found := _closed(jaxpr, rules):
         jaxpr = jax.make_jaxpr(functools.partial(_opened, jaxpr, found))()
     return jaxpr
 
@@ -207,7 +263,7 @@ def _opened(jaxpr: Any, found: set[int]) -> list[Any]:
     return walk(jaxpr, [], visit)
 
 
-def _closed(jaxpr: Any) -> set[int]:
+def _closed(jaxpr: Any, rules: Linear) -> set[int]:
     """The numbers of `jit` equations that the objective is a linear function of, and that end in a linear equation."""
     _, _, _, eqns, (value, *_) = _compat.parts(jaxpr)
     made_by = {v: i for i, eqn in enumerate(eqns) for v in eqn.outvars}
@@ -219,15 +275,15 @@ def _closed(jaxpr: Any) -> set[int]:
             continue
         seen.add(v)
         eqn = eqns[made_by[v]]
-        if eqn.primitive is _compat.jit_p and _ends_linearly(eqn, v):
+        if eqn.primitive is _compat.jit_p and _ends_linearly(eqn, v, rules):
             found.add(made_by[v])
-        elif eqn.primitive.name in _LINEAR:
+        elif eqn.primitive.name in rules:
             todo += eqn.invars
     return found
 
 
-def _ends_linearly(eqn: Any, out: Any) -> bool:
+def _ends_linearly(eqn: Any, out: Any, rules: Linear) -> bool:
     _, _, _, eqns, outvars = _compat.parts(eqn.params["jaxpr"])
     inner = outvars[list(eqn.outvars).index(out)]
     ends = [e.primitive for e in eqns for v in e.outvars if v is inner]
-    return any(p is _compat.jit_p or p.name in _LINEAR for p in ends)
+    return any(p is _compat.jit_p or p.name in rules for p in ends)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from vipl import _compat
 from vipl.core._holds import eqn_holds_site
-from vipl.core._reach import Reach, Reached
+from vipl.core._reach import Reach
 from vipl.core._site import Path
 
 
@@ -37,13 +37,18 @@ class Meeting(NamedTuple):
 
 
 def find_meeting(
-    jaxpr: Any, reached: Reached, outs: Sequence[Any], lanes: Mapping[Path, tuple[int, ...]]
+    jaxpr: Any,
+    values: Mapping[Any, Reach],
+    sites: Mapping[Path, Reach],
+    outs: Sequence[Any],
+    lanes: Mapping[Path, tuple[int, ...]],
 ) -> Meeting | None:
     """Follows a program backwards to the values in which all given lanes are apart; None where there are none.
 
     Args:
       jaxpr: the program.
-      reached: what its sites reach.
+      values: what reaches its variables.
+      sites: what reaches its sites' values.
       outs: the variables that are wanted.
       lanes: the loops to look for, of each site; those that meet before or at another site are left out.
     """
@@ -56,7 +61,7 @@ def find_meeting(
             v = todo.pop()
             if isinstance(v, _compat.Literal) or v in leaves:
                 continue
-            reach = reached.values.get(v, {})
+            reach = values.get(v, {})
             met = _met(reach, lanes)
             if not met:
                 leaves[v] = reach
@@ -70,8 +75,8 @@ def find_meeting(
                 todo += eqn.invars
         if blocked is None:
             kept = {path: loops for path, loops in lanes.items() if loops}
-            sites = {path: reach for path, reach in reached.sites.items() if not _met(reach, kept)}
-            return Meeting(kept, tuple(end[i] for i in sorted(end)), leaves, sites)
+            before = {path: reach for path, reach in sites.items() if not _met(reach, kept)}
+            return Meeting(kept, tuple(end[i] for i in sorted(end)), leaves, before)
         lanes = {p: tuple(i for i in loops if (p, i) not in blocked) for p, loops in lanes.items()}
     return None
 

@@ -41,7 +41,7 @@ class Plan(NamedTuple):
       costs: the objective, taken apart.
       apart: for each site with several values, and each loop around it: whether all that it reaches stays in its
         lane. Then all lanes take their values at once.
-      reached: what the sites that weigh anything reach; None: not known.
+      reached: what the sites that weigh anything reach.
       meeting: the end of the program in which lanes of enumerated sites meet, if they meet nowhere else.
     """
 
@@ -55,12 +55,16 @@ class Plan(NamedTuple):
     shares: list[Place]
     costs: Costs
     apart: dict[Path, tuple[bool, ...]]
-    reached: Reached | None
+    reached: Reached
     meeting: Meeting | None
 
     def together(self, place: Place) -> tuple[int, ...]:
         """The sizes of the loops around a site whose passes take their values one by one, jointly."""
         return tuple(n for n, apart in zip(place.loop_shape, self.apart[place.path], strict=True) if not apart)
+
+    def at(self, path: Path) -> str:
+        """A site as messages write it."""
+        return next(p.site.at() for p in self.found if p.path == path)
 
     def run_shape(self, place: Place) -> tuple[int, ...]:
         """How many passes of each loop take alternatives one by one, and how many alternatives there are."""
@@ -88,9 +92,9 @@ def make_plan(staged: Staged) -> Plan:
     enumerated = [p for p in found if isinstance(shapes.get(p.path), Support)]
     whole = [path for path, points in shapes.items() if getattr(points, "control", None) is not None]
     weighing = {p.path: len(p.loops) for p in found if p.path in shapes and _weighs(shapes[p.path])}
-    reached = reaches(staged.jaxpr, weighing) if weighing else Reached({}, {})
+    reached = reaches(staged.jaxpr, weighing) if weighing else Reached({}, {}, {})
     # A baseline that is given from outside stands for the whole objective, which is then left whole for its site.
-    costs = find_costs(staged.jaxpr, weighing, None if reached is None else reached.values, whole)
+    costs = find_costs(staged.jaxpr, weighing, reached, whole)
     apart = {p.path: _apart(p, costs) for p in found if p.path in shapes}
     if whole:  # a control is one number for the whole program: its expected value is one over all joint values
         apart |= {p.path: (False,) * len(p.loops) for p in enumerated}
@@ -113,7 +117,7 @@ def make_plan(staged: Staged) -> Plan:
 
 def _meeting(plan: Plan) -> Meeting | None:
     """Where the lanes of enumerated sites meet that are not apart in the costs."""
-    if plan.reached is None or any(p.path not in plan.reached.sites for p in plan.found):
+    if plan.reached.values is None or any(p.path not in plan.reached.sites for p in plan.found):
         return None
     lanes = {
         p.path: tuple(
@@ -125,7 +129,7 @@ def _meeting(plan: Plan) -> Meeting | None:
     costs = plan.costs
     outs = [*_compat.parts(plan.staged.jaxpr).outvars]
     outs += [v for cost in costs.costs for v, _ in cost.leaves] + [v for eqn in costs.tail for v in eqn.invars]
-    return find_meeting(plan.staged.jaxpr, plan.reached, outs, lanes)
+    return find_meeting(plan.staged.jaxpr, plan.reached.values, plan.reached.sites, outs, lanes)
 
 
 def _weighs(points: Draw | Support) -> bool:
@@ -134,7 +138,7 @@ def _weighs(points: Draw | Support) -> bool:
 
 def _apart(place: Place, costs: Costs) -> tuple[bool, ...]:
     """For each loop around a site, whether it runs along an axis of everything that the site reaches."""
-    every = [reach[place.path] for reach in (*(c.reach for c in costs.costs), *costs.aux) if place.path in reach]
+    every = [cost.reach[place.path] for cost in (*costs.costs, *costs.aux) if place.path in cost.reach]
     return tuple(all(axes[i] is not None for axes in every) for i in range(len(place.loops)))
 
 

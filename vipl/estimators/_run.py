@@ -16,8 +16,9 @@ from vipl.core._equations import read
 from vipl.core._guard import undifferentiable
 from vipl.core._interpret import Interpreter, Outcome, run_equations
 from vipl.core._places import Place
-from vipl.core._reach import Reach
 from vipl.core._site import Path, Site
+from vipl.estimators._both_ways import both_ways
+from vipl.estimators._costs import Cost
 from vipl.estimators._plan import Plan
 from vipl.gen import Support
 
@@ -99,7 +100,7 @@ def finished(plan: Plan, out: Outcome, digits: dict[Path, Any]) -> Run:
     outvars = _compat.parts(plan.staged.jaxpr).outvars
     costs = plan.costs.evaluate(out.value)
     weights = [
-        probability(plan, out.emits, digits, cost.reach, value.ndim)
+        probability(plan, out.emits, digits, cost, value.ndim)
         for cost, value in zip(plan.costs.costs, costs, strict=True)
     ]
     return Run(costs, weights, read(out.value, outvars), out.totals, out.emits)
@@ -153,8 +154,8 @@ def values_axis(path: Path) -> str:
     return f"vipl values {path}"
 
 
-def probability(plan: Plan, emits: dict[Path, Emitted], digits: dict[Path, Any], reach: Reach, ndim: int) -> Any:
-    """W_e of what the sites in `reach` reach: the product of the probabilities of their values; None: no site has any.
+def probability(plan: Plan, emits: dict[Path, Emitted], digits: dict[Path, Any], cost: Cost, ndim: int) -> Any:
+    """W_e of a cost: the product of the probabilities of the values that reach it; None: no site has any.
 
     Of the numbers of a site that does not reach it, or that stands in a branch that is not taken, only the first
     counts.
@@ -163,15 +164,27 @@ def probability(plan: Plan, emits: dict[Path, Emitted], digits: dict[Path, Any],
         return None
     once, logs = [], []
     for path, digit in digits.items():
-        if path not in reach:
+        if path not in cost.reach:
             once.append(jnp.all(digit == 0))
             continue
-        axes = tuple(a if apart else None for a, apart in zip(reach[path], plan.apart[path], strict=True))
+        axes = tuple(a if apart else None for a, apart in zip(cost.reach[path], plan.apart[path], strict=True))
         wrong = ~(emits[path].visited | (digit == 0))
         once.append(along(wrong.astype(jnp.int32), axes, ndim) == 0)
-        logs.append(along(emits[path].log_support, axes, ndim))
+        logs.append(along(law_in(plan, cost, path, emits[path].log_support), axes, ndim))
     log_probability = functools.reduce(jnp.add, logs) if logs else jnp.zeros(())
     return jnp.where(functools.reduce(jnp.logical_and, once), jnp.exp(log_probability), 0.0)
+
+
+def law_in(plan: Plan, cost: Cost, path: Path, x: Any) -> Any:
+    """A number of a site's law as it counts in a cost.
+
+    Without derivative where the cost sees the value held; with one that raises where it sees the value both ways.
+    """
+    if path in cost.held:
+        return lax.stop_gradient(x)
+    if path in cost.mixed:
+        return undifferentiable(both_ways, (plan.at(path), *cost.mixed[path]))(x, ())
+    return x
 
 
 def weighted(weight: Any, x: Any) -> Any:

@@ -38,9 +38,9 @@ from vipl.core._equations import evaluate, plain, read
 from vipl.core._interpret import Outcome
 from vipl.core._keys import fold_tag
 from vipl.core._places import Loop, Place
-from vipl.core._reach import Reach
 from vipl.core._site import Path
 from vipl.estimators._alternatives import alternatives_term
+from vipl.estimators._costs import Cost
 from vipl.estimators._plan import Plan
 from vipl.estimators._run import (
     Emitted,
@@ -49,6 +49,7 @@ from vipl.estimators._run import (
     along,
     finished,
     interpreted,
+    law_in,
     over_lanes,
     probability,
     values_axis,
@@ -195,9 +196,13 @@ def _looked_up(x: Any, number: Any, axes: Sequence[int]) -> Any:
     return jnp.moveaxis(x.reshape(*lanes, *rest), list(front), list(axes))
 
 
-def _total(name: str, emits: dict[Path, Emitted], reach: Reach, ndim: int) -> Any:
-    """The sum over the sites that reach a cost, broadcasting to it; None where no site has it."""
-    parts = [along(x, axes, ndim) for path, axes in reach.items() if (x := getattr(emits[path], name)) is not None]
+def _total(plan: Plan, name: str, emits: dict[Path, Emitted], cost: Cost, ndim: int) -> Any:
+    """The sum over the sites whose law counts in a cost, broadcasting to it; None where no site has it."""
+    parts = [
+        along(law_in(plan, cost, path, x), axes, ndim)
+        for path, axes in cost.reach.items()
+        if path not in cost.held and (x := getattr(emits[path], name)) is not None
+    ]
     return functools.reduce(jnp.add, parts) if parts else None
 
 
@@ -206,26 +211,26 @@ def _weighed(plan: Plan, run: Run, digits: dict[Path, Any]) -> Sample:
     dtype = run.outs[0].dtype
     parts, held, controls = [], [], []
     for cost, value, weight in zip(plan.costs.costs, run.costs, run.weights, strict=True):
-        score = _total("log_weight", run.emits, cost.reach, value.ndim)
+        score = _total(plan, "log_weight", run.emits, cost, value.ndim)
         parts.append(weighted(weight, value if score is None else value * box(score).astype(dtype)))
         if plan.shares:
-            control = _total("shared_control", run.emits, cost.reach, value.ndim)
+            control = _total(plan, "shared_control", run.emits, cost, value.ndim)
             control = jnp.zeros(value.shape, dtype) if control is None else control.astype(dtype)
             controls.append(jnp.broadcast_to(weighted(weight, control), value.shape))
             held.append(lax.stop_gradient(weighted(weight, value)))
     if "control" in run.totals:
-        everywhere: Reach = {p.path: (None,) * len(p.loops) for p in plan.enumerated}
+        everywhere = Cost((), {p.path: (None,) * len(p.loops) for p in plan.enumerated})
         weight = probability(plan, run.emits, digits, everywhere, 0)
         parts.append(weighted(weight, run.totals["control"].astype(dtype)))
     surrogate = functools.reduce(jnp.add, [jnp.sum(x) if x.ndim else x for x in parts])
     outs = run.outs
     if digits:
         aux = zip(outs[1:], plan.costs.aux, strict=True)
-        outs = [surrogate, *(_averaged(plan, x, reach, run.emits, digits) for x, reach in aux)]
+        outs = [surrogate, *(_averaged(plan, x, seen, run.emits, digits) for x, seen in aux)]
     return Sample(surrogate, held, controls, outs)
 
 
-def _averaged(plan: Plan, x: Any, reach: Reach, emits: dict[Path, Emitted], digits: dict[Path, Any]) -> Any:
+def _averaged(plan: Plan, x: Any, seen: Cost, emits: dict[Path, Emitted], digits: dict[Path, Any]) -> Any:
     """The summand of an auxiliary output's expected value."""
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.inexact):
@@ -236,4 +241,4 @@ def _averaged(plan: Plan, x: Any, reach: Reach, emits: dict[Path, Emitted], digi
             expected="float arrays, which are averaged over the enumerated values",
             mend="convert it to float, or leave it out",
         )
-    return weighted(probability(plan, emits, digits, reach, x.ndim), x)
+    return weighted(probability(plan, emits, digits, seen, x.ndim), x)

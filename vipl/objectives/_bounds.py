@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from vipl._errors import EstimatorError, ProgramError
-from vipl.core._rewrite import hold
+from vipl.core._stops import hold
 from vipl.estimators import ImplicitReparam, Reparam
 from vipl.gen import Program, Source
 from vipl.gen._choices import merge

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vipl.core._rewrite import hold
+from vipl.core._stops import hold
 from vipl.gen import Source
 from vipl.gen._choices import flatten, merge, nest
 from vipl.inference import importance

@@ -1,0 +1,136 @@
+"""`hold`: a source of choices whose parameters are held.
+
+Law: what it draws and its densities are those of the source, bit for bit; a derivative is that with respect to values
+that are passed in (the choices of `assess`), and never one with respect to anything that the source was applied to or
+closes over. Its sites' laws have no derivative, whatever their estimators.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpyro.distributions as dist
+
+from vipl._errors import ProgramError
+from vipl.core._packed import concrete_integer, pack
+from vipl.core._site import user_frame
+from vipl.core._stops import hold as held_call
+from vipl.core._stops import stopped
+from vipl.gen._program import GenerativeFunction, Program
+from vipl.gen._source import Source, Trace
+
+
+def hold(source: Any) -> Any:
+    """The same source with its parameters held: there is no derivative in them, closures included.
+
+    `stop_gradient(guide(phi))` holds the arguments alone, and what `guide` closes over keeps its derivative. `hold`
+    holds both: parameters that arrive as arguments, in a closure, or in the closure of a helper function. Values that
+    are passed in later, such as the choices of `hold(guide(phi)).assess(z)`, keep theirs.
+
+    May stand wherever the source may: in `sample`, in an objective, in `marginal` and `normalize`, in another `hold`.
+    Draws, densities, addresses and estimators are those of the source.
+
+    Args:
+      source: a program `guide(phi)`; what `marginal`, `normalize` or `importance` returns; or a NumPyro distribution.
+
+    Returns:
+      A source of the same kind.
+
+    Raises:
+      ProgramError: it is none of these; a generative function has to be applied to its arguments first.
+
+    Example:
+      >>> import jax, numpyro.distributions as dist, vipl
+      >>> @vipl.gen
+      ... def guide(m):
+      ...     vipl.sample("z", dist.Normal(m, 1.0))
+      >>> float(jax.grad(lambda m: vipl.hold(guide(m)).assess({"z": 2.0}).log_prob)(0.5))
+      0.0
+    """
+    if isinstance(source, Program):
+        return Program(_held_function(source.gf), source.args, source.kwargs)
+    if isinstance(source, Source):
+        return source if isinstance(source, HeldSource) else HeldSource(source)
+    if isinstance(source, dist.Distribution):
+        packed, leaves = pack(source, keep=concrete_integer)
+        return packed.unpack(stopped(leaves))
+    is_function = callable(source) and hasattr(source, "__name__")
+    raise ProgramError(
+        "what is to be held is not a program with its arguments.",
+        at=user_frame(),
+        got=f"the function {source.__name__} itself" if is_function else type(source).__name__,
+        expected="program(*args), with @vipl.gen on program; another source; or a distribution",
+        mend=f"write hold({source.__name__}(...))" if is_function else "for arrays, write jax.lax.stop_gradient(x)",
+    )
+
+
+_HELD: weakref.WeakKeyDictionary[GenerativeFunction, GenerativeFunction] = weakref.WeakKeyDictionary()
+
+
+def _held_function(gf: GenerativeFunction) -> GenerativeFunction:
+    """The same generative function, its arguments and closures held; one object for one function."""
+    if gf not in _HELD:
+        _HELD[gf] = GenerativeFunction(_held(gf.fn), gf.estimators)
+    return _HELD[gf]
+
+
+def _held(fn: Callable) -> Callable:
+    @functools.wraps(fn)
+    def held(*args: Any, **kwargs: Any) -> Any:
+        return held_call(lambda: fn(*args, **kwargs))
+
+    return held
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class HeldSource(Source):
+    """A source that is not a program, such as a posterior, with its parameters held; made by `hold`.
+
+    Attributes:
+      source: what is held.
+    """
+
+    source: Source
+
+    @property
+    def name(self) -> str:
+        """The source's name."""
+        return self.source.name
+
+    def weigh(self, known: dict[str, Any], drawn: dict[str, Any]) -> tuple[Any, Any]:
+        """See `Source.weigh`."""
+        return held_call(self.source.weigh, known, drawn)
+
+    def simulate_split(self, counts: Callable[[tuple[str, ...]], bool]) -> tuple[Trace, Any]:
+        """See `Source.simulate_split`."""
+        return held_call(lambda: self.source.simulate_split(counts))
+
+    def is_exact(self) -> bool:
+        """Whether its density is exact."""
+        return self.source.is_exact()
+
+    def inline(self, address: tuple[str, ...], where: str) -> Any:
+        """Becomes a part of the program around it."""
+        return held_call(lambda: self.source.inline(address, where))
+
+    def _simulate(self) -> Trace:
+        return held_call(self.source._simulate)
+
+    def _assess(self, choices: dict[str, Any]) -> Trace:
+        return held_call(self.source._assess, choices)
+
+    def _generate(self, choices: dict[str, Any]) -> tuple[Trace, Any]:
+        return held_call(self.source._generate, choices)
+
+    def __getattr__(self, name: str) -> Any:
+        """Its other methods, such as `particles`, held likewise."""
+        if name.startswith("_") or name == "source":
+            raise AttributeError(name)
+        method = getattr(self.source, name)
+        return functools.partial(held_call, method) if callable(method) else method
