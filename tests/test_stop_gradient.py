@@ -395,6 +395,35 @@ def test_sums_are_taken_apart_wherever_they_stand(name):
         assert_unbiased(gradient(SUMS[name], Score()), exact, key=KEY, resolution=0.25, args=(t, GOOD))
 
 
+def test_steps_that_are_written_out_are_told_apart_where_a_state_is_held():
+    """Each flip's law depends on the one before, held; with data of integers beside them."""
+    counts = jnp.array([1, 2, 3])
+
+    @vipl.gen
+    def chain(t, unroll):
+        def step(before, _):
+            x = sample("x", dist.Bernoulli(logits=t + sg(before)), Enumerate())
+            return 1.0 * x, x
+
+        return lax.scan(step, 0.0, None, 3, unroll=unroll)[1]
+
+    def program(t, unroll):
+        return t * (1.0 * chain(t, unroll).simulate().retval) @ (1.0 * counts)
+
+    def exact(t):
+        total = 0.0
+        for xs in np.ndindex(2, 2, 2):
+            for k, x in enumerate(xs):
+                laws = [flip((t if i == k else sg(t)) + (xs[i - 1] if i else 0), xs[i]) for i in range(3)]
+                total += laws[0] * laws[1] * laws[2] * t * x * (k + 1.0)
+        return total
+
+    found = jax.value_and_grad(vipl.expectation(lambda t: program(t, True)).estimate, argnums=1)(KEY, 0.3)
+    np.testing.assert_allclose(found, jax.value_and_grad(exact)(0.3), rtol=1e-9)
+    with pytest.raises(EstimatorError, match="unroll=True"):
+        jax.grad(vipl.expectation(lambda t: program(t, 1)).estimate, argnums=1)(KEY, 0.3)
+
+
 # --- what is no stop of the user's -------------------------------------------------------------------------------
 
 

@@ -3,6 +3,8 @@
     scan          c' = c + a - b: the steps' a and b are added up after the loop;  y = a - b: so are the stacked
     cond, remat   a - b: it returns a and b
 
+Integers that are stacked and then made floats, as draws of a loop that is written out are, are made floats first.
+
 So the terms can be told apart, where some of them hold a value by `stop_gradient` and others do not. Law: the same
 values, up to the order in which they are added.
 """
@@ -30,6 +32,33 @@ def summed_after(jaxpr: Any) -> Any:
         return jaxpr
     avals = [v.aval for v in _compat.parts(jaxpr).invars]
     return jax.make_jaxpr(lambda *args: walk(jaxpr, args, _visit))(*avals)
+
+
+_STACKS = ("stack", "concatenate", "broadcast_in_dim", "reshape", "squeeze")
+
+
+def floats_stacked(jaxpr: Any) -> Any:
+    """The same program, in which integers that are stacked and then made floats are made floats first."""
+    constvars, consts, _, eqns, _ = _compat.parts(jaxpr)
+    made_by = {v: e for e in eqns for v in e.outvars}
+    values: dict[Any, Any] = dict(zip(constvars, consts, strict=True))
+
+    def made_float(v: Any, dtype: Any) -> Any:
+        e = None if isinstance(v, _compat.Literal) else made_by.get(v)
+        if e is None or e.primitive.name not in _STACKS:
+            return jax.lax.convert_element_type(read(values, [v])[0], dtype)
+        with _compat.eqn_context(e):
+            return _compat.rebind(e, [made_float(x, dtype) for x in e.invars])[0]
+
+    def visit(i: int, eqn: Any, operands: list[Any]) -> Sequence[Any]:
+        if eqn.primitive.name == "convert_element_type" and _is_float(eqn.outvars[0]) and not _is_float(eqn.invars[0]):
+            outs = [made_float(eqn.invars[0], eqn.params["new_dtype"])]
+        else:
+            outs = plain(i, eqn, operands)
+        values.update(zip(eqn.outvars, outs, strict=True))
+        return outs
+
+    return jax.make_jaxpr(lambda: walk(jaxpr, [], visit))()
 
 
 def _any(jaxpr: Any) -> bool:

@@ -28,7 +28,7 @@ from vipl.core._places import places
 from vipl.core._reach import Mark, Reach, Reached, holds_drawn_values, join, moved
 from vipl.core._site import Path
 from vipl.core._stops import any_meant
-from vipl.core._sums import summed_after
+from vipl.core._sums import floats_stacked, summed_after
 from vipl.estimators._both_ways import Trail
 
 MAX_COSTS = 8
@@ -253,7 +253,7 @@ def opened(jaxpr: Any) -> Any:
         jaxpr, rules = summed_after(jaxpr), _PICKING
     while found := _closed(jaxpr, rules):
         jaxpr = jax.make_jaxpr(functools.partial(_opened, jaxpr, found))()
-    return jaxpr
+    return floats_stacked(jaxpr) if rules is _PICKING else jaxpr
 
 
 def _opened(jaxpr: Any, found: set[int]) -> list[Any]:
