@@ -229,8 +229,8 @@ def test_what_is_held_has_no_derivative_of_its_law(case, name):
 @pytest.mark.parametrize("name", ["Score", "MeasureValued"])
 def test_a_broken_estimator_is_caught_where_a_part_is_held(name):
     program, terms = PROGRAMS["a sum"]
+    draw = gradient(program, FLIPS[name])
     with pytest.raises(AssertionError, match="z = "):
-        draw = gradient(program, FLIPS[name])
         assert_unbiased(draw, exactly(terms, THETA), key=KEY, resolution=0.09, args=(THETA, BROKEN))
 
 

@@ -117,7 +117,7 @@ EDITS: list[Edit] = [
     ),
     *_in(
         "vipl/estimators/_meeting.py",
-        ("the end may hold sites", "if eqn_holds_site(eqn):", "if False:", f"{_EXACT} above_a_site"),
+        ("the end may hold sites", "if eqn_holds_site(eqn)", "if False", f"{_EXACT} above_a_site"),
         ("lanes meet at once", "if reach[p][i] is None}", "}",
          "test_costs.py::test_what_stays_in_a_lane_is_evaluated_for_the_values_of_one"),
     ),
@@ -160,7 +160,7 @@ EDITS: list[Edit] = [
          "test_estimators.py -k leaves_no_noise"),
         ("a sample is its own baseline", "(jnp.sum(mine, axis=0) - mine)", "jnp.sum(mine, axis=0)",
          "test_laws.py::test_leave_one_out_is_unbiased_and_lowers_the_variance"),
-        ("the number of samples is lost", "self.estimate(*a, num_samples=num_samples)", "self.estimate(*a)",
+        ("the number of samples is lost", ", num_samples=num_samples), argnums", "), argnums",
          "test_estimators.py -k leaves_no_noise"),
     ),
     # --- estimators -------------------------------------------------------------------------------------------
@@ -239,7 +239,7 @@ EDITS: list[Edit] = [
          "test_costs.py -k depends_on_the_values_before_it"),
         ("loops in lanes are not written out", "(lanes_p, _compat.jit_p)", "(_compat.jit_p,)",
          "test_costs.py -k depends_on_the_values_before_it"),
-        ("backwards is forwards", 'reversed(numbers) if options["reverse"] else numbers', "numbers",
+        ("backwards is forwards", ' if options["reverse"] else numbers', " if False else numbers",
          "test_costs.py -k 'written_out_is_the_loop and True and plain'"),
     ),
     *_in(
@@ -266,7 +266,7 @@ EDITS: list[Edit] = [
     ),
     *_in(
         "vipl/core/_seed.py",
-        ("a coin has a derivative", "if not site.source.unpack(leaves).has_rsample:", "if False:",
+        ("a coin has a derivative", ".has_rsample:", ".has_rsample and False:",
          f"{_PINNED} -k gradient_through_a_seeded_coin"),
     ),
     *_in(
@@ -330,8 +330,8 @@ EDITS: list[Edit] = [
          "test_inference.py::test_a_marginal_keeps_all_addresses_below_one"),
         ("importance loses its estimator", "normalize(program, given, algorithm, estimator=estimator)",
          "normalize(program, given, algorithm)", "test_smc.py -k estimators_of_choices"),
-        ("normalize loses its estimator", '_checked(algorithm, "normalize"), estimator)',
-         '_checked(algorithm, "normalize"))', "test_smc.py -k estimators_of_choices"),
+        ("normalize loses its estimator", '(algorithm, "normalize"), estimator)',
+         '(algorithm, "normalize"))', "test_smc.py -k estimators_of_choices"),
     ),
     *_in(
         "vipl/inference/_resampling.py",
@@ -400,7 +400,7 @@ EDITS: list[Edit] = [
     ),
     *_in(
         "vipl/objectives/_learning.py",
-        ("a nested datum by its last part", "else tuple(d) for d in data", "else tuple(d)[-1:] for d in data",
+        ("a nested datum by its last part", "dreamt.items() if a in names", "dreamt.items() if a[-1:] in names",
          "test_objectives.py -k may_be_nested"),
         ("a variance of the sample", "jnp.var(log_w, ddof=1)", "jnp.var(log_w)", f"'{_OBJECTIVE}[log_variance]'"),
         ("a particle beside itself", "(jnp.sum(kernel(a, a)) - num_samples)", "jnp.sum(kernel(a, a))",
