@@ -434,7 +434,7 @@ class Reused(dist.Normal):
 
 
 ROOMS = [
-    {"_compat", "_errors", "distributions"},
+    {"_checks", "_compat", "_errors", "distributions"},
     {"core"},
     {"gen"},
     {"estimators"},

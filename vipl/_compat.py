@@ -297,6 +297,27 @@ def numeric_mode() -> tuple[Any, ...]:
     )
 
 
+def double_precision() -> bool:
+    """Says whether `jax_enable_x64` is in force."""
+    return bool(_config.enable_x64.value)
+
+
+def equations_behind(tracer: Any) -> list[Any]:
+    """The equations that a traced value depends on, as far as they are known, in order; for messages."""
+    while isinstance(getattr(tracer, "val", None), Tracer):  # in one lane of a `vmap`
+        tracer = tracer.val
+    try:
+        eqns, wanted = tracer._trace.frame.get_eqns(), {tracer.val}
+    except (AttributeError, TypeError):  # of another kind of trace
+        return []
+    found = []
+    for eqn in reversed(eqns):
+        if not wanted.isdisjoint(eqn.outvars):
+            wanted.update(v for v in eqn.invars if not isinstance(v, Literal))
+            found.append(eqn)
+    return found[::-1]
+
+
 def stream_of_hashes() -> bool:
     """Says whether number i of a stream of random bits is the hash of the key and i."""
     return bool(_config.threefry_partitionable.value)

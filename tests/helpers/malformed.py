@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.contrib.control_flow
 import numpyro.distributions as dist
+import scipy.stats
+from flax import nnx
 from jax import lax
 
 import vipl
@@ -193,6 +198,31 @@ def loop_under_disable_jit():
 @malformed
 def not_a_distribution():
     seeded(lambda: sample("x", 3.0))
+
+
+@malformed
+def distribution_class():
+    seeded(lambda: sample("x", dist.Normal))
+
+
+@malformed
+def distribution_of_scipy():
+    seeded(lambda: sample("x", scipy.stats.norm(0.0, 1.0)))
+
+
+@malformed
+def distribution_of_tensorflow_probability():
+    seeded(lambda: sample("x", of_library("tensorflow_probability.substrates.jax", "MultivariateNormalDiag")))
+
+
+@malformed
+def distribution_of_distrax():
+    seeded(lambda: sample("x", of_library("distrax._src.distributions.gamma", "Gamma")))
+
+
+def of_library(module, name):
+    """A stand-in for a distribution of a library that is not installed."""
+    return type(name, (), {"__module__": module, "sample": lambda *_: 0.0, "log_prob": lambda *_: 0.0})()
 
 
 @malformed
@@ -537,6 +567,188 @@ def argument_not_hashable():
 @malformed
 def result_not_an_array():
     seeded(lambda: (sample("x", dist.Normal(0.0, 1.0)), {1, 2}))
+
+
+# --- statements of NumPyro ------------------------------------------------------------------------------------
+
+
+def with_a_site(statement):
+    """Runs a program that makes a statement."""
+
+    @vipl.gen
+    def program():
+        sample("x", dist.Normal(0.0, 1.0))
+        statement()
+
+    program().simulate(KEY)
+
+
+@malformed
+def numpyro_sample():
+    with_a_site(lambda: numpyro.sample("y", dist.Normal(0.0, 1.0)))
+
+
+@malformed
+def numpyro_sample_with_a_datum():
+    with_a_site(lambda: numpyro.sample("y", dist.Normal(0.0, 1.0), obs=0.5))
+
+
+@malformed
+def numpyro_factor():
+    with_a_site(lambda: numpyro.factor("penalty", -1.0))
+
+
+@malformed
+def numpyro_param():
+    with_a_site(lambda: numpyro.param("w", 1.0))
+
+
+@malformed
+def numpyro_deterministic():
+    with_a_site(lambda: numpyro.deterministic("mean", 1.0))
+
+
+@malformed
+def numpyro_plate():
+    def statement():
+        with numpyro.plate("rows", 3):
+            sample("y", dist.Normal(0.0, 1.0))
+
+    with_a_site(statement)
+
+
+@malformed
+def numpyro_subsample():
+    with_a_site(lambda: numpyro.subsample(jnp.zeros(3), 0))
+
+
+@malformed
+def numpyro_prng_key():
+    with_a_site(numpyro.prng_key)
+
+
+@malformed
+def numpyro_control_flow():
+    with_a_site(lambda: numpyro.contrib.control_flow.scan(lambda c, _: (c, None), 0.0, None, length=3))
+
+
+@malformed
+def numpyro_model_that_is_not_recorded():
+    with_a_site(numpyro.handlers.seed(lambda: numpyro.sample("y", dist.Normal(0.0, 1.0)), KEY))
+
+
+@malformed
+def numpyro_handler_around_a_site():
+    with numpyro.handlers.seed(rng_seed=0):  # one from outside the program does no harm
+
+        def statement():
+            with numpyro.handlers.scale(scale=2.0):
+                sample("y", dist.Normal(0.0, 1.0))
+
+        with_a_site(statement)
+
+
+@malformed
+def numpyro_handler_around_a_factor():
+    with_a_site(numpyro.handlers.mask(lambda: vipl.factor("penalty", -1.0), mask=False))
+
+
+@malformed
+def numpyro_handler_around_a_program():
+    def objective():
+        with numpyro.handlers.condition(data={"x": 1.0}):
+            return mean_field().simulate().log_prob
+
+    expected(objective)
+
+
+# --- Python where only JAX can go -------------------------------------------------------------------------------
+
+
+def uses_draws(use):
+    """Runs a program that uses a float and an integer that it draws."""
+
+    @vipl.gen
+    def program():
+        x, n = sample("x", dist.Normal(0.0, 1.0)), sample("n", dist.Poisson(2.0))
+        return use(2.0 * x, n)
+
+    program().simulate(KEY)
+
+
+@malformed
+def if_on_a_draw():
+    uses_draws(lambda x, n: 1.0 if x > 0 else 2.0)
+
+
+@malformed
+def if_on_a_draw_in_vmap():
+    uses_draws(lambda x, n: jax.vmap(lambda m: 1.0 if sample("y", dist.Normal(m, 1.0)) > 0 else m)(jnp.zeros(3)))
+
+
+@malformed
+def float_of_a_draw():
+    uses_draws(lambda x, n: float(x))
+
+
+@malformed
+def range_of_a_draw():
+    uses_draws(lambda x, n: sum(range(n)))
+
+
+@malformed
+def list_indexed_by_a_draw():
+    uses_draws(lambda x, n: [1.0, 2.0][n])
+
+
+@malformed
+def dict_indexed_by_a_draw():
+    uses_draws(lambda x, n: {0: 1.0, 1: 2.0}[n])
+
+
+@malformed
+def numpy_of_a_draw():
+    uses_draws(lambda x, n: np.sin(x))
+
+
+@malformed
+def length_of_a_draw():
+    uses_draws(lambda x, n: len(x))
+
+
+@malformed
+def drawn_length():
+    uses_draws(lambda x, n: jnp.zeros(n))
+
+
+@malformed
+def drawn_slice():
+    uses_draws(lambda x, n: jnp.zeros(5)[:n])
+
+
+@malformed
+def drawn_mask():
+    uses_draws(lambda x, n: jnp.zeros(3)[jnp.zeros(3) > x])
+
+
+@malformed
+def formatted_draw():
+    uses_draws(lambda x, n: f"{x:.2f}")
+
+
+@malformed
+def precision_of_one_site():
+    def statement():
+        with jax.enable_x64(False):
+            sample("y", dist.Normal(0.0, 1.0), Score())
+
+    with_a_site(statement)
+
+
+@malformed
+def state_of_a_flax_module():
+    dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+    with_a_site(lambda: dropout(jnp.ones(3)))
 
 
 # --- estimated densities --------------------------------------------------------------------------------------

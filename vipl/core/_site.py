@@ -15,14 +15,17 @@ Not here: densities, keys, control flow.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import pathlib
 import sys
+import sysconfig
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpyro
 
 from vipl import _compat
 from vipl._errors import ControlFlowError, ProgramError, show_address
@@ -31,9 +34,11 @@ from vipl.core._packed import Packed
 _PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 # Frames that are not the user's; programs in the package's own demo are users.
 _SKIPPED = (
-    str(pathlib.Path(jax.__file__).resolve().parent),
+    *(str(pathlib.Path(str(package.__file__)).resolve().parent) for package in (jax, numpyro)),
+    contextlib.__file__,
     *(str(path) for path in _PACKAGE.iterdir() if path.stem not in ("demo", "__main__", "__init__")),
 )
+_LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ class Site:
 
 
 def user_frame() -> str:
-    """Function, file and line of the innermost caller outside this package and JAX."""
+    """Function, file and line of the innermost caller outside this package, JAX and NumPyro."""
     frame = sys._getframe(1)
     while frame is not None:
         if is_users_file(frame.f_code.co_filename):
@@ -95,9 +100,20 @@ def user_frame() -> str:
 NOWHERE = "an unknown place"
 
 
+def failing_line(traceback: Any) -> str | None:
+    """Function, file and line where an error arose, as far as the user's own files know; None where they do not."""
+    found = None
+    while traceback is not None:
+        code = traceback.tb_frame.f_code
+        if is_users_file(code.co_filename) and not code.co_filename.startswith(_LIBRARIES):
+            found = show_frame(code, traceback.tb_lineno)
+        traceback = traceback.tb_next
+    return found
+
+
 def is_users_file(name: str) -> bool:
-    """Whether a file belongs neither to this package nor to JAX; what has no file does not count."""
-    return not name.startswith(_SKIPPED) and not name.startswith("<")
+    """Whether a file belongs neither to this package nor to JAX or NumPyro; of what has no file, a prompt counts."""
+    return not name.startswith(_SKIPPED) and (not name.startswith("<") or name.startswith(("<stdin", "<ipython-input")))
 
 
 def show_frame(code: Any, line: int) -> str:
@@ -121,7 +137,12 @@ Path = tuple[int, ...]
 
 
 def _site_of(params: dict[str, Any]) -> Site | None:
-    return params["composite"].sites[0] if "composite" in params else params.get("site")
+    """The site of an equation, or the first one of the `vmap` or `cond` that it is."""
+    if "composite" in params or "site" in params:
+        return params["composite"].sites[0] if "composite" in params else params["site"]
+    held = [x for value in params.values() for x in (value if isinstance(value, tuple) else (value,))]
+    inside = (eqn for jaxpr in held if _compat.is_jaxpr(jaxpr) for eqn in _compat.parts(jaxpr).eqns)
+    return next(filter(None, (_site_of(eqn.params) for eqn in inside)), None)
 
 
 def refuse_derivative(params: dict[str, Any]) -> ControlFlowError:
@@ -142,9 +163,10 @@ def outside(*_: Any, **params: Any) -> Any:
     raise ProgramError(
         "a site is met outside every program, where nothing gives it a key.",
         at=site.at() if site else "a `cond` that holds a site",
-        got="`sample` called as ordinary Python, or `simulate()` without a key",
+        got="`sample`, `pick`, `simulate()` or `particles()`, called as ordinary Python and without a key",
         expected="a call inside a program, or a key",
-        mend="pass a key: program.simulate(key), vipl.seed(fn)(key, ...), or objective.estimate(key, ...)",
+        mend="pass a key: program.simulate(key), importance(...).particles(key), objective.estimate(key, ...), or "
+        "vipl.seed(fn)(key, ...) for any other function",
     )
 
 

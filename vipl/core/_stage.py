@@ -9,6 +9,7 @@ import jax
 
 from vipl._errors import ProgramError
 from vipl.core._packed import Packed, pack
+from vipl.core._staging import staging
 
 
 class Staged(NamedTuple):
@@ -35,7 +36,8 @@ def stage_program(fn: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     box: list[Packed] = []
 
     def flat():
-        packed, leaves = pack(fn(*args, **kwargs))
+        with staging():  # inside: JAX takes the user's lines out of a traceback that leaves `make_jaxpr`
+            packed, leaves = pack(fn(*args, **kwargs))
         try:
             hash(packed)
         except TypeError:

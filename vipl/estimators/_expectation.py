@@ -14,14 +14,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from vipl._checks import whole_number
 from vipl._errors import EstimatorError, ProgramError, show_aval
 from vipl.core._keys import as_key
 from vipl.core._packed import Packed, pack
 from vipl.core._simplify import simplified
+from vipl.core._site import user_frame
 from vipl.core._stage import Staged, stage_program
 from vipl.estimators._plan import Plan, make_plan
 from vipl.estimators._surrogate import draws, one_sample
 from vipl.gen._choices import flatten
+from vipl.gen._decorated import check_function
 from vipl.gen._program import with_estimators
 from vipl.gen._sample import check_estimator
 
@@ -71,14 +74,7 @@ class Expectation:
           ProgramError: the program does not return a float scalar.
         """
         packed, leaves = pack(args)
-        if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
-            raise ProgramError(
-                "num_samples is not a positive integer.",
-                at=f"estimate of {self._name}",
-                got=repr(num_samples),
-                expected="a Python integer, at least 1",
-                mend="pass num_samples=1",
-            )
+        num_samples = whole_number(num_samples, "num_samples", f"estimate of {self._name} in {user_frame()}")
         try:
             hash(packed)
         except TypeError:
@@ -175,6 +171,7 @@ def expectation(fn: Callable | None = None, *, has_aux: bool = False) -> Any:
     """
     if fn is None:
         return functools.partial(expectation, has_aux=has_aux)
+    check_function(fn, "vipl.expectation")
     return Expectation(fn, has_aux)
 
 

@@ -15,6 +15,7 @@ from vipl import _compat
 from vipl._errors import DistributionError, show_aval
 from vipl.core._packed import Packed
 from vipl.core._site import Site
+from vipl.gen._equivalents import equivalent, library_of
 from vipl.gen._mend import BernoulliLogits
 from vipl.gen._supports import EVERYWHERE, describe
 
@@ -101,13 +102,7 @@ def _value_aval(packed: Packed, avals: tuple[Any, ...], mode: Any) -> tuple[Any,
 def check_distribution(source: Any, packed: Packed, leaves: Sequence[Any], at: str) -> Any:
     """The aval of one draw; raises where the source is not a distribution with up-to-date shapes."""
     if not isinstance(source, (dist.Distribution, Factor)):
-        raise DistributionError(
-            "the source of a site is neither a distribution nor a generative function with its arguments.",
-            at=at,
-            got=_describe_source(source),
-            expected="a NumPyro distribution, or program(*args) with @vipl.gen on program",
-            mend="pass e.g. numpyro.distributions.Normal(0.0, 1.0), or call the generative function",
-        )
+        raise _no_distribution(source, at)
     try:
         hash(packed)
     except TypeError:
@@ -149,10 +144,24 @@ def check_distribution(source: Any, packed: Packed, leaves: Sequence[Any], at: s
     return value
 
 
-def _describe_source(source: Any) -> str:
-    if callable(source) and hasattr(source, "__name__"):
-        return f"the function {source.__name__} itself"
-    return f"{show_aval(source)} of {type(source).__module__.split('.')[0]}"
+def _no_distribution(source: Any, at: str) -> DistributionError:
+    mend = "pass e.g. numpyro.distributions.Normal(0.0, 1.0), or call the generative function"
+    if library := library_of(source):
+        name, ours = equivalent(source)
+        got, mend = f"{name} of {library}", f"write {ours}"
+    elif isinstance(source, type):
+        got, mend = f"the class {source.__name__} itself", f"make one: {source.__name__}(...)"
+    elif callable(source) and hasattr(source, "__name__"):
+        got = f"the function {source.__name__} itself"
+    else:
+        got = f"{show_aval(source)} of {type(source).__module__.split('.')[0]}"
+    return DistributionError(
+        "the source of a site is neither a distribution nor a generative function with its arguments.",
+        at=at,
+        got=got,
+        expected="a NumPyro distribution, or program(*args) with @vipl.gen on program",
+        mend=mend,
+    )
 
 
 class Verdict(NamedTuple):

@@ -18,14 +18,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vipl._errors import AddressError, SupportError, show_addresses
+from vipl._errors import AddressError, ProgramError, SupportError, show_addresses
 from vipl.core._interpret import Interpreter, Outcome, plain, run, walk
 from vipl.core._packed import pack, python_integer
 from vipl.core._places import Place, check_unique, places
 from vipl.core._rewrite import rewrite
-from vipl.core._site import Site, sample_p
+from vipl.core._site import Site, sample_p, user_frame
 from vipl.core._stage import Staged, stage_program
 from vipl.gen._choices import Address, Drawn, drawn_at, flatten, match, merge, nest, remember
+from vipl.gen._decorated import check_function
 from vipl.gen._density import is_factor, site_log_prob
 from vipl.gen._estimator import Estimator
 from vipl.gen._sample import check_estimator
@@ -52,7 +53,19 @@ class GenerativeFunction:
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         """Makes it usable as a method."""
-        return self if instance is None else functools.partial(self, instance)
+        return self if instance is None else _Method(self, instance)
+
+    def __getattr__(self, name: str) -> Any:
+        """Programs have more attributes than functions: says so."""
+        if name not in _OF_PROGRAMS:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        raise ProgramError(
+            "a generative function was not applied to its arguments.",
+            at=user_frame(),
+            got=f"{self.name}.{name}",
+            expected=f"a program: {self.name}(...)",
+            mend=f"write {self.name}(...).{name}{'(key)' if name == 'simulate' else '(...)'}",
+        )
 
     def with_estimators(self, estimators: Mapping[str, Any]) -> GenerativeFunction:
         """The same function with other estimators at some sites.
@@ -88,7 +101,22 @@ def gen(fn: Callable) -> GenerativeFunction:
       >>> coin(0.25).assess({"side": 1}).log_prob
       Array(-1.3862944, dtype=float32)
     """
+    check_function(fn, "vipl.gen")
     return GenerativeFunction(fn)
+
+
+class _Method(functools.partial):
+    """A generative function as a method of an object."""
+
+    def with_estimators(self, estimators: Mapping[str, Any]) -> _Method:
+        """See `GenerativeFunction.with_estimators`."""
+        return _Method(self.func.with_estimators(estimators), *self.args)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.func, name)
+
+
+_OF_PROGRAMS = frozenset("simulate assess generate weigh simulate_split is_exact has_factors unknown inline".split())
 
 
 @jax.tree_util.register_pytree_node_class

@@ -11,6 +11,7 @@ from vipl._errors import ChoiceError, EstimatorError, ViplError, show_address, s
 from vipl.core._draw import SiteProgram, site_program
 from vipl.core._packed import Packed, concrete_integer, is_array, pack, python_integer
 from vipl.core._site import Site, sample_p, user_frame
+from vipl.core._staging import check_context
 from vipl.gen._choices import check_address
 from vipl.gen._density import Factor, check_distribution, describe_source
 from vipl.gen._estimator import Draw, Estimator, Law, Support
@@ -42,6 +43,7 @@ def sample(address: str | tuple[str, ...], source: Any, estimator: Estimator | N
     where = user_frame()
     address = check_address(address, where)
     at = f"{show_address(address)} in {where}"
+    check_context(at)
     if isinstance(source, Source):
         if estimator is not None:
             raise EstimatorError(
@@ -88,6 +90,7 @@ def factor(address: str | tuple[str, ...], log_weight: Any) -> None:
     """
     where = user_frame()
     address = check_address(address, where)
+    check_context(f"{show_address(address)} in {where}")
     if not is_array(log_weight) or not jnp.issubdtype(jnp.result_type(log_weight), jnp.floating):
         raise ChoiceError(
             "a factor's log weight is not a float.",

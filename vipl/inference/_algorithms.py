@@ -21,11 +21,15 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 
+from vipl._checks import whole_number
 from vipl._errors import EstimatorError, ProgramError
 from vipl.core._places import Place
+from vipl.core._site import user_frame
 from vipl.estimators._enumerate import MAX_POINTS, finite_support
 from vipl.gen import Law, Program, Source
+from vipl.gen._arguments import call_proposal, not_a_function
 from vipl.gen._choices import flatten, merge, nest
 from vipl.inference._particles import Particles, log_mean_exp
 
@@ -83,7 +87,10 @@ class Importance(Algorithm):
 
     def __post_init__(self):
         """Checks the number of particles."""
-        check_count(self.num_particles, "num_particles", "Importance")
+        count = whole_number(self.num_particles, "num_particles", f"Importance in {user_frame()}")
+        object.__setattr__(self, "num_particles", count)
+        if isinstance(self.proposal, (Source, dist.Distribution)):
+            raise not_a_function(self.proposal, "proposal", "Importance")
 
     def particles(self, program: Source, known: dict[str, Any]) -> Particles:
         """K independent proposals with their weights."""
@@ -94,7 +101,8 @@ class Importance(Algorithm):
         """The given particle, and K - 1 independent proposals."""
         log_weight = first.log_known
         if self.proposal is not None:
-            log_weight = first.log_joint - self.proposal(known).assess(first.choices).log_prob
+            proposal = call_proposal(self.proposal, (known,), "Importance")
+            log_weight = first.log_joint - proposal.assess(first.choices).log_prob
         if self.num_particles == 1:
             return log_weight
         _, others, _ = self._many(program, known, self.num_particles - 1)
@@ -105,7 +113,7 @@ class Importance(Algorithm):
             if self.proposal is None:
                 trace, log_w = program.generate(known)
                 return without(trace.choices, known), log_w, trace.log_prob
-            proposed = self.proposal(known).simulate()
+            proposed = call_proposal(self.proposal, (known,), "Importance").simulate()
             log_prob = program.assess(merge(known, proposed.choices)).log_prob
             return proposed.choices, log_prob - proposed.log_prob, log_prob
 
@@ -204,15 +212,3 @@ def without(choices: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
     """The choices at other addresses than the known ones."""
     names = set(flatten(known, "known choices"))
     return nest({a: x for a, x in flatten(choices, "choices").items() if a not in names})
-
-
-def check_count(n: Any, name: str, where: str) -> None:
-    """Raises where a number of particles is not a positive Python integer."""
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise ProgramError(
-            f"{name} is not a positive integer.",
-            at=where,
-            got=repr(n),
-            expected="a Python integer, at least 1",
-            mend=f"pass {name}=5",
-        )

@@ -8,7 +8,9 @@ from typing import Any
 import jax
 
 from vipl._errors import AddressError, ProgramError, show_address, show_addresses
+from vipl.core._site import user_frame
 from vipl.gen import Estimator, Program, Source
+from vipl.gen._arguments import check_source
 from vipl.gen._choices import Address, check_address, flatten, merge, nest
 from vipl.gen._estimated import Estimated, only
 from vipl.inference._algorithms import Algorithm, First, Importance, require_exact
@@ -108,7 +110,7 @@ def marginal(program: Source, keep: Any, algorithm: Algorithm | None = None) -> 
 
     Reference: Becker et al. (2024), "Probabilistic programming with programmable variational inference", section 5.
     """
-    _check_source(program, "marginal")
+    check_source(program, "program", "marginal")
     single = isinstance(keep, str)
     parts = (keep,) if single else tuple(keep)
     if not parts:
@@ -201,8 +203,8 @@ def normalize(
 
     Reference: Becker et al. (2024), section 5; Cusumano-Towner and Mansinghka (2017), "AIDE".
     """
-    _check_source(program, "normalize")
-    flatten(given, "given of normalize")
+    check_source(program, "program", "normalize")
+    flatten(given, f"the given choices of normalize in {user_frame()}")
     return Normalized(program, given, _checked(algorithm, "normalize"), estimator)
 
 
@@ -229,7 +231,9 @@ def importance(
       num_particles: K.
       estimator: of the gradient through the choice of a particle; None: `Score()`.
     """
-    _check_source(program, "importance")
+    check_source(program, "program", "importance")
+    if proposal is not None:
+        check_source(proposal, "proposal", "importance")
     algorithm = Importance(num_particles, None if proposal is None else lambda _: proposal)
     return normalize(program, given, algorithm, estimator=estimator)
 
@@ -249,14 +253,3 @@ def _checked(algorithm: Any, verb: str) -> Algorithm:
             mend="pass vipl.Importance(num_particles=...), or vipl.Enumeration()",
         )
     return algorithm
-
-
-def _check_source(program: Any, verb: str) -> None:
-    if not isinstance(program, Source):
-        raise ProgramError(
-            f"{verb} is given something that is not a generative function with its arguments.",
-            at=verb,
-            got=f"the function {program.__name__} itself" if hasattr(program, "__name__") else type(program).__name__,
-            expected="program(*args), with @vipl.gen on program",
-            mend="call the generative function with its arguments",
-        )

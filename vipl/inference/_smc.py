@@ -8,20 +8,23 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpyro.distributions as dist
 from jax import lax
 
 from vipl import _compat
+from vipl._checks import whole_number
 from vipl._errors import ProgramError
 from vipl.core._holds import eqn_holds_site
 from vipl.core._interpret import Interpreter, Outcome, plain, read, run, run_equations, walk
 from vipl.core._places import Place
-from vipl.core._site import Path, sample_p
+from vipl.core._site import Path, sample_p, user_frame
 from vipl.gen import Estimator, Program, Source
+from vipl.gen._arguments import call_proposal, not_a_function
 from vipl.gen._choices import Address, match, nest
 from vipl.gen._density import is_factor, site_log_prob
 from vipl.gen._estimated import only
 from vipl.gen._program import merge_emits, partly_given, valued
-from vipl.inference._algorithms import Algorithm, First, check_count, require_exact
+from vipl.inference._algorithms import Algorithm, First, require_exact
 from vipl.inference._marginal import Normalized, normalize
 from vipl.inference._particles import Particles, log_mean_exp
 from vipl.inference._resampling import Multinomial, MultinomialDropped, Resampling
@@ -65,7 +68,10 @@ class SMC(Algorithm):
 
     def __post_init__(self):
         """Checks the number of particles."""
-        check_count(self.num_particles, "num_particles", "SMC")
+        count = whole_number(self.num_particles, "num_particles", f"SMC in {user_frame()}")
+        object.__setattr__(self, "num_particles", count)
+        if isinstance(self.proposal, (Source, dist.Distribution)):
+            raise not_a_function(self.proposal, "proposal", "SMC")
 
     def particles(self, program: Source, known: dict[str, Any]) -> Particles:
         """Runs the filter: whole trajectories with their last weights."""
@@ -203,7 +209,7 @@ def _run(smc: SMC, parts: Parts, mine: dict[Path, Any]) -> Particles:
             handed, log_q = step_given, jnp.zeros(())
             if smc.proposal is not None:
                 known = {parts.addresses[p]: g["known"] for p, g in step_given.items() if "known" in g}
-                source = smc.proposal(number, merge_emits(in_steps, previous), nest(known))
+                source = call_proposal(smc.proposal, (number, merge_emits(in_steps, previous), nest(known)), "SMC")
                 proposed, log_q = _proposed(source, k, step_given, parts)
                 handed = step_given | proposed
             out = run(steps.body, [*steps.fixed, *carry, *x], _interpreter(k), handed, (parts.at,))

@@ -15,12 +15,13 @@ from vipl._errors import EstimatorError, ProgramError
 from vipl.core._stops import hold
 from vipl.estimators import ImplicitReparam, Reparam
 from vipl.gen import Program, Source
+from vipl.gen._arguments import checked
 from vipl.gen._choices import merge
 from vipl.inference import Algorithm, Importance, importance, marginal
-from vipl.inference._algorithms import check_count
 from vipl.inference._particles import log_mean_exp, log_shares, weighted_sum
 
 
+@checked
 def elbo(model: Source, guide: Source, data: dict[str, Any]) -> Any:
     """Evidence lower bound.
 
@@ -39,6 +40,7 @@ def elbo(model: Source, guide: Source, data: dict[str, Any]) -> Any:
     return model.assess(merge(q.choices, data)).log_prob - q.log_prob
 
 
+@checked
 def beta_elbo(model: Source, guide: Source, data: dict[str, Any], beta: Any) -> Any:
     """Evidence lower bound with a weight on the divergence; annealed, where the weight changes from step to step.
 
@@ -59,6 +61,7 @@ def beta_elbo(model: Source, guide: Source, data: dict[str, Any], beta: Any) -> 
     return log_likelihood - beta * (q.log_prob - (log_joint - log_likelihood))
 
 
+@checked
 def iwelbo(model: Source, guide: Source, data: dict[str, Any], *, num_particles: int) -> Any:
     """Importance weighted bound.
 
@@ -77,6 +80,7 @@ def iwelbo(model: Source, guide: Source, data: dict[str, Any], *, num_particles:
     return importance(model, data, guide, num_particles=num_particles).particles().log_normalizer
 
 
+@checked
 def miwae(model: Source, guide: Source, data: dict[str, Any], *, num_bounds: int, num_particles: int) -> Any:
     """The mean of several importance weighted bounds: the value of one, less noise in its gradient.
 
@@ -91,11 +95,11 @@ def miwae(model: Source, guide: Source, data: dict[str, Any], *, num_bounds: int
 
     Reference: Rainforth et al. (2018), "Tighter variational bounds are not necessarily better", eq. (7).
     """
-    check_count(num_bounds, "num_bounds", "miwae")
     bounds = jax.vmap(lambda: iwelbo(model, guide, data, num_particles=num_particles), axis_size=num_bounds)()
     return jnp.mean(bounds)
 
 
+@checked
 def ciwae(model: Source, guide: Source, data: dict[str, Any], beta: Any, *, num_particles: int) -> Any:
     """A convex combination of two bounds on the same particles.
 
@@ -114,6 +118,7 @@ def ciwae(model: Source, guide: Source, data: dict[str, Any], beta: Any, *, num_
     return beta * jnp.mean(particles.log_weights) + (1.0 - beta) * particles.log_normalizer
 
 
+@checked
 def piwae(model: Source, guide: Source, data: dict[str, Any], *, num_bounds: int, num_particles: int) -> Any:
     """One bound for the model, another for the guide.
 
@@ -130,8 +135,6 @@ def piwae(model: Source, guide: Source, data: dict[str, Any], *, num_bounds: int
 
     Reference: Rainforth et al. (2018), section 4.
     """
-    check_count(num_bounds, "num_bounds", "piwae")
-    check_count(num_particles, "num_particles", "piwae")
     count = num_bounds * num_particles
 
     def log_joint(z):
@@ -145,6 +148,7 @@ def piwae(model: Source, guide: Source, data: dict[str, Any], *, num_bounds: int
     return loose + tight - lax.stop_gradient(tight)
 
 
+@checked
 def hvi(model: Source, guide: Source, data: dict[str, Any], keep: Any) -> Any:
     """Hierarchical variational inference: a guide with auxiliary choices, of which some are kept.
 
@@ -162,6 +166,7 @@ def hvi(model: Source, guide: Source, data: dict[str, Any], keep: Any) -> Any:
     return elbo(model, marginal(guide, keep), data)
 
 
+@checked
 def iwhvi(
     model: Source, guide: Source, data: dict[str, Any], keep: Any, *, num_inner: int, proposal: Any = None
 ) -> Any:
@@ -184,6 +189,7 @@ def iwhvi(
     return elbo(model, marginal(guide, keep, Importance(num_inner, proposal)), data)
 
 
+@checked
 def diwhvi(
     model: Source,
     guide: Source,
@@ -213,6 +219,7 @@ def diwhvi(
     return iwelbo(model, kept, data, num_particles=num_outer)
 
 
+@checked
 def renyi(model: Source, guide: Source, data: dict[str, Any], alpha: float, *, num_particles: int) -> Any:
     """Renyi bound of order alpha.
 
@@ -236,6 +243,7 @@ def renyi(model: Source, guide: Source, data: dict[str, Any], alpha: float, *, n
     return log_mean_exp((1.0 - alpha) * particles.log_weights) / (1.0 - alpha)
 
 
+@checked
 def chi_upper_bound(
     model: Source, guide: Source, data: dict[str, Any], *, order: float = 2.0, num_particles: int
 ) -> Any:
@@ -258,6 +266,7 @@ def chi_upper_bound(
     return log_mean_exp(order * particles.log_weights) / order
 
 
+@checked
 def thermodynamic(model: Source, guide: Source, data: dict[str, Any], betas: Any, *, num_particles: int) -> Any:
     """Thermodynamic variational objective: a left Riemann sum of the path from q to the posterior.
 
@@ -284,6 +293,7 @@ def thermodynamic(model: Source, guide: Source, data: dict[str, Any], betas: Any
     return widths @ jax.vmap(weighted_sum, in_axes=(0, None))(weights, log_w)
 
 
+@checked
 def fivo(model: Source, data: dict[str, Any], algorithm: Algorithm) -> Any:
     """Bound by any algorithm that estimates the evidence: with `SMC`, the filtering variational objective.
 
@@ -333,6 +343,7 @@ def _pathwise_guide(guide: Source, who: str) -> None:
             )
 
 
+@checked
 def sticking_the_landing(model: Source, guide: Source, data: dict[str, Any]) -> Any:
     """`elbo` whose gradient leaves out the score of the guide, which has mean zero.
 
@@ -354,6 +365,7 @@ def sticking_the_landing(model: Source, guide: Source, data: dict[str, Any]) -> 
     return model.assess(merge(z, data)).log_prob - log_q
 
 
+@checked
 def doubly_reparametrized(model: Source, guide: Source, data: dict[str, Any], *, num_particles: int) -> Any:
     """`iwelbo` with the doubly reparametrized gradient of the guide.
 
@@ -370,7 +382,6 @@ def doubly_reparametrized(model: Source, guide: Source, data: dict[str, Any], *,
 
     Reference: Tucker et al. (2019), eq. (8).
     """
-    check_count(num_particles, "num_particles", "doubly_reparametrized")
     _pathwise_guide(guide, "doubly_reparametrized")
 
     def log_weights(z):

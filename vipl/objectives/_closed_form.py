@@ -12,11 +12,13 @@ from vipl.core._interpret import Interpreter, Outcome, plain, run, walk
 from vipl.core._places import Place
 from vipl.core._site import Path, sample_p
 from vipl.gen import Program
+from vipl.gen._arguments import checked
 from vipl.gen._choices import match, merge
 from vipl.gen._density import is_factor, site_log_prob
 from vipl.gen._program import merge_emits, valued
 
 
+@checked
 def elbo_with_kl(model: Program, guide: Program, data: dict[str, Any]) -> Any:
     """Evidence lower bound, the divergence of each site in closed form where NumPyro has one.
 

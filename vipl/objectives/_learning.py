@@ -14,13 +14,14 @@ from jax import lax
 
 from vipl.core._stops import hold
 from vipl.gen import Source
+from vipl.gen._arguments import call_proposal, checked, not_a_function
 from vipl.gen._choices import flatten, merge, nest
 from vipl.inference import importance
-from vipl.inference._algorithms import check_count
 from vipl.inference._particles import weighted_sum
 from vipl.objectives._bounds import exact_guide
 
 
+@checked
 def wake_theta(model: Source, guide: Source, data: dict[str, Any], *, num_particles: int) -> Any:
     """Reweighted wake phase of the model: maximizes log p_θ(y).
 
@@ -42,6 +43,7 @@ def wake_theta(model: Source, guide: Source, data: dict[str, Any], *, num_partic
     return particles.log_normalizer + weighted - lax.stop_gradient(weighted)
 
 
+@checked
 def wake_phi(model: Source, guide: Source, data: dict[str, Any], *, num_particles: int) -> Any:
     """Reweighted wake phase of the guide: maximizes -KL(p(z | y) || q_φ(z)) up to a constant.
 
@@ -63,6 +65,7 @@ def wake_phi(model: Source, guide: Source, data: dict[str, Any], *, num_particle
     return weighted_sum(jnp.exp(particles.log_probs), log_q)
 
 
+@checked
 def sleep(model: Source, guide: Callable[[dict[str, Any]], Source], data: Any) -> Any:
     """Sleep phase: the guide learns from the model's own draws.
 
@@ -77,13 +80,16 @@ def sleep(model: Source, guide: Callable[[dict[str, Any]], Source], data: Any) -
 
     Reference: Hinton et al. (1995); Le et al. (2019), eq. (5).
     """
+    if not callable(guide):
+        raise not_a_function(guide, "guide", "sleep")
     names = {(data,)} if isinstance(data, str) else {(d,) if isinstance(d, str) else tuple(d) for d in data}
     dreamt = flatten(hold(lambda: model.simulate().choices), "sleep")
     y = nest({a: x for a, x in dreamt.items() if a in names})
     z = nest({a: x for a, x in dreamt.items() if a not in names})
-    return guide(y).assess(z).log_prob
+    return call_proposal(guide, (y,), "sleep").assess(z).log_prob
 
 
+@checked
 def forward_kl(target: Source, guide: Source) -> Any:
     """Forward Kullback-Leibler divergence from a target that can be drawn from and assessed.
 
@@ -97,6 +103,7 @@ def forward_kl(target: Source, guide: Source) -> Any:
     return p.log_prob - guide.assess(p.choices).log_prob
 
 
+@checked
 def reverse_kl(target: Source, guide: Source) -> Any:
     """Reverse Kullback-Leibler divergence from a target that can be assessed.
 
@@ -109,6 +116,7 @@ def reverse_kl(target: Source, guide: Source) -> Any:
     return -_log_ratio(target, guide)
 
 
+@checked
 def f_divergence(target: Source, guide: Source, generator: Callable[[Any], Any]) -> Any:
     """Divergence by its generator.
 
@@ -127,6 +135,7 @@ def f_divergence(target: Source, guide: Source, generator: Callable[[Any], Any])
     return generator(jnp.exp(_log_ratio(target, guide)))
 
 
+@checked
 def trajectory_balance(model: Source, guide: Source, data: dict[str, Any], log_z: Any) -> Any:
     """Squared defect of detailed balance between guide and posterior, at draws of the guide.
 
@@ -149,6 +158,7 @@ def trajectory_balance(model: Source, guide: Source, data: dict[str, Any], log_z
     return defect**2
 
 
+@checked(num_particles=2)
 def log_variance(model: Source, guide: Source, data: dict[str, Any], *, num_particles: int) -> Any:
     """Half the variance of the log weights, at draws of the guide.
 
@@ -165,13 +175,13 @@ def log_variance(model: Source, guide: Source, data: dict[str, Any], *, num_part
 
     Reference: Richter et al. (2020), eq. (9) and proposition 1.
     """
-    check_count(num_particles - 1, "num_particles - 1", "log_variance")
     exact_guide(guide, "log_variance")
     z = hold(lambda: jax.vmap(lambda: guide.simulate().choices, axis_size=num_particles)())
     log_w = jax.vmap(lambda z: model.assess(merge(z, data)).log_prob - guide.assess(z).log_prob)(z)
     return 0.5 * jnp.var(log_w, ddof=1)
 
 
+@checked
 def fisher(target: Source, guide: Source) -> Any:
     """Fisher divergence: expected squared distance of the scores in z.
 
@@ -188,6 +198,7 @@ def fisher(target: Source, guide: Source) -> Any:
     return sum(jnp.sum(s**2) for s in jax.tree.leaves(score))
 
 
+@checked(num_samples=2)
 def mmd(first: Source, second: Source, *, num_samples: int, bandwidth: Any = 1.0) -> Any:
     """Squared maximum mean discrepancy with a Gaussian kernel.
 
@@ -203,7 +214,6 @@ def mmd(first: Source, second: Source, *, num_samples: int, bandwidth: Any = 1.0
 
     Reference: Gretton et al. (2012), eq. (3); Zhao, Song and Ermon (2019), section 4.
     """
-    check_count(num_samples - 1, "num_samples - 1", "mmd")
 
     def draws(source):
         choices = jax.vmap(lambda: source.simulate().choices, axis_size=num_samples)()

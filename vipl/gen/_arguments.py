@@ -1,0 +1,115 @@
+"""Checks of what is given where a program is wanted: the program has to be applied to its arguments.
+
+Also `checked`, by which a function says in its annotations what it wants.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpyro.distributions as dist
+
+from vipl._checks import whole_number
+from vipl._errors import ProgramError, show_aval
+from vipl.core._site import user_frame
+from vipl.gen._choices import flatten
+from vipl.gen._program import GenerativeFunction, Program
+from vipl.gen._source import Source, Trace
+
+
+def check_source(source: Any, role: str, who: str, *, program: bool = False) -> None:
+    """Raises where something is not a program that was applied to its arguments, or another source.
+
+    Args:
+      source: what is given.
+      role: the argument's name.
+      who: the function that wants it.
+      program: whether it has to be a `vipl.gen` program.
+    """
+    if isinstance(source, Program if program else Source):
+        return
+    got, mend = _what(source, role)
+    expected = "program(*args), with @vipl.gen on program"
+    raise ProgramError(
+        f"the {role} of {who} is not a generative function with its arguments.",
+        at=user_frame(),
+        got=got,
+        expected=expected if program else f"{expected}; or marginal(...), normalize(...), importance(...)",
+        mend=mend,
+    )
+
+
+def _what(source: Any, role: str) -> tuple[str, str]:
+    """What is given instead of a source, and what to write."""
+    if isinstance(source, Source):
+        return source.name, "write it as one program, whose sites are distributions"
+    inner = getattr(source, "func", source)
+    if isinstance(inner, GenerativeFunction):
+        return f"the generative function {inner.name} itself", f"apply it to its arguments: {inner.name}(...)"
+    if isinstance(source, Trace):
+        return "a trace, which simulate returned", "pass the program itself, not what it drew"
+    if isinstance(source, dist.Distribution):
+        name = type(source).__name__
+        return (
+            f"the distribution {name}, which has no address",
+            f'make it a program: vipl.gen(lambda: vipl.sample("z", {name}(...)))()',
+        )
+    if callable(source):
+        name = getattr(source, "__name__", type(source).__name__)
+        return f"the function {name} itself", f"put @vipl.gen on it, and apply it to its arguments: {name}(...)"
+    return show_aval(source), f"pass a program as the {role}"
+
+
+def call_proposal(proposal: Any, args: tuple[Any, ...], who: str) -> Source:
+    """The source that a function of known choices makes; raises where it is no such function."""
+    if not callable(proposal):
+        raise not_a_function(proposal, "proposal", who)
+    source = proposal(*args)
+    check_source(source, "proposal's result", who)
+    return source
+
+
+def not_a_function(given: Any, role: str, who: str) -> ProgramError:
+    """The error where a source stands in the place of a function that makes one."""
+    got = f"{given.name}(...), already applied" if isinstance(given, Program) else _what(given, role)[0]
+    return ProgramError(
+        f"the {role} of {who} is not a function that makes a program.",
+        at=user_frame(),
+        got=got,
+        expected="a function from choices to program(*args)",
+        mend="pass a function: lambda known: program(...)",
+    )
+
+
+def checked(fn: Callable | None = None, **least: int) -> Any:
+    """Lets a function check its arguments by their annotations, before anything else; a decorator.
+
+    Arguments annotated `Source` or `Program` have to be one, those annotated `int` integers that are known when the
+    program is staged, and `data` and `given` choices.
+
+    Args:
+      fn: the function; its annotations are strings.
+      **least: the smallest value of an integer argument, by its name; else 1.
+    """
+    if fn is None:
+        return functools.partial(checked, **least)
+    signature, name = inspect.signature(fn), fn.__name__
+
+    @functools.wraps(fn)
+    def function(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs)
+        for role, value in given.arguments.items():
+            kind = signature.parameters[role].annotation
+            if kind in ("Source", "Program"):
+                check_source(value, role, name, program=kind == "Program")
+            elif kind == "int":
+                at = f"{name} in {user_frame()}"
+                given.arguments[role] = whole_number(value, role, at, least=least.get(role, 1))
+            elif kind == "dict[str, Any]":
+                flatten(value, f"the {role} of {name} in {user_frame()}")
+        return fn(*given.args, **given.kwargs)
+
+    return function
