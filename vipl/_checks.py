@@ -6,7 +6,18 @@ import operator
 from typing import Any
 
 from vipl._compat import Tracer
-from vipl._errors import ProgramError, show_aval
+from vipl._errors import ProgramError, shortened, show_aval
+
+
+def is_integer(x: Any) -> bool:
+    """Says whether something is one integer that is known: of Python, NumPy or JAX; not a boolean."""
+    if isinstance(x, bool) or getattr(getattr(x, "dtype", None), "kind", "") == "b" or getattr(x, "shape", ()) != ():
+        return False
+    try:
+        operator.index(x)
+    except TypeError:  # something else, or traced
+        return False
+    return True
 
 
 def whole_number(n: Any, name: str, at: str, *, least: int = 1) -> int:
@@ -21,19 +32,14 @@ def whole_number(n: Any, name: str, at: str, *, least: int = 1) -> int:
     Raises:
       ProgramError: it is something else, or too small.
     """
-    dtype = getattr(n, "dtype", None)
-    boolean = isinstance(n, bool) or getattr(dtype, "kind", "") == "b"
-    try:
-        number = None if boolean or getattr(n, "shape", ()) != () else operator.index(n)
-    except TypeError:  # not an integer, or a traced one
-        number = None
+    number = operator.index(n) if is_integer(n) else None
     if number is not None and number >= least:
         return number
     kind = "a positive integer" if least == 1 else f"an integer of at least {least}"
     raise ProgramError(
         f"{name} is not {kind}.",
         at=at,
-        got=f"a traced {show_aval(n)}" if isinstance(n, Tracer) else repr(n),
+        got=f"a traced {show_aval(n)}" if isinstance(n, Tracer) else shortened(n),
         expected=f"an integer that is known when the program is staged, at least {least}",
-        mend=f"pass {name}={max(least, 5)}",
+        mend=f"pass {name}={max(least, 5) if number is not None or not isinstance(n, float) else round(n)}",
     )

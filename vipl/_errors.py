@@ -64,7 +64,13 @@ class ControlFlowError(ViplError):
 
 
 class ProgramError(ViplError):
-    """A program is used outside its place, or returns what it must not."""
+    """A program is used outside its place, or returns what it must not.
+
+    Attributes:
+      needs_number: whether it is that a traced value is used as a Python number.
+    """
+
+    needs_number: bool = False
 
 
 def show_address(address: Iterable[str]) -> str:
@@ -75,6 +81,14 @@ def show_address(address: Iterable[str]) -> str:
 def show_addresses(addresses: Iterable[Iterable[str]]) -> str:
     """Several addresses, in order, or the word none."""
     return ", ".join(show_address(a) for a in addresses) or "none"
+
+
+def shortened(x: Any) -> str:
+    """What `repr` says, in one line that is not too long."""
+    text = " ".join(repr(x).split())
+    if " at 0x" in text or "<class" in text:
+        return getattr(x, "__name__", type(x).__name__)
+    return text if len(text) <= 80 else f"{type(x).__name__} {text[:60]}..."
 
 
 def show_aval(x: Any) -> str:

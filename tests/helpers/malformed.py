@@ -8,6 +8,8 @@ import numpy as np
 import numpyro
 import numpyro.contrib.control_flow
 import numpyro.distributions as dist
+import numpyro.optim
+import optax
 import scipy.stats
 from flax import nnx
 from jax import lax
@@ -231,6 +233,85 @@ def generative_function_not_called():
 
 
 @malformed
+def simulate_of_a_function():
+    mean_field.simulate(KEY)
+
+
+@malformed
+def assess_of_a_method():
+    class Model:
+        @vipl.gen
+        def noise(self):
+            sample("x", dist.Normal(0.0, 1.0))
+
+    Model().noise.assess({"x": 1.0})
+
+
+@malformed
+def key_before_the_choices():
+    regression(3).assess(KEY, GOOD)
+
+
+@malformed
+def key_after_the_choices():
+    regression(3).generate(GOOD, KEY)
+
+
+@malformed
+def datum_at_a_site():
+    seeded(lambda: sample("x", dist.Normal(0.0, 1.0), obs=1.0))
+
+
+@malformed
+def enumeration_by_infer():
+    seeded(lambda: sample("x", dist.Bernoulli(0.5), infer={"enumerate": "parallel"}))
+
+
+@malformed
+def gen_of_a_generator():
+    @vipl.gen
+    def program():
+        yield sample("x", dist.Normal(0.0, 1.0))
+
+
+@malformed
+def gen_of_a_coroutine():
+    @vipl.gen
+    async def program():
+        return sample("x", dist.Normal(0.0, 1.0))
+
+
+@malformed
+def gen_twice():
+    vipl.gen(mean_field)
+
+
+@malformed
+def gen_of_a_class_method():
+    vipl.gen(classmethod(lambda cls: sample("x", dist.Normal(0.0, 1.0))))
+
+
+@malformed
+def gen_of_a_class():
+    vipl.gen(dict)
+
+
+@malformed
+def expectation_of_a_number():
+    vipl.expectation(3.0)
+
+
+@malformed
+def expectation_of_a_generative_function():
+    vipl.expectation(mean_field)
+
+
+@malformed
+def seed_of_a_program():
+    vipl.seed(mean_field())
+
+
+@malformed
 def distribution_from_outside_vmap():
     def program():
         ds = jax.vmap(lambda m: dist.Normal(m, 1.0))(jnp.zeros(3))
@@ -328,6 +409,36 @@ def second_derivative_of_measure_valued():
 @malformed
 def baseline_not_a_scalar():
     seeded(lambda: sample("x", dist.Normal(0.0, 1.0), Score(baseline=jnp.zeros(3))))
+
+
+@malformed
+def baseline_by_name():
+    expected(lambda m: sample("x", dist.Normal(m, 1.0), Score("average")), 0.5)
+
+
+@malformed
+def baseline_complex():
+    expected(lambda m: sample("x", dist.Normal(m, 1.0), Score(1j)), 0.5)
+
+
+@malformed
+def baseline_class():
+    expected(lambda m: sample("x", dist.Normal(m, 1.0), Score(LeaveOneOut)), 0.5)
+
+
+@malformed
+def temperature_by_name():
+    expected(lambda m: sample("x", dist.Bernoulli(m), vipl.GumbelSoftmax("cold")), 0.5)
+
+
+@malformed
+def control_variate_by_name():
+    expected(lambda m: 1.0 * sample("x", dist.Bernoulli(m), Relax("net")), 0.5)
+
+
+@malformed
+def boost_below_zero():
+    expected(lambda a: sample("x", dist.Gamma(a, 1.0), RejectionReparam(-1)), 1.5)
 
 
 @malformed
@@ -536,6 +647,16 @@ def objective_without_aux():
 
 
 @malformed
+def text_as_aux():
+    vipl.expectation(lambda: (sample("x", dist.Normal(0.0, 1.0)), "note"), has_aux=True).estimate(KEY)
+
+
+@malformed
+def text_as_result():
+    vipl.gen(lambda: "note")().simulate(KEY)
+
+
+@malformed
 def integer_aux_under_enumerate():
     def objective():
         b = sample("b", dist.Bernoulli(0.5), Enumerate())
@@ -555,6 +676,36 @@ def several_keys():
 
 
 @malformed
+def raw_key_of_another_shape():
+    regression(3).simulate(jnp.zeros(3, jnp.uint32))
+
+
+@malformed
+def argnums_by_name():
+    vipl.expectation(lambda t: t).value_and_grad(KEY, 1.0, argnums="t")
+
+
+@malformed
+def argnums_out_of_range():
+    vipl.expectation(lambda t: t).value_and_grad(KEY, 1.0, argnums=(0, 1))
+
+
+@malformed
+def gradient_in_an_integer():
+    vipl.expectation(lambda t: t["n"] * t["x"]).value_and_grad(KEY, {"n": 2, "x": 1.0})
+
+
+@malformed
+def traced_number_of_samples():
+    jax.jit(lambda n: expected(lambda: _draw(), num_samples=n))(3)
+
+
+@malformed
+def traced_length():
+    expected(lambda n: jnp.sum(jnp.zeros(n)), jnp.array(3))
+
+
+@malformed
 def no_samples():
     expected(lambda: _draw(), num_samples=0)
 
@@ -567,6 +718,150 @@ def argument_not_hashable():
 @malformed
 def result_not_an_array():
     seeded(lambda: (sample("x", dist.Normal(0.0, 1.0)), {1, 2}))
+
+
+# --- arguments of objectives, algorithms and fits -----------------------------------------------------------------
+
+
+@vipl.gen
+def normal(m):
+    """One site."""
+    sample("x", dist.Normal(m, 1.0))
+
+
+def objective(name, *args, **kwargs):
+    """Estimates an objective of the package."""
+    expected(lambda: getattr(vipl.objectives, name)(*args, **kwargs))
+
+
+def fitted(optimizer, **options):
+    """Fits one number."""
+    vipl.fit(vipl.expectation(lambda m, *_: m), 1.0, optimizer, key=KEY, progress=False, **options)
+
+
+@malformed
+def model_not_called():
+    objective("elbo", normal, normal(0.0), {})
+
+
+@malformed
+def guide_is_a_function():
+    objective("iwelbo", normal(0.0), lambda: 0.0, {}, num_particles=2)
+
+
+@malformed
+def guide_is_a_trace():
+    expected(lambda: vipl.objectives.elbo(normal(0.0), normal(1.0).simulate(), {}))
+
+
+@malformed
+def target_is_a_distribution():
+    objective("forward_kl", dist.Normal(0.0, 1.0), normal(1.0))
+
+
+@malformed
+def closed_form_of_a_marginal():
+    objective("elbo_with_kl", normal(0.0), marginal(normal(1.0), "x"), {})
+
+
+@malformed
+def data_is_an_array():
+    objective("elbo", normal(0.0), normal(1.0), jnp.zeros(3))
+
+
+@malformed
+def variance_of_one_particle():
+    objective("log_variance", normal(0.0), normal(1.0), {}, num_particles=1)
+
+
+@malformed
+def generator_by_name():
+    objective("f_divergence", normal(0.0), normal(1.0), "kl")
+
+
+@malformed
+def weight_by_name():
+    objective("beta_elbo", normal(0.0), normal(1.0), {}, "annealed")
+
+
+@malformed
+def algorithm_class():
+    objective("fivo", normal(0.0), {}, vipl.Importance)
+
+
+@malformed
+def sleep_with_a_program():
+    objective("sleep", normal(0.0), normal(1.0), "x")
+
+
+@malformed
+def sleep_without_data():
+    objective("sleep", normal(0.0), lambda y: normal(1.0), 3)
+
+
+@malformed
+def sleep_with_a_function_that_makes_no_program():
+    objective("sleep", normal(0.0), lambda y: normal, "x")
+
+
+@malformed
+def proposal_already_applied():
+    vipl.Importance(5, normal(0.0))
+
+
+@malformed
+def proposal_not_applied():
+    importance(normal(0.0), {}, normal, num_particles=3)
+
+
+@malformed
+def smc_with_a_proposal_already_applied():
+    vipl.SMC(5, normal(0.0))
+
+
+@malformed
+def resampling_by_name():
+    vipl.SMC(5, resampling="systematic")
+
+
+@malformed
+def particles_without_a_key():
+    importance(pair(), {"x": 0.5}, num_particles=3).particles()
+
+
+@malformed
+def pick_without_a_key():
+    importance(pair(), {"x": 0.5}, num_particles=3).particles(KEY).pick()
+
+
+@malformed
+def keep_a_number():
+    marginal(pair(), 3)
+
+
+@malformed
+def numpyro_optimizer():
+    fitted(numpyro.optim.Adam(1e-2), num_steps=3)
+
+
+@malformed
+def optimizer_not_called():
+    fitted(optax.adam, num_steps=3)
+
+
+@malformed
+def steps_by_a_float():
+    fitted(optax.adam(1e-2), num_steps=1e3)
+
+
+@malformed
+def data_of_text():
+    fitted(optax.adam(1e-2), num_steps=3, data={"y": np.array(["a", "b"])})
+
+
+@malformed
+def chain_of_no_steps():
+    vipl.distributions.HiddenMarkov(jnp.zeros(2), jnp.zeros((2, 2)), dist.Normal(jnp.zeros(2), 1.0), 0)
 
 
 # --- statements of NumPyro ------------------------------------------------------------------------------------

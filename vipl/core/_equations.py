@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax.numpy as jnp
+
 from vipl import _compat
 
 
@@ -31,6 +33,12 @@ def evaluate(
 def read(env: dict[Any, Any], variables: Sequence[Any]) -> list[Any]:
     """The values of variables and literals."""
     return [v.val if isinstance(v, _compat.Literal) else env[v] for v in variables]
+
+
+def read_arrays(env: dict[Any, Any], variables: Sequence[Any]) -> list[Any]:
+    """The values of variables and literals; a literal, which is a Python number, as an array."""
+    values = zip(variables, read(env, variables), strict=True)
+    return [jnp.asarray(x, jnp.result_type(v.aval)) if isinstance(v, _compat.Literal) else x for v, x in values]
 
 
 def plain(_: int, eqn: Any, values: list[Any]) -> list[Any]:

@@ -13,6 +13,7 @@ Adding a site leaves the draws of all others alone. Kinds of loop are tagged bec
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
 from typing import Any
@@ -21,8 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vipl._errors import AddressError, ProgramError, show_address
+from vipl._errors import AddressError, ProgramError, shortened, show_address, show_aval
 from vipl.core._places import Loop, Place
+from vipl.core._site import user_frame
 
 
 def digest(*parts: Any) -> int:
@@ -52,19 +54,24 @@ def check_digests(found: Sequence[Place]) -> None:
 
 
 def as_key(key: Any) -> Any:
-    """Checks a PRNG key; raw uint32 keys are wrapped."""
-    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0:
+    """Checks a PRNG key; raw uint32 keys of the default generator are wrapped."""
+    if isinstance(key, jax.Array) and is_key(key) and key.ndim == 0:
         return key
     if isinstance(key, (jax.Array, np.ndarray)) and key.dtype == np.uint32 and key.ndim == 1:
-        return jax.random.wrap_key_data(jnp.asarray(key))
-    got = f"{key.dtype}[{','.join(map(str, key.shape))}]" if hasattr(key, "dtype") else repr(key)
+        with contextlib.suppress(TypeError, ValueError):  # of another length than this generator's keys
+            return jax.random.wrap_key_data(jnp.asarray(key))
     raise ProgramError(
-        "the first argument is not one PRNG key.",
-        at="the `key` argument",
-        got=got,
+        "the key is not one PRNG key.",
+        at=user_frame(),
+        got=show_aval(key) if hasattr(key, "dtype") else shortened(key),
         expected="one key, as jax.random.key(0) makes it",
         mend="pass jax.random.key(seed); map over several keys with jax.vmap",
     )
+
+
+def is_key(x: Any) -> bool:
+    """Says whether something is a typed PRNG key, or an array of them."""
+    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def fold_loop(keys: Any, loop: Loop) -> Any:

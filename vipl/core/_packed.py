@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vipl._compat import Tracer
@@ -52,22 +53,27 @@ class Packed:
         return jax.tree.unflatten(self.treedef, values)
 
 
+def not_arrays(tree: Any) -> list[Any]:
+    """The leaves of a pytree that are not arrays or numbers."""
+    return [leaf for leaf in jax.tree.leaves(tree) if not is_array(leaf)]
+
+
 def python_integer(leaf: Any) -> bool:
-    """A Python integer or boolean, such as a length."""
-    return isinstance(leaf, (bool, int))
+    """An integer or boolean of Python, or a scalar of NumPy, such as a length."""
+    return isinstance(leaf, (bool, int, np.integer, np.bool_))
 
 
 def concrete_integer(leaf: Any) -> bool:
     """Any integers that are not traced: `Binomial.total_count`, bounds of `DiscreteUniform`, a mask."""
     if isinstance(leaf, (Tracer, str)):
         return False
-    if isinstance(leaf, (bool, int, np.integer, np.bool_)):
+    if python_integer(leaf):
         return True
     return isinstance(leaf, (np.ndarray, jax.Array)) and np.dtype(leaf.dtype).kind in "iub"
 
 
 def _hashable(leaf: Any) -> Any:
-    if isinstance(leaf, (np.ndarray, np.generic, jax.Array)):
+    if isinstance(leaf, (np.ndarray, jax.Array)):
         array = np.asarray(leaf)
         return _Integers(array.shape, array.dtype.str, array.tobytes())
     return leaf
@@ -76,6 +82,11 @@ def _hashable(leaf: Any) -> Any:
 def is_array(leaf: Any) -> bool:
     """A leaf that can be an operand: an array, a tracer, a Python number."""
     return isinstance(leaf, (Tracer, jax.Array, np.ndarray, np.generic, numbers.Number))
+
+
+def is_real(x: Any) -> bool:
+    """A real number or an array of them; not a boolean, nor a string."""
+    return is_array(x) and any(jnp.issubdtype(jnp.result_type(x), kind) for kind in (jnp.floating, jnp.integer))
 
 
 def pack(tree: Any, *, keep: Callable[[Any], bool] | None = None) -> tuple[Packed, list[Any]]:

@@ -9,6 +9,7 @@ from typing import Any
 from jax import lax
 
 from vipl._errors import ControlFlowError
+from vipl.core._decorated import check_function
 from vipl.core._draw import handed, handed_in_while, site_program
 from vipl.core._guard import undifferentiable
 from vipl.core._interpret import Interpreter, Outcome, run
@@ -52,6 +53,7 @@ def seed(fn: Callable) -> Callable:
       >>> vipl.seed(walk)(jax.random.key(0)).shape
       ()
     """
+    check_function(fn, "vipl.seed")
 
     @functools.wraps(fn)
     def seeded(key, *args, **kwargs):

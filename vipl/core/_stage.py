@@ -9,6 +9,7 @@ import jax
 
 from vipl._errors import ProgramError
 from vipl.core._packed import Packed, pack
+from vipl.core._site import user_frame
 from vipl.core._staging import staging
 
 
@@ -43,7 +44,7 @@ def stage_program(fn: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         except TypeError:
             raise ProgramError(
                 "a program returns something that is neither an array nor hashable.",
-                at=getattr(fn, "__qualname__", repr(fn)),
+                at=getattr(fn, "__qualname__", None) or user_frame(),
                 got=", ".join(type(v).__name__ for kept, v in packed.static if kept),
                 expected="a pytree of arrays",
                 mend="return arrays, in tuples or dicts",

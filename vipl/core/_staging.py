@@ -198,11 +198,6 @@ _TEXTS = (
 )  # fmt: skip
 
 
-def needs_number(error: BaseException) -> bool:
-    """Says whether an error of `staging` is about a traced value that is used as a Python number."""
-    return getattr(error, "needs_number", False)
-
-
 def _explained(error: Exception) -> ProgramError | None:
     """The four lines for an error of JAX or Flax; None for any other."""
     if isinstance(error, ViplError):

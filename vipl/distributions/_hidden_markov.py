@@ -10,6 +10,8 @@ import numpyro.distributions as dist
 from jax import lax
 from numpyro.distributions import constraints
 
+from vipl._checks import whole_number
+
 
 class HiddenMarkov(dist.Distribution):
     """Observations of a hidden Markov chain; its states are summed out.
@@ -47,6 +49,7 @@ class HiddenMarkov(dist.Distribution):
     ):
         """Keeps the parameters."""
         self.initial_logits, self.transition_logits = jnp.asarray(initial_logits), jnp.asarray(transition_logits)
+        num_steps = whole_number(num_steps, "num_steps", "HiddenMarkov")
         self.observation, self.num_steps, self.observed = observation, num_steps, observed
         super().__init__((), (num_steps, *observation.event_shape), validate_args=validate_args)
 

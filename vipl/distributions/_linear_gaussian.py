@@ -10,6 +10,8 @@ import numpyro.distributions as dist
 from jax import lax
 from numpyro.distributions import constraints
 
+from vipl._checks import whole_number
+
 
 class LinearGaussian(dist.Distribution):
     """Observations of a linear-Gaussian chain; its states are integrated out.
@@ -64,6 +66,7 @@ class LinearGaussian(dist.Distribution):
         n, d = self.emission.shape[-1], self.emission.shape[-2]
         self.transition_bias = jnp.zeros(n) if transition_bias is None else jnp.asarray(transition_bias)
         self.emission_bias = jnp.zeros(d) if emission_bias is None else jnp.asarray(emission_bias)
+        num_steps = whole_number(num_steps, "num_steps", "LinearGaussian")
         self.num_steps, self.observed = num_steps, observed
         super().__init__((), (num_steps, d), validate_args=validate_args)
 

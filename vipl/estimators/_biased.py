@@ -15,7 +15,8 @@ import numpyro.distributions as dist
 from jax import lax
 
 from vipl._compat import Tracer
-from vipl._errors import EstimatorError
+from vipl._errors import EstimatorError, show_aval
+from vipl.core._packed import is_real
 from vipl.estimators._logits import bernoulli_logits
 from vipl.gen import Draw, Estimator, Law
 from vipl.gen._density import innermost
@@ -45,6 +46,14 @@ class GumbelSoftmax(Biased):
     def points(self, law: Law, key: Any) -> Draw:
         """The relaxed draw."""
         logits, binary = _logits(law, "GumbelSoftmax()")
+        if not is_real(self.temperature):
+            raise EstimatorError(
+                "a temperature is not a number.",
+                at="",
+                got=show_aval(self.temperature),
+                expected="a positive number",
+                mend="write GumbelSoftmax(temperature=0.5)",
+            )
         if binary:
             return Draw(
                 jax.nn.sigmoid((logits + jax.random.logistic(key, logits.shape, logits.dtype)) / self.temperature)

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from vipl import _compat
-from vipl.core._equations import evaluate, plain, read, walk
+from vipl.core._equations import evaluate, plain, read, read_arrays, walk
 from vipl.core._places import places
 from vipl.core._reach import Mark, Reach, Reached, holds_drawn_values, join, moved
 from vipl.core._site import Path
@@ -71,7 +71,7 @@ class Costs(NamedTuple):
 
     def evaluate(self, env: dict[Any, Any]) -> list[Any]:
         """f[*sizes] of each cost, from the values of the program's variables."""
-        (value,) = read(env, [self.value])
+        (value,) = read_arrays(env, [self.value])
         if not self.tail:
             return [value]
         leaves = [v for cost in self.costs for v, _ in cost.leaves]

@@ -7,6 +7,7 @@ JAX derivatives are unbiased). See docs/theory.md.
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,17 +15,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vipl._checks import whole_number
-from vipl._errors import EstimatorError, ProgramError, show_aval
+from vipl._checks import is_integer, whole_number
+from vipl._errors import EstimatorError, ProgramError, shortened, show_aval
+from vipl.core._decorated import check_function
 from vipl.core._keys import as_key
-from vipl.core._packed import Packed, pack
+from vipl.core._packed import Packed, is_array, not_arrays, pack, python_integer
 from vipl.core._simplify import simplified
 from vipl.core._site import user_frame
 from vipl.core._stage import Staged, stage_program
 from vipl.estimators._plan import Plan, make_plan
 from vipl.estimators._surrogate import draws, one_sample
 from vipl.gen._choices import flatten
-from vipl.gen._decorated import check_function
 from vipl.gen._program import with_estimators
 from vipl.gen._sample import check_estimator
 
@@ -45,6 +46,7 @@ class Expectation:
         """Wraps a program."""
         functools.update_wrapper(self, fn, updated=())
         self.fn, self.has_aux, self.estimators = fn, has_aux, estimators
+        self._lengths: set[Packed] = set()  # kinds of arguments of which an integer is used as a length
         self._compiled = jax.jit(self._estimate, static_argnums=(1, 3))
 
     def __call__(self, *args: Any) -> Any:
@@ -62,7 +64,9 @@ class Expectation:
 
         Args:
           key: PRNG key.
-          *args: the program's arguments; arrays and numbers are traced, other leaves must be hashable.
+          *args: the program's arguments; arrays and numbers are traced, other leaves must be hashable. Where the
+            program uses a number as a length, a condition of `if` or the like, Python integers and booleans stay
+            what they are, and each value is compiled anew.
           num_samples: how many independent runs are averaged; the cost is linear in it.
 
         Returns:
@@ -85,7 +89,17 @@ class Expectation:
                 expected="pytrees of arrays, and hashable objects",
                 mend="pass arrays, or close over the object",
             ) from None
-        return self._compiled(as_key(key), packed, leaves, num_samples)
+        key = as_key(key)
+        if packed not in self._lengths:
+            try:
+                return self._compiled(key, packed, leaves, num_samples)
+            except ProgramError as error:
+                if not error.needs_number or not any(map(python_integer, jax.tree.leaves(args))):
+                    raise
+        packed_lengths, leaves = pack(args, keep=python_integer)
+        estimate = self._compiled(key, packed_lengths, leaves, num_samples)
+        self._lengths.add(packed)
+        return estimate
 
     def value_and_grad(self, key: Any, *args: Any, num_samples: int = 1, argnums: Any = 0) -> Any:
         """Estimates value and gradient in one run.
@@ -99,11 +113,11 @@ class Expectation:
         Returns:
           `(value, grad)`, or `((value, aux), grad)`.
         """
-        shifted = jax.tree.map(lambda i: i + 1 if i >= 0 else i, argnums)
+        numbers = self._check_argnums(argnums, args)
         fn = jax.value_and_grad(
-            lambda *a: self.estimate(*a, num_samples=num_samples), argnums=shifted, has_aux=self.has_aux
+            lambda *a: self.estimate(key, *a, num_samples=num_samples), argnums=numbers, has_aux=self.has_aux
         )
-        return fn(key, *args)
+        return fn(*args)
 
     def with_estimators(self, estimators: Mapping[str, Any]) -> Expectation:
         """The same objective with other estimators at some sites.
@@ -120,6 +134,38 @@ class Expectation:
             check_estimator(estimator, at)
         return Expectation(self.fn, self.has_aux, tuple((dict(self.estimators) | flat).items()))
 
+    def _check_argnums(self, argnums: Any, args: tuple[Any, ...]) -> Any:
+        """The numbers of the arguments, as JAX takes them; raises where one is none, or names what has no gradient."""
+        at = f"value_and_grad of {self._name} in {user_frame()}"
+        several = isinstance(argnums, (tuple, list)) and bool(argnums)
+        numbers = []
+        every: Any = argnums if several else (argnums,)
+        for given in every:
+            number = operator.index(given) if is_integer(given) else None
+            if number is None or not -len(args) <= number < len(args):
+                raise ProgramError(
+                    "argnums does not name arguments of the objective.",
+                    at=at,
+                    got=f"argnums={shortened(argnums)} of {len(args)} argument{'' if len(args) == 1 else 's'}",
+                    expected="an integer, or a tuple of them; the key does not count",
+                    mend="pass argnums=0 for the first argument after the key",
+                )
+            numbers.append(number)
+            self._check_differentiable(args[number], number % len(args), at)
+        return tuple(numbers) if several else numbers[0]
+
+    def _check_differentiable(self, argument: Any, number: int, at: str) -> None:
+        leaves = jax.tree_util.tree_leaves_with_path(argument)
+        for path, leaf in leaves:
+            if not is_array(leaf) or not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+                raise ProgramError(
+                    "a gradient is asked for in something that is not a float.",
+                    at=at,
+                    got=f"{show_aval(leaf)} at argument {number}{jax.tree_util.keystr(path)}",
+                    expected="a pytree of floats",
+                    mend="write 1.0 for 1; pass what is not to be differentiated as another argument",
+                )
+
     @property
     def _name(self) -> str:
         return getattr(self.fn, "__name__", repr(self.fn))
@@ -133,7 +179,7 @@ class Expectation:
         return simplified(lambda key, leaves: self._average(key, packed, leaves, num_samples), key, leaves)
 
     def _average(self, key: Any, packed: Packed, leaves: Any, num_samples: int) -> Any:
-        staged = stage_program(self._program(), packed.unpack(leaves), {})
+        staged = stage_program(_floating(self._program(), self.has_aux), packed.unpack(leaves), {})
         _check_result(staged, self.has_aux, self._name)
         plan = make_plan(staged)
         if num_samples == 1:
@@ -175,6 +221,22 @@ def expectation(fn: Callable | None = None, *, has_aux: bool = False) -> Any:
     return Expectation(fn, has_aux)
 
 
+def _floating(fn: Callable, has_aux: bool) -> Callable:
+    """The program, with a Python integer as its result made a float: the sum of no terms is the integer 0."""
+
+    def floating(value):
+        return float(value) if type(value) is int else value
+
+    @functools.wraps(fn, updated=())
+    def program(*args):
+        result = fn(*args)
+        if has_aux and isinstance(result, tuple) and len(result) == 2:
+            return floating(result[0]), result[1]
+        return floating(result)
+
+    return program
+
+
 def _check_result(staged: Staged, has_aux: bool, name: str) -> None:
     outs = [v.aval for v in staged.jaxpr.jaxpr.outvars]
     result = staged.packed.unpack(outs)
@@ -185,6 +247,14 @@ def _check_result(staged: Staged, has_aux: bool, name: str) -> None:
             got=show_aval(result),
             expected="(scalar, aux)",
             mend="return (value, aux), or drop has_aux=True",
+        )
+    if has_aux and (others := not_arrays(staged.packed.unpack([0.0] * len(outs))[1])):
+        raise ProgramError(
+            "the auxiliary output of an objective is not arrays.",
+            at=name,
+            got=", ".join(map(show_aval, others)),
+            expected="a pytree of arrays",
+            mend="return arrays, and close over the rest",
         )
     value: Any = result[0] if has_aux else result
     if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, jnp.floating):

@@ -10,7 +10,10 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import lax
 
+from vipl._checks import is_integer, whole_number
+from vipl._compat import Tracer
 from vipl._errors import EstimatorError
+from vipl.core._decorated import check_callable
 from vipl.gen import Draw, Estimator, Law
 from vipl.gen._density import innermost
 
@@ -42,6 +45,8 @@ class ImplicitReparam(Estimator):
     def points(self, law: Law, key: Any) -> Draw:
         """The draw, with its implicit derivative."""
         d = law.dist
+        if self.standardize is not None:
+            check_callable(self.standardize, "ImplicitReparam", "the standardization", "lambda distribution, x: ...")
         standardize = self.standardize or standardization(d)
         try:
             jax.eval_shape(standardize, d, jnp.zeros(d.shape()))
@@ -112,6 +117,11 @@ class RejectionReparam(Estimator):
 
     boost: int = 0
 
+    def __post_init__(self):
+        """Makes integers of arrays Python integers, which are not traced."""
+        if not isinstance(self.boost, Tracer) and is_integer(self.boost):
+            object.__setattr__(self, "boost", int(self.boost))
+
     def points(self, law: Law, key: Any) -> Draw:
         """The draw, and the score of its noise."""
         d = innermost(law.dist)
@@ -123,10 +133,11 @@ class RejectionReparam(Estimator):
                 expected="Gamma",
                 mend="use Reparam() where the distribution is reparametrized, else Score()",
             )
+        boost = whole_number(self.boost, "boost", "", least=0)
         shape = law.dist.shape()
         gamma_key, uniform_key = jax.random.split(key)
         alpha, rate = jnp.broadcast_to(jnp.asarray(d.concentration), shape), jnp.asarray(d.rate)
-        a = alpha + self.boost
+        a = alpha + boost
         third = a - 1.0 / 3.0
         scale = 1.0 / jnp.sqrt(9.0 * third)
         standard = jax.random.gamma(gamma_key, lax.stop_gradient(a))
@@ -135,7 +146,7 @@ class RejectionReparam(Estimator):
         z = third * root**3
         log_slope = jnp.log(3.0 * third * scale) + 2.0 * jnp.log(root)
         log_density = (a - 1.0) * jnp.log(z) - z - jax.scipy.special.gammaln(a)
-        u = jax.random.uniform(uniform_key, (self.boost, *shape), z.dtype, minval=jnp.finfo(z.dtype).tiny)
-        for i in range(self.boost):
+        u = jax.random.uniform(uniform_key, (boost, *shape), z.dtype, minval=jnp.finfo(z.dtype).tiny)
+        for i in range(boost):
             z = z * u[i] ** (1.0 / (alpha + i))
         return Draw(z / rate, log_weight=jnp.sum(log_density + log_slope))

@@ -11,6 +11,7 @@ import numpyro.distributions as dist
 from jax import lax
 
 from vipl._errors import EstimatorError
+from vipl.core._decorated import check_callable
 from vipl.estimators._logits import bernoulli_logits, logit
 from vipl.gen import Draw, Estimator, Law, box
 from vipl.gen._density import innermost
@@ -43,6 +44,7 @@ class Relax(Estimator):
 
     def points(self, law: Law, key: Any) -> Draw:
         """The draw, its score, and the control variate."""
+        check_callable(self.control, "Relax", "the control variate", "lambda z: jnp.sum(...)")
         d = innermost(law.dist)
         shape = law.dist.shape()
         first_key, second_key = jax.random.split(key)

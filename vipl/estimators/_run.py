@@ -12,7 +12,7 @@ from jax import lax
 
 from vipl import _compat
 from vipl._errors import EstimatorError
-from vipl.core._equations import read
+from vipl.core._equations import read_arrays
 from vipl.core._guard import undifferentiable
 from vipl.core._interpret import Interpreter, Outcome, run_equations
 from vipl.core._places import Place
@@ -103,7 +103,7 @@ def finished(plan: Plan, out: Outcome, digits: dict[Path, Any]) -> Run:
         probability(plan, out.emits, digits, cost, value.ndim)
         for cost, value in zip(plan.costs.costs, costs, strict=True)
     ]
-    return Run(costs, weights, read(out.value, outvars), out.totals, out.emits)
+    return Run(costs, weights, read_arrays(out.value, outvars), out.totals, out.emits)
 
 
 def _interpreter(plan: Plan, common: dict[Path, Any], number: Any) -> Interpreter:

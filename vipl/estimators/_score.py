@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import lax
 
-from vipl._errors import EstimatorError
+from vipl._errors import EstimatorError, show_aval
+from vipl.core._packed import is_array, is_real
 from vipl.gen import Draw, Estimator, Law, box
 from vipl.gen._density import innermost
 from vipl.gen._supports import EVERYWHERE, describe
@@ -58,14 +59,17 @@ class Score(Estimator):
             return Draw(x, log_weight=log_prob, shared_control=1.0 - box(log_prob), fixed=fixed)
         if self.baseline is None:
             return Draw(x, log_weight=log_prob, fixed=fixed)
-        b: Any = self.baseline(law.dist) if callable(self.baseline) else self.baseline
-        if jnp.shape(b) != ():
+        is_function = callable(self.baseline) and not isinstance(self.baseline, type)
+        b: Any = self.baseline(law.dist) if is_function else self.baseline
+        if not is_real(b) or jnp.shape(b) != ():
             raise EstimatorError(
                 "a baseline is not a scalar.",
                 at="",
-                got=f"shape {jnp.shape(b)}",
+                got=f"the class {b.__name__} itself" if isinstance(b, type) else show_aval(b),
                 expected="one number for the site (one for each lane under vmap)",
-                mend="sum or average it, or move the site under jax.vmap",
+                mend="sum or average it, or move the site under jax.vmap"
+                if is_array(b)
+                else "pass a number, a function of the distribution, or LeaveOneOut()",
             )
         return Draw(x, log_weight=log_prob, control=lax.stop_gradient(b) * (1.0 - box(log_prob)), fixed=fixed)
 

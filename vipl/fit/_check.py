@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import numbers
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from vipl._errors import ProgramError, show_aval
 from vipl.estimators import Expectation
@@ -17,12 +17,7 @@ def _error(summary: str, got: str, expected: str, mend: str) -> ProgramError:
     return ProgramError(summary, at="vipl.fit", got=got, expected=expected, mend=mend)
 
 
-def is_count(x: Any) -> bool:
-    """Whether `x` is a positive integer of Python or NumPy."""
-    return isinstance(x, numbers.Integral) and not isinstance(x, bool) and int(x) >= 1
-
-
-def check_arguments(objective: Any, optimizer: Any, num_steps: Any) -> None:
+def check_arguments(objective: Any, optimizer: Any) -> None:
     """Raises where these are not what `fit` takes."""
     if not isinstance(objective, Expectation):
         raise _error(
@@ -31,15 +26,45 @@ def check_arguments(objective: Any, optimizer: Any, num_steps: Any) -> None:
             "what vipl.expectation returns",
             "decorate the function with @vipl.expectation",
         )
-    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+    name = type(optimizer).__name__
+    if type(optimizer).__module__.startswith("numpyro"):
+        raise _error(
+            "the optimizer is one of NumPyro's.",
+            f"numpyro.optim.{name}",
+            "an optax optimizer",
+            f"pass optax.{name.lower()}(step_size)" if hasattr(optax, name.lower()) else "pass e.g. optax.adam(1e-2)",
+        )
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")) or isinstance(optimizer, type):
+        is_factory = callable(optimizer) and getattr(optimizer, "__name__", "") in vars(optax)
         raise _error(
             "the optimizer is not an optax optimizer.",
-            type(optimizer).__name__,
+            f"the function optax.{optimizer.__name__} itself" if is_factory else name,
             "an object with `init` and `update`",
-            "pass e.g. optax.adam(1e-2)",
+            f"call it: optax.{optimizer.__name__}(1e-2)" if is_factory else "pass e.g. optax.adam(1e-2)",
         )
-    if not is_count(num_steps):
-        raise _error("num_steps is not a positive integer.", repr(num_steps), "at least 1", "pass e.g. num_steps=1000")
+
+
+def as_arrays(tree: Any, what: str) -> Any:
+    """The pytree with arrays as its leaves; raises where a leaf cannot be one.
+
+    Args:
+      tree: …, arrays, numbers, or what NumPy makes an array of (a data frame, a series).
+      what: the argument's name.
+    """
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    arrays = []
+    for path, leaf in leaves:
+        try:
+            number = isinstance(leaf, (bool, int, float, complex, jax.Array))  # NumPy would change its dtype
+            arrays.append(jnp.asarray(leaf if number else np.asarray(leaf)))
+        except (TypeError, ValueError):
+            raise _error(
+                f"the {what} are not arrays.",
+                f"{show_aval(leaf)} at {what}{jax.tree_util.keystr(path)}",
+                "a pytree of arrays and numbers",
+                "convert it to numbers; close over what is not an array",
+            ) from None
+    return jax.tree.unflatten(treedef, arrays)
 
 
 def check_params(params: Any) -> None:
@@ -56,7 +81,7 @@ def check_params(params: Any) -> None:
         )
 
 
-def check_batches(data: Any, batch_size: Any) -> None:
+def check_batches(data: Any, batch_size: int) -> None:
     """Raises where the data have no batches of this size."""
     leaves = jax.tree_util.tree_leaves_with_path(data)
     shown = ", ".join(f"{show_aval(x)} at data{jax.tree_util.keystr(path)}" for path, x in leaves)
@@ -68,12 +93,12 @@ def check_batches(data: Any, batch_size: Any) -> None:
             "put the rows first, and close over what has none; or leave batch_size out",
         )
     rows = leaves[0][1].shape[0]
-    if not is_count(batch_size) or batch_size > rows:
+    if batch_size > rows:
         raise _error(
             "the batch size does not fit the data.",
             f"batch_size={batch_size!r}, and {shown}",
-            f"an integer from 1 to {rows}",
-            f"pass batch_size={min(rows, 32)}, or leave it out to use all rows",
+            f"an integer from 1 to {rows}" if rows else "data that have rows",
+            f"pass batch_size={min(rows, 32)}, or leave it out to use all rows" if rows else "leave batch_size out",
         )
 
 

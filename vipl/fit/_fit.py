@@ -29,9 +29,10 @@ import optax
 from jax import lax
 from tqdm.auto import tqdm
 
+from vipl._checks import whole_number
 from vipl.core._keys import as_key
 from vipl.estimators import Expectation
-from vipl.fit._check import check_arguments, check_batches, check_is_fit, check_params, check_resume
+from vipl.fit._check import as_arrays, check_arguments, check_batches, check_is_fit, check_params, check_resume
 from vipl.fit._steps import CAUSES, MOST, Job, State, first_state, take_steps
 
 # The bar moves, and an interrupt is noticed, about this often.
@@ -124,15 +125,18 @@ def fit(
       >>> bool(abs(found.params - 3.0) < 0.3)
       True
     """
-    check_arguments(objective, optimizer, num_steps)
-    key, data, batches = as_key(key), jax.tree.map(jnp.asarray, data), None
+    check_arguments(objective, optimizer)
+    num_steps = whole_number(num_steps, "num_steps", "vipl.fit")
+    num_samples = whole_number(num_samples, "num_samples", "vipl.fit")
+    key, data, batches = as_key(key), as_arrays(data, "data"), None
     if batch_size is not None:
+        batch_size = whole_number(batch_size, "batch_size", "vipl.fit")
         check_batches(data, batch_size)
-        batches = (jax.tree.leaves(data)[0].shape[0], int(batch_size))
+        batches = (jax.tree.leaves(data)[0].shape[0], batch_size)
     if resume is not None:
         check_is_fit(resume, Fit)
         params = resume.params if params is None else params
-    params = jax.tree.map(_strong, params)
+    params = jax.tree.map(_strong, as_arrays(params, "params"))
     check_params(params)
     opt_state = jax.tree.map(_strong, optimizer.init(params))
     bits, impl = jax.random.key_data(key), str(jax.random.key_impl(key))
@@ -144,7 +148,7 @@ def fit(
     params, opt_state = jax.tree.map(_strong, (begun.params, begun.opt_state))
     taken = int(begun.stopped)
     state = first_state(job, key, params, opt_state, batches[0] if batches else 0, taken)
-    done = _Done(begun, state, (np.asarray(begun.values)[:taken],) if taken else (), taken + int(num_steps))
+    done = _Done(begun, state, (np.asarray(begun.values)[:taken],) if taken else (), taken + num_steps)
     return _run(job, key, done, () if data is None else (data,), progress)
 
 

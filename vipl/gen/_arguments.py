@@ -14,10 +14,14 @@ import numpyro.distributions as dist
 
 from vipl._checks import whole_number
 from vipl._errors import ProgramError, show_aval
+from vipl.core._packed import is_real
 from vipl.core._site import user_frame
 from vipl.gen._choices import flatten
 from vipl.gen._program import GenerativeFunction, Program
 from vipl.gen._source import Source, Trace
+
+Real = Any
+"""A real number, an array of them, or a list; `checked` looks at it."""
 
 
 def check_source(source: Any, role: str, who: str, *, program: bool = False) -> None:
@@ -63,12 +67,12 @@ def _what(source: Any, role: str) -> tuple[str, str]:
     return show_aval(source), f"pass a program as the {role}"
 
 
-def call_proposal(proposal: Any, args: tuple[Any, ...], who: str) -> Source:
-    """The source that a function of known choices makes; raises where it is no such function."""
-    if not callable(proposal):
-        raise not_a_function(proposal, "proposal", who)
-    source = proposal(*args)
-    check_source(source, "proposal's result", who)
+def call_maker(maker: Any, args: tuple[Any, ...], role: str, who: str) -> Source:
+    """The source that a function of known choices makes (a proposal, a guide); raises where it makes none."""
+    if not callable(maker):
+        raise not_a_function(maker, role, who)
+    source: Any = maker(*args)
+    check_source(source, f"{role}'s result", who)
     return source
 
 
@@ -76,11 +80,11 @@ def not_a_function(given: Any, role: str, who: str) -> ProgramError:
     """The error where a source stands in the place of a function that makes one."""
     got = f"{given.name}(...), already applied" if isinstance(given, Program) else _what(given, role)[0]
     return ProgramError(
-        f"the {role} of {who} is not a function that makes a program.",
+        f"the {role} of {who} is not a function.",
         at=user_frame(),
         got=got,
-        expected="a function from choices to program(*args)",
-        mend="pass a function: lambda known: program(...)",
+        expected="a function" if role == "generator" else "a function from choices to program(*args)",
+        mend=f"pass a function: {'lambda t: (t - 1) ** 2' if role == 'generator' else 'lambda known: program(...)'}",
     )
 
 
@@ -88,7 +92,8 @@ def checked(fn: Callable | None = None, **least: int) -> Any:
     """Lets a function check its arguments by their annotations, before anything else; a decorator.
 
     Arguments annotated `Source` or `Program` have to be one, those annotated `int` integers that are known when the
-    program is staged, and `data` and `given` choices.
+    program is staged, those annotated `Real` real numbers, those annotated `Callable` functions, and those annotated
+    `dict[str, Any]` choices.
 
     Args:
       fn: the function; its annotations are strings.
@@ -108,8 +113,24 @@ def checked(fn: Callable | None = None, **least: int) -> Any:
             elif kind == "int":
                 at = f"{name} in {user_frame()}"
                 given.arguments[role] = whole_number(value, role, at, least=least.get(role, 1))
+            elif kind == "Real":
+                _check_real(value, role, name)
+            elif kind.startswith("Callable") and not callable(value):
+                raise not_a_function(value, role, name)
             elif kind == "dict[str, Any]":
                 flatten(value, f"the {role} of {name} in {user_frame()}")
         return fn(*given.args, **given.kwargs)
 
     return function
+
+
+def _check_real(value: Any, role: str, who: str) -> None:
+    if is_real(value) or (isinstance(value, (tuple, list)) and value and all(map(is_real, value))):
+        return
+    raise ProgramError(
+        f"the {role} of {who} is not a real number.",
+        at=user_frame(),
+        got=show_aval(value),
+        expected="a number, or an array of them",
+        mend=f"pass {role} as a float",
+    )

@@ -20,19 +20,16 @@ _LIBRARIES = {
     "coix": "coix",
 }
 
-_NAMES = dict(
-    entry.split(":")
-    for entry in """norm:Normal bernoulli:Bernoulli beta:Beta binom:Binomial betabinom:BetaBinomial cauchy:Cauchy
+_PAIRS = """norm:Normal bernoulli:Bernoulli beta:Beta binom:Binomial betabinom:BetaBinomial cauchy:Cauchy
     chi2:Chi2 dirichlet:Dirichlet expon:Exponential gamma:Gamma geom:Geometric gumbel_r:Gumbel halfcauchy:HalfCauchy
     halfnorm:HalfNormal invgamma:InverseGamma laplace:Laplace logistic:Logistic lognorm:LogNormal
     multinomial:Multinomial multivariate_normal:MultivariateNormal multivariate_t:MultivariateStudentT
     nbinom:NegativeBinomial2 pareto:Pareto poisson:Poisson randint:DiscreteUniform t:StudentT truncnorm:TruncatedNormal
-    uniform:Uniform vonmises:VonMises weibull_min:Weibull wishart:Wishart Cat:Categorical Chi:Chi2
+    uniform:Uniform vonmises:VonMises weibull_min:Weibull wishart:Wishart Chi:Chi2
     MultivariateNormalTriL:MultivariateNormal MultivariateNormalFullCovariance:MultivariateNormal
     MultivariateNormalLinearOperator:MultivariateNormal MultivariateStudentTLinearOperator:MultivariateStudentT
-    Mixture:MixtureGeneral Deterministic:Delta Transformed:TransformedDistribution
-    Masked:MaskedDistribution""".split()
-)
+    Mixture:MixtureGeneral Deterministic:Delta Transformed:TransformedDistribution Masked:MaskedDistribution"""
+_NAMES: dict[str, str] = {theirs: ours for theirs, ours in (pair.split(":") for pair in _PAIRS.split())}
 
 _FORMS = {
     "MultivariateNormalDiag": "Normal(loc, scale).to_event(1)",

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from vipl._errors import AddressError, ProgramError, SupportError, show_addresses
+from vipl.core._decorated import check_function
 from vipl.core._interpret import Interpreter, Outcome, plain, run, walk
 from vipl.core._packed import pack, python_integer
 from vipl.core._places import Place, check_unique, places
@@ -26,7 +27,6 @@ from vipl.core._rewrite import rewrite
 from vipl.core._site import Site, sample_p, user_frame
 from vipl.core._stage import Staged, stage_program
 from vipl.gen._choices import Address, Drawn, drawn_at, flatten, match, merge, nest, remember
-from vipl.gen._decorated import check_function
 from vipl.gen._density import is_factor, site_log_prob
 from vipl.gen._estimator import Estimator
 from vipl.gen._sample import check_estimator

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from vipl import _compat
-from vipl._errors import ChoiceError, EstimatorError, ViplError, show_address, show_aval
+from vipl._errors import ChoiceError, EstimatorError, ProgramError, ViplError, show_address, show_aval
 from vipl.core._draw import SiteProgram, site_program
 from vipl.core._packed import Packed, concrete_integer, is_array, pack, python_integer
 from vipl.core._site import Site, sample_p, user_frame
@@ -19,7 +19,7 @@ from vipl.gen._mend import mended
 from vipl.gen._source import Source
 
 
-def sample(address: str | tuple[str, ...], source: Any, estimator: Estimator | None = None) -> Any:
+def sample(address: str | tuple[str, ...], source: Any, estimator: Estimator | None = None, **unknown: Any) -> Any:
     """Draws a value from a distribution, or runs a generative function, under an address.
 
     May be called anywhere in a program: in plain code, helper functions, `jit`, `vmap` (independent draws in
@@ -31,12 +31,14 @@ def sample(address: str | tuple[str, ...], source: Any, estimator: Estimator | N
         under the address.
       estimator: how the derivative of an expectation treats the site. None: `Reparam()` where the distribution
         is reparametrized, otherwise `Score()`; both are unbiased.
+      **unknown: nothing; what other systems have here (`obs=`, `infer=`, ...) raises, and says what to write.
 
     Returns:
       The value, of shape `batch_shape + event_shape`; the return value of a generative function.
 
     Raises:
       AddressError: the address is not a string.
+      ProgramError: there is another keyword.
       DistributionError: the source is not a distribution, or its shapes are out of date.
       EstimatorError: the estimator cannot serve the distribution.
     """
@@ -44,6 +46,8 @@ def sample(address: str | tuple[str, ...], source: Any, estimator: Estimator | N
     address = check_address(address, where)
     at = f"{show_address(address)} in {where}"
     check_context(at)
+    if unknown:
+        raise _no_keyword(next(iter(unknown)), address, at)
     if isinstance(source, Source):
         if estimator is not None:
             raise EstimatorError(
@@ -76,6 +80,32 @@ def sample(address: str | tuple[str, ...], source: Any, estimator: Estimator | N
     if estimator is not None:
         points_of(site, tuple(_compat.typeof(x) for x in [*leaves, *extra]))
     return sample_p.bind(*leaves, *extra, site=site)
+
+
+_AS_DATUM = "leave it out, and give the datum to assess or generate: {{{name}: y}}"
+_AT_THE_CALL = "leave it out: a key is passed at the call, as in program.simulate(key)"
+_REPEATED = "write distribution.expand(shape), or jax.vmap around the site"
+_KEYWORDS = {
+    "obs": _AS_DATUM,
+    "observed": _AS_DATUM,
+    "obs_mask": "leave it out, and give the datum to assess or generate; the distribution with .mask(obs_mask)",
+    "infer": "pass an estimator as the third argument, such as vipl.Enumerate()",
+    "key": _AT_THE_CALL,
+    "rng_key": _AT_THE_CALL,
+    "seed": _AT_THE_CALL,
+    "shape": _REPEATED,
+    "sample_shape": _REPEATED,
+}
+
+
+def _no_keyword(keyword: str, address: tuple[str, ...], at: str) -> ProgramError:
+    return ProgramError(
+        "sample has no such keyword.",
+        at=at,
+        got=f"{keyword}=...",
+        expected="sample(address, source, estimator)",
+        mend=_KEYWORDS.get(keyword, "leave it out").format(name=show_address(address)),
+    )
 
 
 def factor(address: str | tuple[str, ...], log_weight: Any) -> None:

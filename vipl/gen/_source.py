@@ -14,10 +14,11 @@ from typing import Any
 
 import jax
 
-from vipl._errors import ProgramError
-from vipl.core._keys import as_key
-from vipl.core._packed import Packed, pack, python_integer
+from vipl._errors import ProgramError, show_aval
+from vipl.core._keys import as_key, is_key
+from vipl.core._packed import Packed, not_arrays, pack, python_integer
 from vipl.core._seed import seed
+from vipl.core._site import user_frame
 
 
 @jax.tree_util.register_dataclass
@@ -89,7 +90,7 @@ class Source(abc.ABC):
         """
         return self._simulate() if key is None else self._with_key("_simulate", key)
 
-    def assess(self, choices: dict[str, Any], *, key: Any = None) -> Trace:
+    def assess(self, choices: dict[str, Any], *positional: Any, key: Any = None) -> Trace:
         """Evaluates the log density of given choices.
 
         log_prob = log p(choices), exact, or (of an estimated density) log w with E[w] = p(choices). Differentiable in
@@ -98,6 +99,7 @@ class Source(abc.ABC):
         Args:
           choices: a value for every site, by address. A value has the site's shape, with a leading axis for each
             `scan` and `vmap` around it, outermost first.
+          *positional: nothing; a key here raises.
           key: unused by programs whose densities are exact.
 
         Returns:
@@ -108,15 +110,17 @@ class Source(abc.ABC):
           ChoiceError: a value has the wrong shape or kind of dtype.
           SupportError: a value comes from a site of another program whose support is wider.
         """
+        _check_positional(self, "assess", choices, positional)
         return self._assess(choices) if key is None else self._with_key("_assess", key, choices)
 
-    def generate(self, choices: dict[str, Any], *, key: Any = None) -> tuple[Trace, Any]:
+    def generate(self, choices: dict[str, Any], *positional: Any, key: Any = None) -> tuple[Trace, Any]:
         """Runs with some choices given, and draws the rest.
 
         log_w = Σ over given sites of log p(x_site | earlier choices), plus the factors;  E[exp log_w] = p(given).
 
         Args:
           choices: values for some sites, by address.
+          *positional: nothing; a key here raises.
           key: PRNG key; None inside a program.
 
         Returns:
@@ -127,6 +131,7 @@ class Source(abc.ABC):
           ChoiceError: a value has the wrong shape or kind of dtype.
           SupportError: a value comes from a site of another program whose support is wider.
         """
+        _check_positional(self, "generate", choices, positional)
         return self._generate(choices) if key is None else self._with_key("_generate", key, choices)
 
     def _with_key(self, verb: str, key: Any, *extra: Any) -> Any:
@@ -146,11 +151,32 @@ class Source(abc.ABC):
         return compiled(key, leaves, extra_leaves)
 
 
+def _check_positional(source: Source, verb: str, choices: Any, positional: tuple[Any, ...]) -> None:
+    if not positional and not is_key(choices):
+        return
+    raise ProgramError(
+        f"{verb} takes choices, and a key by name only.",
+        at=user_frame(),
+        got=f"{verb}({', '.join('key' if is_key(x) else show_aval(x) for x in (choices, *positional))})",
+        expected=f"{verb}(choices), or {verb}(choices, key=key)",
+        mend=f"write program.{verb}(choices, key=key)",
+    )
+
+
 @functools.lru_cache(maxsize=512)
 def _compiled(verb: str, packed: Packed, packed_extra: Packed) -> Callable:
     @jax.jit
     def compiled(key, leaves, extra_leaves):
         source, extra = packed.unpack(leaves), packed_extra.unpack(extra_leaves)
-        return seed(lambda: getattr(source, verb)(*extra))(key)
+        result = seed(lambda: getattr(source, verb)(*extra))(key)
+        if others := not_arrays(result):
+            raise ProgramError(
+                "a program that is called with a key returns something that is not an array.",
+                at=source.name,
+                got=", ".join(map(show_aval, others)),
+                expected="a pytree of arrays",
+                mend="return arrays; call without a key, inside a program, to get anything else",
+            )
+        return result
 
     return compiled

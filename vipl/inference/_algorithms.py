@@ -24,12 +24,12 @@ import numpy as np
 import numpyro.distributions as dist
 
 from vipl._checks import whole_number
-from vipl._errors import EstimatorError, ProgramError
+from vipl._errors import EstimatorError, ProgramError, shortened
 from vipl.core._places import Place
 from vipl.core._site import user_frame
 from vipl.estimators._enumerate import MAX_POINTS, finite_support
 from vipl.gen import Law, Program, Source
-from vipl.gen._arguments import call_proposal, not_a_function
+from vipl.gen._arguments import call_maker, not_a_function
 from vipl.gen._choices import flatten, merge, nest
 from vipl.inference._particles import Particles, log_mean_exp
 
@@ -101,7 +101,7 @@ class Importance(Algorithm):
         """The given particle, and K - 1 independent proposals."""
         log_weight = first.log_known
         if self.proposal is not None:
-            proposal = call_proposal(self.proposal, (known,), "Importance")
+            proposal = call_maker(self.proposal, (known,), "proposal", "Importance")
             log_weight = first.log_joint - proposal.assess(first.choices).log_prob
         if self.num_particles == 1:
             return log_weight
@@ -113,7 +113,7 @@ class Importance(Algorithm):
             if self.proposal is None:
                 trace, log_w = program.generate(known)
                 return without(trace.choices, known), log_w, trace.log_prob
-            proposed = call_proposal(self.proposal, (known,), "Importance").simulate()
+            proposed = call_maker(self.proposal, (known,), "proposal", "Importance").simulate()
             log_prob = program.assess(merge(known, proposed.choices)).log_prob
             return proposed.choices, log_prob - proposed.log_prob, log_prob
 
@@ -206,6 +206,21 @@ def require_exact(program: Source, who: str) -> None:
         expected="sites with distributions, or algorithms that allow for estimates",
         mend="use Importance(num_particles=...), or write the estimated part's choices into the program",
     )
+
+
+def the_algorithm(algorithm: Any, verb: str) -> Algorithm:
+    """An algorithm, the default one for None; raises where it is none."""
+    if algorithm is None:
+        return Importance(1)
+    if not isinstance(algorithm, Algorithm):
+        raise ProgramError(
+            f"the algorithm of {verb} is not one.",
+            at=f"{verb} in {user_frame()}",
+            got=f"{algorithm.name}(...)" if isinstance(algorithm, Program) else shortened(algorithm),
+            expected="an algorithm object, such as vipl.Importance(5)",
+            mend="pass vipl.Importance(num_particles=...), or vipl.Enumeration()",
+        )
+    return algorithm
 
 
 def without(choices: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:

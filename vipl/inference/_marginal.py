@@ -7,13 +7,14 @@ from typing import Any
 
 import jax
 
-from vipl._errors import AddressError, ProgramError, show_address, show_addresses
+from vipl._errors import AddressError, ProgramError, shortened, show_address, show_addresses
 from vipl.core._site import user_frame
 from vipl.gen import Estimator, Program, Source
 from vipl.gen._arguments import check_source
 from vipl.gen._choices import Address, check_address, flatten, merge, nest
 from vipl.gen._estimated import Estimated, only
-from vipl.inference._algorithms import Algorithm, First, Importance, require_exact
+from vipl.gen._sample import check_estimator
+from vipl.inference._algorithms import Algorithm, First, Importance, require_exact, the_algorithm
 from vipl.inference._particles import Particles, positive
 
 
@@ -112,17 +113,17 @@ def marginal(program: Source, keep: Any, algorithm: Algorithm | None = None) -> 
     """
     check_source(program, "program", "marginal")
     single = isinstance(keep, str)
-    parts = (keep,) if single else tuple(keep)
+    parts = (keep,) if single else tuple(keep) if isinstance(keep, (tuple, list, set, frozenset, dict)) else ()
     if not parts:
         raise AddressError(
             "no address is kept.",
-            at=f"marginal of {program.name}",
-            got=repr(keep),
+            at=f"marginal of {program.name} in {user_frame()}",
+            got=shortened(keep),
             expected="at least one address",
             mend=f'name what to keep: marginal({program.name}(...), "x")',
         )
     addresses = tuple(check_address(a, f"marginal of {program.name}") for a in parts)
-    return Marginal(program, _checked(algorithm, "marginal"), addresses, single)
+    return Marginal(program, the_algorithm(algorithm, "marginal"), addresses, single)
 
 
 @jax.tree_util.register_dataclass
@@ -205,7 +206,9 @@ def normalize(
     """
     check_source(program, "program", "normalize")
     flatten(given, f"the given choices of normalize in {user_frame()}")
-    return Normalized(program, given, _checked(algorithm, "normalize"), estimator)
+    if estimator is not None:
+        check_estimator(estimator, f"normalize in {user_frame()}")
+    return Normalized(program, given, the_algorithm(algorithm, "normalize"), estimator)
 
 
 def importance(
@@ -239,17 +242,3 @@ def importance(
 
 
 sir = importance  # sampling importance resampling: the name of the distribution
-
-
-def _checked(algorithm: Any, verb: str) -> Algorithm:
-    if algorithm is None:
-        return Importance(1)
-    if not isinstance(algorithm, Algorithm):
-        raise ProgramError(
-            f"the algorithm of {verb} is not one.",
-            at=verb,
-            got=repr(algorithm),
-            expected="an algorithm object, such as vipl.Importance(5)",
-            mend="pass vipl.Importance(num_particles=...), or vipl.Enumeration()",
-        )
-    return algorithm

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from vipl._errors import ProgramError, show_addresses
+from vipl.core._decorated import check_function
 from vipl.core._guard import alarm
 from vipl.gen import Estimator, sample
 from vipl.gen._choices import flatten
@@ -49,6 +50,7 @@ class Particles:
 
     def mean(self, fn: Any) -> Any:
         """Σ_i W_i fn(choices_i): the self-normalized estimate of the posterior mean (biased, consistent)."""
+        check_function(fn, "mean")
         values = jax.vmap(fn)(self.choices)
         weights = jnp.exp(self.log_probs)
         return jax.tree.map(lambda v: weighted_sum(weights, v), values)

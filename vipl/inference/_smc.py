@@ -13,13 +13,14 @@ from jax import lax
 
 from vipl import _compat
 from vipl._checks import whole_number
-from vipl._errors import ProgramError
+from vipl._errors import ProgramError, shortened
 from vipl.core._holds import eqn_holds_site
 from vipl.core._interpret import Interpreter, Outcome, plain, read, run, run_equations, walk
+from vipl.core._packed import is_real
 from vipl.core._places import Place
 from vipl.core._site import Path, sample_p, user_frame
 from vipl.gen import Estimator, Program, Source
-from vipl.gen._arguments import call_proposal, not_a_function
+from vipl.gen._arguments import call_maker, not_a_function
 from vipl.gen._choices import Address, match, nest
 from vipl.gen._density import is_factor, site_log_prob
 from vipl.gen._estimated import only
@@ -72,6 +73,19 @@ class SMC(Algorithm):
         object.__setattr__(self, "num_particles", count)
         if isinstance(self.proposal, (Source, dist.Distribution)):
             raise not_a_function(self.proposal, "proposal", "SMC")
+        if isinstance(self.resampling, (str, type)):
+            raise self._refused("resampling", "vipl.Multinomial()")
+        if not is_real(self.ess_threshold):
+            raise self._refused("ess_threshold", "0.5")
+
+    def _refused(self, name: str, example: str) -> ProgramError:
+        return ProgramError(
+            f"{name} of SMC is not what it takes.",
+            at=f"SMC in {user_frame()}",
+            got=shortened(getattr(self, name)),
+            expected="a resampling object" if name == "resampling" else "a number from 0 to 1",
+            mend=f"pass SMC(..., {name}={example})",
+        )
 
     def particles(self, program: Source, known: dict[str, Any]) -> Particles:
         """Runs the filter: whole trajectories with their last weights."""
@@ -209,7 +223,9 @@ def _run(smc: SMC, parts: Parts, mine: dict[Path, Any]) -> Particles:
             handed, log_q = step_given, jnp.zeros(())
             if smc.proposal is not None:
                 known = {parts.addresses[p]: g["known"] for p, g in step_given.items() if "known" in g}
-                source = call_proposal(smc.proposal, (number, merge_emits(in_steps, previous), nest(known)), "SMC")
+                source = call_maker(
+                    smc.proposal, (number, merge_emits(in_steps, previous), nest(known)), "proposal", "SMC"
+                )
                 proposed, log_q = _proposed(source, k, step_given, parts)
                 handed = step_given | proposed
             out = run(steps.body, [*steps.fixed, *carry, *x], _interpreter(k), handed, (parts.at,))

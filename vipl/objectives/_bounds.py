@@ -15,9 +15,10 @@ from vipl._errors import EstimatorError, ProgramError
 from vipl.core._stops import hold
 from vipl.estimators import ImplicitReparam, Reparam
 from vipl.gen import Program, Source
-from vipl.gen._arguments import checked
+from vipl.gen._arguments import Real, checked
 from vipl.gen._choices import merge
 from vipl.inference import Algorithm, Importance, importance, marginal
+from vipl.inference._algorithms import the_algorithm
 from vipl.inference._particles import log_mean_exp, log_shares, weighted_sum
 
 
@@ -41,7 +42,7 @@ def elbo(model: Source, guide: Source, data: dict[str, Any]) -> Any:
 
 
 @checked
-def beta_elbo(model: Source, guide: Source, data: dict[str, Any], beta: Any) -> Any:
+def beta_elbo(model: Source, guide: Source, data: dict[str, Any], beta: Real) -> Any:
     """Evidence lower bound with a weight on the divergence; annealed, where the weight changes from step to step.
 
     L_β = E[log p(y | z) - β (log q(z) - log p(z))].   L_1 is `elbo`.   A bound of log p(y) for β >= 1.
@@ -100,7 +101,7 @@ def miwae(model: Source, guide: Source, data: dict[str, Any], *, num_bounds: int
 
 
 @checked
-def ciwae(model: Source, guide: Source, data: dict[str, Any], beta: Any, *, num_particles: int) -> Any:
+def ciwae(model: Source, guide: Source, data: dict[str, Any], beta: Real, *, num_particles: int) -> Any:
     """A convex combination of two bounds on the same particles.
 
     β (1/K) Σ_k log w_k + (1 - β) log (1/K) Σ_k w_k.   Unbiased for β L_1 + (1 - β) L_K.
@@ -220,7 +221,7 @@ def diwhvi(
 
 
 @checked
-def renyi(model: Source, guide: Source, data: dict[str, Any], alpha: float, *, num_particles: int) -> Any:
+def renyi(model: Source, guide: Source, data: dict[str, Any], alpha: Real, *, num_particles: int) -> Any:
     """Renyi bound of order alpha.
 
     E[1 / (1 - α) log (1/K) Σ_k w_k^(1 - α)];   α = 0: `iwelbo`;   α -> 1: `elbo`, which is what α = 1 computes.
@@ -245,7 +246,7 @@ def renyi(model: Source, guide: Source, data: dict[str, Any], alpha: float, *, n
 
 @checked
 def chi_upper_bound(
-    model: Source, guide: Source, data: dict[str, Any], *, order: float = 2.0, num_particles: int
+    model: Source, guide: Source, data: dict[str, Any], *, order: Real = 2.0, num_particles: int
 ) -> Any:
     """Chi upper bound of the log evidence.
 
@@ -267,7 +268,7 @@ def chi_upper_bound(
 
 
 @checked
-def thermodynamic(model: Source, guide: Source, data: dict[str, Any], betas: Any, *, num_particles: int) -> Any:
+def thermodynamic(model: Source, guide: Source, data: dict[str, Any], betas: Real, *, num_particles: int) -> Any:
     """Thermodynamic variational objective: a left Riemann sum of the path from q to the posterior.
 
     log p(y) = ∫_0^1 E_{π_β}[log w] dβ,   π_β ∝ q^(1 - β) p^β;   TVO = Σ_i (β_{i+1} - β_i) E_{π_βi}[log w] <= log p(y).
@@ -285,7 +286,7 @@ def thermodynamic(model: Source, guide: Source, data: dict[str, Any], betas: Any
     Reference: Masrani, Le and Wood (2019), eq. (8) and (12).
     """
     particles = importance(model, data, guide, num_particles=num_particles).particles()
-    betas = jnp.asarray(betas, float)
+    betas = jnp.atleast_1d(jnp.asarray(betas, float))
     log_w = particles.log_weights
     tempered = jnp.where(betas[:, None] == 0, 0.0, betas[:, None] * log_w)
     weights = jnp.exp(log_shares(tempered, "thermodynamic"))
@@ -308,7 +309,7 @@ def fivo(model: Source, data: dict[str, Any], algorithm: Algorithm) -> Any:
 
     Reference: Maddison et al. (2017), eq. (5); Naesseth et al. (2018), eq. (4).
     """
-    return algorithm.log_evidence(model, data)
+    return the_algorithm(algorithm, "fivo").log_evidence(model, data)
 
 
 def exact_guide(guide: Source, who: str) -> None:

@@ -12,10 +12,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from vipl._errors import AddressError, shortened
+from vipl.core._site import user_frame
 from vipl.core._stops import hold
 from vipl.gen import Source
-from vipl.gen._arguments import call_proposal, checked, not_a_function
-from vipl.gen._choices import flatten, merge, nest
+from vipl.gen._arguments import Real, call_maker, checked, not_a_function
+from vipl.gen._choices import check_address, flatten, merge, nest
 from vipl.inference import importance
 from vipl.inference._particles import weighted_sum
 from vipl.objectives._bounds import exact_guide
@@ -82,11 +84,20 @@ def sleep(model: Source, guide: Callable[[dict[str, Any]], Source], data: Any) -
     """
     if not callable(guide):
         raise not_a_function(guide, "guide", "sleep")
-    names = {(data,)} if isinstance(data, str) else {(d,) if isinstance(d, str) else tuple(d) for d in data}
+    parts = (data,) if isinstance(data, str) else data if isinstance(data, (tuple, list, set, frozenset)) else ()
+    names = {check_address(part, f"the data of sleep in {user_frame()}") for part in parts}
+    if not names:
+        raise AddressError(
+            "sleep is not told which addresses are data.",
+            at=user_frame(),
+            got=shortened(data),
+            expected="a string, or a tuple of strings; their values are drawn from the model",
+            mend='name them: sleep(model, guide, "y")',
+        )
     dreamt = flatten(hold(lambda: model.simulate().choices), "sleep")
     y = nest({a: x for a, x in dreamt.items() if a in names})
     z = nest({a: x for a, x in dreamt.items() if a not in names})
-    return call_proposal(guide, (y,), "sleep").assess(z).log_prob
+    return call_maker(guide, (y,), "guide", "sleep").assess(z).log_prob
 
 
 @checked
@@ -136,7 +147,7 @@ def f_divergence(target: Source, guide: Source, generator: Callable[[Any], Any])
 
 
 @checked
-def trajectory_balance(model: Source, guide: Source, data: dict[str, Any], log_z: Any) -> Any:
+def trajectory_balance(model: Source, guide: Source, data: dict[str, Any], log_z: Real) -> Any:
     """Squared defect of detailed balance between guide and posterior, at draws of the guide.
 
     E_{z ~ q}[(log Z + log q_φ(z) - log p(z, y))²]:   0 if and only if q_φ is the posterior and Z = p(y).
@@ -199,7 +210,7 @@ def fisher(target: Source, guide: Source) -> Any:
 
 
 @checked(num_samples=2)
-def mmd(first: Source, second: Source, *, num_samples: int, bandwidth: Any = 1.0) -> Any:
+def mmd(first: Source, second: Source, *, num_samples: int, bandwidth: Real = 1.0) -> Any:
     """Squared maximum mean discrepancy with a Gaussian kernel.
 
     E k(x, x') + E k(y, y') - 2 E k(x, y),   k(a, b) = exp(-|a - b|² / (2 h²)).   Unbiased: no diagonal terms.
