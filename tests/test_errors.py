@@ -4,6 +4,7 @@ The messages are pinned, word for word, in `malformed.txt` (line numbers left ou
 it.
 """
 
+import pickle
 import re
 from pathlib import Path
 
@@ -67,3 +68,12 @@ def test_axis_errors_of_jax_pass_through():
     """Nothing wrong is computed: `out_axes=None` of a drawn value is JAX's own error."""
     with pytest.raises(ValueError, match="out_axes"):
         vipl.seed(lambda: jax.vmap(lambda m: vipl.sample("x", dist.Normal(m, 1.0)), out_axes=None)(jnp.zeros(3)))(KEY)
+
+
+def test_an_error_reaches_another_process():
+    with pytest.raises(vipl.ViplError) as caught:
+        MALFORMED["wrong_shape"]()
+    there = pickle.loads(pickle.dumps(caught.value))
+    assert type(there) is type(caught.value)
+    assert str(there) == str(caught.value)
+    assert there.got == caught.value.got

@@ -36,10 +36,12 @@ def whole_number(n: Any, name: str, at: str, *, least: int = 1) -> int:
     if number is not None and number >= least:
         return number
     kind = "a positive integer" if least == 1 else f"an integer of at least {least}"
-    raise ProgramError(
+    error = ProgramError(
         f"{name} is not {kind}.",
         at=at,
         got=f"a traced {show_aval(n)}" if isinstance(n, Tracer) else shortened(n),
         expected=f"an integer that is known when the program is staged, at least {least}",
         mend=f"pass {name}={max(least, 5) if number is not None or not isinstance(n, float) else round(n)}",
     )
+    error.needs_number = isinstance(n, Tracer)
+    raise error

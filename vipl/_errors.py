@@ -12,6 +12,7 @@ known, and has a test that pins its text.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -25,7 +26,10 @@ class ViplError(Exception):
       got: what was found.
       expected: what would have been right.
       mend: what to write instead.
+      needs_number: whether it is that a traced value is used as a Python number.
     """
+
+    needs_number: bool = False
 
     def __init__(self, summary: str, *, at: str, got: str, expected: str, mend: str):
         """Builds the four lines."""
@@ -36,7 +40,14 @@ class ViplError(Exception):
 
     def located(self, at: str) -> ViplError:
         """The same error at a place that was not known where it was raised."""
-        return type(self)(self.summary, at=at, got=self.got, expected=self.expected, mend=self.mend)
+        moved = type(self)(self.summary, at=at, got=self.got, expected=self.expected, mend=self.mend)
+        moved.needs_number = self.needs_number
+        return moved
+
+    def __reduce__(self) -> Any:
+        """For copies, and for other processes."""
+        lines = {"at": self.at, "got": self.got, "expected": self.expected, "mend": self.mend}
+        return functools.partial(type(self), self.summary, **lines), (), {"needs_number": self.needs_number}
 
 
 class AddressError(ViplError):
@@ -64,13 +75,7 @@ class ControlFlowError(ViplError):
 
 
 class ProgramError(ViplError):
-    """A program is used outside its place, or returns what it must not.
-
-    Attributes:
-      needs_number: whether it is that a traced value is used as a Python number.
-    """
-
-    needs_number: bool = False
+    """A program is used outside its place, or returns what it must not."""
 
 
 def show_address(address: Iterable[str]) -> str:

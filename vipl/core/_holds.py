@@ -103,6 +103,15 @@ def sites_of(eqn: Any) -> Iterator[Site]:
             yield from sites_in(jaxpr)
 
 
+def sites_of_value(tracer: Any) -> Iterator[Site]:
+    """The sites that a traced value depends on, as far as the equations behind it are known."""
+    for eqn in _compat.equations_behind(tracer):
+        if eqn.primitive is sample_p:
+            yield eqn.params["site"]
+        else:
+            yield from sites_of(eqn)
+
+
 # --- vmap -------------------------------------------------------------------------------------------------
 
 

@@ -5,7 +5,6 @@ Law: `unpack(packed, leaves)` of `packed, leaves = pack(tree)` is `tree`, leaf f
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -73,7 +72,7 @@ def concrete_integer(leaf: Any) -> bool:
 
 
 def _hashable(leaf: Any) -> Any:
-    if isinstance(leaf, (np.ndarray, jax.Array)):
+    if isinstance(leaf, (np.ndarray, jax.Array)) and is_array(leaf):
         array = np.asarray(leaf)
         return _Integers(array.shape, array.dtype.str, array.tobytes())
     return leaf
@@ -81,7 +80,24 @@ def _hashable(leaf: Any) -> Any:
 
 def is_array(leaf: Any) -> bool:
     """A leaf that can be an operand: an array, a tracer, a Python number."""
-    return isinstance(leaf, (Tracer, jax.Array, np.ndarray, np.generic, numbers.Number))
+    if isinstance(leaf, (np.ndarray, np.generic)):
+        return leaf.dtype.kind in "biufcV"  # not text, dates, or objects
+    return isinstance(leaf, (Tracer, jax.Array, bool, int, float, complex))
+
+
+def as_array(x: Any) -> Any:
+    """What is an array or is made of numbers (a list, a data frame) as an array; None of anything else."""
+    if is_array(x):
+        return x
+    try:
+        if isinstance(x, (list, tuple)):
+            return jnp.asarray(x)
+        if hasattr(x, "__array__") and not isinstance(x, type):
+            x = np.asarray(x)
+            return x if is_array(x) else None
+    except (TypeError, ValueError):
+        return None
+    return None
 
 
 def is_real(x: Any) -> bool:
@@ -93,12 +109,14 @@ def pack(tree: Any, *, keep: Callable[[Any], bool] | None = None) -> tuple[Packe
     """Splits a pytree into a hashable rest and its array leaves.
 
     Args:
-      tree: any pytree; leaves that are not arrays have to be hashable.
+      tree: any pytree; a data frame or the like is an array of its numbers; other leaves have to be hashable.
       keep: which arrays and numbers stay in the rest as well, so that shapes and supports may depend on them.
     """
     flat, treedef = jax.tree.flatten(tree)
     static, leaves = [], []
     for leaf in flat:
+        if not is_array(leaf) and hasattr(leaf, "__array__") and (array := as_array(leaf)) is not None:
+            leaf = array
         if is_array(leaf) and not (keep is not None and keep(leaf)):
             leaves.append(leaf)
             static.append((False, None))

@@ -29,8 +29,8 @@ import numpyro.primitives
 
 from vipl import _compat
 from vipl._errors import ProgramError, ViplError, show_address, show_addresses, show_aval
-from vipl.core._holds import sites_of
-from vipl.core._site import failing_line, sample_p, user_frame
+from vipl.core._holds import sites_of_value
+from vipl.core._site import failing_line, user_frame
 
 _HANDLERS: list[Any] = numpyro.primitives._PYRO_STACK
 
@@ -257,9 +257,7 @@ def _flat(value: Any) -> Iterator[Any]:
 def _describe(tracers: list[Any]) -> tuple[str, bool]:
     """What a traced value is, and whether the sites that it depends on are known."""
     for tracer in tracers:
-        eqns = _compat.equations_behind(tracer)
-        found = [[eqn.params["site"]] if eqn.primitive is sample_p else sites_of(eqn) for eqn in eqns]
-        addresses = dict.fromkeys(site.address for sites in found for site in sites)
+        addresses = dict.fromkeys(site.address for site in sites_of_value(tracer))
         if addresses:
             return f"a traced {show_aval(tracer)} that depends on the site {show_addresses(addresses)}", True
     return (f"a traced {show_aval(tracers[0])}" if tracers else "a traced value"), False

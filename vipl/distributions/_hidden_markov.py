@@ -85,7 +85,9 @@ class HiddenMarkov(dist.Distribution):
         if self.observed is not None:
             seen = jnp.reshape(self.observed, (-1,) + (1,) * len(self.observation.event_shape))
             value = jnp.where(seen, value, self.observation.support.feasible_like(value))
-        log_likelihoods = self.observation.log_prob(value[:, None])
+        each = jnp.broadcast_to(value[:, None], (len(value), self.initial_logits.shape[-1], *value.shape[1:]))
+        in_time = len(self.observation.batch_shape) == 2
+        log_likelihoods = (self.observation.log_prob if in_time else jax.vmap(self.observation.log_prob))(each)
         if self.observed is None:
             return log_likelihoods
         return jnp.where(jnp.reshape(self.observed, (-1, 1)), log_likelihoods, 0.0)
@@ -125,7 +127,7 @@ class HiddenMarkov(dist.Distribution):
             return jax.random.categorical(key, first)[None]
         steps = log_transitions + log_likelihoods[1:, None, :]
         products = lax.associative_scan(_log_product, steps)  # of the first t steps
-        filtered = jnp.concatenate([first[None], jax.nn.logsumexp(first[:, None] + products, axis=1)])  # f[T, S]
+        filtered = jnp.concatenate([first[None], jax.nn.logsumexp(first[None, :, None] + products, axis=1)])  # f[T, S]
         last_key, key = jax.random.split(key)
         last = jax.random.categorical(last_key, filtered[-1])
         # for each next state (row), a state drawn from p(z_t | z_{t+1}, y_1..t)

@@ -131,7 +131,7 @@ class LinearGaussian(dist.Distribution):
         matrices, offsets, covs = self._backward(*self._filter_of(value))
         noise = jax.random.normal(key, offsets.shape, offsets.dtype)
         tiny = jnp.finfo(covs.dtype).eps * jnp.eye(covs.shape[-1], dtype=covs.dtype)
-        blurred = offsets + jnp.einsum("tij,tj->ti", jnp.linalg.cholesky(covs + tiny), noise)
+        blurred = offsets + jnp.einsum("tij,tj->ti", jnp.linalg.cholesky(covs + tiny[None]), noise)
         _, path = lax.associative_scan(
             lambda later, earlier: _affine(later, earlier), (matrices, blurred), reverse=True
         )

@@ -110,13 +110,14 @@ def find_costs(jaxpr: Any, wanted: Mapping[Path, int], reached: Reached, whole: 
     _, _, _, eqns, (value, *others) = _compat.parts(jaxpr)
     values, stops = reached.values, reached.stops
     everywhere: Reach = {path: (None,) * n for path, n in wanted.items()}
-    if values is None or isinstance(value, _compat.Literal):
-        mixed = {p: (line, "what cannot be followed") for p, line in stops.items()} if values is None else {}
+    if values is None:
+        mixed = {p: (line, "what cannot be followed") for p, line in stops.items()}
         unknown = Cost((), everywhere, mixed=mixed)
         return Costs((unknown,), (), value, (unknown._replace(mixed={}),) * len(others))
     aux = [Cost((), {} if isinstance(v, _compat.Literal) else values.get(v, {}), ((v, ()),)) for v in others]
     rules = _PICKING if stops else _LINEAR
-    costs, tail = _split(eqns, value, values, True, rules)
+    constant = isinstance(value, _compat.Literal)
+    costs, tail = ([Cost((), {})], ()) if constant else _split(eqns, value, values, True, rules)
     if len(costs) > MAX_COSTS:
         costs, tail = _split(eqns, value, values, False, rules)
     costs += [Cost((), {})] if tail else []  # what no site reaches

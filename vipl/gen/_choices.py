@@ -12,7 +12,8 @@ import numpy as np
 
 from vipl import _compat
 from vipl._errors import AddressError, ChoiceError, show_address, show_addresses, show_aval
-from vipl.core._packed import is_array
+from vipl.core._holds import sites_of_value
+from vipl.core._packed import as_array
 from vipl.core._places import Place
 
 Address = tuple[str, ...]
@@ -171,15 +172,16 @@ def _checked(value: Any, place: Place) -> Any:
     site = place.site
     shape = place.loop_shape + site.shape
     expected = f"{np.dtype(site.dtype)}[{','.join(map(str, shape))}]"
-    if not is_array(value):
+    array = as_array(value)
+    if array is None:
         raise ChoiceError(
             "a given value is not an array.",
             at=site.at(),
-            got=type(value).__name__,
+            got=show_aval(value),
             expected=expected,
-            mend="pass an array or a number (lists: jnp.asarray)",
+            mend="pass a number, an array, or a list or a data frame of numbers",
         )
-    array = value if isinstance(value, jax.Array) else jnp.asarray(value)
+    array = array if isinstance(array, jax.Array) else jnp.asarray(array)
     if array.shape != shape:
         loops = "".join(f"[{loop.size} {loop.kind}s]" for loop in place.loops)
         raise ChoiceError(
@@ -189,15 +191,38 @@ def _checked(value: Any, place: Place) -> Any:
             expected=f"{expected}{', of which the leading axes are ' + loops if loops else ''}",
             mend="give one event per site; more data want jax.vmap around the site, or .expand in the distribution",
         )
-    if not _fits(array.dtype, site.dtype):
+    if _fits(array.dtype, site.dtype):
+        return array if array.dtype == site.dtype else array.astype(site.dtype)
+    whole = _whole(array, site.dtype)
+    if whole is None:
+        shown = f" {value!r}" if array.ndim == 0 and not isinstance(array, _compat.Tracer) else ""
         raise ChoiceError(
             "a given value has the wrong kind of dtype.",
             at=site.at(),
-            got=show_aval(array),
+            got=show_aval(array) + shown,
             expected=expected,
             mend=f"convert it: value.astype({np.dtype(site.dtype).name!r})",
         )
-    return array if array.dtype == site.dtype else array.astype(site.dtype)
+    return whole
+
+
+def _whole(array: Any, dtype: Any) -> Any:
+    """Floats as integers, where they are integers; None where they are not, or were drawn.
+
+    What floats of data are is seen only when a compiled program runs: one that is no integer then becomes the least
+    integer, which lies in no support, so that the density is zero, as it is at the float itself.
+    """
+    if not jnp.issubdtype(dtype, jnp.integer) or not jnp.issubdtype(array.dtype, jnp.floating):
+        return None
+    most = 2.0 ** (jnp.iinfo(dtype).bits - 1)
+    if not isinstance(array, _compat.Tracer):
+        values = np.asarray(array, np.float64)
+        whole = np.where(np.abs(values) < most, values, 0.0).astype(dtype)  # NaN is not less
+        return jnp.asarray(whole) if np.array_equal(whole, values) else None
+    if any(sites_of_value(array)):
+        return None
+    whole = (array == jnp.round(array)) & (jnp.abs(array) < most)
+    return jnp.where(whole, array.astype(dtype), jnp.iinfo(dtype).min)
 
 
 def _fits(given: Any, wanted: Any) -> bool:
