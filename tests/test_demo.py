@@ -1,6 +1,7 @@
 """`python -m vipl demo`: its printed numbers against what is known."""
 
 import re
+import subprocess
 import sys
 
 import jax
@@ -42,3 +43,15 @@ def test_a_command_is_asked_for(capsys):
     with pytest.raises(SystemExit, match="2"):
         main([])
     assert "demo" in capsys.readouterr().err
+
+
+def test_without_a_command_help_is_printed(capsys):
+    assert main([]) == 0
+    assert "python -m vipl" in capsys.readouterr().out
+
+
+def test_what_import_vipl_reaches():
+    """In a process of its own: here other tests have imported everything."""
+    code = "import sys, vipl; print(vipl.__version__, vipl.testing.assert_unbiased, vipl.interop.flax.functional)"
+    code += "; assert 'flax' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout

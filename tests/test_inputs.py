@@ -207,3 +207,15 @@ def test_a_generative_method_takes_other_estimators():
     assert trace.estimate(KEY, 0.5) == vipl.expectation(lambda m: Guide().normal(m).simulate().retval).estimate(
         KEY, 0.5
     )
+
+
+@pytest.mark.parametrize("estimator", [Enumerate(), Enumerate(all_possible=True), MeasureValued(), Score()], ids=ids)
+def test_a_site_of_no_numbers(estimator):
+    """The sum over nothing is 0, whatever the estimator."""
+
+    @vipl.expectation
+    def objective(p):
+        return 2.0 * p + jnp.sum(sample("x", dist.Bernoulli(p * jnp.ones(0)), estimator))
+
+    assert objective.estimate(KEY, 0.3) == 0.6
+    assert jax.grad(objective.estimate, 1)(KEY, 0.3) == 2.0

@@ -1,7 +1,11 @@
 """vipl: probabilistic programs for JAX, with programmable variational inference."""
 
+import importlib.metadata as _metadata
+
 from vipl import distributions as distributions
+from vipl import interop as interop
 from vipl import objectives as objectives
+from vipl import testing as testing
 from vipl._errors import AddressError as AddressError
 from vipl._errors import ChoiceError as ChoiceError
 from vipl._errors import ControlFlowError as ControlFlowError
@@ -62,3 +66,8 @@ from vipl.inference import marginal as marginal
 from vipl.inference import normalize as normalize
 from vipl.inference import sir as sir
 from vipl.inference import smc as smc
+
+try:
+    __version__ = _metadata.version("vipl")
+except _metadata.PackageNotFoundError:  # a copy of the files that was not installed
+    __version__ = "unknown"

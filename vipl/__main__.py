@@ -18,11 +18,15 @@ def main(argv: Sequence[str] | None = None) -> int:
       The exit status: 0, or 2 where an optional package is missing.
     """
     parser = argparse.ArgumentParser(prog="python -m vipl", description="probabilistic programs for JAX")
-    commands = parser.add_subparsers(required=True, metavar="demo")
+    commands = parser.add_subparsers(metavar="demo")
     demo = commands.add_parser("demo", help="fit two programs, print what was reached, save pictures")
     demo.add_argument("--short", action="store_true", help="fewer steps: about half a minute in all")
     demo.add_argument("--out", type=Path, default=Path("demo-out"), help="where pictures go (default: ./demo-out)")
+    demo.set_defaults(run=True)
     arguments = parser.parse_args(argv)
+    if not hasattr(arguments, "run"):
+        parser.print_help()
+        return 0
 
     from vipl import demo as package
 

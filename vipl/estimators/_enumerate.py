@@ -70,13 +70,13 @@ class Enumerate(Estimator):
         digits = digit_table(size, count)  # i[n**count, count]
         flat = log_probs.reshape(size, count)
         if self.all_possible:
-            return Support(values[digits].reshape(-1, *batch), jnp.sum(flat[digits, np.arange(count)], axis=1))
+            return Support(values[digits].reshape(size**count, *batch), jnp.sum(flat[digits, np.arange(count)], axis=1))
         best = jnp.argmax(lax.stop_gradient(flat), axis=0)
         impossible = flat[digits, np.arange(count)] == -jnp.inf  # [n**count, count]
         chosen = jnp.where(impossible, best, digits)
         log_weights = jnp.sum(flat[chosen, np.arange(count)], axis=1)
         log_weights = jnp.where(jnp.any(impossible, axis=1), -jnp.inf, log_weights)
-        return Support(values[chosen].reshape(-1, *batch), log_weights)
+        return Support(values[chosen].reshape(size**count, *batch), log_weights)
 
 
 def digit_table(base: int, length: int) -> np.ndarray:
