@@ -11,9 +11,11 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import multiprocessing
 import re
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.__main__ import WORKLOADS
 from benchmarks.measure import count_equations, step_of
-from tests.helpers.cases import FAMILIES, program, table
 
 NUM_KEYS = 4
 
@@ -35,6 +35,8 @@ Step = tuple[Callable, tuple[Any, ...]]
 
 def conformance() -> Iterator[tuple[str, Step]]:
     """The programs of `tests/test_conformance.py`."""
+    from tests.helpers.cases import FAMILIES, program, table  # not before the precision is chosen: they make arrays
+
     for structure, name, estimator in table():
         family = FAMILIES[name]
         objective = program(structure, family, estimator)
@@ -45,6 +47,8 @@ def conformance() -> Iterator[tuple[str, Step]]:
 
 def workloads() -> Iterator[tuple[str, Step]]:
     """vipl's programs among the benchmarks, at their smallest sizes."""
+    from benchmarks.__main__ import WORKLOADS  # likewise
+
     for name in WORKLOADS:
         for case in importlib.import_module(f"benchmarks.workloads.{name}").cases(True):
             yield f"{case.workload}: {case.name}", (step_of(case.objectives["vipl"]), case.args)
@@ -73,15 +77,25 @@ def measured(step: Callable, args: tuple[Any, ...]) -> Entry:
     }
 
 
-def everything(wanted: str) -> Iterator[tuple[str, Entry]]:
-    """Name and figures of all programs whose name matches."""
-    for part, (double, programs) in PARTS.items():
-        jax.config.update("jax_enable_x64", double)
-        for name, (step, args) in programs():
-            full = f"{part}: {name}"
-            if re.search(wanted, full):
-                yield full, measured(step, args)
-                jax.clear_caches()
+def entries_of(part: str, wanted: str) -> dict[str, Entry]:
+    """Name and figures of the programs of one part whose name matches."""
+    double, programs = PARTS[part]
+    jax.config.update("jax_enable_x64", double)
+    entries: dict[str, Entry] = {}
+    for name, (step, args) in programs():
+        if re.search(wanted, f"{part}: {name}"):
+            entries[f"{part}: {name}"] = measured(step, args)
+            jax.clear_caches()
+    return entries
+
+
+def everything(wanted: str) -> dict[str, Entry]:
+    """All of them; each part in a process of its own, since precision is chosen once in a process."""
+    entries: dict[str, Entry] = {}
+    for part in PARTS:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            entries |= pool.submit(entries_of, part, wanted).result()
+    return entries
 
 
 def difference(old: Entry, new: Entry) -> str | None:
@@ -104,19 +118,18 @@ def main() -> int:
     parser.add_argument("-k", default="", help="only programs whose name matches this regular expression")
     options = parser.parse_args()
     if options.command == "record":
-        entries = dict(everything(options.k))
+        entries = everything(options.k)
         options.file.write_text(json.dumps(entries, indent=0) + "\n")
         print(f"{len(entries)} programs recorded")
         return 0
     before = json.loads(options.file.read_text())
-    after: dict[str, Entry] = {}
+    after = everything(options.k)
     differing = 0
-    for name, entry in everything(options.k):
-        after[name] = entry
+    for name, entry in after.items():
         text = difference(before[name], entry) if name in before else "not in the record"
         if text:
             differing += 1
-            print(f"{name}: {text}", flush=True)
+            print(f"{name}: {text}")
     missing = [name for name in before if name not in after and re.search(options.k, name)]
     print("".join(f"{name}: gone\n" for name in missing), end="")
     for figure in ("equations", "flops", "bytes"):
