@@ -19,12 +19,11 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import tests.conftest  # noqa: F401  (sets XLA's flags before JAX starts)
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+import tests.conftest  # noqa: F401  (sets the flags of XLA, which reads them with the first program)
 from benchmarks.measure import count_equations, step_of
 
 NUM_KEYS = 4
@@ -106,7 +105,9 @@ def difference(old: Entry, new: Entry) -> str | None:
             parts.append(f"{figure} {old[figure]:g} -> {new[figure]:g} ({new[figure] / max(old[figure], 1):.3f})")
     if old["results"] != new["results"]:
         a, b = (np.array([[float.fromhex(x) for x in row] for row in e["results"]]) for e in (old, new))
-        parts.append(f"results differ by up to {np.max(np.abs(a - b) / np.maximum(np.abs(a), 1e-12)):.2g} of themselves")
+        parts.append(
+            f"results differ by up to {np.max(np.abs(a - b) / np.maximum(np.abs(a), 1e-12)):.2g} of themselves"
+        )
     return "; ".join(parts) or None
 
 
