@@ -200,11 +200,11 @@ def handed(
     out: dict[Path, Any] = {}
     start = 0
     for (kind, loops), members in groups.items():
-        keys = every[start : start + len(members)]
+        keys = every[start : start + len(members)] if len(members) > 1 else every[start]
         start += len(members)
         noise = [_folded(keys, loops)] if kind == "key" else _noise(programs[members[0].path], keys, loops)
         for i, place in enumerate(members):
-            out[place.path] = [_own(x[i]) for x in noise]
+            out[place.path] = [_own(x[i] if len(members) > 1 else x) for x in noise]
     return out
 
 
@@ -227,15 +227,17 @@ def handed_in_while(
 
 def _noise(program: SiteProgram, keys: Any, loops: Sequence[Loop]) -> list[Any]:
     """Noise of keys, with one axis for each loop added; a vmap over one key or lane compiles to more than the call."""
-    lanes = (*keys.shape, *(loop.size for loop in loops))
-    bits = _mapped(lambda key: program.bits(key, loops), [keys.reshape(-1)])
-    bits = [x.reshape(math.prod(lanes), *x.shape[1 + len(loops) :]) for x in bits]
-    return [x.reshape(*lanes, *x.shape[1:]) for x in _mapped(lambda *bits: program.noise(list(bits)), bits)]
-
-
-def _mapped(fn: Callable[..., list[Any]], args: list[Any]) -> list[Any]:
-    if not args:  # a site that draws nothing
+    many, lanes = keys.size != 1, (*keys.shape, *(loop.size for loop in loops))
+    bits = (
+        jax.vmap(lambda key: program.bits(key, loops))(keys.reshape(-1))
+        if many
+        else program.bits(keys.reshape(()), loops)
+    )
+    if not bits:  # a site that draws nothing
         return []
-    if args[0].shape[0] != 1:
-        return jax.vmap(fn)(*args)
-    return [x[None] for x in fn(*[x.reshape(x.shape[1:]) for x in args])]
+    shapes = [x.shape[len(loops) + many :] for x in bits]
+    if math.prod(lanes) == 1:
+        noise = program.noise([x.reshape(shape) for x, shape in zip(bits, shapes, strict=True)])
+        return [x.reshape(*lanes, *x.shape) for x in noise]
+    flat = [x.reshape(math.prod(lanes), *shape) for x, shape in zip(bits, shapes, strict=True)]
+    return [x.reshape(*lanes, *x.shape[1:]) for x in jax.vmap(lambda *bits: program.noise(list(bits)))(*flat)]

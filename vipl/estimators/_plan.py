@@ -6,6 +6,8 @@ import math
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from vipl import _compat
 from vipl._errors import EstimatorError, ProgramError
 from vipl.core._draw import SiteProgram
@@ -15,7 +17,7 @@ from vipl.core._places import Place, places
 from vipl.core._reach import Reached, reaches
 from vipl.core._site import Path
 from vipl.core._stage import Staged
-from vipl.core._unroll import unrolled
+from vipl.core._unroll import Origin, origins, unrolled
 from vipl.estimators._costs import Costs, find_costs, opened
 from vipl.estimators._enumerate import MAX_POINTS
 from vipl.estimators._meeting import Meeting, find_meeting
@@ -32,11 +34,13 @@ class Plan(NamedTuple):
     Attributes:
       staged: the staged program.
       found: its sites.
+      origins: path -> what the site was before loops were written out; noise is drawn for that.
       programs: path -> the site's program.
       enumerated: the sites that are evaluated at all their values.
       branching: the sites with alternatives, and the number of the first run of each; the pruned ones last.
       num_full: how many runs these need.
       num_pruned: how many runs there are of which one is run.
+      pruned_order: for each of these, its number where no loop is written out -> its number; None: the same.
       shares: sites whose baseline is the other samples' value.
       costs: the objective, taken apart.
       apart: for each site with several values, and each loop around it: whether all that it reaches stays in its
@@ -47,11 +51,13 @@ class Plan(NamedTuple):
 
     staged: Staged
     found: list[Place]
+    origins: dict[Path, Origin]
     programs: dict[Path, SiteProgram]
     enumerated: list[Place]
     branching: dict[Path, int]
     num_full: int
     num_pruned: int
+    pruned_order: np.ndarray | None
     shares: list[Place]
     costs: Costs
     apart: dict[Path, tuple[bool, ...]]
@@ -75,9 +81,11 @@ class Plan(NamedTuple):
 
 def make_plan(staged: Staged) -> Plan:
     """Finds the sites of a program, and asks their estimators what they will do."""
+    before = origins(staged.jaxpr)
     staged = staged._replace(jaxpr=opened(unrolled(staged.jaxpr)))
     found = [_with_estimator(p) for p in places(staged.jaxpr)]
-    check_digests(found)
+    came_from = {p.path: origin for p, origin in zip(found, before, strict=True)}
+    check_digests([origin.place for origin in before])
     for place in found:
         if is_factor(place.site):
             raise ProgramError(
@@ -87,7 +95,8 @@ def make_plan(staged: Staged) -> Plan:
                 expected="a factor inside a function decorated with @vipl.gen",
                 mend="add the log weight to the objective's value, or move it into the model",
             )
-    programs = {p.path: points_of(p.site, p.avals) for p in found if p.outside_while is None}
+    # The operands of a step that is written out may be of weaker types than those of the loop's body.
+    programs = {p.path: points_of(p.site, came_from[p.path].place.avals) for p in found if p.outside_while is None}
     shapes = {path: program.shape for path, program in programs.items()}
     enumerated = [p for p in found if isinstance(shapes.get(p.path), Support)]
     whole = [path for path, points in shapes.items() if getattr(points, "control", None) is not None]
@@ -98,7 +107,7 @@ def make_plan(staged: Staged) -> Plan:
     apart = {p.path: _apart(p, costs) for p in found if p.path in shapes}
     if whole:  # a control is one number for the whole program: its expected value is one over all joint values
         apart |= {p.path: (False,) * len(p.loops) for p in enumerated}
-    plan = Plan(staged, found, programs, enumerated, {}, 0, 0, [], costs, apart, reached, None)
+    plan = Plan(staged, found, came_from, programs, enumerated, {}, 0, 0, None, [], costs, apart, reached, None)
     _check_enumeration(plan, shapes)
     branching, counts = {}, [0]
     for name in ("alternatives", "pruned"):
@@ -112,7 +121,42 @@ def make_plan(staged: Staged) -> Plan:
     _, num_full, num_pruned = counts
     shares = [p for p in found if isinstance(s := shapes.get(p.path), Draw) and s.shared_control is not None]
     meeting = None if whole or branching else _meeting(plan)
-    return plan._replace(branching=branching, num_full=num_full, num_pruned=num_pruned, shares=shares, meeting=meeting)
+    plan = plan._replace(branching=branching, num_full=num_full, num_pruned=num_pruned, shares=shares, meeting=meeting)
+    return plan._replace(pruned_order=_pruned_order(plan))
+
+
+def _pruned_order(plan: Plan) -> np.ndarray | None:
+    """See `Plan.pruned_order`: with the same key the same run is picked, whether loops are written out or not."""
+    pruned = [p for p in plan.found if plan.branching.get(p.path, -1) >= plan.num_full]
+    if all(number is None for p in pruned for number in plan.origins[p.path].passes):
+        return None
+    groups: dict[Any, list[Place]] = {}
+    for p in pruned:  # those that differ in which lanes are apart have no common numbers
+        groups.setdefault((plan.origins[p.path].place.path, plan.apart[p.path]), []).append(p)
+    order, start = np.zeros(plan.num_pruned, np.int32), 0
+    for members in groups.values():
+        shapes = [plan.run_shape(p) for p in members]
+        count = sum(map(math.prod, shapes))
+        numbers = _loop_numbers(plan, members).reshape(-1) + start
+        firsts = [plan.branching[p.path] - plan.num_full for p in members]
+        own = [first + np.arange(math.prod(shape)) for first, shape in zip(firsts, shapes, strict=True)]
+        order[numbers] = np.concatenate(own)
+        start += count
+    return order
+
+
+def _loop_numbers(plan: Plan, members: list[Place]) -> np.ndarray:
+    """For passes of one loop, in order, the numbers that their runs have in the loop: i[runs]."""
+    keys = []
+    for p in members:
+        origin, kept = plan.origins[p.path], iter(plan.apart[p.path])
+        digits = iter(np.indices(plan.run_shape(p)).reshape(len(plan.run_shape(p)), -1))
+        together = [n if n is not None else next(digits) for n in origin.passes if n is not None or not next(kept)]
+        keys.append(np.broadcast_arrays(*together, next(digits)))
+    joined = [np.concatenate(column) for column in zip(*keys, strict=True)]
+    numbers = np.empty(len(joined[0]), np.int64)
+    numbers[np.lexsort(joined[::-1])] = np.arange(len(numbers))
+    return numbers
 
 
 def _meeting(plan: Plan) -> Meeting | None:

@@ -77,9 +77,12 @@ class Sample(NamedTuple):
 def draws(plan: Plan, key: Any, num_samples: int | None = None) -> tuple[dict[Path, Any], Any]:
     """What `one_sample` is handed: noise, and which of the pruned runs is made; for several samples, an axis more."""
     around, shape = ((), ()) if num_samples is None else ((Loop("sample", num_samples),), (num_samples,))
-    noise = handed(key, [p for p in plan.found if p.outside_while is None], plan.programs, around)
+    drawn = {path: origin for path, origin in plan.origins.items() if origin.place.outside_while is None}
+    programs = {origin.place.path: plan.programs[path] for path, origin in drawn.items()}
+    noise = handed(key, list({o.place.path: o.place for o in drawn.values()}.values()), programs, around)
+    mine = {path: [o.of_passes(x, len(around)) for x in noise[o.place.path]] for path, o in drawn.items()}
     pick = jax.random.randint(fold_tag(key, "prune"), shape, 0, plan.num_pruned) if plan.num_pruned else None
-    return noise, pick
+    return mine, pick if plan.pruned_order is None else jnp.asarray(plan.pruned_order)[pick]
 
 
 def one_sample(plan: Plan, noise: dict[Path, Any], pick: Any) -> Sample:
