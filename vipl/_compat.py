@@ -7,6 +7,8 @@ A test walks the package and keeps this.
 from __future__ import annotations
 
 import functools
+import pathlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -362,6 +364,27 @@ MOVES = (
 )
 
 
+PURE = (
+    frozenset(MOVES)
+    | frozenset(
+        """approx_top_k bitcast_convert_type broadcast_to cholesky_update clz custom_linear_solve dynamic_update_slice
+        eig eigh eq_to erf_inv fft from_edtype geqp3 geqrf hessenberg householder_product le_to lt_to lu
+        lu_pivots_to_permutation mesh_cast mulhi name ormqr platform_index population_count pvary qr ragged_dot_general
+        random_bits random_clone random_fold_in random_gamma random_seed random_split random_unwrap random_wrap reduce
+        reduce_precision reduce_window reduce_window_max reduce_window_min reduce_window_sum reduce_xor reshard
+        rng_bit_generator scatter scatter-add scatter-max scatter-min scatter-mul scatter-sub schur
+        select_and_gather_add select_and_scatter select_and_scatter_add sharding_constraint svd symmetric_product
+        threefry2x32 tile to_edtype tridiagonal tridiagonal_solve unstack zeros_like""".split()
+    )
+    | {p.name for p in (jit_p, scan_p, cond_p, while_p, remat_p, custom_jvp_call_p, custom_vjp_call_p)}
+    | {"vipl_guard", "vipl_alarm", "vipl_row"}
+)
+"""Primitives that are functions of their operands and parameters, if the programs inside them are.
+
+No effect is no proof: `rng_uniform` has none, and is another number each time.
+"""
+
+
 RANDOM_BITS = "random_bits"
 """The primitive that makes bits of a key."""
 
@@ -374,6 +397,23 @@ def pure_body(eqn: Any) -> Any:
     if eqn.primitive is jit_p:
         return eqn.params["jaxpr"]
     return eqn.params["call_jaxpr"] if eqn.primitive is custom_jvp_call_p else None
+
+
+def bodies(eqn: Any) -> list[Any]:
+    """The programs inside an equation."""
+    each = [x for value in eqn.params.values() for x in (value if isinstance(value, tuple) else (value,))]
+    return [x for x in each if is_jaxpr(x)]
+
+
+def is_ordered(effect: Any) -> bool:
+    """Says whether an effect has an order that no `vmap` can keep, as `io_callback(..., ordered=True)` has."""
+    return type(effect).__name__ == "OrderedIOEffect"
+
+
+def source_line(eqn: Any) -> str:
+    """Function, file and line of the user's call that made an equation; empty where JAX does not know it."""
+    found = re.fullmatch(r"(.*?):(\d+)(?::\d+)? \((.*)\)", _source_info.summarize(eqn.source_info))
+    return f"{found[3].split('.')[-1]} ({pathlib.Path(found[1]).name}:{found[2]})" if found else ""
 
 
 def stops_gradient(eqn: Any) -> bool:

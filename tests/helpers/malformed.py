@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -529,6 +530,29 @@ def while_loop_in_simulate():
         return lax.while_loop(lambda c: c < 3.0, lambda c: c + sample("x", dist.Exponential(1.0)), 0.0)
 
     until().simulate(KEY)
+
+
+@malformed
+def ordered_callback_in_a_program_that_is_run_again():
+    def program():
+        z = sample("z", dist.Bernoulli(0.3), Enumerate())
+        jax.experimental.io_callback(lambda z: None, None, z, ordered=True)
+        return 1.0 * z
+
+    expected(program)
+
+
+@malformed
+def ordered_callback_in_lanes():
+    def program():
+        def step(carry, _):
+            z = sample("z", dist.Normal(carry, 1.0))
+            jax.experimental.io_callback(lambda z: None, None, z, ordered=True)
+            return z, None
+
+        return jax.vmap(lambda m: lax.scan(step, m, None, length=2)[0])(jnp.zeros(3)).sum()
+
+    expected(program)
 
 
 @malformed

@@ -32,6 +32,7 @@ from vipl._errors import ProgramError, show_aval
 from vipl.core._interpret import Path, evaluate, plain, read, walk
 from vipl.core._keys import fold_loop, fold_tag, place_digest
 from vipl.core._places import Loop, Place
+from vipl.core._purity import is_pure
 
 
 class SiteProgram(NamedTuple):
@@ -70,14 +71,16 @@ def _split(build: Callable, config: Any, avals: tuple[Any, ...], mode: Any) -> S
         )
     treedef = jax.tree.structure(shape)
 
-    # 0: a constant.  1: depends on the key, not on operands.  2: depends on operands.
+    # 0: a constant, evaluated wherever it is read.  1: depends on the key, not on operands.  2: depends on operands, or
+    # is not known to be pure.
     level = dict.fromkeys(constvars, 0) | {invars[0]: 1} | dict.fromkeys(invars[1:], 2)
+    parts: tuple[list[Any], list[Any], list[Any]] = ([], [], [])
     for eqn in eqns:
         here = max((level.get(v, 0) for v in eqn.invars if not isinstance(v, _compat.Literal)), default=0)
+        here = here if is_pure(eqn) else 2
         level.update(dict.fromkeys(eqn.outvars, here))
-    constant = [e for e in eqns if level[e.outvars[0]] == 0]
-    drawn = [e for e in eqns if level[e.outvars[0]] == 1]
-    other = [e for e in eqns if level[e.outvars[0]] == 2]
+        parts[here].append(eqn)
+    constant, drawn, other = parts
     needed = [v for e in other for v in e.invars] + list(outvars)
     residuals = list(dict.fromkeys(v for v in needed if not isinstance(v, _compat.Literal) and level.get(v) == 1))
     base = dict(zip(constvars, consts, strict=True))

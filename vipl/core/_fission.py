@@ -33,6 +33,7 @@ from jax import lax
 
 from vipl import _compat
 from vipl.core._equations import evaluate, plain, read, walk
+from vipl.core._purity import is_pure
 
 FIXED, AHEAD, LOOP = range(3)  # the levels of a variable: equal in all steps; known before the loop; made by it
 
@@ -151,7 +152,7 @@ def _levels(eqns: Any, kinds: list[int], base: dict[Any, int]) -> tuple[dict[Any
 
 def _kind(eqn: Any) -> int:
     """How an equation may be moved; of one that holds a program, the worst in it."""
-    if eqn.effects or any(map(_is_key, [*eqn.invars, *eqn.outvars])):
+    if not is_pure(eqn) or any(map(_is_key, [*eqn.invars, *eqn.outvars])):
         return _compat.STAYS
     inner = _compat.pure_body(eqn)
     if inner is not None:
@@ -198,7 +199,9 @@ def _split(body: _Body, totals: list[Any]) -> _Split | None:
     """Decides what goes where; None where nothing can be moved."""
     level = body.level
     carried = [i for i, (before, _) in enumerate(body.carry) if level[before] == LOOP]
-    roots = [body.carry[i][1] for i in carried] + [v for i in sorted(body.stays) for v in body.eqns[i].outvars]
+    staying = [body.eqns[i] for i in sorted(body.stays)]
+    roots = [body.carry[i][1] for i in carried]
+    roots += [v for eqn in staying for v in eqn.outvars or eqn.invars]  # a print makes nothing
     kept: list[Any] = []  # outs that the loop computes for themselves
     while True:
         later = _moved(body, [*roots, *kept])
@@ -227,7 +230,7 @@ def _split(body: _Body, totals: list[Any]) -> _Split | None:
     known = [body.carry[i][1] for i in sum(body.rounds, [])]
     ahead, _ = _cone(body, [v for v in [*ends, *known, *body.outs] if _of(level, v) < LOOP], lambda _: True)
     loop, ends = _cone(body, [*roots, *stacked], lambda v: body.maker[v] not in ahead or _grows(body, v))
-    return _Split(ahead, loop, after, carried, [v for v in ends if level[v] == AHEAD], stacked, late)
+    return _Split(ahead, loop | body.stays, after, carried, [v for v in ends if level[v] == AHEAD], stacked, late)
 
 
 def _moved(body: _Body, roots: list[Any]) -> Callable[[Any], bool]:
@@ -341,7 +344,7 @@ def _loop(steps: _Steps, split: _Split, init: list[Any]) -> dict[int, Any]:
         env = evaluate(eqns, env | dict(zip(split.reads, x, strict=True)), plain)
         return read(env, [after for _, after in carry]), read(env, split.stacked)
 
-    if not carry and not split.stacked:
+    if not eqns and not split.stacked:
         return {}
     xs = [steps.stacks[v] for v in split.reads]
     last, stacks = lax.scan(step, [init[i] for i in split.carried], xs, **steps.options)

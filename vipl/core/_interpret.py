@@ -36,6 +36,7 @@ from vipl.core._composite import Composite, composite_p
 from vipl.core._equations import evaluate, plain, read, walk
 from vipl.core._holds import eqn_holds_site, sites_of
 from vipl.core._places import places
+from vipl.core._purity import check_unordered
 from vipl.core._site import Lane, Path, Site, lanes_p, sample_p
 
 
@@ -152,6 +153,7 @@ def _remat_rule(eqn: Any, values: list[Any], interpreter: Interpreter, given: An
 
 def _lanes_rule(eqn: Any, values: list[Any], interpreter: Interpreter, given: Any, path: Path) -> Outcome:
     lane: Lane = eqn.params["lane"]
+    check_unordered(eqn.params["jaxpr"], f"{lane.size} lanes of a vmap")
     axes = [0 if m else None for m in lane.mapped]
     mapped = jax.vmap(
         lambda values, given: run(eqn.params["jaxpr"], values, interpreter, given, path),

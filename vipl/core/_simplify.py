@@ -16,13 +16,14 @@ import numpy as np
 from vipl import _compat
 from vipl.core._equations import plain, read
 from vipl.core._interpret import stage
+from vipl.core._purity import is_pure
 
 
 def simplified(fn: Callable, *args: Any) -> Any:
     """`fn(*args)`, each equation of the same operands evaluated once, those that nothing reads not at all.
 
-    What is in a `jit` counts as if it stood outside. Equations with effects stay as they are, and so do those that make
-    keys, each of which may be used but once.
+    What is in a `jit` counts as if it stood outside. Equations that are not known to be pure stay, as often as they
+    stand there. Those that make keys are not merged, each of which may be used but once.
     """
     jaxpr, shape = stage(fn, *args)
     return jax.tree.unflatten(jax.tree.structure(shape), _evaluated(jaxpr, jax.tree.leaves(args), {}))
@@ -50,7 +51,7 @@ def _that_are_read(eqns: Sequence[Any], outvars: Sequence[Any]) -> list[Any]:
     needed = {v for v in outvars if not isinstance(v, _compat.Literal)}
     kept = []
     for eqn in reversed(eqns):
-        if eqn.effects or not needed.isdisjoint(eqn.outvars):
+        if not is_pure(eqn) or not needed.isdisjoint(eqn.outvars):
             needed.update(v for v in eqn.invars if not isinstance(v, _compat.Literal))
             kept.append(eqn)
     return kept[::-1]
@@ -58,7 +59,7 @@ def _that_are_read(eqns: Sequence[Any], outvars: Sequence[Any]) -> list[Any]:
 
 def _identity(eqn: Any, values: Sequence[Any]) -> Any:
     """What decides the results of an equation; None where it is to be left alone, or cannot be compared."""
-    if eqn.effects or any(jnp.issubdtype(v.aval.dtype, jax.dtypes.prng_key) for v in eqn.outvars):
+    if not is_pure(eqn) or any(jnp.issubdtype(v.aval.dtype, jax.dtypes.prng_key) for v in eqn.outvars):
         return None
     params = tuple((k, _name(x) if isinstance(x, float) else x) for k, x in sorted(eqn.params.items()))
     avals = tuple(v.aval for v in (*eqn.invars, *eqn.outvars))

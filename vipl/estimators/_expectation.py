@@ -20,6 +20,7 @@ from vipl._errors import EstimatorError, ProgramError, shortened, show_aval
 from vipl.core._decorated import check_function
 from vipl.core._keys import as_key
 from vipl.core._packed import Packed, is_array, not_arrays, pack, python_integer
+from vipl.core._purity import check_unordered
 from vipl.core._simplify import simplified
 from vipl.core._site import user_frame
 from vipl.core._stage import Staged, stage_program
@@ -182,6 +183,11 @@ class Expectation:
         staged = stage_program(_floating(self._program(), self.has_aux), packed.unpack(leaves), {})
         _check_result(staged, self.has_aux, self._name)
         plan = make_plan(staged)
+        several = [p.site.at() for p in plan.found if p in plan.enumerated or p.path in plan.branching]
+        if several or num_samples > 1:
+            check_unordered(
+                plan.staged.jaxpr, f"the estimator of {several[0]}" if several else f"num_samples={num_samples}"
+            )
         if num_samples == 1:
             if plan.shares:
                 raise _needs_samples(plan)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from vipl import _compat
 from vipl.core._holds import eqn_holds_site
+from vipl.core._purity import is_pure
 from vipl.core._reach import Reach
 from vipl.core._site import Path
 
@@ -25,7 +26,7 @@ class Meeting(NamedTuple):
 
     Attributes:
       lanes: the enumerated sites whose lanes meet only there, and which of the loops around each are these lanes.
-      eqns: the equations of the end; none of them holds a site.
+      eqns: the equations of the end; none of them holds a site, all are pure.
       leaves: the variables that the end reads, and what reaches them.
       sites: the sites in whose values these lanes are apart, and what reaches them; no other reaches the end.
     """
@@ -67,7 +68,7 @@ def find_meeting(
                 leaves[v] = reach
                 continue
             number, eqn = made_by[v]
-            if eqn_holds_site(eqn):
+            if eqn_holds_site(eqn) or not is_pure(eqn):
                 blocked = met
                 break
             if number not in end:

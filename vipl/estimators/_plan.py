@@ -64,6 +64,11 @@ class Plan(NamedTuple):
     reached: Reached
     meeting: Meeting | None
 
+    @property
+    def runs_several(self) -> list[Place]:
+        """The sites for which the program is run at several values."""
+        return [*self.enumerated, *(p for p in self.found if p.path in self.branching)]
+
     def together(self, place: Place) -> tuple[int, ...]:
         """The sizes of the loops around a site whose passes take their values one by one, jointly."""
         return tuple(n for n, apart in zip(place.loop_shape, self.apart[place.path], strict=True) if not apart)
