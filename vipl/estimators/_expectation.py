@@ -183,11 +183,10 @@ class Expectation:
         staged = stage_program(_floating(self._program(), self.has_aux), packed.unpack(leaves), {})
         _check_result(staged, self.has_aux, self._name)
         plan = make_plan(staged)
-        several = [p.site.at() for p in plan.found if p in plan.enumerated or p.path in plan.branching]
-        if several or num_samples > 1:
-            check_unordered(
-                plan.staged.jaxpr, f"the estimator of {several[0]}" if several else f"num_samples={num_samples}"
-            )
+        reasons = [f"the estimator of {p.site.at()}" for p in plan.runs_several]
+        reasons += [f"num_samples={num_samples}"] if num_samples > 1 else []
+        if reasons:
+            check_unordered(plan.staged.jaxpr, reasons[0])
         if num_samples == 1:
             if plan.shares:
                 raise _needs_samples(plan)
