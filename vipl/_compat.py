@@ -189,6 +189,63 @@ def define_alarm_primitive(name: str, error: Callable) -> Any:
     return primitive
 
 
+def define_mark_primitive(name: str) -> Any:
+    """Makes a primitive `(value, **params) -> value` that only carries its parameters; axes of `vmap` come first."""
+    primitive = Primitive(name)
+
+    def batched(values, dims, **params):
+        return primitive.bind(move_to_front(*values, *dims), **params), 0
+
+    def jvp(primals, tangents, **params):
+        return primitive.bind(*primals, **params), tangents[0]
+
+    primitive.def_impl(lambda value, **_: value)
+    primitive.def_abstract_eval(lambda value, **_: value)
+    _batching.primitive_batchers[primitive] = batched
+    _ad.primitive_jvps[primitive] = jvp
+    _mlir.register_lowering(primitive, lambda _, value, **__: [value])
+    return primitive
+
+
+class Producer(NamedTuple):
+    """The equation that a value of a program that is being staged comes from.
+
+    Attributes:
+      primitive: of the equation.
+      params: its parameters.
+      operands: values of the program.
+      outs: the shapes and dtypes of its results.
+      number: which of them the value is.
+    """
+
+    primitive: Any
+    params: dict[str, Any]
+    operands: Sequence[Any]
+    outs: Sequence[Any]
+    number: int
+
+
+def producer(x: Any) -> Producer | None:
+    """The equation that a tracer is a result of; None where it is an argument of what is being staged."""
+    eqn = getattr(x, "parent", None)
+    if eqn is None:
+        return None
+    number = next(i for i, v in enumerate(eqn.outvars) if v is x.val)
+    return Producer(eqn.primitive, eqn.params, eqn.in_tracers, [v.aval for v in eqn.outvars], number)
+
+
+def closed_over(x: Any) -> Any:
+    """The number or outer tracer that a tracer stands for in an inner program; else the tracer itself."""
+    return x.full_lower()
+
+
+def beneath(x: Any) -> tuple[Any, int | None] | None:
+    """The tracer in a tracer of `vmap`, with the axis of the lanes, or of a derivative; None for others."""
+    if hasattr(x, "batch_dim"):
+        return x.val, x.batch_dim if isinstance(x.batch_dim, int) else None
+    return (x.primal, None) if hasattr(x, "primal") else None
+
+
 def define_row_primitive(name: str) -> Any:
     """Makes a primitive `(table, number, axis=...) -> table[number]` that looks nothing up where all are wanted.
 
@@ -377,7 +434,7 @@ PURE = (
         threefry2x32 tile to_edtype tridiagonal tridiagonal_solve unstack zeros_like""".split()
     )
     | {p.name for p in (jit_p, scan_p, cond_p, while_p, remat_p, custom_jvp_call_p, custom_vjp_call_p)}
-    | {"vipl_guard", "vipl_alarm", "vipl_row"}
+    | {"vipl_guard", "vipl_alarm", "vipl_row", "vipl_mark"}
 )
 """Primitives that are functions of their operands and parameters, if the programs inside them are.
 

@@ -59,7 +59,7 @@ class ChoiceError(ViplError):
 
 
 class SupportError(ViplError):
-    """A value can lie where the site's density is zero."""
+    """A value can lie where the site's density is zero, or comes from a density with respect to another measure."""
 
 
 class DistributionError(ViplError):

@@ -656,6 +656,42 @@ def support_of_another_kind():
 
 
 @malformed
+def guide_of_integers_for_a_model_of_reals():
+    guide = vipl.gen(lambda: sample("x", dist.Poisson(2.0)))
+    model = vipl.gen(lambda: sample("x", dist.Normal(0.0, 1.0)))
+    expected(lambda: model().assess({"x": guide().simulate().choices["x"].astype(float)}).log_prob)
+
+
+@malformed
+def guide_on_the_simplex_for_a_model_of_vectors():
+    """The value enters a loop, where it is found to be a draw of the guide when the objective is staged."""
+    guide = vipl.gen(lambda: sample("x", dist.Dirichlet(jnp.ones(3))))
+    model = vipl.gen(lambda: sample("x", dist.Normal(jnp.zeros(3), 1.0)))
+
+    def objective():
+        x = guide().simulate().choices["x"]
+        return lax.map(lambda x: model().assess({"x": x}).log_prob, x[None]).sum()
+
+    expected(objective)
+
+
+@malformed
+def guide_of_an_affine_simplex():
+    simplex = dist.transforms.StickBreakingTransform()
+    base = dist.Normal(jnp.zeros(2), 1.0).to_event(1)
+    scaled = dist.TransformedDistribution(base, [simplex, dist.transforms.AffineTransform(0.0, 2.0)])
+    model = vipl.gen(lambda: sample("x", dist.Dirichlet(jnp.ones(3))))
+    expected(lambda: model().assess(vipl.gen(lambda: sample("x", scaled))().simulate().choices).log_prob)
+
+
+@malformed
+def guide_with_a_density_for_a_point():
+    guide = vipl.gen(lambda: sample("x", dist.Normal(0.0, 1.0)))
+    model = vipl.gen(lambda: sample("x", dist.Delta(0.0)))
+    expected(lambda: model().assess(guide().simulate().choices).log_prob)
+
+
+@malformed
 def objective_returns_a_vector():
     expected(lambda: sample("x", dist.Normal(jnp.zeros(3), 1.0)))
 

@@ -9,6 +9,7 @@ from typing import Any
 from jax import lax
 
 from vipl._errors import ControlFlowError
+from vipl.core._carried import check_marks
 from vipl.core._decorated import check_function
 from vipl.core._draw import handed, handed_in_while, site_program
 from vipl.core._guard import undifferentiable
@@ -65,6 +66,7 @@ def seed(fn: Callable) -> Callable:
 
 def seed_jaxpr(key: Any, jaxpr: Any) -> list[Any]:
     """Runs a closed jaxpr without arguments, drawing its sites."""
+    check_marks(jaxpr)
     found = places(jaxpr)
     check_digests(found)
     programs = {p.path: site_program(draw_program, p.site.source, p.source_avals) for p in found}

@@ -10,6 +10,7 @@ import numpy as np
 
 from vipl import _compat
 from vipl._errors import EstimatorError, ProgramError
+from vipl.core._carried import check_marks
 from vipl.core._draw import SiteProgram
 from vipl.core._keys import check_digests
 from vipl.core._packed import pack
@@ -86,6 +87,7 @@ class Plan(NamedTuple):
 
 def make_plan(staged: Staged) -> Plan:
     """Finds the sites of a program, and asks their estimators what they will do."""
+    check_marks(staged.jaxpr)
     before = origins(staged.jaxpr)
     staged = staged._replace(jaxpr=opened(unrolled(staged.jaxpr)))
     found = [_with_estimator(p) for p in places(staged.jaxpr)]

@@ -8,14 +8,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpyro.distributions as dist
 from jax import lax
 
 from vipl._errors import EstimatorError, show_aval
 from vipl.core._packed import is_array, is_real
 from vipl.gen import Draw, Estimator, Law, box
-from vipl.gen._density import innermost
-from vipl.gen._supports import EVERYWHERE, describe
+from vipl.gen._supports import moving_parameters
 
 
 @dataclass(frozen=True)
@@ -77,29 +75,6 @@ class Score(Estimator):
 def support_parameters(d: Any) -> list[Any]:
     """The parameters that move the support of a distribution, where a score misses a boundary term.
 
-    Bounds; the places of atoms; parameters of transforms of anything that is not all of the real numbers.
+    Bounds; the places of atoms; what a transform does to a bound, or to a set that is not all of its domain.
     """
-    d = innermost(d)
-    found = []
-    if isinstance(d, dist.Delta):
-        found = [d.v]
-    elif isinstance(d, dist.MixtureSameFamily):
-        found = support_parameters(d.component_distribution)
-    elif isinstance(d, dist.MixtureGeneral):
-        found = [x for component in d.component_distributions for x in support_parameters(component)]
-    elif isinstance(d, dist.TransformedDistribution):
-        found, support = support_parameters(d.base_dist), innermost(d.base_dist).support
-        for transform in d.transforms:
-            if describe(support) != EVERYWHERE:
-                found += jax.tree.leaves(transform)
-            support = transform.codomain
-        found += _bounds(support)
-    elif (support := getattr(d, "support", None)) is not None:
-        found = _bounds(support)
-    return [x for x in found if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.inexact)]
-
-
-def _bounds(support: Any) -> list[Any]:
-    while isinstance(support, dist.constraints.independent):
-        support = support.base_constraint
-    return [getattr(support, name, None) for name in ("lower_bound", "upper_bound")]
+    return [x for x in moving_parameters(d) if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.inexact)]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ import numpy as np
 
 from vipl import _compat
 from vipl._errors import AddressError, ChoiceError, show_address, show_addresses, show_aval
+from vipl.core._carried import Drawn, origin
 from vipl.core._holds import sites_of_value
 from vipl.core._packed import as_array
 from vipl.core._places import Place
@@ -51,7 +51,7 @@ def merge(*parts: dict[str, Any]) -> dict[str, Any]:
         more = flatten(part, "the choices")
         both = [a for a in more if a in flat]
         if both:
-            drawn = drawn_at(flat[both[0]]) or drawn_at(more[both[0]])
+            drawn = _drawn(flat[both[0]]) or _drawn(more[both[0]])
             raise AddressError(
                 "an address has two values: one that is given, and one that is drawn or given again.",
                 at=drawn.at if drawn else "the choices",
@@ -90,35 +90,15 @@ def flatten(choices: Any, what: str) -> dict[Address, Any]:
     return out
 
 
+def _drawn(value: Any) -> Drawn | None:
+    known = origin(value)
+    return known if isinstance(known, Drawn) else None
+
+
 def _nested_hint(name: Any) -> str:
     if isinstance(name, tuple) and all(isinstance(p, str) for p in name):
         return "{" + ": {".join(f'"{p}"' for p in name) + ": value" + "}" * len(name)
     return f'"{name}" instead'
-
-
-class Drawn(NamedTuple):
-    """Where a value came from: the site of a simulated program, and its support."""
-
-    at: str
-    support: Any
-
-
-# Values that `simulate` handed out while a program is staged. Only checks read it: a value that is not in it
-# is checked when the program runs instead.
-_DRAWN: dict[int, tuple[Any, Drawn]] = {}
-
-
-def remember(value: Any, drawn: Drawn) -> None:
-    """Notes where a traced value came from, for as long as the value lives."""
-    if isinstance(value, _compat.Tracer):
-        number = id(value)
-        _DRAWN[number] = (weakref.ref(value, lambda _: _DRAWN.pop(number, None)), drawn)
-
-
-def drawn_at(value: Any) -> Drawn | None:
-    """Where a value came from, or None."""
-    entry = _DRAWN.get(id(value))
-    return entry[1] if entry is not None and entry[0]() is value else None
 
 
 def match(choices: Any, found: Sequence[Place], program: str, *, complete: bool) -> dict[Address, Any]:
@@ -148,7 +128,7 @@ def match(choices: Any, found: Sequence[Place], program: str, *, complete: bool)
 
 
 def _unknown(address: Address, value: Any, given: Any, by_address: Any, program: str) -> AddressError:
-    drawn = drawn_at(value)
+    drawn = _drawn(value)
     nearest = _nearest(address, by_address)
     return AddressError(
         f"{'the guide samples' if drawn else 'the choices hold'} an address that {program} does not have.",

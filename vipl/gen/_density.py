@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import lax
+from numpyro.distributions.transforms import AffineTransform, CatTransform
 
 from vipl import _compat
 from vipl._errors import DistributionError, show_aval
@@ -17,7 +18,7 @@ from vipl.core._packed import Packed
 from vipl.core._site import Site
 from vipl.gen._equivalents import equivalent, library_of
 from vipl.gen._mend import BernoulliLogits
-from vipl.gen._supports import EVERYWHERE, describe
+from vipl.gen._supports import innermost, joins_zero, names_its_support, steps_of
 
 
 @jax.tree_util.register_pytree_node_class
@@ -52,27 +53,6 @@ class Factor:
 def is_factor(site: Site) -> bool:
     """Says whether a site is a factor."""
     return site.source is not None and site.source.treedef == jax.tree.structure(Factor(0.0))
-
-
-def innermost(d: Any) -> Any:
-    """The distribution without `to_event`, `expand` and masks."""
-    while isinstance(d, (dist.Independent, dist.ExpandedDistribution, dist.MaskedDistribution)):
-        d = d.base_dist
-    return d
-
-
-def describe_source(d: Any) -> Any:
-    """The support of a distribution as checks compare it; None where what it claims is not what it draws."""
-    base = innermost(d)
-    claims = isinstance(base, (dist.Delta, dist.TransformedDistribution)) or getattr(base, "support", None) is None
-    return None if claims and not _honest(base) else describe(d.support)
-
-
-def _honest(d: Any) -> bool:
-    """Whether a transformed distribution's support follows from its base's: every number for every number."""
-    if not isinstance(d, dist.TransformedDistribution):
-        return False
-    return describe(innermost(d.base_dist).support) == EVERYWHERE
 
 
 class _NoSampler(Exception):
@@ -177,10 +157,10 @@ class Verdict(NamedTuple):
 
 
 def verdict(d: Any, value: Any) -> Verdict:
-    """Looks at a value through masks, `to_event`, `expand` and transforms.
+    """Looks at a value through masks, `to_event`, `expand`, transforms and mixtures.
 
-    NumPyro's support of a transformed distribution is the range of its last transform; the value also has to come
-    from a point in the base's support.
+    NumPyro's support of a transformed distribution is the range of its last transform, and that of a mixture is its
+    first component's. A value lies inside where it comes from a point of the base's support; where a component has it.
     """
     ndim = jnp.ndim(value) - len(d.event_shape)
     if isinstance(d, dist.MaskedDistribution):
@@ -189,17 +169,49 @@ def verdict(d: Any, value: Any) -> Verdict:
     if isinstance(d, (dist.Independent, dist.ExpandedDistribution)):
         inner = verdict(d.base_dist, value)
         return Verdict(_over_event(jnp.all, inner.inside, ndim), _over_event(jnp.any, inner.nan, ndim))
-    if isinstance(d, dist.TransformedDistribution):
-        x, inside = value, jnp.array(True)
-        for transform in reversed(d.transforms):
-            inside = inside & _over_event(jnp.all, transform.codomain(x), ndim)
-            x = transform.inv(x)
-        inside = inside & _over_event(jnp.all, verdict(d.base_dist, x).inside, ndim)
-    else:
-        support = getattr(d, "support", None)  # some NumPyro classes lose it as pytrees: no verdict
-        inside = jnp.array(True) if support is None else _over_event(jnp.all, support(value), ndim)
+    inside = jnp.broadcast_to(_over_event(jnp.all, _lies_in(d, value), ndim), jnp.shape(value)[:ndim])
     nan = jnp.isnan(value) if jnp.issubdtype(value.dtype, jnp.inexact) else jnp.zeros(jnp.shape(value), bool)
-    return Verdict(jnp.broadcast_to(inside, jnp.shape(value)[:ndim]), _over_event(jnp.any, nan, ndim))
+    return Verdict(inside, _over_event(jnp.any, nan, ndim))
+
+
+def _lies_in(d: Any, value: Any) -> Any:
+    """Whether a value lies in the support of a distribution; with some axes of the event, or without."""
+    if isinstance(d, dist.TransformedDistribution) and not names_its_support(d):
+        return _comes_from(d, value)
+    if isinstance(d, dist.MixtureGeneral):
+        return functools.reduce(jnp.logical_or, [verdict(x, value).inside for x in d.component_distributions])
+    if isinstance(d, dist.MixtureSameFamily):
+        return verdict(d.component_distribution, jnp.expand_dims(value, d.mixture_dim)).inside.any(-1)
+    if joins_zero(d):
+        return verdict(d.base_dist, value).inside | (value == 0)
+    support = getattr(d, "support", None)  # some NumPyro classes lose it as pytrees: no verdict
+    return jnp.array(True) if support is None else support(value)
+
+
+def _comes_from(d: Any, value: Any) -> Any:
+    """Whether a value is what transforms make of a point of the base's support."""
+    ndim = jnp.ndim(value) - len(d.event_shape)
+    inside = jnp.array(True)
+    for transform in reversed([step for x in d.transforms for step in steps_of(x)]):
+        inside = inside & _in_range(transform, value, ndim)
+        value = transform.inv(value)
+    return inside & _over_event(jnp.all, verdict(d.base_dist, value).inside, ndim)
+
+
+def _in_range(transform: Any, value: Any, ndim: int) -> Any:
+    """Whether a transform makes a value of anything; where NumPyro cannot say it, the inverse has to tell."""
+    if isinstance(transform, CatTransform):
+        inside = jnp.array(True)
+        for inner, y in zip(transform.transforms, transform._slices(value), strict=True):
+            for step in reversed(steps_of(inner)):
+                inside, y = inside & _in_range(step, y, ndim), step.inv(y)
+        return inside
+    if isinstance(transform, AffineTransform):  # every number; NumPyro's answer goes by a sign that it guesses
+        return jnp.array(True)
+    try:
+        return _over_event(jnp.all, transform.codomain(value), ndim)
+    except NotImplementedError:
+        return jnp.array(True)
 
 
 def _over_event(reduce: Callable, x: Any, ndim: int) -> Any:

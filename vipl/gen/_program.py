@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vipl._errors import AddressError, ProgramError, SupportError, show_addresses
+from vipl._errors import AddressError, ProgramError, show_addresses
 from vipl.core._decorated import check_function
 from vipl.core._interpret import Interpreter, Outcome, plain, run, walk
 from vipl.core._packed import pack, python_integer
@@ -26,12 +26,12 @@ from vipl.core._places import Place, check_unique, places
 from vipl.core._rewrite import rewrite
 from vipl.core._site import Site, sample_p, user_frame
 from vipl.core._stage import Staged, stage_program
-from vipl.gen._choices import Address, Drawn, drawn_at, flatten, match, merge, nest, remember
+from vipl.gen._checks import lies_inside
+from vipl.gen._choices import Address, flatten, match, merge, nest
 from vipl.gen._density import is_factor, site_log_prob
 from vipl.gen._estimator import Estimator
 from vipl.gen._sample import check_estimator
 from vipl.gen._source import Source, Trace
-from vipl.gen._supports import included
 
 
 class GenerativeFunction:
@@ -159,29 +159,25 @@ class Program(Source):
         return staged.result(outs)
 
     def _simulate(self) -> Trace:
-        trace, _, found = self._run({}, "simulate")
-        self._remember(trace.choices, found)
-        return trace
+        return self._run({}, "simulate")[0]
 
     def _assess(self, choices: dict[str, Any]) -> Trace:
         return self._run(choices, "assess", complete=True)[0]
 
     def _generate(self, choices: dict[str, Any]) -> tuple[Trace, Any]:
-        return self._run(choices, "generate")[:2]
+        return self._run(choices, "generate")
 
     def weigh(self, known: dict[str, Any], drawn: dict[str, Any]) -> tuple[Any, Any]:
         """See `Source.weigh`."""
         names = flatten(drawn, self.name)
-        trace, log_w, _ = self._run(
+        trace, log_w = self._run(
             merge(known, drawn), "generate", complete=True, counts=lambda a, given: given and a not in names
         )
         return trace.log_prob, log_w
 
     def simulate_split(self, counts: Callable[[Address], bool]) -> tuple[Trace, Any]:
         """See `Source.simulate_split`."""
-        trace, log_w, found = self._run({}, "simulate", counts=lambda a, _: counts(a))
-        self._remember(trace.choices, found)
-        return trace, log_w
+        return self._run({}, "simulate", counts=lambda a, _: counts(a))
 
     def is_exact(self) -> bool:
         """Whether no site of it has an estimated density."""
@@ -212,7 +208,7 @@ class Program(Source):
         *,
         complete: bool = False,
         counts: Callable[[Address, bool], bool] = lambda _, given: given,
-    ) -> tuple[Trace, Any, list[Place]]:
+    ) -> tuple[Trace, Any]:
         """Runs with values at some sites; the others stay effects.
 
         Args:
@@ -222,11 +218,11 @@ class Program(Source):
           counts: (address, whether it is given) -> whether its log density enters the weight.
 
         Returns:
-          The trace; the sum of the log densities that count, factors included; the places.
+          The trace; the sum of the log densities that count, factors included.
         """
         staged, found = self.staged()
         given = match(choices, valued(found), self.name, complete=complete)
-        surely_inside = {a for a, x in given.items() if _inside(x, [p for p in found if p.site.address == a])}
+        surely_inside = {a for a, x in given.items() if lies_inside(x, [p.site for p in found if p.site.address == a])}
         by_path = {p.path: given[p.site.address] for p in found if p.site.address in given}
 
         def handle(visit, operands, value):
@@ -255,14 +251,7 @@ class Program(Source):
         zero = jnp.zeros(())
         made = nest(given) if complete else merge_emits(found, emits)
         trace = Trace(made, totals.get("log_prob", zero), staged.result(outs))
-        return trace, totals.get("log_w", zero), found
-
-    def _remember(self, choices: dict[str, Any], found: list[Place]) -> None:
-        values = flatten(choices, self.name)
-        for place in valued(found):
-            supports = {p.site.support for p in found if p.site.address == place.site.address}
-            support = supports.pop() if len(supports) == 1 else None
-            remember(values[place.site.address], Drawn(place.site.at(), support))
+        return trace, totals.get("log_w", zero)
 
 
 def with_estimators(fn: Callable, estimators: Any, name: str, *args: Any, **kwargs: Any) -> Any:
@@ -340,25 +329,3 @@ def merge_emits(found: list[Place], emits: dict[Any, Any]) -> dict[str, Any]:
             value = (other | value) if value.dtype == bool else other + value
         flat[address] = value
     return nest(flat)
-
-
-def _inside(value: Any, candidates: list[Place]) -> bool:
-    """Whether a value surely lies in the support of its site; raises where the value's own support is wider.
-
-    Branches of a `cond` may share an address: a verdict has to hold for all of them.
-    """
-    drawn = drawn_at(value)
-    if drawn is None:
-        return False
-    place = candidates[0]
-    verdicts = {included(drawn.support, p.site.support) for p in candidates}
-    if verdicts == {False}:
-        raise SupportError(
-            "a value can lie where the density of the site that it is given to is zero.",
-            at=place.site.at(),
-            got=f"a value of {drawn.at}, whose support is {drawn.support}",
-            expected=f"values in {place.site.support}",
-            mend="draw it from a distribution on that support, e.g. "
-            "TransformedDistribution(base, biject_to(model_distribution.support))",
-        )
-    return verdicts == {True}

@@ -13,10 +13,11 @@ from vipl.core._packed import Packed, concrete_integer, is_array, pack, python_i
 from vipl.core._site import Site, sample_p, user_frame
 from vipl.core._staging import check_context
 from vipl.gen._choices import check_address
-from vipl.gen._density import Factor, check_distribution, describe_source
+from vipl.gen._density import Factor, check_distribution
 from vipl.gen._estimator import Draw, Estimator, Law, Support
 from vipl.gen._mend import mended
 from vipl.gen._source import Source
+from vipl.gen._supports import describe
 
 
 def sample(address: str | tuple[str, ...], source: Any, estimator: Estimator | None = None, **unknown: Any) -> Any:
@@ -73,7 +74,7 @@ def sample(address: str | tuple[str, ...], source: Any, estimator: Estimator | N
         num_source=len(leaves),
         shape=tuple(value.shape),
         dtype=jnp.result_type(float) if makes_float else value.dtype,
-        support=describe_source(source),
+        support=describe(source),
         where=where,
         makes_float=makes_float,
     )

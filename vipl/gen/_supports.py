@@ -1,7 +1,9 @@
-"""Inclusion of supports: can a value of one distribution lie where another's density is zero?
+"""The sets that NumPyro's distributions draw on, as `Region`s.
 
-A support is described when its site is made, where concrete bounds are still numbers. `included(a, b)` is True
-or False where that is known when the program is staged, None where it is not. An unknown case is never an error.
+A support is described when its site is made, where concrete bounds are still numbers. Law: a distribution draws in
+`describe(d)`, and its `log_prob` is a density with respect to the measure that it names. NumPyro's own `support` of a
+transformed distribution is the range of its last transform, which is neither; here the base's support is pushed
+through all transforms (`image_of`). None: nothing is known, and values are looked at when the program runs.
 """
 
 from __future__ import annotations
@@ -11,89 +13,506 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import numpyro.distributions as dist
 from numpyro.distributions import constraints as c
+from numpyro.distributions import transforms as t
+from numpyro.distributions.discrete import ZeroInflatedProbs
 
 from vipl._compat import Tracer
+from vipl.core._region import (
+    ATOM,
+    ATOMS,
+    COMPLEX,
+    COUNTING,
+    EVERYWHERE,
+    LEBESGUE,
+    POINT,
+    Numbers,
+    Region,
+    box,
+    concatenated,
+    continuous,
+    coordinates,
+    image,
+    included,
+    manifold,
+    numbers,
+    part,
+    union,
+    unsure,
+)  # fmt: skip
 
 _INF = math.inf
 
 
-class Interval(NamedTuple):
-    """The numbers between two bounds; a bound is None where it is not known when the program is staged."""
-
-    kind: str  # "real" or "integer"
-    low: float | None
-    high: float | None
-
-    def __str__(self) -> str:
-        if (self.low, self.high) == (-_INF, _INF):
-            return f"all {self.kind}s"
-        low, high = ("?" if b is None else f"{b:g}" for b in (self.low, self.high))
-        return f"{self.kind}s from {low} to {high}"
-
-
-EVERYWHERE = Interval("real", -_INF, _INF)
-
-
-class Named(NamedTuple):
-    """A support that is known by its class alone, such as the simplex."""
-
-    name: str
-
-    def __str__(self) -> str:
-        return self.name
-
-
-_INTERVALS = ("interval", "greater", "less", "positive", "nonnegative")
-
-# Supports without parameters: two of one class are equal.
-_WHOLE = {
-    "Simplex", "CorrCholesky", "CorrMatrix", "PositiveDefinite", "LowerCholesky", "OrderedVector", "Sphere",
-}  # fmt: skip
-
-
-def describe(s: Any) -> Interval | Named | None:
-    """The hashable description of a NumPyro support; None where it has none that can be compared."""
-    if isinstance(s, c.independent):
-        return describe(s.base_constraint)
-    name = type(s).__name__.lstrip("_")
-    if name in _WHOLE:
-        return Named(name)
-    lowered = name.lower()
-    if lowered == "boolean":
-        return Interval("integer", 0.0, 1.0)
-    if lowered in ("real", "realvector"):
-        return EVERYWHERE
-    if any(word in lowered for word in _INTERVALS):
-        low = _number(s.lower_bound) if hasattr(s, "lower_bound") else -_INF
-        high = _number(s.upper_bound) if hasattr(s, "upper_bound") else _INF
-        return Interval("integer" if "integer" in lowered else "real", low, high)
+def concrete(x: Any) -> Numbers | None:
+    """A bound or parameter as numbers; None where it is traced."""
+    if isinstance(x, (bool, int, float, np.number)) or (
+        isinstance(x, (np.ndarray, jax.Array)) and not isinstance(x, Tracer)
+    ):
+        return numbers(x)
     return None
 
 
-def _number(x: Any) -> float | None:
-    """A concrete bound; None where it is traced, or an array of unequal entries."""
-    if isinstance(x, (bool, int, float, np.number)):
-        return float(x)
-    if isinstance(x, (np.ndarray, jax.Array)) and not isinstance(x, Tracer):
-        array = np.asarray(x)
-        return float(array.flat[0]) if array.size and (array == array.flat[0]).all() else None
-    return None
+# --- constraints ------------------------------------------------------------------------------------------
 
 
-def included(a: Interval | Named | None, b: Interval | Named | None) -> bool | None:
-    """Says whether support `a` lies in support `b`: True, False, or None for unknown.
+def _bounded(measure: Any) -> Any:
+    def make(s: Any, _: Any) -> Region:
+        low = concrete(s.lower_bound) if hasattr(s, "lower_bound") else -_INF
+        high = concrete(s.upper_bound) if hasattr(s, "upper_bound") else _INF
+        return box(measure, low, high)
 
-    Open and closed ends of real intervals count as equal: they differ by a set of probability zero.
-    """
-    if not isinstance(a, Interval) or not isinstance(b, Interval):
-        return True if a is not None and a == b else None
-    if a.kind != b.kind:
-        return False
-    if (b.low, b.high) == (-_INF, _INF):
-        return True
-    if (a.low == -_INF and b.low not in (None, -_INF)) or (a.high == _INF and b.high not in (None, _INF)):
-        return False
-    if a.low is None or a.high is None or b.low is None or b.high is None:
+    return make
+
+
+def _squares(name: str, measured: Any = None) -> Any:
+    """Sets of square matrices; one that is 1 x 1 is a positive number."""
+
+    def make(_: Any, shape: tuple[int, ...]) -> Region:
+        return box(LEBESGUE, 0, _INF) if shape[-1] == 1 and measured is None else manifold(name, 2)
+
+    return make
+
+
+def _increasing(low: float) -> Any:
+    def make(_: Any, shape: tuple[int, ...]) -> Region:
+        more = {"structure": ("increasing vectors",), "event_dim": 1} if shape[-1] > 1 else {}
+        return box(LEBESGUE, low, _INF, **more)
+
+    return make
+
+
+def _ball(_: Any, shape: tuple[int, ...]) -> Region:
+    more = {"structure": ("the l1 ball", shape[-1]), "event_dim": 1} if shape[-1] > 1 else {}
+    return box(LEBESGUE, -1, 1, **more)
+
+
+def _counts(s: Any, _: Any) -> Region:
+    total = concrete(s.upper_bound)
+    high = None if total is None else numbers(total.array()[..., None] if total.shape else total.array())
+    return box(COUNTING, 0, high, structure=("multinomial", total), event_dim=1)
+
+
+def _circulant(_: Any, shape: tuple[int, ...]) -> Region:
+    if shape[-1] == 1:
+        return box(LEBESGUE, 0, _INF)
+    return manifold("positive definite circulant vectors", 1)
+
+
+def _joined(s: Any, shape: tuple[int, ...]) -> Region | None:
+    """Slices along one axis; a box where all are."""
+    axis = s.dim % len(shape)
+    pieces = [(*shape[:axis], n, *shape[axis + 1 :]) for n in s.lengths]
+    regions = [region_of(x, piece) for x, piece in zip(s.cseq, pieces, strict=True)]
+    return joined(regions, pieces, axis)
+
+
+def joined(regions: list[Region | None], shapes: list[tuple[int, ...]], axis: int) -> Region | None:
+    """The set of arrays whose slices along an axis lie in these."""
+    known = [r for r in regions if r is not None]
+    if len(known) < len(regions):
         return None
-    return b.low <= a.low and a.high <= b.high
+    measures = {r.measure for r in known}
+    if len(set(known)) == 1 and known[0].rank == 0:
+        return known[0]
+    if len(measures) > 1 or any(r.structure is not None for r in known):
+        same = measures in ({LEBESGUE}, {COUNTING})
+        measure = known[0].measure if same else ("slices", *(r.measure for r in known))
+        return Region(measure, None, None, exact=False, tight=False)
+    return concatenated(known, shapes, axis)
+
+
+_REAL, _INTEGER = _bounded(LEBESGUE), _bounded(COUNTING)
+
+_BY_CONSTRAINT: dict[type, Any] = {
+    type(c.boolean): lambda *_: box(COUNTING, 0, 1),
+    type(c.nonnegative_integer): _INTEGER,
+    type(c.positive_integer): _INTEGER,
+    c.integer_interval: _INTEGER,
+    c.integer_greater_than: _INTEGER,
+    c.multinomial: _counts,
+    type(c.real): lambda *_: EVERYWHERE,
+    type(c.complex): lambda *_: box(COMPLEX, -_INF, _INF),
+    c.greater_than: _REAL,
+    c.greater_than_eq: _REAL,
+    c.less_than: _REAL,
+    c.less_than_eq: _REAL,
+    c.interval: _REAL,
+    c.open_interval: _REAL,
+    type(c.positive): _REAL,
+    type(c.nonnegative): _REAL,
+    type(c.softplus_positive): _REAL,
+    type(c.unit_interval): _REAL,
+    type(c.circular): _REAL,
+    type(c.ordered_vector): _increasing(-_INF),
+    type(c.positive_ordered_vector): _increasing(0),
+    type(c.l1_ball): _ball,
+    type(c.simplex): lambda *_: manifold("the simplex", 1),
+    type(c.sphere): lambda *_: manifold("the sphere", 1),
+    c.zero_sum: lambda s, _: manifold("arrays that sum to zero", s.event_dim, s.event_dim),
+    type(c.corr_matrix): _squares("correlation matrices", "always"),
+    type(c.corr_cholesky): _squares("Cholesky factors of correlation matrices", "always"),
+    type(c.positive_definite): _squares("positive definite matrices"),
+    type(c.positive_semidefinite): _squares("positive definite matrices"),
+    type(c.lower_cholesky): _squares("Cholesky factors"),
+    type(c.softplus_lower_cholesky): _squares("Cholesky factors"),
+    type(c.scaled_unit_lower_cholesky): _squares("Cholesky factors"),
+    type(c.positive_definite_circulant_vector): _circulant,
+    c.cat: _joined,
+}
+
+
+def region_of(s: Any, shape: tuple[int, ...]) -> Region | None:
+    """The set that a constraint describes, of arrays of a shape (batch axes included)."""
+    while isinstance(s, c.independent):  # real_vector and real_matrix are independent, too
+        s = s.base_constraint
+    make = _BY_CONSTRAINT.get(type(s))
+    return None if make is None else make(s, shape)
+
+
+# --- transforms -------------------------------------------------------------------------------------------
+
+
+def image_of(transform: Any, region: Region | None, shape: tuple[int, ...]) -> Region | None:
+    """The set that a transform makes of a set of arrays of a shape, with the measure of the density there."""
+    if region is None or isinstance(transform, t.IdentityTransform):
+        return region
+    steps = steps_of(transform)
+    if len(steps) > 1 or steps[0] is not transform:
+        for step in steps:
+            region, shape = image_of(step, region, shape), step.forward_shape(shape)
+        return region
+    if region is None or isinstance(transform, t.IndependentTransform):
+        return region and image_of(transform.base_transform, region, shape)
+    if region.measure == POINT:
+        return region
+    if isinstance(transform, t.CatTransform):
+        return _image_of_slices(transform, region, shape)
+    if isinstance(transform, (t.PermuteTransform, t.ReshapeTransform)):
+        return _moved(transform, region, shape)
+    if (scalar := elementwise(transform)) is not None:
+        return _mapped(region, scalar)
+    return _whole(transform, region, shape)
+
+
+def steps_of(transform: Any) -> list[Any]:
+    """The transforms that one is composed of, in order; inverses and `to_event` are of single ones."""
+    if isinstance(transform, t.ComposeTransform):
+        return [step for inner in transform.parts for step in steps_of(inner)]
+    if isinstance(transform, t.IndependentTransform):
+        steps = steps_of(transform.base_transform)
+        n = transform.reinterpreted_batch_ndims
+        return [transform] if len(steps) == 1 else [t.IndependentTransform(step, n) for step in steps]
+    if isinstance(transform, t._InverseTransform) and len(steps := steps_of(transform.inv)) > 1:
+        return [step.inv for step in reversed(steps)]
+    return [transform]
+
+
+def _whole(transform: Any, region: Region, shape: tuple[int, ...]) -> Region | None:
+    """The range of a transform of its whole domain; a part of it for less; an image for what has another measure."""
+    if isinstance(transform.inv if isinstance(transform, t._InverseTransform) else transform, _NOT_ONTO):
+        return None
+    domain = region_of(transform.domain, shape)
+    codomain = region_of(transform.codomain, transform.forward_shape(shape))
+    if domain is None or codomain is None:
+        return None
+    if continuous(region.measure, domain.measure) is not True:
+        return image(region)
+    if included(region, domain) is not True:
+        return None
+    return codomain if included(domain, region) else part(codomain)
+
+
+# The range that these name has more dimensions than what they map to it.
+_NOT_ONTO = (t.RealFastFourierTransform, t.PackRealFastFourierCoefficientsTransform, t.UnpackTransform)
+
+
+def _softplus(x: np.ndarray) -> np.ndarray:
+    return np.logaddexp(x, 0)
+
+
+def _softplus_inverse(y: np.ndarray) -> np.ndarray:
+    return np.log(-np.expm1(-y)) + y
+
+
+class Map(NamedTuple):
+    """A monotone function of single numbers.
+
+    Attributes:
+      function: of NumPy arrays; NaN where its value is not known.
+      sign: 1 where it rises, -1 where it falls; None where that is not known, or differs from number to number.
+      one: whether all numbers have the same function.
+      low: the numbers above it are mapped onto themselves, whatever the parameters are; None where there are none.
+    """
+
+    function: Any
+    sign: int | None
+    one: bool
+    low: float | None
+
+
+def elementwise(transform: Any) -> Map | None:
+    """The function that a transform is of single numbers; None where it is something else."""
+    inverted = isinstance(transform, t._InverseTransform)
+    inner = transform.inv if inverted else transform
+    if isinstance(inner, t.AffineTransform):
+        loc, scale = concrete(inner.loc), concrete(inner.scale)
+        one = all(np.ndim(x) == 0 or (n and n.shape == ()) for x, n in [(inner.loc, loc), (inner.scale, scale)])
+        a, b = (np.nan if x is None else x.array() for x in (loc, scale))
+        function = (lambda x: (x - a) / b) if inverted else (lambda x: a + b * x)
+        sign = _sign(scale)
+        if None in (loc, scale):  # only what is infinite stays known
+            return Map(lambda x: np.where(np.isinf(x), (sign or np.nan) * x, np.nan), sign, one, -_INF)
+        return Map(function, sign, one, -_INF)
+    if isinstance(inner, t.PowerTransform):
+        exponent = concrete(inner.exponent)
+        power = np.asarray(np.nan) if exponent is None else exponent.array()
+        return Map(lambda x: x ** (1 / power if inverted else power), _sign(exponent), power.ndim == 0, 0.0)
+    pair = _SCALAR_MAPS.get(type(inner))
+    return None if pair is None else Map(pair[inverted], 1, True, None)
+
+
+_SCALAR_MAPS: dict[type, tuple[Any, Any]] = {
+    t.ExpTransform: (np.exp, np.log),
+    t.SigmoidTransform: (lambda x: 1 / (1 + np.exp(-x)), lambda y: np.log(y) - np.log1p(-y)),
+    t.SoftplusTransform: (_softplus, _softplus_inverse),
+}
+
+
+def _sign(scale: Numbers | None) -> int | None:
+    if scale is None:
+        return None
+    return 1 if min(scale.values) > 0 else -1 if max(scale.values) < 0 else None
+
+
+def _mapped(region: Region, scalar: Map) -> Region | None:
+    """The image of a set under a monotone function of its numbers."""
+    function, sign, one, bottom = scalar
+    if region.measure == COUNTING:
+        return _mapped_integers(region, scalar)
+    if region.measure != LEBESGUE:
+        return region if _keeps(region, scalar) else image(region)
+    if bottom is not None and (region.low, region.high) == (numbers(bottom), numbers(_INF)):
+        low, high = region.low, region.high
+    elif sign is None:
+        ends = [_value(function, x) for x in (region.low, region.high)]
+        low, high = (None, None) if None in ends else (_elementwise(which, *ends) for which in (np.minimum, np.maximum))
+    else:
+        low, high = (_value(function, x) for x in (region.low, region.high)[::sign])
+    if region.structure is None or (region.structure[0] == "increasing vectors" and sign == 1 and one):
+        return region._replace(low=low, high=high)
+    return Region(LEBESGUE, low, high, exact=False, tight=region.tight)
+
+
+def _elementwise(which: Any, x: Any, y: Any) -> Numbers | None:
+    return numbers(which(x.array(), y.array()))
+
+
+def _value(function: Any, bound: Numbers | None) -> Numbers | None:
+    if bound is None:
+        return None
+    with np.errstate(all="ignore"):
+        return numbers(function(bound.array()))
+
+
+def _mapped_integers(region: Region, scalar: Map) -> Region:
+    """Integers that are shifted or mirrored stay integers; NumPyro's density of others is not their probability."""
+    function, sign, one, _ = scalar
+    steps = _steps(scalar)
+    if sign is None or not one or region.structure is not None or abs(steps[1] - steps[0]) != 1 or steps[0] % 1:
+        return image(region)
+    low, high = (_value(function, x) for x in (region.low, region.high)[::sign])
+    return region._replace(low=low, high=high)
+
+
+def _keeps(region: Region, scalar: Map) -> bool:
+    """Whether a function of single numbers is nothing, or a mirror that keeps the set."""
+    mirrored = region.structure is not None and region.structure[0] in ("the sphere", "arrays that sum to zero")
+    return scalar.one and _steps(scalar) in ([-1, 0, 1], [1, 0, -1] if mirrored else [])
+
+
+def _steps(scalar: Map) -> list[float]:
+    with np.errstate(all="ignore"):
+        return np.broadcast_to(scalar.function(np.arange(-1.0, 2.0)), 3).tolist() if scalar.one else [np.nan] * 3
+
+
+_SYMMETRIC = ("the simplex", "the sphere", "the l1 ball", "multinomial")
+
+
+def _moved(transform: Any, region: Region, shape: tuple[int, ...]) -> Region | None:
+    """The image of a set under a permutation along the last axis, or another shape."""
+    inverted = isinstance(transform, t._InverseTransform)
+    permutes = isinstance(transform.inv if inverted else transform, t.PermuteTransform)
+    if region.rank == 0:
+        return region
+    if region.structure is None:
+        order = concrete(transform.permutation) if permutes else None
+        if permutes and order is None:
+            return coordinates(region)
+        move = (lambda x: x[..., order.array().astype(int)]) if order is not None else transform
+        low, high = (
+            None if x is None else numbers(move(np.broadcast_to(x.array(), shape))) for x in (region.low, region.high)
+        )
+        return region._replace(low=low, high=high)
+    name = region.structure[0]
+    if permutes and (name in _SYMMETRIC or region.structure == ("arrays that sum to zero", 1)):
+        return region
+    return coordinates(region) or image(region)
+
+
+def _image_of_slices(transform: Any, region: Region, shape: tuple[int, ...]) -> Region | None:
+    if region.rank:
+        return None
+    axis = transform.dim % len(shape)
+    pieces = [(*shape[:axis], n, *shape[axis + 1 :]) for n in transform.lengths]
+    regions = [image_of(x, region, piece) for x, piece in zip(transform.transforms, pieces, strict=True)]
+    outs = [x.forward_shape(piece) for x, piece in zip(transform.transforms, pieces, strict=True)]
+    return joined(regions, outs, axis)
+
+
+# --- distributions ----------------------------------------------------------------------------------------
+
+
+def _classes(*names: str) -> tuple[type, ...]:
+    """NumPyro's classes of these names; not every version has all."""
+    return tuple(getattr(dist, name) for name in names if hasattr(dist, name))
+
+
+_CENSORED = _classes("LeftCensoredDistribution", "RightCensoredDistribution", "IntervalCensoredDistribution")
+_HURDLE = _classes("HurdleProbs", "HurdleLogits")
+
+
+def innermost(d: Any) -> Any:
+    """The distribution without `to_event`, `expand` and masks."""
+    while isinstance(d, (dist.Independent, dist.ExpandedDistribution, dist.MaskedDistribution)):
+        d = d.base_dist
+    return d
+
+
+def joins_zero(d: Any) -> bool:
+    """Whether a distribution draws 0 besides what its base draws."""
+    return isinstance(d, (ZeroInflatedProbs, *_HURDLE))
+
+
+def names_its_support(d: Any) -> bool:
+    """Whether a transformed distribution says itself where it draws, as LogNormal does."""
+    return type(d).support is not dist.TransformedDistribution.support
+
+
+def describe(d: Any) -> Region | None:
+    """The set that a distribution draws on; None where it is not known."""
+    try:
+        return _describe(d)
+    except NotImplementedError:  # a transform or a support that NumPyro cannot say itself
+        return None
+
+
+def _describe(d: Any) -> Region | None:
+    if isinstance(d, dist.MaskedDistribution):
+        region, mask = describe(d.base_dist), concrete(d._mask)
+        return region if region is None or (mask is not None and min(mask.values)) else unsure(region)
+    if isinstance(d, (dist.Independent, dist.ExpandedDistribution)):
+        return describe(d.base_dist)
+    if isinstance(d, dist.Delta):
+        return Region(POINT, None, None, exact=False, tight=False)
+    if isinstance(d, dist.TransformedDistribution) and not names_its_support(d):
+        return image_of(t.ComposeTransform(list(d.transforms)), describe(d.base_dist), d.base_dist.shape())
+    if isinstance(d, dist.MixtureGeneral):
+        return _mixed([describe(x) for x in d.component_distributions], scalar=not d.event_shape)
+    if isinstance(d, dist.MixtureSameFamily):
+        region = describe(d.component_distribution)
+        return region if region is None or region.rank <= region.event_dim else coordinates(region)
+    if isinstance(d, _CENSORED):
+        return None  # its log density is that of an event, not of the value
+    if joins_zero(d):
+        return _with_zero(describe(d.base_dist))
+    if isinstance(d, dist.GaussianCopula):
+        return describe(d.marginal_dist)
+    support = getattr(d, "support", None)
+    return None if support is None else region_of(support, d.shape())
+
+
+def _mixed(regions: list[Region | None], *, scalar: bool) -> Region | None:
+    """The union of sets; intervals that overlap are one interval."""
+    known = [r._replace(measure=ATOMS) if r.measure == POINT else r for r in regions if r is not None]
+    if len(known) < len(regions):
+        return None
+    intervals = [i for r in known if (i := _interval(r)) is not None and r.measure == known[0].measure]
+    first, *others = known
+    for r in others:
+        first = union(first, r)
+    if not scalar or len(intervals) < len(known):
+        return first
+    intervals.sort()
+    tops = [max(high for _, high in intervals[: i + 1]) for i in range(len(intervals))]
+    whole = all(low <= top for (low, _), top in zip(intervals[1:], tops, strict=False))
+    return first._replace(exact=whole, tight=True)
+
+
+def _interval(region: Region) -> tuple[float, float] | None:
+    if region.low is None or region.high is None or region.rank or region.structure is not None or not region.exact:
+        return None
+    return region.low.values[0], region.high.values[0]
+
+
+def _with_zero(region: Region | None) -> Region | None:
+    """The set with 0 in it; of a continuous one 0 is an atom."""
+    if region is None or region.measure not in (COUNTING, LEBESGUE):
+        return None
+    zero = box(region.measure, 0, 0)
+    both = region if included(zero, region) else union(region, zero)._replace(tight=region.tight)
+    return both if region.measure == COUNTING else both._replace(measure=ATOM)
+
+
+# --- parameters that move a support -----------------------------------------------------------------------
+
+
+def moving_parameters(d: Any) -> list[Any]:
+    """The parameters on which the set that a distribution draws on depends."""
+    d = innermost(d)
+    if isinstance(d, dist.Delta):
+        return [d.v]
+    if isinstance(d, dist.MixtureSameFamily):
+        return moving_parameters(d.component_distribution)
+    if isinstance(d, dist.MixtureGeneral):
+        return [x for component in d.component_distributions for x in moving_parameters(component)]
+    if isinstance(d, dist.GaussianCopula):
+        return moving_parameters(d.marginal_dist)
+    if joins_zero(d) or isinstance(d, _CENSORED):
+        return moving_parameters(d.base_dist)
+    if not isinstance(d, dist.TransformedDistribution) or names_its_support(d):
+        return _bounds(getattr(d, "support", None))
+    found, region, shape = moving_parameters(d.base_dist), describe(d.base_dist), d.base_dist.shape()
+    for step in (step for transform in d.transforms for step in steps_of(transform)):
+        found += _moving(step, region, shape)
+        region, shape = image_of(step, region, shape), step.forward_shape(shape)
+    return found
+
+
+def _bounds(support: Any) -> list[Any]:
+    while isinstance(support, c.independent):
+        support = support.base_constraint
+    if isinstance(support, c.cat):
+        return [x for part in support.cseq for x in _bounds(part)]
+    return [getattr(support, name, None) for name in ("lower_bound", "upper_bound")]
+
+
+def _moving(transform: Any, region: Region | None, shape: tuple[int, ...]) -> list[Any]:
+    """The parameters of a transform on which the image of a set depends."""
+    inner, inverted = transform, False
+    while isinstance(inner, (t.IndependentTransform, t._InverseTransform)):
+        inverted = inverted or isinstance(inner, t._InverseTransform)
+        inner = inner.base_transform if isinstance(inner, t.IndependentTransform) else inner.inv
+    scalar = elementwise(inner)
+    if region is not None and region.measure == LEBESGUE and region.structure is None:
+        ends = (region.low, region.high)
+        if isinstance(inner, t.AffineTransform):
+            finite = [x for x in ends if x is None or any(map(math.isfinite, x.values))]
+            scaled = [x for x in finite if x is None or any(x.values) or inverted]
+            return ([inner.loc] if finite else []) + ([inner.scale] if scaled else [])
+        if scalar is not None and scalar.low is not None and ends == (numbers(scalar.low), numbers(_INF)):
+            return []
+    domain = region_of(transform.domain, shape) if scalar is None else None
+    whole = region is not None and domain is not None and included(domain, region) and included(region, domain)
+    return [] if whole else jax.tree.leaves(inner)

@@ -1,0 +1,58 @@
+"""The check of a value that is given to a site against the site's support, before anything runs.
+
+Law: a value that surely lies in the support is not looked at again when the program runs; one that can lie outside, or
+whose density refers to another measure, is an error; of all others the program looks at the value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from vipl._compat import Tracer
+from vipl._errors import SupportError
+from vipl.core._carried import ENTERS, Drawn, mark, origin, verdict
+from vipl.core._region import POINT, Region, continuous
+from vipl.core._site import Site
+
+
+def lies_inside(value: Any, sites: Sequence[Site]) -> bool:
+    """Whether a value surely lies in the support of its site; raises where its own support is another.
+
+    Branches of a `cond` may share an address: a verdict has to hold for all of their sites.
+
+    Raises:
+      SupportError: the value is drawn where the density is zero, or from a density with respect to another measure.
+    """
+    wanted, about = [s.support for s in sites], (sites[0].at(), sites[0].support)
+    known = origin(value)
+    if known == ENTERS and isinstance(value, Tracer):
+        mark(value, wanted, _refuse, about)
+    inside = verdict(known, wanted)
+    if inside is False and isinstance(known, Drawn):
+        raise _refuse(known, about)
+    return inside is True
+
+
+def _refuse(drawn: Drawn, about: tuple[str, Region]) -> SupportError:
+    at, wanted = about
+    got: Any = drawn.region
+    on_support = "TransformedDistribution(base, biject_to(model_distribution.support))"
+    mend = f"draw it from a distribution on that support, e.g. {on_support}"
+    if wanted.measure == POINT:
+        mend = "draw it from Delta there, too; or give the site its value as a datum"
+    if continuous(got.measure, wanted.measure) is False:
+        return SupportError(
+            "a value's density and the density of the site that it is given to are with respect to different measures.",
+            at=at,
+            got=f"a value of {drawn.at}, which has {got.measured()}",
+            expected=f"{wanted.measured()}, on {wanted}",
+            mend=mend,
+        )
+    return SupportError(
+        "a value can lie where the density of the site that it is given to is zero.",
+        at=at,
+        got=f"a value of {drawn.at}, whose support is {got}",
+        expected=f"values in {wanted}",
+        mend=mend,
+    )
