@@ -16,7 +16,7 @@ import pytest
 import vipl
 from tests.helpers.jaxprs import equations
 from vipl.fit import Fit, fit
-from vipl.fit._steps import MOST, Job, first_state, take_steps
+from vipl.fit._steps import MOST, Job, compiled_steps, first_state, take_steps
 
 MODULE = importlib.import_module("vipl.fit._fit")
 KEY = jax.random.key(37)
@@ -188,24 +188,35 @@ def test_steps_do_not_depend_on_how_many_run_together(seconds, monkeypatch, caps
 
 
 def test_the_number_of_steps_and_the_bar_are_not_compiled(monkeypatch):
-    optimizer, before = optax.adam(0.1), take_steps._cache_size()
+    traces = []
+
+    @vipl.expectation
+    def counted(params):
+        traces.append(params)
+        return -jnp.sum((params - 1.3) ** 2)
+
     for num_steps, seconds in ((3, 0.25), (np.int64(40), 0.0), (200, 0.25)):
         monkeypatch.setattr(MODULE, "_SECONDS", seconds)
-        fit(plain, 0.37, optimizer, key=KEY, num_steps=num_steps, progress=False)
-    assert take_steps._cache_size() == before + 1
+        fit(counted, 0.37, optax.adam(0.1), key=KEY, num_steps=num_steps, progress=False)
+    assert len(traces) == 1
 
 
 def test_the_bar_moves_by_time(monkeypatch):
     """With a clock that goes 10 ms on at each step, and 3 s at the compilation."""
     clock, lengths = [0.0], []
 
-    def counted(job, key, state, args, stop):
-        out = take_steps(job, key, state, args, stop)
-        lengths.append(int(out[0].taken - state.taken))
-        clock[0] += 0.01 * lengths[-1] + 3.0 * (len(lengths) == 1)
-        return out
+    def timed(job):
+        take = compiled_steps(job)
 
-    monkeypatch.setattr(MODULE, "take_steps", counted)
+        def counted(key, state, args, stop):
+            out = take(key, state, args, stop)
+            lengths.append(int(out[0].taken - state.taken))
+            clock[0] += 0.01 * lengths[-1] + 3.0 * (len(lengths) == 1)
+            return out
+
+        return counted
+
+    monkeypatch.setattr(MODULE, "compiled_steps", timed)
     monkeypatch.setattr(MODULE, "time", types.SimpleNamespace(perf_counter=lambda: clock[0]))
     quiet(plain, 0.37, optax.sgd(0.1), num_steps=1000)
     assert sum(lengths) == 1000
@@ -214,7 +225,8 @@ def test_the_bar_moves_by_time(monkeypatch):
 
 
 def test_no_more_steps_than_there_is_room_for():
-    state, estimates = take_steps(Job(plain, optax.sgd(0.1), None, 1, True), KEY, first(0.0, optax.sgd(0.1)), (), 10**6)
+    take = compiled_steps(Job(plain, optax.sgd(0.1), None, 1, True))
+    state, estimates = take(KEY, first(0.0, optax.sgd(0.1)), (), 10**6)
     assert int(state.taken) == MOST
     assert np.all(np.isfinite(estimates))
 

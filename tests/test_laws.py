@@ -306,7 +306,8 @@ WALK = dist.GaussianRandomWalk(1.0, 2)
 )
 def test_values_outside_the_support_have_density_zero(d, inside, outside):
     assess = lambda x: vipl.gen(lambda: sample("x", d))().assess({"x": jnp.asarray(x)}).log_prob  # noqa: E731
-    np.testing.assert_allclose(assess(inside), jnp.sum(d.log_prob(jnp.asarray(inside))), rtol=1e-12)
+    # Two ways of compiling: one of the values is 0 but for rounding.
+    np.testing.assert_allclose(assess(inside), jnp.sum(d.log_prob(jnp.asarray(inside))), rtol=1e-12, atol=1e-14)
     assert assess(outside) == -jnp.inf
 
 

@@ -16,9 +16,13 @@ import jax
 import jax.core
 import jax.numpy as jnp
 from jax._src import config as _config
+from jax._src import core as _core
 from jax._src import effects as _effects
+from jax._src import linear_util as _linear_util
 from jax._src import source_info_util as _source_info
+from jax._src import tree_util as _tree_util
 from jax._src.interpreters import ad as _ad
+from jax._src.interpreters import partial_eval as _partial_eval
 from jax.extend import core as _extend_core
 from jax.extend.core import primitives as _primitives
 from jax.interpreters import batching as _batching
@@ -28,6 +32,7 @@ Primitive = _extend_core.Primitive
 Literal = _extend_core.Literal
 Tracer = jax.core.Tracer
 ShapedArray = jax.core.ShapedArray
+Trace = _core.Trace
 Effect = _effects.Effect
 
 jit_p = _primitives.jit_p
@@ -353,6 +358,7 @@ def numeric_mode() -> tuple[Any, ...]:
         _config.threefry_partitionable.value,
         str(_config.numpy_dtype_promotion.value),
         str(_config.numpy_rank_promotion.value),
+        generation(),
     )
 
 
@@ -385,6 +391,43 @@ def stream_of_hashes() -> bool:
 def jit_disabled() -> bool:
     """Says whether `jax.disable_jit` is in force."""
     return bool(_config.disable_jit.value)
+
+
+_generation = jax.make_user_context(0)
+
+
+def in_generation(number: int) -> Any:
+    """A context in which JAX uses no trace that it has kept from another generation."""
+    return _generation(number)
+
+
+def generation() -> int:
+    """The generation in force."""
+    return _generation.value
+
+
+def staging() -> bool:
+    """Says whether what is called now becomes part of a jaxpr."""
+    trace = _core.trace_ctx.trace
+    while trace is not None:
+        if isinstance(trace, _partial_eval.DynamicJaxprTrace):
+            return True
+        trace = getattr(trace, "parent_trace", None)
+    return False
+
+
+def derivative_rule(x: Any) -> Any:
+    """The function behind a derivative rule in an equation's parameters, with what JAX adds to it; else None."""
+    if isinstance(x, _linear_util.WrappedFun):
+        return x.f, [(fn, [p for p in params if not callable(p)]) for fn, params in x.transforms]
+    if getattr(x, "__qualname__", "") == "_memoize.<locals>.memoized":
+        return x.__closure__[x.__code__.co_freevars.index("fn")].cell_contents
+    return None
+
+
+def is_node_class(cls: type) -> bool:
+    """Says whether JAX takes objects of a class for pytrees."""
+    return cls in _tree_util._registry
 
 
 def typeof(x: Any) -> Any:

@@ -13,6 +13,8 @@ _guard_p = _compat.define_guard_primitive("vipl_guard", lambda error, at: error(
 
 _alarm_p = _compat.define_alarm_primitive("vipl_alarm", lambda error, at: error(at))
 
+ALARM = _alarm_p
+
 GUARDS = (_guard_p, _alarm_p)
 """Primitives whose value is their first operand; the others decide whether an error is raised."""
 

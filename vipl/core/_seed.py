@@ -6,15 +6,19 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 from jax import lax
 
+from vipl._compat import staging
 from vipl._errors import ControlFlowError
 from vipl.core._carried import check_marks
 from vipl.core._decorated import check_function
 from vipl.core._draw import handed, handed_in_while, site_program
 from vipl.core._guard import undifferentiable
 from vipl.core._interpret import Interpreter, Outcome, run
+from vipl.core._kept import compiled, parts_of
 from vipl.core._keys import as_key, check_digests
+from vipl.core._packed import pack, python_integer
 from vipl.core._places import Place, places
 from vipl.core._site import Site
 from vipl.core._stage import stage_program
@@ -38,6 +42,9 @@ def seed(fn: Callable) -> Callable:
     The result is differentiable through reparametrized sites only. A derivative through any other site would be
     silently wrong, and raises.
 
+    Called from ordinary Python it is compiled once for each kind of arguments, and anew where something that `fn` reads
+    has changed.
+
     Args:
       fn: a function that calls `sample`; any control flow, `while_loop` included.
 
@@ -58,14 +65,53 @@ def seed(fn: Callable) -> Callable:
 
     @functools.wraps(fn)
     def seeded(key, *args, **kwargs):
-        staged = stage_program(fn, args, kwargs)
-        return staged.result(seed_jaxpr(as_key(key), staged.jaxpr))
+        key = as_key(key)
+
+        def plainly():
+            staged = stage_program(fn, args, kwargs)
+            return staged.result(seed_jaxpr(key, staged.jaxpr))
+
+        if staging():
+            return plainly()
+        packed, leaves = pack((args, kwargs), keep=python_integer)
+        try:
+            roots, static = parts_of(packed)
+        except TypeError:
+            return plainly()
+
+        def run(key, leaves):
+            args, kwargs = packed.unpack(leaves)
+            staged = stage_program(fn, args, kwargs)
+            out = _drawn(key, staged.jaxpr, check=True)
+            return staged.result(out.value), out.totals.get("violations", 0) > 0
+
+        return compiled("seed", (fn, *roots), static, run, (key, leaves), plainly)
 
     return seeded
 
 
 def seed_jaxpr(key: Any, jaxpr: Any) -> list[Any]:
     """Runs a closed jaxpr without arguments, drawing its sites."""
+    return _drawn(key, jaxpr).value
+
+
+def violations(d: Any) -> Any:
+    """i[], how many parameters of a distribution, and of those in it, violate NumPyro's constraints.
+
+    NumPyro looks at values only, not at tracers.
+    """
+    total = jnp.int32(0)
+    constraints = getattr(d, "arg_constraints", {})
+    for name, x in vars(d).items():
+        parts = x if isinstance(x, (list, tuple)) else [x]
+        total += sum(violations(p) for p in parts if hasattr(p, "arg_constraints"))
+        if name in constraints and not getattr(constraints[name], "is_dependent", False):
+            total += jnp.any(~constraints[name](x)).astype(total.dtype)
+    return total
+
+
+def _drawn(key: Any, jaxpr: Any, check: bool = False) -> Outcome:
+    """Draws the sites of a program; with `check` it counts violations."""
     check_marks(jaxpr)
     found = places(jaxpr)
     check_digests(found)
@@ -74,16 +120,17 @@ def seed_jaxpr(key: Any, jaxpr: Any) -> list[Any]:
     def handle(visit, operands, noise):
         site: Site = visit.site
         leaves = operands[: site.num_source]
+        source = site.source.unpack(leaves)
         value = programs[visit.path].rest(noise, leaves)
         value = value.astype(site.dtype) if site.makes_float else value
-        if not site.source.unpack(leaves).has_rsample:
+        if not source.has_rsample:
             value = undifferentiable(_no_pathwise, site.at())(lax.stop_gradient(value), leaves)
-        return Outcome(value, {}, {})
+        return Outcome(value, {"violations": violations(source)} if check else {}, {})
 
     def in_while(inner: list[Place], keys: Any, count: Any) -> Any:
         return handed_in_while(keys, inner, programs, count)
 
-    return run(jaxpr, [], Interpreter(handle, in_while, "seed"), handed(key, found, programs)).value
+    return run(jaxpr, [], Interpreter(handle, in_while, "seed"), handed(key, found, programs))
 
 
 def _no_pathwise(at: str) -> ControlFlowError:

@@ -18,6 +18,7 @@ from jax import lax
 from vipl._checks import is_integer, whole_number
 from vipl._errors import EstimatorError, ProgramError, shortened, show_aval
 from vipl.core._decorated import check_function
+from vipl.core._kept import compiled, parts_of
 from vipl.core._keys import as_key
 from vipl.core._packed import Packed, is_array, not_arrays, pack, python_integer
 from vipl.core._purity import check_unordered
@@ -43,12 +44,13 @@ class Expectation:
       estimators: replacements of estimators, by address.
     """
 
+    _not_read = ("_lengths",)  # it changes nothing that a call gives
+
     def __init__(self, fn: Callable, has_aux: bool = False, estimators: tuple[Any, ...] = ()):
         """Wraps a program."""
         functools.update_wrapper(self, fn, updated=())
         self.fn, self.has_aux, self.estimators = fn, has_aux, estimators
         self._lengths: set[Packed] = set()  # kinds of arguments of which an integer is used as a length
-        self._compiled = jax.jit(self._estimate, static_argnums=(1, 3))
 
     def __call__(self, *args: Any) -> Any:
         """Runs the program inside another one."""
@@ -60,8 +62,7 @@ class Expectation:
         (1/n) Σ_i S_i, with S_i independent surrogates: E[S] = E[f], E[∇S] = ∇E[f].
 
         A pure JAX function of arrays: `jax.grad`, `value_and_grad`, `jvp`, `jacfwd`, `hessian`, `vmap`, `jit` apply.
-        It is compiled, and staged once for each kind of arguments: as under `jax.jit`, what the program closes over
-        is what it was at the first call.
+        It is compiled once for each kind of arguments, and anew where something that the program reads has changed.
 
         Args:
           key: PRNG key.
@@ -93,14 +94,19 @@ class Expectation:
         key = as_key(key)
         if packed not in self._lengths:
             try:
-                return self._compiled(key, packed, leaves, num_samples)
+                return self._kept(key, packed, leaves, num_samples)
             except ProgramError as error:
                 if not error.needs_number or not any(map(python_integer, jax.tree.leaves(args))):
                     raise
         packed_lengths, leaves = pack(args, keep=python_integer)
-        estimate = self._compiled(key, packed_lengths, leaves, num_samples)
+        estimate = self._kept(key, packed_lengths, leaves, num_samples)
         self._lengths.add(packed)
         return estimate
+
+    def _kept(self, key: Any, packed: Packed, leaves: Any, num_samples: int) -> Any:
+        roots, static = parts_of(packed)
+        program = functools.partial(self._estimate, packed=packed, num_samples=num_samples)
+        return compiled("estimate", (self, *roots), (static, num_samples), program, (key, leaves))
 
     def value_and_grad(self, key: Any, *args: Any, num_samples: int = 1, argnums: Any = 0) -> Any:
         """Estimates value and gradient in one run.
@@ -176,7 +182,7 @@ class Expectation:
             return self.fn
         return functools.partial(with_estimators, self.fn, self.estimators, self._name)
 
-    def _estimate(self, key: Any, packed: Packed, leaves: Any, num_samples: int) -> Any:
+    def _estimate(self, key: Any, leaves: Any, *, packed: Packed, num_samples: int) -> Any:
         return simplified(lambda key, leaves: self._average(key, packed, leaves, num_samples), key, leaves)
 
     def _average(self, key: Any, packed: Packed, leaves: Any, num_samples: int) -> Any:

@@ -33,7 +33,7 @@ from vipl._checks import whole_number
 from vipl.core._keys import as_key
 from vipl.estimators import Expectation
 from vipl.fit._check import as_arrays, check_arguments, check_batches, check_is_fit, check_params, check_resume
-from vipl.fit._steps import CAUSES, MOST, Job, State, first_state, take_steps
+from vipl.fit._steps import CAUSES, MOST, Job, State, compiled_steps, first_state
 
 # The bar moves, and an interrupt is noticed, about this often.
 _SECONDS = 0.25
@@ -205,11 +205,11 @@ def _run(job: Job, key: Any, done: _Done, args: Any, progress: bool) -> Fit:
 
 def _calls(job: Job, key: Any, done: _Done, args: Any, progress: bool) -> Iterator[_Done]:
     """Calls the compiled steps, each call about as long as `_SECONDS`, under a bar; yields what is done."""
-    taken, length = int(done.state.taken), 1
+    taken, length, take = int(done.state.taken), 1, compiled_steps(job)
     with _Bar(job.name, taken, done.stop, progress) as bar:
         while taken < done.stop and done.state.cause == 0:
             began = time.perf_counter()
-            state, estimates = take_steps(job, key, done.state, args, min(taken + length, done.stop))
+            state, estimates = take(key, done.state, args, min(taken + length, done.stop))
             tried = int(state.taken) - taken + int(state.cause != 0)
             estimates = np.asarray(estimates)[:tried]
             done = done._replace(state=state, estimates=(*done.estimates, estimates))

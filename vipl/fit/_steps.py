@@ -6,6 +6,7 @@ Law: step t depends on the key, on t, and on the parameters and the optimizer's 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from vipl.core._kept import keep
 from vipl.core._keys import fold_tag
 from vipl.estimators import Expectation
 
@@ -24,7 +26,7 @@ CAUSES = ("", "the objective's value", "the gradient", "the optimizer's update")
 
 
 class Job(NamedTuple):
-    """What is compiled: the static half of the arguments of `take_steps`."""
+    """What is compiled: all that `take_steps` does not trace."""
 
     objective: Expectation
     optimizer: optax.GradientTransformation
@@ -64,7 +66,12 @@ def first_state(job: Job, key: Any, params: Any, opt_state: Any, rows: int, take
     return State(params, opt_state, order, jnp.int32(taken), jnp.int32(0))
 
 
-@functools.partial(jax.jit, static_argnums=0)
+def compiled_steps(job: Job) -> Callable:
+    """`(key, state, args, stop) -> ...`, `take_steps` of a job, compiled once for all jobs that read the same."""
+    static = (job.batch_size, job.num_samples, job.maximize)
+    return keep("fit", (job.objective, job.optimizer), static, functools.partial(take_steps, job))
+
+
 def take_steps(job: Job, key: Any, state: State, args: Any, stop: Any) -> Any:
     """Takes steps up to number `stop`, but no more than `MOST`, and none after a number that is not finite.
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from vipl.core._interpret import Interpreter, Outcome, plain, run, walk
 from vipl.core._packed import pack, python_integer
 from vipl.core._places import Place, check_unique, places
 from vipl.core._rewrite import rewrite
+from vipl.core._seed import violations
 from vipl.core._site import Site, sample_p, user_frame
 from vipl.core._stage import Staged, stage_program
 from vipl.gen._checks import lies_inside
@@ -86,6 +87,20 @@ class GenerativeFunction:
     def name(self) -> str:
         """The function's name."""
         return getattr(self.fn, "__name__", repr(self.fn))
+
+
+class _Run(NamedTuple):
+    """What a program gives with values at some of its sites.
+
+    Attributes:
+      trace: its choices, log density and return value.
+      log_w: f[], the sum of the log densities that count, factors included.
+      violations: i[], how many parameters of sites are not what NumPyro asks for; 0 where that was not looked at.
+    """
+
+    trace: Trace
+    log_w: Any
+    violations: Any
 
 
 def gen(fn: Callable) -> GenerativeFunction:
@@ -159,25 +174,31 @@ class Program(Source):
         return staged.result(outs)
 
     def _simulate(self) -> Trace:
-        return self._run({}, "simulate")[0]
+        return self._run({}, "simulate").trace
 
     def _assess(self, choices: dict[str, Any]) -> Trace:
-        return self._run(choices, "assess", complete=True)[0]
+        return self._run(choices, "assess", complete=True).trace
 
     def _generate(self, choices: dict[str, Any]) -> tuple[Trace, Any]:
-        return self._run(choices, "generate")
+        run = self._run(choices, "generate")
+        return run.trace, run.log_w
+
+    def _checked(self, verb: str, choices: dict[str, Any]) -> tuple[Any, Any]:
+        run = self._run(choices, verb[1:], complete=verb == "_assess", check=True)
+        return (run.trace if verb == "_assess" else (run.trace, run.log_w)), (run.violations > 0) | jnp.isnan(run.trace.log_prob)
 
     def weigh(self, known: dict[str, Any], drawn: dict[str, Any]) -> tuple[Any, Any]:
         """See `Source.weigh`."""
         names = flatten(drawn, self.name)
-        trace, log_w = self._run(
+        run = self._run(
             merge(known, drawn), "generate", complete=True, counts=lambda a, given: given and a not in names
         )
-        return trace.log_prob, log_w
+        return run.trace.log_prob, run.log_w
 
     def simulate_split(self, counts: Callable[[Address], bool]) -> tuple[Trace, Any]:
         """See `Source.simulate_split`."""
-        return self._run({}, "simulate", counts=lambda a, _: counts(a))
+        run = self._run({}, "simulate", counts=lambda a, _: counts(a))
+        return run.trace, run.log_w
 
     def is_exact(self) -> bool:
         """Whether no site of it has an estimated density."""
@@ -208,7 +229,8 @@ class Program(Source):
         *,
         complete: bool = False,
         counts: Callable[[Address, bool], bool] = lambda _, given: given,
-    ) -> tuple[Trace, Any]:
+        check: bool = False,
+    ) -> _Run:
         """Runs with values at some sites; the others stay effects.
 
         Args:
@@ -216,9 +238,7 @@ class Program(Source):
           verb: for messages.
           complete: whether all have to be given.
           counts: (address, whether it is given) -> whether its log density enters the weight.
-
-        Returns:
-          The trace; the sum of the log densities that count, factors included.
+          check: whether to count violations.
         """
         staged, found = self.staged()
         given = match(choices, valued(found), self.name, complete=complete)
@@ -234,7 +254,10 @@ class Program(Source):
             if not is_given:
                 value = sample_p.bind(*operands, site=site)
             log_prob = site_log_prob(site, operands, value, check=is_given and site.address not in surely_inside)
-            return Outcome(value, _totals(log_prob, counts(site.address, is_given)), {visit.path: value})
+            totals = _totals(log_prob, counts(site.address, is_given))
+            if check:
+                totals["violations"] = violations(site.source.unpack(operands[: site.num_source]))
+            return Outcome(value, totals, {visit.path: value})
 
         def compose(composite, operands, values, path):
             n, is_given = composite.num_draw, [x is not None for x in values]
@@ -251,7 +274,7 @@ class Program(Source):
         zero = jnp.zeros(())
         made = nest(given) if complete else merge_emits(found, emits)
         trace = Trace(made, totals.get("log_prob", zero), staged.result(outs))
-        return trace, totals.get("log_w", zero)
+        return _Run(trace, totals.get("log_w", zero), totals.get("violations", jnp.int32(0)))
 
 
 def with_estimators(fn: Callable, estimators: Any, name: str, *args: Any, **kwargs: Any) -> Any:

@@ -1,22 +1,24 @@
 """What `sample` takes besides a distribution: something over choices, with `simulate`, `assess`, `generate`.
 
 The three verbs are programs when they are called without a key (what they draw are effects of the program around
-them), and compiled pure functions when they are called with one.
+them), and compiled pure functions when they are called with one, or where nothing around them is staged.
 """
 
 from __future__ import annotations
 
 import abc
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from vipl._compat import staging
 from vipl._errors import ProgramError, show_aval
+from vipl.core._kept import compiled, parts_of
 from vipl.core._keys import as_key, is_key
-from vipl.core._packed import Packed, not_arrays, pack, python_integer
+from vipl.core._packed import not_arrays, pack, python_integer
 from vipl.core._seed import seed
 from vipl.core._site import user_frame
 
@@ -77,9 +79,8 @@ class Source(abc.ABC):
         x ~ p;   log_prob = log p(x), or (of an estimated density) log w with E[1 / w | x] = 1 / p(x).
 
         Args:
-          key: PRNG key; None inside a program, whose effects the draws then are. With a key the run is compiled, and
-            staged once for each kind of arguments: as under `jax.jit`, what the function closes over is what it was
-            at the first call.
+          key: PRNG key; None inside a program, whose effects the draws then are. With a key the run is compiled once
+            for each kind of arguments, and anew where something that the function reads has changed.
 
         Returns:
           A `Trace`. Differentiable in the parameters of reparametrized sites; inside an expectation, unbiased in all.
@@ -111,7 +112,7 @@ class Source(abc.ABC):
           SupportError: a value comes from a site of another program whose support is wider.
         """
         _check_positional(self, "assess", choices, positional)
-        return self._assess(choices) if key is None else self._with_key("_assess", key, choices)
+        return self._without_key("_assess", choices) if key is None else self._with_key("_assess", key, choices)
 
     def generate(self, choices: dict[str, Any], *positional: Any, key: Any = None) -> tuple[Trace, Any]:
         """Runs with some choices given, and draws the rest.
@@ -132,14 +133,14 @@ class Source(abc.ABC):
           SupportError: a value comes from a site of another program whose support is wider.
         """
         _check_positional(self, "generate", choices, positional)
-        return self._generate(choices) if key is None else self._with_key("_generate", key, choices)
+        return self._without_key("_generate", choices) if key is None else self._with_key("_generate", key, choices)
 
     def _with_key(self, verb: str, key: Any, *extra: Any) -> Any:
         key = as_key(key)
         packed, leaves = pack(self, keep=python_integer)
         packed_extra, extra_leaves = pack(extra)
         try:
-            compiled = _compiled(verb, packed, packed_extra)
+            (roots, static), (more, rest) = parts_of(packed), parts_of(packed_extra)
         except TypeError:
             raise ProgramError(
                 "an argument of a generative function is neither an array nor hashable.",
@@ -148,7 +149,47 @@ class Source(abc.ABC):
                 expected="pytrees of arrays, and hashable objects",
                 mend="pass arrays, or close over the object",
             ) from None
-        return compiled(key, leaves, extra_leaves)
+
+        def run(key, leaves, extra_leaves):
+            source, extra = packed.unpack(leaves), packed_extra.unpack(extra_leaves)
+            result = seed(lambda: getattr(source, verb)(*extra))(key)
+            if others := not_arrays(result):
+                raise ProgramError(
+                    "a program that is called with a key returns something that is not an array.",
+                    at=source.name,
+                    got=", ".join(map(show_aval, others)),
+                    expected="a pytree of arrays",
+                    mend="return arrays; call without a key, inside a program, to get anything else",
+                )
+            return result
+
+        return compiled(verb, (*roots, *more), (static, rest), run, (key, leaves, extra_leaves))
+
+    def _without_key(self, verb: str, choices: Any) -> Any:
+        """Compiled, too, where it is called from ordinary Python; inside a program, a part of that."""
+
+        def plainly():
+            return getattr(self, verb)(choices)
+
+        if staging():
+            return plainly()
+        packed, leaves = pack(self, keep=python_integer)
+        packed_choices, values = pack(choices)
+        try:
+            (roots, static), (more, rest) = parts_of(packed), parts_of(packed_choices)
+        except TypeError:
+            return plainly()
+
+        def run(leaves, values):
+            source, choices = packed.unpack(leaves), packed_choices.unpack(values)
+            return source._checked(verb, choices)
+
+        return compiled(f"{verb} at once", (*roots, *more), (static, rest), run, (leaves, values), plainly)
+
+    def _checked(self, verb: str, choices: Any) -> tuple[Any, Any]:
+        """What a verb gives; and bool[], whether something may be wrong that NumPyro would see in values."""
+        out = getattr(self, verb)(choices)
+        return out, jnp.isnan((out if verb == "_assess" else out[0]).log_prob)
 
 
 def _check_positional(source: Source, verb: str, choices: Any, positional: tuple[Any, ...]) -> None:
@@ -161,22 +202,3 @@ def _check_positional(source: Source, verb: str, choices: Any, positional: tuple
         expected=f"{verb}(choices), or {verb}(choices, key=key)",
         mend=f"write program.{verb}(choices, key=key)",
     )
-
-
-@functools.lru_cache(maxsize=512)
-def _compiled(verb: str, packed: Packed, packed_extra: Packed) -> Callable:
-    @jax.jit
-    def compiled(key, leaves, extra_leaves):
-        source, extra = packed.unpack(leaves), packed_extra.unpack(extra_leaves)
-        result = seed(lambda: getattr(source, verb)(*extra))(key)
-        if others := not_arrays(result):
-            raise ProgramError(
-                "a program that is called with a key returns something that is not an array.",
-                at=source.name,
-                got=", ".join(map(show_aval, others)),
-                expected="a pytree of arrays",
-                mend="return arrays; call without a key, inside a program, to get anything else",
-            )
-        return result
-
-    return compiled

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+
+from vipl.core._kept import keep
 
 
 class Check(NamedTuple):
@@ -50,7 +51,7 @@ def assert_unbiased(
       exact: a pytree of the same structure: the expected value.
       key: PRNG key; fix it, so that the test is repeatable.
       resolution: the least bias that must be seen; one number, or a pytree like `exact`.
-      args: further arguments of `draw`; the compiled function is shared between calls with the same `draw`.
+      args: further arguments of `draw`; the compiled function is shared between calls whose `draw` reads the same.
       num: how many draws; None: as many as a pilot batch says that the power needs, at most 2e7. Where the variance of
         these draws themselves says that more are needed, all are drawn anew, once.
       batch: how many draws are made at once.
@@ -67,13 +68,15 @@ def assert_unbiased(
     resolutions = [float(np.min(r)) for r in jax.tree.leaves(resolution)]
     resolutions = resolutions * len(exacts) if len(resolutions) == 1 else resolutions
 
+    many = keep("draws", (draw,), None, lambda keys, *args: jax.vmap(lambda key: draw(key, *args))(keys))
+
     def moments(key: Any, num: int) -> list[tuple[Any, Any]]:
         """Mean and variance of draw - exact, number by number."""
         size = min(batch, num)
         rounds = math.ceil(num / size)
         sums = [(np.zeros_like(x), np.zeros_like(x)) for x in exacts]
         for keys in jax.random.split(key, (rounds, size)):
-            flat, structure = jax.tree.flatten(_compiled(draw)(keys, *args))
+            flat, structure = jax.tree.flatten(many(keys, *args))
             if structure != treedef or [x.shape[1:] for x in flat] != [x.shape for x in exacts]:
                 raise AssertionError(f"draw returns {structure}, exact is {treedef}, or shapes differ")
             centered = [np.asarray(x, np.float64) - e for x, e in zip(flat, exacts, strict=True)]
@@ -110,15 +113,6 @@ def _whole(num: int, batch: int) -> int:
     """The next number of draws that whole batches make."""
     size = min(batch, num)
     return math.ceil(num / size) * size
-
-
-@functools.lru_cache(maxsize=64)
-def _compiled(draw: Callable) -> Callable:
-    @jax.jit
-    def many(keys, *args):
-        return jax.vmap(lambda key: draw(key, *args))(keys)
-
-    return many
 
 
 def _check(bias: Any, variance: Any, num: int, exact: Any, z_max: float, resolution: float) -> tuple[Any, Any, Any]:
