@@ -506,7 +506,7 @@ def bodies(eqn: Any) -> list[Any]:
 
 
 def is_ordered(effect: Any) -> bool:
-    """Says whether an effect has an order that no `vmap` can keep, as `io_callback(..., ordered=True)` has."""
+    """Says whether an effect has an order that no `vmap` can keep, as that of an ordered callback has."""
     return type(effect).__name__ == "OrderedIOEffect"
 
 

@@ -174,6 +174,9 @@ EDITS: list[Edit] = [
          "test_estimators.py -k leaves_no_noise"),
         ("a draw has a derivative beside its score", "x = lax.stop_gradient(law.sample(key))",
          "x = law.sample(key)", f"{_CONFORMS} plain-normal-Score"),
+    ),
+    *_in(
+        "vipl/gen/_supports.py",
         ("upper bounds do not move a support", '("lower_bound", "upper_bound")', '("lower_bound",)',
          "test_laws.py::test_score_refuses_derivatives_in_the_support"),
     ),
@@ -244,7 +247,7 @@ EDITS: list[Edit] = [
     ),
     *_in(
         "vipl/core/_simplify.py",
-        ("what has an effect is dropped", "if eqn.effects or not needed.isdisjoint", "if not needed.isdisjoint",
+        ("what has an effect is dropped", "if not is_pure(eqn) or not needed.isdisjoint", "if not needed.isdisjoint",
          "test_costs.py::test_what_has_an_effect_is_neither_merged_nor_dropped"),
         ("parameters do not tell equations apart", "(eqn.primitive, params, avals,", "(eqn.primitive, avals,",
          "test_costs.py::test_equations_of_different_numbers_are_not_merged"),

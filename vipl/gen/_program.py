@@ -185,7 +185,8 @@ class Program(Source):
 
     def _checked(self, verb: str, choices: dict[str, Any]) -> tuple[Any, Any]:
         run = self._run(choices, verb[1:], complete=verb == "_assess", check=True)
-        return (run.trace if verb == "_assess" else (run.trace, run.log_w)), (run.violations > 0) | jnp.isnan(run.trace.log_prob)
+        out = run.trace if verb == "_assess" else (run.trace, run.log_w)
+        return out, (run.violations > 0) | ~jnp.isfinite(run.trace.log_prob)
 
     def weigh(self, known: dict[str, Any], drawn: dict[str, Any]) -> tuple[Any, Any]:
         """See `Source.weigh`."""

@@ -187,9 +187,9 @@ class Source(abc.ABC):
         return compiled(f"{verb} at once", (*roots, *more), (static, rest), run, (leaves, values), plainly)
 
     def _checked(self, verb: str, choices: Any) -> tuple[Any, Any]:
-        """What a verb gives; and bool[], whether something may be wrong that NumPyro would see in values."""
+        """What a verb gives; and bool[], whether something may be wrong that is seen in values only."""
         out = getattr(self, verb)(choices)
-        return out, jnp.isnan((out if verb == "_assess" else out[0]).log_prob)
+        return out, ~jnp.isfinite((out if verb == "_assess" else out[0]).log_prob)
 
 
 def _check_positional(source: Source, verb: str, choices: Any, positional: tuple[Any, ...]) -> None:
