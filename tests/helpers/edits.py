@@ -172,8 +172,8 @@ EDITS: list[Edit] = [
          "shared_control=box(log_prob) - 1.0", "test_estimators.py -k leaves_no_noise"),
         ("a baseline that is a function is 0", "self.baseline(law.dist) if", "0.0 * self.baseline(law.dist) if",
          "test_estimators.py -k leaves_no_noise"),
-        ("a draw has a derivative beside its score", "x = lax.stop_gradient(law.sample(key))",
-         "x = law.sample(key)", f"{_CONFORMS} plain-normal-Score"),
+        ("a draw has a derivative beside its score", "point = law.standing(law.draw(key))",
+         "point = law.draw(key)", f"{_CONFORMS} plain-normal-Score"),
     ),
     *_in(
         "vipl/gen/_supports.py",

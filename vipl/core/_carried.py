@@ -189,7 +189,7 @@ def _carry(step: _Step, ins: Sequence[Known], check: bool) -> list[Known]:
 
 def _sample(step: _Step, ins: Sequence[Known], check: bool) -> list[Known]:
     site = step.params["site"]
-    return [Drawn(site.at(), site.support)]
+    return [Drawn(site.at(), site.support), *(LOST for _ in step.outs[1:])]
 
 
 def _composite(step: _Step, ins: Sequence[Known], check: bool) -> list[Known]:

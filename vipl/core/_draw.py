@@ -66,8 +66,9 @@ def _split(build: Callable, config: Any, avals: tuple[Any, ...], mode: Any) -> S
             "a function that a site holds closes over a value that is computed in the program.",
             at="",
             got=f"a closure over {', '.join(show_aval(c) for c in consts if isinstance(c, _compat.Tracer))}",
-            expected="values as fields of the estimator, or parameters of the distribution",
-            mend="pass the value itself, e.g. Score(baseline=value), not a function that closes over it",
+            expected="values as fields of the estimator, parameters of the distribution, or a part of the function",
+            mend="write jax.tree_util.Partial(fn, value) for a function that closes over it, such as the network of a "
+            "flow; for a baseline pass the value itself, Score(baseline=value)",
         )
     treedef = jax.tree.structure(shape)
 

@@ -44,7 +44,7 @@ class Outcome(NamedTuple):
     """What a handler returns for one site, or a region of a program for all of its sites.
 
     Attributes:
-      value: the site's value; the region's outputs.
+      value: the site's value, with its log density where the site `weighs`; the region's outputs.
       totals: name -> scalar, added up.
       emits: path -> pytree, collected.
     """
@@ -127,7 +127,7 @@ def _sum_axis(out: Outcome) -> Outcome:
 
 def _sample_rule(eqn: Any, values: list[Any], interpreter: Interpreter, given: Any, path: Path) -> Outcome:
     out = interpreter.handle(Visit(eqn.params["site"], path), values, given.get(path))
-    return out._replace(value=[out.value])
+    return out if eqn.params["site"].weighs else out._replace(value=[out.value])
 
 
 def _composite_rule(eqn: Any, values: list[Any], interpreter: Interpreter, given: Any, path: Path) -> Outcome:

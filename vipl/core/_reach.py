@@ -167,7 +167,7 @@ def _site(eqn: Any, operands: list[Reach], followed: Followed, path: Path, loops
             operands = operands[: site.num_source]
     reach = join(*(moved(r, _in_lane) for r in operands), own)
     followed.sites[path] = moved(reach, loops.index)
-    return [reach]
+    return [reach] * len(eqn.outvars)
 
 
 def _in_lane(a: int) -> int | None:

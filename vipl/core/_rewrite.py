@@ -11,7 +11,7 @@ import jax
 from vipl import _compat
 from vipl.core._composite import Composite, composite_p
 from vipl.core._interpret import Interpreter, Outcome, plain, run, walk
-from vipl.core._site import Site, sample_p
+from vipl.core._site import Site, bind_site
 
 
 def bind_composite(sites: Sequence[Site], draw: Callable, weigh: Callable, where: str) -> list[Any]:
@@ -59,7 +59,7 @@ def rewrite(
 
     def handle(visit, operands, _):
         site, operands = change(visit.site, operands)
-        return Outcome(sample_p.bind(*operands, site=replace(site, address=rename(site.address))), {}, {})
+        return Outcome(bind_site(operands, replace(site, address=rename(site.address))), {}, {})
 
     def compose(composite: Composite, operands: list[Any], *_: Any) -> Outcome:
         def part(jaxpr, given):

@@ -22,15 +22,19 @@ from vipl.core._packed import pack, python_integer
 from vipl.core._places import Place, places
 from vipl.core._site import Site
 from vipl.core._stage import stage_program
+from vipl.distributions._points import draw, log_density, total
 
 
-def draw_program(source: Any) -> Callable:
-    """The site program of plain sampling: `(key, *leaves) -> value`."""
+def draw_program(config: tuple[Any, bool]) -> Callable:
+    """The site program of plain sampling: `(key, *leaves) -> [value]`, or `[value, log density]`."""
+    source, weighs = config
 
-    def draw(key, *leaves):
-        return source.unpack(leaves).sample(key)
+    def program(key, *leaves):
+        d = source.unpack(leaves)
+        point = draw(d, key)
+        return [point.value, total(log_density(d, point))] if weighs else [point.value]
 
-    return draw
+    return program
 
 
 def seed(fn: Callable) -> Callable:
@@ -115,17 +119,17 @@ def _drawn(key: Any, jaxpr: Any, check: bool = False) -> Outcome:
     check_marks(jaxpr)
     found = places(jaxpr)
     check_digests(found)
-    programs = {p.path: site_program(draw_program, p.site.source, p.source_avals) for p in found}
+    programs = {p.path: site_program(draw_program, (p.site.source, p.site.weighs), p.source_avals) for p in found}
 
     def handle(visit, operands, noise):
         site: Site = visit.site
         leaves = operands[: site.num_source]
         source = site.source.unpack(leaves)
-        value = programs[visit.path].rest(noise, leaves)
-        value = value.astype(site.dtype) if site.makes_float else value
+        outs = programs[visit.path].rest(noise, leaves)
+        outs[0] = outs[0].astype(site.dtype) if site.makes_float else outs[0]
         if not source.has_rsample:
-            value = undifferentiable(_no_pathwise, site.at())(lax.stop_gradient(value), leaves)
-        return Outcome(value, {"violations": violations(source)} if check else {}, {})
+            outs = [undifferentiable(_no_pathwise, site.at())(lax.stop_gradient(x), leaves) for x in outs]
+        return Outcome(outs if site.weighs else outs[0], {"violations": violations(source)} if check else {}, {})
 
     def in_while(inner: list[Place], keys: Any, count: Any) -> Any:
         return handed_in_while(keys, inner, programs, count)

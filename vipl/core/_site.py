@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpyro
 
 from vipl import _compat
@@ -70,6 +71,7 @@ class Site:
       support: a hashable description of where the density is not zero, or None; only checks read it.
       where: function, file and line of the user's call.
       makes_float: whether the distribution draws integers, and the site makes floats of them.
+      weighs: whether the site also gives the log density of its own draw, as a second value.
     """
 
     address: tuple[str, ...]
@@ -81,6 +83,7 @@ class Site:
     support: Any
     where: str
     makes_float: bool = False
+    weighs: bool = False
 
     def at(self) -> str:
         """The site as messages write it."""
@@ -171,12 +174,12 @@ def outside(*_: Any, **params: Any) -> Any:
 
 
 def _sample_abstract(*_: Any, site: Site) -> Any:
-    return _compat.ShapedArray(site.shape, site.dtype)
+    value = _compat.ShapedArray(site.shape, site.dtype)
+    return [value, _compat.ShapedArray((), jnp.result_type(float))] if site.weighs else [value]
 
 
 def _sample_batch(axis_data: Any, values: Sequence[Any], dims: Sequence[Any], *, site: Site) -> Any:
-    outs, out_dims = defer_lanes(lambda *xs: [sample_p.bind(*xs, site=site)], axis_data, values, dims)
-    return outs[0], out_dims[0]
+    return defer_lanes(lambda *xs: sample_p.bind(*xs, site=site), axis_data, values, dims)
 
 
 sample_p = _compat.define_effectful_primitive(
@@ -186,7 +189,14 @@ sample_p = _compat.define_effectful_primitive(
     batch=_sample_batch,
     impl=outside,
     refuse_derivative=refuse_derivative,
+    multiple_results=True,
 )
+
+
+def bind_site(operands: Sequence[Any], site: Site) -> Any:
+    """Binds a site; its value, or the pair of its value and the log density of it where the site `weighs`."""
+    outs = sample_p.bind(*operands, site=site)
+    return tuple(outs) if site.weighs else outs[0]
 
 
 def _lanes_abstract(*_: Any, jaxpr: Any, lane: Lane) -> list[Any]:

@@ -95,7 +95,10 @@ class ReinMax(Biased):
         b = lax.stop_gradient(law.sample(key)).astype(p.dtype)
         middle = lax.stop_gradient((b + p) / 2.0)
         shifted = jnp.log(middle) - (jnp.log1p(-middle) if binary else 0.0)
-        y = 2.0 * squash(lax.stop_gradient(shifted - logits) + logits) - 0.5 * p
+        free = jnp.isfinite(logits)  # what is certain has no second order
+        inner = jnp.where(free, logits, 0.0)
+        moved = lax.stop_gradient(jnp.where(free, shifted, 0.0) - inner) + inner
+        y = 2.0 * squash(jnp.where(free, moved, logits)) - 0.5 * p
         return Draw(b + (y - lax.stop_gradient(y)))
 
 

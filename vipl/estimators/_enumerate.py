@@ -31,8 +31,8 @@ class Enumerate(Estimator):
     `lax.scan(..., unroll=True)` each step is evaluated for the values of the steps before it, and not for all.
 
     A value of probability zero has weight zero and is not evaluated (the most probable value stands in), so that
-    log 0 in the program does no harm. NumPyro clamps `probs` of exactly 0 and 1, where derivatives are then 0:
-    use `logits` there.
+    log 0 in the program does no harm. The derivative in a probability that is exactly 0 or 1 is then that of what is
+    evaluated alone: use `logits` there.
 
     Attributes:
       all_possible: promises that no value has probability zero, so that none needs a stand-in. In a `vmap` of

@@ -9,11 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
 from vipl._checks import is_integer, whole_number
 from vipl._compat import Tracer
 from vipl._errors import EstimatorError
 from vipl.core._decorated import check_callable
+from vipl.distributions._points import Point, exp_inside
+from vipl.distributions._stable import mended
 from vipl.gen import Draw, Estimator, Law
 from vipl.gen._density import innermost
 
@@ -29,7 +32,8 @@ class ImplicitReparam(Estimator):
     reparametrized with learnable weights. The sampler need not be differentiable.
 
     Unbiased for value and derivatives up to the third, if the rest of the program is differentiable in x almost
-    everywhere and continuous, and T is differentiable in θ.
+    everywhere and continuous, and T is differentiable in θ. In a parameter in which JAX cannot differentiate T (the
+    concentrations of Beta, the degrees of freedom of StudentT) a derivative raises; `Reparam()` has these.
 
     Attributes:
       standardize: (distribution, x) -> T of the shape of x, triangular in x for a vector. None: from the distribution.
@@ -61,12 +65,32 @@ class ImplicitReparam(Estimator):
                 mend="pass ImplicitReparam(standardize), or use Score()",
             ) from error
         x = lax.stop_gradient(law.sample(key))
+        d, fixed = _without_derivative(standardize, d, x)
         one_by_one = isinstance(d, dist.Independent) and self.standardize is None
         vector = jnp.ndim(x) == 1 == len(d.event_shape) and not one_by_one
         u = lax.stop_gradient(standardize(d, x))
         for _ in range(2):  # each step leaves the value as it is; one is exact to first order, two are to third
             x = x - _solve(lambda x: standardize(d, x), x, u, vector=vector)
-        return Draw(x)
+        return Draw(x, fixed=fixed)
+
+
+def _without_derivative(standardize: Callable[[Any, Any], Any], d: Any, x: Any) -> tuple[Any, list[Any]]:
+    """The distribution with the parameters held in which T has no derivative, and these."""
+    leaves, treedef = jax.tree.flatten(d)
+    held = []
+    for i, leaf in enumerate(leaves):
+        if not (isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.inexact)):
+            continue
+
+        def along(value, i=i):
+            return standardize(jax.tree.unflatten(treedef, [*leaves[:i], value, *leaves[i + 1 :]]), x)
+
+        try:
+            jax.eval_shape(lambda v, along=along: jax.jvp(along, (v,), (v,)), leaf)
+        except (NotImplementedError, ValueError, TypeError):
+            held.append(i)
+    still = [lax.stop_gradient(leaf) if i in held else leaf for i, leaf in enumerate(leaves)]
+    return jax.tree.unflatten(treedef, still), [leaves[i] for i in held]
 
 
 def _solve(standardize: Callable[[Any], Any], x: Any, u: Any, *, vector: bool) -> Any:
@@ -81,9 +105,35 @@ def standardization(d: Any) -> Callable[[Any, Any], Any]:
     """T of a distribution: its distribution function, or the conditional ones of a mixture of vectors."""
     if isinstance(d, dist.MixtureSameFamily) and d.event_shape:
         return _conditional_cdfs
-    if isinstance(d, (dist.Independent, dist.ExpandedDistribution)):
-        return lambda d, x: innermost(d).cdf(x)
-    return lambda d, x: d.cdf(x)
+    return lambda d, x: _cdf(innermost(d), x)
+
+
+def _cdf(d: Any, x: Any) -> Any:
+    if isinstance(d, dist.StudentT):
+        return _student_cdf((x - d.loc) / d.scale, jnp.asarray(d.df))
+    return d.cdf(x)
+
+
+@jax.custom_jvp
+def _student_cdf(z: Any, df: Any) -> Any:
+    """The distribution function of Student's t, whose derivative is its density; none in ν.
+
+    (NumPyro's is an incomplete beta function of 1 / (1 + z² / ν), of which JAX's derivative is NaN where that is 1.)
+    """
+    return dist.StudentT(df).cdf(z)
+
+
+def _student_jvp(primals: Any, tangents: Any) -> Any:
+    z, df = primals
+    z_dot, df_dot = tangents
+    if not isinstance(df_dot, SymbolicZero):
+        raise NotImplementedError("the distribution function of StudentT has no derivative in its degrees of freedom")
+    if isinstance(z_dot, SymbolicZero):
+        return _student_cdf(z, df), jnp.zeros_like(z)
+    return _student_cdf(z, df), jnp.exp(mended(dist.StudentT(df)).log_prob(z)) * z_dot
+
+
+_student_cdf.defjvp(_student_jvp, symbolic_zeros=True)
 
 
 def _conditional_cdfs(d: Any, x: Any) -> Any:
@@ -95,7 +145,7 @@ def _conditional_cdfs(d: Any, x: Any) -> Any:
     log_prob = single.log_prob(x)  # f[k, n]
     before = jnp.cumsum(log_prob, axis=-1) - log_prob
     log_weights = jnp.log(d.mixing_distribution.probs)[:, None] + before
-    return jnp.sum(jax.nn.softmax(log_weights, axis=0) * single.cdf(x), axis=0)
+    return jnp.sum(jax.nn.softmax(log_weights, axis=0) * _cdf(single, x), axis=0)
 
 
 class RejectionReparam(Estimator):
@@ -140,13 +190,15 @@ class RejectionReparam(Estimator):
         a = alpha + boost
         third = a - 1.0 / 3.0
         scale = 1.0 / jnp.sqrt(9.0 * third)
-        standard = jax.random.gamma(gamma_key, lax.stop_gradient(a))
+        standard = jax.random.gamma(gamma_key, lax.stop_gradient(a), dtype=a.dtype)
         eps = lax.stop_gradient((jnp.cbrt(standard / third) - 1.0) / scale)
         root = 1.0 + eps * scale
         z = third * root**3
         log_slope = jnp.log(3.0 * third * scale) + 2.0 * jnp.log(root)
-        log_density = (a - 1.0) * jnp.log(z) - z - jax.scipy.special.gammaln(a)
+        y = jnp.log(z)
+        log_density = (a - 1.0) * y - z - jax.scipy.special.gammaln(a)
         u = jax.random.uniform(uniform_key, (boost, *shape), z.dtype, minval=jnp.finfo(z.dtype).tiny)
         for i in range(boost):
-            z = z * u[i] ** (1.0 / (alpha + i))
-        return Draw(z / rate, log_weight=jnp.sum(log_density + log_slope))
+            y = y + jnp.log(u[i]) / (alpha + i)
+        y = y - jnp.log(rate)
+        return Draw(exp_inside(y), log_weight=jnp.sum(log_density + log_slope), point=Point(exp_inside(y), y))

@@ -133,7 +133,7 @@ class DisARM(Estimator):
     All elements of a site change to b' together: one more run of the program for each visit, whatever its size.
 
     Unbiased for value and first derivatives in the logits (or the probabilities behind them); a second derivative
-    raises.
+    raises. A flip whose probability is 0 or 1, or rounds to it, is certain, and has a derivative of 0.
 
     Raises:
       EstimatorError: the distribution is not a Bernoulli.
@@ -184,5 +184,6 @@ def _antithetic(law: Law, key: Any, who: str, slope: Any) -> Draw:
     b, other = u < jax.nn.sigmoid(fixed), u > jax.nn.sigmoid(-fixed)
     slopes = slope(b.astype(phi.dtype), other.astype(phi.dtype), fixed, u)
     dtype = jax.eval_shape(lambda: law.sample(jax.random.key(0))).dtype
-    weight = -jnp.sum(slopes * change(phi))
+    certain = jnp.isinf(fixed)
+    weight = -jnp.sum(jnp.where(certain, 0, slopes * change(jnp.where(certain, 0, phi))))
     return Draw(b.astype(dtype), alternatives=Alternatives(other.astype(dtype)[None], weight[None]))

@@ -12,8 +12,10 @@ from vipl.gen._density import innermost
 
 
 def logit(p: Any) -> Any:
-    """Log p - log (1 - p)."""
-    return jnp.log(p) - jnp.log1p(-p)
+    """Log p - log (1 - p); at 0 and 1 infinite, with a derivative of 0."""
+    between = (p > 0) & (p < 1)
+    q = jnp.where(between, p, 0.5)
+    return jnp.where(between, jnp.log(q) - jnp.log1p(-q), jnp.where(p > 0.5, jnp.inf, -jnp.inf))
 
 
 def bernoulli_logits(law: Law) -> Any:

@@ -11,9 +11,9 @@ import numpyro.distributions as dist
 from jax import lax
 
 from vipl._errors import EstimatorError
+from vipl.distributions._points import Point, Steps, in_support, innermost, transformed
 from vipl.estimators._local import LocalEnumerate, Others, change, one_at_a_time, stacked
 from vipl.gen import Draw, Estimator, Law
-from vipl.gen._density import innermost
 
 FINITE = (dist.BernoulliProbs, dist.BernoulliLogits, dist.CategoricalProbs, dist.CategoricalLogits)
 """Families with d/dp_i E[k] = k(i): all values are alternatives."""
@@ -50,8 +50,10 @@ class MeasureValued(Estimator):
         if isinstance(d, FINITE):
             return LocalEnumerate().points(law, key)
         draw_key, other_key = jax.random.split(key)
-        x = lax.stop_gradient(law.sample(draw_key))
-        return Draw(x, alternatives=one_at_a_time(x, others_of(d, x, other_key)), fixed=without_derivative(d))
+        point = lax.stop_gradient(law.draw(draw_key))
+        others = _others(d, point, other_key)
+        alternatives = one_at_a_time(point.value, others)
+        return Draw(point.value, alternatives=alternatives, fixed=without_derivative(d), point=law.standing(point))
 
 
 def again(d: Any, x: Any, key: Any) -> Any:
@@ -168,19 +170,15 @@ def _weibull(d: dist.Weibull, x: Any, key: Any) -> Others:
     return stacked(x, (scale * more, change(d.scale) * k / scale))
 
 
-@others_of.register
-def _transformed(d: dist.TransformedDistribution, x: Any, key: Any) -> Others:
-    """The alternatives of the base, transformed by elementwise transforms: LogNormal, ..."""
-    base = innermost(d.base_dist)
-    if any(t.domain.event_dim or t.codomain.event_dim for t in d.transforms):
-        return others_of.registry[object](d, x, key)
-    y = x
-    for transform in reversed(d.transforms):
-        y = transform.inv(y)
-    others = others_of(base, lax.stop_gradient(y), key)
-    for transform in d.transforms:
-        others = others._replace(values=transform(others.values))
-    return others
+def _others(d: Any, point: Point, key: Any) -> Others:
+    """The alternatives of a point; of one by elementwise transforms (LogNormal, ...) those of its base, transformed."""
+    elementwise = isinstance(point.coordinates, Steps) and not any(
+        t.domain.event_dim or t.codomain.event_dim for t in d.transforms
+    )
+    if not elementwise:
+        return others_of(d, point.value, key)
+    others = _others(innermost(d.base_dist), point.coordinates.base, key)
+    return others._replace(values=in_support(d, transformed(d, others.values)))
 
 
 def without_derivative(d: Any) -> list[Any]:

@@ -184,7 +184,7 @@ def _meeting(plan: Plan) -> Meeting | None:
 
 
 def _weighs(points: Draw | Support) -> bool:
-    return isinstance(points, Support) or any(x is not None for x in points[1:-1])
+    return isinstance(points, Support) or any(x is not None for x in points._replace(fixed=None, point=None)[1:])
 
 
 def _apart(place: Place, costs: Costs) -> tuple[bool, ...]:

@@ -34,4 +34,5 @@ class Reparam(Estimator):
                 expected="a distribution whose draw is a differentiable function of its parameters",
                 mend="use Score(), or Enumerate() or MeasureValued() where they exist; or leave the estimator out",
             )
-        return Draw(law.sample(key))
+        point = law.draw(key)
+        return Draw(point.value, point=point)

@@ -17,10 +17,12 @@ from vipl.core._guard import undifferentiable
 from vipl.core._interpret import Interpreter, Outcome, run_equations
 from vipl.core._places import Place
 from vipl.core._site import Path, Site
+from vipl.distributions._points import total
 from vipl.estimators._both_ways import both_ways
 from vipl.estimators._costs import Cost
 from vipl.estimators._plan import Plan
 from vipl.gen import Support
+from vipl.gen._density import log_probs_of
 
 
 class Emitted(NamedTuple):
@@ -125,8 +127,8 @@ def _interpreter(plan: Plan, common: dict[Path, Any], number: Any) -> Interprete
             else:
                 value, log_weight = points.values[given.digit], points.log_weights[given.digit]
             emitted = Emitted(log_support=lax.convert_element_type(log_weight, float), visited=jnp.array(True))
-            return Outcome(value, {}, {visit.path: emitted})
-        value = points.value
+            return Outcome(weighed(site, operands, value, None), {}, {visit.path: emitted})
+        value, log_probs = points.value, points.point
         if given.alternative is not None:
             values, numbers = given.alternative
             if numbers is None:
@@ -134,8 +136,12 @@ def _interpreter(plan: Plan, common: dict[Path, Any], number: Any) -> Interprete
             else:
                 here = numbers == number
                 value = jnp.where(jnp.any(here), values[jnp.argmax(here)], value)
+            if log_probs is not None:
+                log_probs = log_probs_of(site, operands, value, (points.value, log_probs))
         if jax.tree.leaves(points.fixed):
-            value = undifferentiable(_no_derivative, site.at())(value, points.fixed)
+            value = _guarded(site, value, points.fixed)
+            log_probs = None if log_probs is None else _guarded(site, log_probs, points.fixed)
+        value = weighed(site, operands, value, log_probs)
         if number is not None:
             return Outcome(value, {}, {visit.path: Emitted()})
         numbers = {
@@ -147,6 +153,19 @@ def _interpreter(plan: Plan, common: dict[Path, Any], number: Any) -> Interprete
         return Outcome(value, {} if control is None else {"control": control}, {visit.path: emitted})
 
     return Interpreter(handle, None, "expectation")
+
+
+def weighed(site: Site, operands: Sequence[Any], value: Any, log_probs: Any) -> Any:
+    """The value, with its log density beside it where the site gives that too."""
+    if not site.weighs:
+        return value
+    return value, total(log_probs_of(site, operands, value) if log_probs is None else log_probs)
+
+
+def _guarded(site: Site, x: Any, fixed: Any) -> Any:
+    """The same number, whose derivative in the `fixed` parameters raises; those in others pass."""
+    guard = undifferentiable(_no_derivative, site.at())
+    return x + guard(jnp.zeros_like(x), fixed) if jnp.issubdtype(x.dtype, jnp.floating) else guard(x, fixed)
 
 
 def values_axis(path: Path) -> str:
@@ -217,7 +236,7 @@ def _no_derivative(at: str) -> EstimatorError:
     return EstimatorError(
         "a derivative is taken in a parameter for which the site's estimator has none.",
         at=at,
-        got="MeasureValued(), say, with a derivative in the concentration of Gamma",
+        got="MeasureValued() of Gamma or ImplicitReparam() of Beta, say, with a derivative in the concentration",
         expected="parameters that are not differentiated, or an estimator for all of them",
         mend="use Reparam() or Score() at the site, or jax.lax.stop_gradient around the parameter",
     )

@@ -50,13 +50,13 @@ class Score(Estimator):
 
     def points(self, law: Law, key: Any) -> Draw:
         """The draw, with its score."""
-        x = lax.stop_gradient(law.sample(key))
-        log_prob = law.log_prob(x)
+        point = law.standing(law.draw(key))
+        x, log_prob = point.value, law.log_prob(point)
         fixed = support_parameters(law.dist)
         if isinstance(self.baseline, LeaveOneOut):
-            return Draw(x, log_weight=log_prob, shared_control=1.0 - box(log_prob), fixed=fixed)
+            return Draw(x, log_weight=log_prob, shared_control=1.0 - box(log_prob), fixed=fixed, point=point)
         if self.baseline is None:
-            return Draw(x, log_weight=log_prob, fixed=fixed)
+            return Draw(x, log_weight=log_prob, fixed=fixed, point=point)
         is_function = callable(self.baseline) and not isinstance(self.baseline, type)
         b: Any = self.baseline(law.dist) if is_function else self.baseline
         if not is_real(b) or jnp.shape(b) != ():
@@ -69,7 +69,8 @@ class Score(Estimator):
                 if is_array(b)
                 else "pass a number, a function of the distribution, or LeaveOneOut()",
             )
-        return Draw(x, log_weight=log_prob, control=lax.stop_gradient(b) * (1.0 - box(log_prob)), fixed=fixed)
+        control = lax.stop_gradient(b) * (1.0 - box(log_prob))
+        return Draw(x, log_weight=log_prob, control=control, fixed=fixed, point=point)
 
 
 def support_parameters(d: Any) -> list[Any]:

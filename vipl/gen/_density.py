@@ -9,16 +9,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jax import lax
 from numpyro.distributions.transforms import AffineTransform, CatTransform
 
 from vipl import _compat
 from vipl._errors import DistributionError, show_aval
 from vipl.core._packed import Packed
 from vipl.core._site import Site
+from vipl.distributions._points import draw, innermost, log_density, total
+from vipl.distributions._stable import BernoulliLogits
 from vipl.gen._equivalents import equivalent, library_of
-from vipl.gen._mend import BernoulliLogits
-from vipl.gen._supports import innermost, joins_zero, names_its_support, steps_of
+from vipl.gen._supports import joins_zero, names_its_support, steps_of
 
 
 @jax.tree_util.register_pytree_node_class
@@ -70,10 +70,10 @@ def _value_aval(packed: Packed, avals: tuple[Any, ...], mode: Any) -> tuple[Any,
         d = packed.unpack(leaves)
         claimed.append(tuple(d.batch_shape))
         try:
-            value = d.sample(key)
+            point = draw(d, key)
         except NotImplementedError as error:
             raise _NoSampler(str(error)) from error
-        return value, d.log_prob(value)
+        return point.value, log_density(d, point)
 
     value, log_prob = jax.eval_shape(both, key, *avals)
     return value, tuple(log_prob.shape), claimed[0]
@@ -243,11 +243,47 @@ def site_log_prob(site: Site, operands: Sequence[Any], value: Any, *, check: boo
       check: whether the value may lie outside the support, or be NaN: its log density is then -inf, or NaN.
         (NumPyro's densities alone are neither, for many families.)
     """
-    d = site.source.unpack(operands[: site.num_source])
-    while isinstance(d, dist.Independent):  # the sum below is over everything; one pass over the value is enough
-        d = d.base_dist
-    log_prob = d.log_prob(value)
+    d = without_event(site.source.unpack(operands[: site.num_source]))
+    try:
+        log_prob = d.log_prob(value)
+    except NotImplementedError:
+        raise _no_density(site, d) from None
     if check and not _checks_itself(innermost(d), value):
         inside, nan = verdict(d, value)
         log_prob = jnp.where(nan, jnp.nan, jnp.where(inside | nan, log_prob, -jnp.inf))
-    return lax.convert_element_type(jnp.sum(log_prob), float)
+    return total(log_prob)
+
+
+def without_event(d: Any) -> Any:
+    """The distribution without `to_event`: what is summed over everything needs one pass over the value alone."""
+    while isinstance(d, dist.Independent):
+        d = d.base_dist
+    return d
+
+
+def _no_density(site: Site, d: Any) -> DistributionError:
+    return DistributionError(
+        "the density of a site cannot be evaluated at a given value.",
+        at=site.at(),
+        got=f"{type(innermost(d)).__name__} by a transform that has no inverse",
+        expected="a value that the site draws itself, by `simulate`, whose density is known from the draw",
+        mend="use such a flow in the guide; in a model, or where a value is given, take a transform with an inverse",
+    )
+
+
+def log_probs_of(site: Site, operands: Sequence[Any], value: Any, point: tuple[Any, Any] | None = None) -> Any:
+    """f[batch], the log densities of the parts of a drawn value.
+
+    Args:
+      site: the site.
+      operands: its operands.
+      value: [...], the value.
+      point: another value, and its log densities, which are taken where the two agree.
+    """
+    d = without_event(site.source.unpack(operands[: site.num_source]))
+    log_probs = d.log_prob(value)
+    if point is None:
+        return log_probs
+    other, known = point
+    same = jnp.all(value == other, axis=tuple(range(jnp.ndim(value) - len(d.event_shape), jnp.ndim(value))))
+    return jnp.where(same, known, log_probs)

@@ -26,6 +26,8 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
+from vipl.distributions._points import Point, draw, log_density, standing
+
 
 class Law:
     """The distribution of one site, as an estimator sees it: one lane, unmasked.
@@ -41,11 +43,22 @@ class Law:
 
     def sample(self, key: Any) -> Any:
         """Draws a value; differentiable in the parameters where the distribution is reparametrized."""
-        return self.dist.sample(key)
+        return self.draw(key).value
+
+    def draw(self, key: Any) -> Point:
+        """Draws a value with what is known of it beside: its log density is that of the number before it was rounded.
+
+        An estimator that hands the point on as `Draw(..., point=point)` has the site's density computed so.
+        """
+        return draw(self.dist, key)
+
+    def standing(self, point: Point) -> Point:
+        """The same point without a derivative of its value, as a score needs it."""
+        return standing(self.dist, point)
 
     def log_prob(self, value: Any) -> Any:
-        """f[], the log density of the whole value, summed over batch dimensions."""
-        return jnp.sum(self.dist.log_prob(value))
+        """f[], the log density of the whole value, or of a point, summed over batch dimensions."""
+        return jnp.sum(log_density(self.dist, value if isinstance(value, Point) else Point(value)))
 
 
 def unmasked(d: Any) -> Any:
@@ -89,6 +102,7 @@ class Draw(NamedTuple):
       alternatives: points of weight 0, or None. With them a second derivative raises.
       pruned: the same, of which one alone is run: drawn uniformly among those of all sites, it counts for all.
       fixed: pytree of parameters in which the estimator has no derivative; differentiating in them raises.
+      point: the `Point` that the value is of, moving as the value does; None: nothing but the value is known.
     """
 
     value: Any
@@ -98,6 +112,7 @@ class Draw(NamedTuple):
     alternatives: Alternatives | None = None
     pruned: Alternatives | None = None
     fixed: Any = None
+    point: Any = None
 
 
 class Support(NamedTuple):

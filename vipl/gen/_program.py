@@ -11,7 +11,7 @@ Contracts, with p the density of all choices (times the factors):
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -25,8 +25,9 @@ from vipl.core._packed import pack, python_integer
 from vipl.core._places import Place, check_unique, places
 from vipl.core._rewrite import rewrite
 from vipl.core._seed import violations
-from vipl.core._site import Site, sample_p, user_frame
+from vipl.core._site import Site, bind_site, user_frame
 from vipl.core._stage import Staged, stage_program
+from vipl.distributions._points import has_coordinates
 from vipl.gen._checks import lies_inside
 from vipl.gen._choices import Address, flatten, match, merge, nest
 from vipl.gen._density import is_factor, site_log_prob
@@ -252,13 +253,14 @@ class Program(Source):
                 log_weight = site_log_prob(site, operands, jnp.zeros((0,)), check=False)
                 return Outcome(jnp.zeros(site.shape), {"log_prob": log_weight, "log_w": log_weight}, {})
             is_given = value is not None
-            if not is_given:
-                value = sample_p.bind(*operands, site=site)
-            log_prob = site_log_prob(site, operands, value, check=is_given and site.address not in surely_inside)
+            if is_given:
+                log_prob = site_log_prob(site, operands, value, check=site.address not in surely_inside)
+            else:
+                value, log_prob = draw_and_weigh(site, operands)
             totals = _totals(log_prob, counts(site.address, is_given))
             if check:
                 totals["violations"] = violations(site.source.unpack(operands[: site.num_source]))
-            return Outcome(value, totals, {visit.path: value})
+            return Outcome((value, log_prob) if site.weighs else value, totals, {visit.path: value})
 
         def compose(composite, operands, values, path):
             n, is_given = composite.num_draw, [x is not None for x in values]
@@ -308,6 +310,14 @@ def with_estimators(fn: Callable, estimators: Any, name: str, *args: Any, **kwar
         return site, operands
 
     return staged.result(rewrite(staged.jaxpr, [], lambda address: address, change))
+
+
+def draw_and_weigh(site: Site, operands: Sequence[Any]) -> tuple[Any, Any]:
+    """Binds a site; its value, and the log density of it, from before it was rounded where the site knows more."""
+    if site.weighs or has_coordinates(site.source.unpack(operands[: site.num_source])):
+        return bind_site(operands, replace(site, weighs=True))
+    value = bind_site(operands, site)
+    return value, site_log_prob(site, operands, value, check=False)
 
 
 def valued(found: list[Place]) -> list[Place]:

@@ -10,12 +10,13 @@ from vipl import _compat
 from vipl._errors import ChoiceError, EstimatorError, ProgramError, ViplError, show_address, show_aval
 from vipl.core._draw import SiteProgram, site_program
 from vipl.core._packed import Packed, concrete_integer, is_array, pack, python_integer
-from vipl.core._site import Site, sample_p, user_frame
+from vipl.core._site import Site, bind_site, user_frame
 from vipl.core._staging import check_context
+from vipl.distributions._points import in_support, log_density
+from vipl.distributions._stable import mended
 from vipl.gen._choices import check_address
-from vipl.gen._density import Factor, check_distribution
+from vipl.gen._density import Factor, check_distribution, without_event
 from vipl.gen._estimator import Draw, Estimator, Law, Support
-from vipl.gen._mend import mended
 from vipl.gen._source import Source
 from vipl.gen._supports import describe
 
@@ -80,7 +81,7 @@ def sample(address: str | tuple[str, ...], source: Any, estimator: Estimator | N
     )
     if estimator is not None:
         points_of(site, tuple(_compat.typeof(x) for x in [*leaves, *extra]))
-    return sample_p.bind(*leaves, *extra, site=site)
+    return bind_site([*leaves, *extra], site)
 
 
 _AS_DATUM = "leave it out, and give the datum to assess or generate: {{{name}: y}}"
@@ -133,7 +134,7 @@ def factor(address: str | tuple[str, ...], log_weight: Any) -> None:
     packed, leaves = pack(Factor(log_weight))
     dtype = jnp.result_type(float)
     site = Site(address, packed, None, 1, (0,), dtype, None, where)
-    sample_p.bind(*leaves, site=site)
+    bind_site(leaves, site)
 
 
 def check_estimator(estimator: Any, at: str) -> None:
@@ -154,16 +155,21 @@ def _name(estimator: Any) -> str:
     return estimator.__name__ if isinstance(estimator, type) else type(estimator).__name__
 
 
-def points_program(config: tuple[Packed, Packed, int, bool]) -> Any:
-    """The site program of an estimator: `(key, *operands) -> Draw or Support`."""
-    source, estimator, num_source, makes_float = config
+def points_program(config: tuple[Packed, Packed, int, bool, bool]) -> Any:
+    """The site program of an estimator: `(key, *operands) -> Draw or Support`.
+
+    The point of a draw becomes the log densities of its parts, f[batch], where the site `weighs`; otherwise None.
+    """
+    source, estimator, num_source, makes_float, weighs = config
 
     def floating(x):
         return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(float)
 
     def points(key, *operands):
-        law = Law(source.unpack(operands[:num_source]))
-        points = estimator.unpack(operands[num_source:]).points(law, key)
+        d = source.unpack(operands[:num_source])
+        points = estimator.unpack(operands[num_source:]).points(Law(d), key)
+        if isinstance(points, Draw):
+            points = _inside(points, without_event(d), weighs)
         if not makes_float:
             return points
         if isinstance(points, Support):
@@ -179,10 +185,17 @@ def points_program(config: tuple[Packed, Packed, int, bool]) -> Any:
     return points
 
 
+def _inside(points: Draw, d: Any, weighs: bool) -> Draw:
+    if points.point is None:
+        return points._replace(value=in_support(d, points.value))
+    return points._replace(point=log_density(d, points.point) if weighs else None)
+
+
 def points_of(site: Site, avals: tuple[Any, ...]) -> SiteProgram:
     """The estimator of a site, traced and checked; errors of the estimator are given the site's place."""
+    config = (site.source, site.estimator, site.num_source, site.makes_float, site.weighs)
     try:
-        program = site_program(points_program, (site.source, site.estimator, site.num_source, site.makes_float), avals)
+        program = site_program(points_program, config, avals)
     except ViplError as error:
         raise error.located(site.at()) if not error.at else error from None
     points = program.shape

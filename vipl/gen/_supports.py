@@ -41,6 +41,7 @@ from vipl.core._region import (
     union,
     unsure,
 )  # fmt: skip
+from vipl.distributions._points import innermost
 
 _INF = math.inf
 
@@ -381,13 +382,6 @@ def _classes(*names: str) -> tuple[type, ...]:
 
 _CENSORED = _classes("LeftCensoredDistribution", "RightCensoredDistribution", "IntervalCensoredDistribution")
 _HURDLE = _classes("HurdleProbs", "HurdleLogits")
-
-
-def innermost(d: Any) -> Any:
-    """The distribution without `to_event`, `expand` and masks."""
-    while isinstance(d, (dist.Independent, dist.ExpandedDistribution, dist.MaskedDistribution)):
-        d = d.base_dist
-    return d
 
 
 def joins_zero(d: Any) -> bool:

@@ -18,7 +18,7 @@ from vipl.core._holds import eqn_holds_site
 from vipl.core._interpret import Interpreter, Outcome, plain, read, run, run_equations, walk
 from vipl.core._packed import is_real
 from vipl.core._places import Place
-from vipl.core._site import Path, sample_p, user_frame
+from vipl.core._site import Path, bind_site, sample_p, user_frame
 from vipl.gen import Estimator, Program, Source
 from vipl.gen._arguments import call_maker, not_a_function
 from vipl.gen._choices import Address, match, nest
@@ -267,7 +267,7 @@ def _interpreter(k: Any) -> Interpreter:
             value = given["known"] if "known" in given else given["proposed"]
             log_prob = site_log_prob(site, operands, value, check=True)
             return Outcome(value, {"log_w": log_prob}, {visit.path: value})
-        value = sample_p.bind(*operands, site=site)
+        value = bind_site(operands, site)
         if "mine" in given:
             value = jnp.where(k == 0, given["mine"], value)
         return Outcome(value, {}, {visit.path: value})

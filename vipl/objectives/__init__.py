@@ -23,6 +23,14 @@ from vipl.objectives._bounds import renyi as renyi
 from vipl.objectives._bounds import sticking_the_landing as sticking_the_landing
 from vipl.objectives._bounds import thermodynamic as thermodynamic
 from vipl.objectives._closed_form import elbo_with_kl as elbo_with_kl
+from vipl.objectives._generators import ChiSquared as ChiSquared
+from vipl.objectives._generators import ForwardKL as ForwardKL
+from vipl.objectives._generators import Generator as Generator
+from vipl.objectives._generators import JensenShannon as JensenShannon
+from vipl.objectives._generators import OfLogRatio as OfLogRatio
+from vipl.objectives._generators import ReverseKL as ReverseKL
+from vipl.objectives._generators import SquaredHellinger as SquaredHellinger
+from vipl.objectives._generators import TotalVariation as TotalVariation
 from vipl.objectives._learning import f_divergence as f_divergence
 from vipl.objectives._learning import fisher as fisher
 from vipl.objectives._learning import forward_kl as forward_kl

@@ -10,12 +10,12 @@ import numpyro.distributions as dist
 
 from vipl.core._interpret import Interpreter, Outcome, plain, run, walk
 from vipl.core._places import Place
-from vipl.core._site import Path, sample_p
+from vipl.core._site import Path, bind_site
 from vipl.gen import Program
 from vipl.gen._arguments import checked
 from vipl.gen._choices import match, merge
 from vipl.gen._density import is_factor, site_log_prob
-from vipl.gen._program import merge_emits, valued
+from vipl.gen._program import draw_and_weigh, merge_emits, valued
 
 
 @checked
@@ -46,10 +46,10 @@ def elbo_with_kl(model: Program, guide: Program, data: dict[str, Any]) -> Any:
         if is_factor(site):
             value = jnp.zeros((0,))
             return Outcome(value, {"log_q": site_log_prob(site, operands, value, check=False)}, {})
-        value = sample_p.bind(*operands, site=site)
         if site.address in closed:
+            value = bind_site(operands, site)
             return Outcome(value, {}, {visit.path: (value, tuple(operands[: site.num_source]))})
-        log_q = site_log_prob(site, operands, value, check=False)
+        value, log_q = draw_and_weigh(site, operands)
         return Outcome(value, {"log_q": log_q}, {visit.path: (value, ())})
 
     def draw_whole(composite, operands, _, path):

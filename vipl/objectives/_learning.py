@@ -21,6 +21,7 @@ from vipl.gen._choices import check_address, flatten, merge, nest
 from vipl.inference import importance
 from vipl.inference._particles import weighted_sum
 from vipl.objectives._bounds import exact_guide
+from vipl.objectives._generators import Generator
 
 
 @checked
@@ -128,22 +129,24 @@ def reverse_kl(target: Source, guide: Source) -> Any:
 
 
 @checked
-def f_divergence(target: Source, guide: Source, generator: Callable[[Any], Any]) -> Any:
+def f_divergence(target: Source, guide: Source, generator: Callable[[Any], Any] | Generator) -> Any:
     """Divergence by its generator.
 
     D_f(p || q) = E_{z ~ q}[f(p(z) / q(z))], f convex with f(1) = 0.   Unbiased, p normalized.
 
-    f(t) = t log t: forward KL; -log t: reverse KL; (t - 1)²: chi-squared; |t - 1| / 2: total variation;
-    (sqrt t - 1)²: squared Hellinger.
+    `ForwardKL()`, `ReverseKL()`, `ChiSquared()`, `TotalVariation()`, `SquaredHellinger()` and `JensenShannon()` are
+    written in the log ratio l = log p - log q, as is `OfLogRatio(fn)` with a function l -> f(exp l) of your own. A
+    function of the ratio itself, such as `lambda t: t * jnp.log(t)`, is NaN where the ratio underflows to 0.
 
     Args:
       target: p.
       guide: q, over the same choices.
-      generator: f, f[] -> f[].
+      generator: f, as one of these objects; or a function of the ratio, f[] -> f[].
 
     Reference: Csiszar (1967), eq. (1.1).
     """
-    return generator(jnp.exp(_log_ratio(target, guide)))
+    log_ratio = _log_ratio(target, guide)
+    return generator.of_log_ratio(log_ratio) if isinstance(generator, Generator) else generator(jnp.exp(log_ratio))
 
 
 @checked

@@ -1,0 +1,96 @@
+"""Transforms that hold functions with parameters: the parameters become a part of the pytree.
+
+NumPyro keeps the network of a flow as static data, out of sight of every derivative. Here a function that is a
+`functools.partial`, or a pytree that can be called (`jax.tree_util.Partial`, a module of equinox), is kept as a pytree.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from typing import Any
+
+import jax
+from jax.tree_util import Partial
+from numpyro.distributions import constraints, transforms
+
+
+class WithFunctions(transforms.Transform):
+    """A transform some attributes of which are functions with parameters."""
+
+    def __init__(self, template: Any, functions: dict[str, Any]):
+        """Takes the transform without these functions, and the functions by the names of the attributes."""
+        self.template, self.functions = template, functions
+
+    def tree_flatten(self) -> Any:
+        """Pytree interface."""
+        return (self.template, self.functions), (("template", "functions"), {})
+
+    @property
+    def whole(self) -> Any:
+        """The transform that it stands for."""
+        return _replaced(self.template, self.functions)
+
+    @property
+    def domain(self) -> Any:
+        """Of the transform."""
+        return self.whole.domain
+
+    @property
+    def codomain(self) -> Any:
+        """Of the transform."""
+        return self.whole.codomain
+
+    @property
+    def sign(self) -> Any:
+        """Of the transform."""
+        return self.whole.sign
+
+    def __call__(self, x: Any) -> Any:
+        """The image."""
+        return self.whole(x)
+
+    def _inverse(self, y: Any) -> Any:
+        return self.whole._inverse(y)
+
+    def call_with_intermediates(self, x: Any) -> Any:
+        """The image, and what the Jacobian needs."""
+        return self.whole.call_with_intermediates(x)
+
+    def log_abs_det_jacobian(self, x: Any, y: Any, intermediates: Any = None) -> Any:
+        """The log of the volume's change."""
+        return self.whole.log_abs_det_jacobian(x, y, intermediates)
+
+    def forward_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Of the transform."""
+        return self.whole.forward_shape(shape)
+
+    def inverse_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Of the transform."""
+        return self.whole.inverse_shape(shape)
+
+
+def _replaced(t: Any, attributes: dict[str, Any]) -> Any:
+    new = copy.copy(t)
+    new._inv = None  # the inverse that NumPyro keeps is that of the old one
+    for name, value in attributes.items():
+        setattr(new, name, value)
+    return new
+
+
+def with_functions(t: Any) -> Any:
+    """The same transform, with the parameters of its functions in the pytree; itself where there are none."""
+    if isinstance(t, transforms.ComposeTransform):
+        parts = [with_functions(p) for p in t.parts]
+        return t if all(a is b for a, b in zip(parts, t.parts, strict=True)) else _replaced(t, {"parts": parts})
+    functions = {k: f for k, v in vars(t).items() if (f := _as_pytree(v)) is not None}
+    return WithFunctions(_replaced(t, dict.fromkeys(functions)), functions) if functions else t
+
+
+def _as_pytree(f: Any) -> Any:
+    """A function with parameters as a pytree; None for anything else."""
+    if isinstance(f, (transforms.Transform, constraints.Constraint)) or not callable(f):
+        return None
+    if isinstance(f, functools.partial) and not isinstance(f, Partial):
+        return Partial(f.func, *f.args, **f.keywords)
+    return f if not jax.tree_util.all_leaves([f]) else None
