@@ -667,7 +667,8 @@ HELD = {
 def test_a_held_program_has_no_derivative_and_is_otherwise_the_same(name):
     value, grad = jax.value_and_grad(lambda m: HELD[name](vipl.hold, m))(0.6)
     assert grad == 0.0
-    assert value == HELD[name](lambda x: x, 0.6)
+    # The one is compiled, the other is not; they may add in another order.
+    assert jnp.allclose(value, HELD[name](lambda x: x, 0.6), rtol=1e-13)
 
 
 def test_what_is_held_by_stop_gradient_is_the_arguments_alone():
