@@ -363,6 +363,33 @@ def test_closed_forms_leave_the_bound_as_it_is(swapped):
     assert (check.mean[0] == 0.0 and check.se[0] == 0.0) == swapped  # no closed form is taken: bit for bit the same
 
 
+COVARIANCE = jnp.array([[1.3, 0.4, -0.2], [0.4, 0.9, 0.1], [-0.2, 0.1, 0.7]])
+SCALES = jnp.array([0.6, 1.4, 0.8])
+NORMALS = {
+    "an event": dist.Normal(jnp.array([0.3, -0.4, 1.1]), SCALES).to_event(1),
+    "a batch": dist.Normal(jnp.array([0.3, -0.4, 1.1]), SCALES),
+    "expanded": dist.Normal(0.3, 0.6).expand([3]).to_event(1),
+}
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("name", NORMALS)
+def test_normals_beside_a_multivariate_normal_have_a_closed_form(name, turned):
+    """KL(N(m, S) || N(n, T)) = (tr(T^-1 S) - d + (n - m)' T^-1 (n - m) + log |T| - log |S|) / 2, without noise."""
+    normals, correlated = NORMALS[name], dist.MultivariateNormal(jnp.array([0.2, 0.5, -0.6]), COVARIANCE)
+    q, p = (correlated, normals) if turned else (normals, correlated)
+
+    def moments(d):
+        return (d.mean, d.covariance_matrix) if d is correlated else (d.mean, jnp.diag(d.variance))
+
+    (m, s), (n, t) = moments(q), moments(p)
+    kl = jnp.trace(jnp.linalg.solve(t, s)) - 3 + (n - m) @ jnp.linalg.solve(t, n - m)
+    exact = -0.5 * (kl + jnp.linalg.slogdet(t)[1] - jnp.linalg.slogdet(s)[1])
+    programs = [vipl.gen(lambda d=d: sample("z", d)) for d in (p, q)]
+    bound = vipl.expectation(lambda: ob.elbo_with_kl(programs[0](), programs[1](), {}))
+    np.testing.assert_allclose(bound.estimate(KEY), exact, rtol=1e-12)
+
+
 def test_piwae_with_a_discrete_guide():
     """Two bounds of two particles for the guide: its gradient is that of `miwae`, also through the score."""
     target = vipl.gen(lambda: sample("y", dist.Normal(2.0 * sample("z", dist.Bernoulli(0.3)), 1.0)))

@@ -24,9 +24,10 @@ def elbo_with_kl(model: Program, guide: Program, data: dict[str, Any]) -> Any:
 
     L = E[log p(y | z) - Σ_i KL(q(z_i | z_<i) || p(z_i | z_<i))],   the value of `elbo` with less noise.
 
-    A site is taken in closed form if NumPyro's `kl_divergence` knows the two distributions, if neither stands in a
-    `scan` or a branch, and if model and guide draw their common addresses in one order (else p(z_i | ...) might depend
-    on what the guide draws after z_i). The others are sampled, as in `elbo`.
+    A site is taken in closed form if NumPyro's `kl_divergence` knows the two distributions (or one is a
+    MultivariateNormal, and the other Normals over the same array), if neither stands in a `scan` or a branch, and if
+    model and guide draw their common addresses in one order (else p(z_i | ...) might depend on what the guide draws
+    after z_i). The others are sampled, as in `elbo`.
 
     Unbiased for L and its gradient, whatever the estimators of the sites.
 
@@ -75,7 +76,7 @@ def elbo_with_kl(model: Program, guide: Program, data: dict[str, Any]) -> Any:
         if site.address not in closed:
             return Outcome(value, {"log_p": site_log_prob(site, operands, value, check=True)}, {})
         q, p = sources[site.address][0].unpack(leaves), site.source.unpack(operands[: site.num_source])
-        return Outcome(value, {"log_p": -jnp.sum(dist.kl_divergence(q, p)).astype(float)}, {})
+        return Outcome(value, {"log_p": -jnp.sum(_divergence(q, p)).astype(float)}, {})
 
     def weigh_whole(composite, operands, given, _):
         values = [value for value, _ in given]
@@ -109,10 +110,30 @@ def _plain(place: Place) -> bool:
 
 def _has_divergence(q: Place, p: Place) -> bool:
     def divergence(q_leaves, p_leaves):
-        return dist.kl_divergence(q.site.source.unpack(q_leaves), p.site.source.unpack(p_leaves))
+        return _divergence(q.site.source.unpack(q_leaves), p.site.source.unpack(p_leaves))
 
     try:
         jax.eval_shape(divergence, q.source_avals, p.source_avals)
     except (NotImplementedError, ValueError, TypeError):
         return False
     return True
+
+
+def _divergence(q: Any, p: Any) -> Any:
+    """KL(q || p) by NumPyro; independent Normals beside a MultivariateNormal are one with a diagonal covariance."""
+    if isinstance(p, dist.MultivariateNormal):
+        q = _as_multivariate(q, p)
+    elif isinstance(q, dist.MultivariateNormal):
+        p = _as_multivariate(p, q)
+    return dist.kl_divergence(q, p)
+
+
+def _as_multivariate(d: Any, like: dist.MultivariateNormal) -> Any:
+    """Normals over arrays of the same shape as a MultivariateNormal; anything else stays what it is."""
+    base = d
+    while isinstance(base, (dist.Independent, dist.ExpandedDistribution)):
+        base = base.base_dist
+    if not isinstance(base, dist.Normal) or d.shape() != like.shape():
+        return d
+    loc, scale = (jnp.broadcast_to(x, d.shape()) for x in (base.loc, base.scale))
+    return dist.MultivariateNormal(loc, scale_tril=scale[..., None] * jnp.eye(scale.shape[-1], dtype=scale.dtype))
