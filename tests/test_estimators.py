@@ -236,6 +236,20 @@ def test_the_values_of_a_vector_of_categoricals_of_which_some_are_impossible():
     np.testing.assert_allclose(got, expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize("estimator", [Enumerate(), LocalEnumerate(), MeasureValued()], ids=repr)
+@pytest.mark.parametrize("shape", [(), (2,)])
+def test_a_value_whose_probability_is_too_small_for_a_number_is_not_evaluated(estimator, shape):
+    """At a logit of 800 the probability of 0 is e^-800: the log of 0, and its derivative, count nothing."""
+
+    @vipl.expectation
+    def objective(t):
+        z = sample("z", dist.Bernoulli(logits=jnp.full(shape, 800.0 + t)).to_event(len(shape)), estimator)
+        return jnp.sum(t * jnp.log(1.0 * z) + 1.5 * t * z)
+
+    size = 1.0 if not shape else 2.0
+    np.testing.assert_allclose(objective.value_and_grad(KEY, 0.7), (1.05 * size, 1.5 * size), rtol=1e-12)
+
+
 def test_a_standardization_of_a_vector_that_is_not_diagonal():
     """T(x) = L⁻¹ (x - m): the implicit derivative is that of m + L ε, first and second."""
 

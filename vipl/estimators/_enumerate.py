@@ -64,7 +64,7 @@ class Enumerate(Estimator):
             log_weights = log_probs.reshape(size)
             if self.all_possible:
                 return Support(values.reshape(-1, *batch), log_weights)
-            impossible = log_weights == -jnp.inf
+            impossible = is_impossible(log_weights)
             best = values[jnp.argmax(lax.stop_gradient(log_weights))]
             return Support(jnp.where(impossible, best, values).reshape(-1, *batch), log_weights)
         digits = digit_table(size, count)  # i[n**count, count]
@@ -72,7 +72,7 @@ class Enumerate(Estimator):
         if self.all_possible:
             return Support(values[digits].reshape(size**count, *batch), jnp.sum(flat[digits, np.arange(count)], axis=1))
         best = jnp.argmax(lax.stop_gradient(flat), axis=0)
-        impossible = flat[digits, np.arange(count)] == -jnp.inf  # [n**count, count]
+        impossible = is_impossible(flat)[digits, np.arange(count)]  # [n**count, count]
         chosen = jnp.where(impossible, best, digits)
         log_weights = jnp.sum(flat[chosen, np.arange(count)], axis=1)
         log_weights = jnp.where(jnp.any(impossible, axis=1), -jnp.inf, log_weights)
@@ -82,6 +82,14 @@ class Enumerate(Estimator):
 def digit_table(base: int, length: int) -> np.ndarray:
     """i[base**length, length], all numbers of `length` digits, first digit slowest."""
     return np.indices((base,) * length, dtype=np.int32).reshape(length, base**length).T
+
+
+def is_impossible(log_probs: Any) -> Any:
+    """bool[...], where a probability is zero, or so small that the dtype has no ordinary number for it.
+
+    Such a value is not to be evaluated: zero times what comes out of it may be NaN.
+    """
+    return log_probs < np.log(np.finfo(log_probs.dtype).tiny)
 
 
 def finite_support(law: Law, who: str) -> tuple[Any, Any]:

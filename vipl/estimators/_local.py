@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from vipl._errors import EstimatorError
-from vipl.estimators._enumerate import finite_support
+from vipl.estimators._enumerate import finite_support, is_impossible
 from vipl.estimators._logits import bernoulli_logits
 from vipl.gen import Alternatives, Draw, Estimator, Law
 
@@ -56,13 +56,13 @@ def change(theta: Any) -> Any:
 def all_values(x: Any, values: Any, log_probs: Any) -> Alternatives:
     """All values [n] of a finite support with f[n, batch], each element's in turn: ∂E[k] = Σ_j ∂p_j k(j).
 
-    A value whose log probability is -inf is not looked at: there ∂p_j = 0.
+    A value whose probability is zero is not looked at: there ∂p_j = 0.
     """
     if x.size > 1 or values.shape[0] == 2:
         return one_at_a_time(x, other_values(x, values, log_probs))
     # The draw's own value among them counts nothing, and is run for this: the same values for all draws, and lanes.
     log_probs = log_probs.reshape(-1)
-    return Alternatives(values.reshape(-1, *x.shape), change(jnp.exp(log_probs)), log_probs != -jnp.inf)
+    return Alternatives(values.reshape(-1, *x.shape), change(jnp.exp(log_probs)), ~is_impossible(log_probs))
 
 
 def other_values(x: Any, values: Any, log_probs: Any) -> Others:
@@ -74,7 +74,7 @@ def other_values(x: Any, values: Any, log_probs: Any) -> Others:
     here = jnp.argmax(x == values.reshape(n, *[1] * x.ndim), axis=0)
     other = (here + jnp.arange(1, n).reshape(n - 1, *[1] * x.ndim)) % n  # i[n - 1, *shape]
     log_p = jnp.take_along_axis(log_probs, other, axis=0)
-    return Others(jnp.where(log_p == -jnp.inf, x, values[other]), change(jnp.exp(log_p)))
+    return Others(jnp.where(is_impossible(log_p), x, values[other]), change(jnp.exp(log_p)))
 
 
 class LocalEnumerate(Estimator):
