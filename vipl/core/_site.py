@@ -72,6 +72,8 @@ class Site:
       where: function, file and line of the user's call.
       makes_float: whether the distribution draws integers, and the site makes floats of them.
       weighs: whether the site also gives the log density of its own draw, as a second value.
+      is_exact: whether its density is exact; only that of a value of a composite may be an estimate.
+      finite: the values that one element of a composite's value can take; None: not known, or the source says it.
     """
 
     address: tuple[str, ...]
@@ -84,6 +86,8 @@ class Site:
     where: str
     makes_float: bool = False
     weighs: bool = False
+    is_exact: bool = True
+    finite: tuple[Any, ...] | None = None
 
     def at(self) -> str:
         """The site as messages write it."""

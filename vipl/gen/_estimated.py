@@ -1,4 +1,4 @@
-"""Distributions over choices whose densities are estimated: the base of `marginal`, `normalize`, ..."""
+"""Distributions over choices whose densities are computed, most by an estimate: the base of `marginal`, `normalize`."""
 
 from __future__ import annotations
 
@@ -45,6 +45,10 @@ class Estimated(Source):
         """What `sample` returns for a draw."""
         return choices
 
+    def _finite(self) -> dict[Address, tuple[Any, ...]]:
+        """The values that one element of a choice can take, by address, where these are known to be finitely many."""
+        return {}
+
     def weigh(self, known: dict[str, Any], drawn: dict[str, Any]) -> tuple[Any, Any]:
         """See `Source.weigh`."""
         log_w = self._weigh(merge(known, drawn))
@@ -77,7 +81,22 @@ class Estimated(Source):
         """Binds one composite, whose values are the choices, below `address`."""
         _, shapes = jax.make_jaxpr(lambda: self._draw()[0], return_shape=True)()
         flat = flatten(shapes, self.name)
-        sites = [Site((*address, *a), None, None, 0, x.shape, x.dtype, None, where) for a, x in flat.items()]
+        finite, is_exact = self._finite(), self.is_exact()
+        sites = [
+            Site(
+                address=(*address, *a),
+                source=None,
+                estimator=None,
+                num_source=0,
+                shape=x.shape,
+                dtype=x.dtype,
+                support=None,
+                where=where,
+                is_exact=is_exact,
+                finite=finite.get(a),
+            )
+            for a, x in flat.items()
+        ]
 
         def draw():
             choices, log_w = self._draw()

@@ -204,7 +204,7 @@ class Program(Source):
 
     def is_exact(self) -> bool:
         """Whether no site of it has an estimated density."""
-        return all(p.site.source is not None for p in self.staged()[1])
+        return all(p.site.is_exact for p in self.staged()[1])
 
     def has_factors(self) -> bool:
         """Whether it is unnormalized."""

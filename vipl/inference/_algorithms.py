@@ -16,7 +16,7 @@ import abc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,14 +24,14 @@ import numpy as np
 import numpyro.distributions as dist
 
 from vipl._checks import whole_number
-from vipl._errors import EstimatorError, ProgramError, shortened
+from vipl._errors import EstimatorError, ProgramError, shortened, show_address
 from vipl.core._places import Place
 from vipl.core._site import user_frame
 from vipl.estimators._enumerate import MAX_POINTS, finite_support
-from vipl.gen import Law, Program, Source
+from vipl.gen import Law, Program, Source, gen
 from vipl.gen._arguments import call_maker, not_a_function
-from vipl.gen._choices import flatten, merge, nest
-from vipl.inference._particles import Particles, log_mean_exp
+from vipl.gen._choices import Address, flatten, merge, nest
+from vipl.inference._particles import Particles, log_mean_exp, positive
 
 
 class First(NamedTuple):
@@ -49,7 +49,13 @@ class First(NamedTuple):
 
 
 class Algorithm(abc.ABC):
-    """Base of all algorithms: a frozen dataclass with two programs."""
+    """Base of all algorithms: a frozen dataclass with two programs.
+
+    Attributes:
+      is_exact: whether both sides are Z itself, without noise; densities made with it are then exact on both sides.
+    """
+
+    is_exact = False
 
     @abc.abstractmethod
     def particles(self, program: Source, known: dict[str, Any]) -> Particles:
@@ -62,6 +68,16 @@ class Algorithm(abc.ABC):
     @abc.abstractmethod
     def conditional(self, program: Source, known: dict[str, Any], first: First) -> Any:
         """Runs with one particle given: log_normalizer with E[exp -log_normalizer] = 1 / Z for a posterior draw."""
+
+    def marginals(self, program: Source, known: dict[str, Any], place: Place) -> Any:
+        """The exact posterior marginals of one unknown choice: a NumPyro distribution, batched over the loops."""
+        raise ProgramError(
+            "posterior marginals are asked of an algorithm that does not have them.",
+            at=f"{show_address(place.site.address)} of {program.name}",
+            got=f"{type(self).__name__}(...)",
+            expected="Enumeration(), ForwardBackward() or Kalman()",
+            mend="estimate moments with particles: normalize(...).particles(key).mean(fn)",
+        )
 
 
 @jax.tree_util.register_dataclass
@@ -133,10 +149,12 @@ class Enumeration(Algorithm):
       ProgramError: the program is not a generative function with its arguments.
     """
 
+    is_exact = True
+
     def particles(self, program: Source, known: dict[str, Any]) -> Particles:
         """Every joint value, with its density as its weight."""
         require_exact(program, "Enumeration()")
-        choices = joint_values(cast(Program, program), known)  # nothing else is exact
+        choices = joint_values(as_program(program), known)
         log_weights = jax.vmap(lambda z: program.assess(merge(known, z)).log_prob)(choices)
         return Particles(choices, log_weights, jax.nn.logsumexp(log_weights))
 
@@ -144,6 +162,60 @@ class Enumeration(Algorithm):
         """Z."""
         del first
         return self.particles(program, known).log_normalizer
+
+    def marginals(self, program: Source, known: dict[str, Any], place: Place) -> Any:
+        """Categorical, of the choice's shape as batch shape."""
+        particles = self.particles(program, known)
+        values = finite_values(place, "Enumeration()")
+        choice = flatten(particles.choices, program.name)[place.site.address]  # [n, ...]
+        here = choice[..., None] == jnp.asarray(values)
+        log_w = particles.log_weights - positive(particles.log_normalizer, program.name)
+        return categorical(values, log_total(log_w.reshape(-1, *[1] * choice.ndim), here), place)
+
+
+def as_program(source: Source) -> Program:
+    """Any source as a generative function with its arguments."""
+    return source if isinstance(source, Program) else gen(_inlined)(source)
+
+
+def _inlined(source: Source) -> Any:
+    return source.inline((), source.name)
+
+
+def log_total(log_w: Any, counts: Any = True) -> Any:
+    """Log of the sum of exp log_w over the first axis, where it counts; -inf, without derivative, where all is zero."""
+    log_w = jnp.where(counts, log_w, -jnp.inf)
+    some = jnp.any(log_w > -jnp.inf, axis=0)
+    safe = jnp.where(some, log_w, 0.0)
+    return jnp.where(some, jax.nn.logsumexp(safe, axis=0), -jnp.inf)
+
+
+def categorical(values: np.ndarray, log_probs: Any, place: Place) -> Any:
+    """A Categorical by log probabilities f[..., n] of n values, some of 0, 1, 2, ...; others have probability zero."""
+    if values.dtype.kind == "b" or (values.dtype.kind in "iu" and values.size and values.min() >= 0):
+        numbers = values.astype(int)
+        if not np.array_equal(numbers, np.arange(numbers.size)):
+            nothing = jnp.full((*log_probs.shape[:-1], numbers.max() + 1), -jnp.inf, log_probs.dtype)
+            log_probs = nothing.at[..., numbers].set(log_probs)
+        return dist.Categorical(logits=log_probs, validate_args=False)  # NumPyro takes no logits of -inf
+    raise EstimatorError(
+        "a choice has values that are no numbers of categories.",
+        at=place.site.at(),
+        got=f"values {', '.join(map(str, values[:5]))}",
+        expected="integers from 0 on",
+        mend="shift the values in the program; or use particles(key).mean(fn)",
+    )
+
+
+def finite_choices(program: Source, known: dict[str, Any]) -> dict[Address, tuple[Any, ...]]:
+    """The values of one element of each unknown choice, where these are known to be finitely many."""
+    found = {}
+    for place in as_program(program).unknown(known):
+        try:
+            found[place.site.address] = tuple(finite_values(place, "an exact algorithm").tolist())
+        except EstimatorError:
+            continue
+    return found
 
 
 def joint_values(program: Program, known: dict[str, Any]) -> dict[str, Any]:
@@ -180,6 +252,16 @@ def finite_values(place: Place, who: str) -> np.ndarray:
             got=who,
             expected="sites that are always visited",
             mend="draw before the `cond`, and use the value in the branch; or use Importance(num_particles=...)",
+        )
+    if site.finite is not None:
+        return np.asarray(site.finite, site.dtype)
+    if site.source is None:
+        raise EstimatorError(
+            "a choice of a composed distribution has no finite support that is known when the program is staged.",
+            at=site.at(),
+            got=who,
+            expected="sites with distributions; marginal(...) and normalize(...) of such, by exact algorithms",
+            mend="use Importance(num_particles=...), or keep the site",
         )
     law = Law(site.source.unpack([jnp.ones(a.shape, a.dtype) for a in place.source_avals]))
     try:

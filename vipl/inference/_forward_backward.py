@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import lax
 
+from vipl.core._places import Place
 from vipl.gen import Source, sample
 from vipl.gen._choices import nest
-from vipl.inference._algorithms import Algorithm, First, finite_values
+from vipl.inference._algorithms import Algorithm, First, categorical, finite_values, log_total
 from vipl.inference._chain import Chain, chain_of, not_a_chain
-from vipl.inference._particles import Particles
+from vipl.inference._particles import Particles, positive
 
 
 @jax.tree_util.register_dataclass
@@ -36,6 +37,8 @@ class ForwardBackward(Algorithm):
 
     Reference: Rabiner (1989), section III; Scott (2002), section 2.1, for the path.
     """
+
+    is_exact = True
 
     def log_evidence(self, program: Source, known: dict[str, Any]) -> Any:
         """Log Z, without any draw."""
@@ -61,6 +64,21 @@ class ForwardBackward(Algorithm):
         """Log Z."""
         del first
         return self.log_evidence(program, known)
+
+    def marginals(self, program: Source, known: dict[str, Any], place: Place) -> Any:
+        """Categorical of batch shape [T]: p(z_t | known) is in proportion to α_t β_t."""
+        chain, values = _finite_chain(program, known)
+        alphas, steps = _forward(chain, values)
+
+        def back(beta, logits):
+            before = log_total(jnp.swapaxes(logits + beta, 0, 1))  # over the values of t + 1
+            return before, beta
+
+        first, betas = lax.scan(back, jnp.zeros(values.shape[0], alphas.dtype), steps[1:], reverse=True)
+        log_probs = alphas + jnp.concatenate([first[None], betas])
+        log_probs = log_probs - positive(jax.nn.logsumexp(alphas[-1]), program.name)
+        log_probs = log_probs[::-1] if chain.reverse else log_probs
+        return categorical(finite_values(chain.place, "ForwardBackward()"), log_probs, place)
 
 
 def _finite_chain(program: Source, known: dict[str, Any]) -> tuple[Chain, Any]:

@@ -14,6 +14,7 @@ from jax import lax
 from vipl import _compat
 from vipl._errors import ProgramError
 from vipl.core._guard import alarm
+from vipl.core._places import Place
 from vipl.gen import Source, sample
 from vipl.gen._choices import nest
 from vipl.gen._supports import EVERYWHERE
@@ -48,6 +49,8 @@ class Kalman(Algorithm):
     Schnatter (1994), section 3, for the path.
     """
 
+    is_exact = True
+
     def log_evidence(self, program: Source, known: dict[str, Any]) -> Any:
         """Log Z, without any draw."""
         return _integral(_forward(_gaussian_chain(program, known))[0])
@@ -74,6 +77,29 @@ class Kalman(Algorithm):
         """Log Z."""
         del first
         return self.log_evidence(program, known)
+
+    def marginals(self, program: Source, known: dict[str, Any], place: Place) -> Any:
+        """Normal of batch shape [T]; MultivariateNormal of that batch shape, where the state is an array."""
+        chain = _gaussian_chain(program, known)
+        last, before, steps = _forward(chain)
+
+        def back(later, step):  # what the steps after t say of its state, from what those after t + 1 say of theirs
+            gain = jnp.linalg.solve(later.precision - step.vv, jnp.column_stack([later.shift + step.v, step.uv.T]))
+            now = _Message(-step.uu - step.uv @ gain[:, 1:], step.u + step.uv @ gain[:, 0], later.constant)
+            return now, now
+
+        nothing = jax.tree.map(jnp.zeros_like, last)
+        _, after = lax.scan(back, nothing, steps, reverse=True)
+        joined = jax.tree.map(lambda a, b: a + b, before, after)
+        precision = jnp.concatenate([joined.precision, last.precision[None]])
+        shift = jnp.concatenate([joined.shift, last.shift[None]])
+        if chain.reverse:
+            precision, shift = precision[::-1], shift[::-1]
+        cov = jnp.linalg.inv(precision)
+        mean = jnp.einsum("tij,tj->ti", cov, shift)
+        if not place.site.shape:
+            return dist.Normal(mean[:, 0], jnp.sqrt(cov[:, 0, 0]))
+        return dist.MultivariateNormal(mean, covariance_matrix=(cov + jnp.swapaxes(cov, 1, 2)) / 2)
 
 
 class _Message(NamedTuple):

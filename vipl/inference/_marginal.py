@@ -14,7 +14,15 @@ from vipl.gen._arguments import check_source
 from vipl.gen._choices import Address, check_address, flatten, merge, nest
 from vipl.gen._estimated import Estimated, only
 from vipl.gen._sample import check_estimator
-from vipl.inference._algorithms import Algorithm, First, Importance, require_exact, the_algorithm
+from vipl.inference._algorithms import (
+    Algorithm,
+    First,
+    Importance,
+    as_program,
+    finite_choices,
+    require_exact,
+    the_algorithm,
+)
 from vipl.inference._particles import Particles, positive
 
 
@@ -39,6 +47,13 @@ class Marginal(Estimated):
     def name(self) -> str:
         """The program's name, and what is kept of it."""
         return f"marginal({self.program.name}, keep={show_addresses(self.keep)})"
+
+    def is_exact(self) -> bool:
+        """Whether the algorithm is exact, and the program's density is."""
+        return self.algorithm.is_exact and self.program.is_exact()
+
+    def _finite(self) -> dict[Address, tuple[Any, ...]]:
+        return finite_choices(self.program, {}) if self.is_exact() else {}
 
     def _draw(self) -> tuple[dict[str, Any], Any]:
         if isinstance(self.program, Program) and self.program.has_factors():
@@ -157,6 +172,47 @@ class Normalized(Estimated):
           key: PRNG key; None inside a program. With a key the run is compiled, as `simulate` is.
         """
         return self.algorithm.particles(self.program, self.given) if key is None else self._with_key("particles", key)
+
+    def marginals(self, address: Any) -> Any:
+        """The exact posterior marginals of one choice, by `Enumeration()`, `ForwardBackward()` or `Kalman()`.
+
+        p(z_i | given) for each element z_i of the choice, each loop and lane around the site being a batch axis:
+
+            Enumeration        Categorical of the choice's shape; a value that cannot come has probability zero
+            ForwardBackward    Categorical of batch shape [T]
+            Kalman             Normal of batch shape [T]; MultivariateNormal over a state that is an array, flattened
+
+        Differentiable in the program's arguments and the given choices. Under `jax.vmap` return its parameters
+        (`.probs`, `.mean`), not the distribution, whose batch shape would be out of date.
+
+        Args:
+          address: a string, or a tuple of strings for a nested address.
+
+        Raises:
+          AddressError: the address is not the program's, or is given.
+          ProgramError: the algorithm does not have them.
+        """
+        address = check_address(address, f"marginals of {self.name}")
+        places = {p.site.address: p for p in as_program(self.program).unknown({})}
+        unknown = [a for a in places if a not in flatten(self.given, "given")]
+        if address not in unknown:
+            raise AddressError(
+                "the marginals of a choice are asked for that is given."
+                if address in places
+                else "the marginals of a choice are asked for that the program does not have.",
+                at=self.name,
+                got=show_address(address),
+                expected=f"an address that is not given: {show_addresses(unknown)}",
+                mend="ask for one of these",
+            )
+        return self.algorithm.marginals(self.program, self.given, places[address])
+
+    def is_exact(self) -> bool:
+        """Whether the algorithm is exact, and the program's density is."""
+        return self.algorithm.is_exact and self.program.is_exact()
+
+    def _finite(self) -> dict[Address, tuple[Any, ...]]:
+        return finite_choices(self.program, self.given) if self.is_exact() else {}
 
     def _draw(self) -> tuple[dict[str, Any], Any]:
         particles = self.particles()

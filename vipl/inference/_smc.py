@@ -279,9 +279,10 @@ def _interpreter(k: Any) -> Interpreter:
         if all(kind in ("known", "proposed") for kind in kinds):
             (log_w,) = walk(composite.weigh, [*operands[n:], *values], plain)
             return Outcome(values, {"log_w": log_w}, {(*path, i): x for i, x in enumerate(values)})
-        if any(kind != "drawn" for kind in kinds):
-            raise partly_given(composite, [kind != "drawn" for kind in kinds])
+        if any(kind in ("known", "proposed") for kind in kinds):
+            raise partly_given(composite, [kind in ("known", "proposed") for kind in kinds])
         drawn = walk(composite.draw, operands[:n], plain)[:-1]
+        drawn = [x if mine is None else jnp.where(k == 0, mine, x) for x, mine in zip(drawn, values, strict=True)]
         return Outcome(drawn, {}, {(*path, i): x for i, x in enumerate(drawn)})
 
     return Interpreter(handle, None, "smc", compose)

@@ -12,9 +12,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from vipl._errors import EstimatorError, ProgramError
+from vipl.core._places import places
+from vipl.core._stage import stage_program
 from vipl.core._stops import hold
 from vipl.estimators import ImplicitReparam, Reparam
-from vipl.gen import Program, Source
+from vipl.gen import Source
 from vipl.gen._arguments import Real, checked
 from vipl.gen._choices import merge
 from vipl.inference import Algorithm, Importance, importance, marginal
@@ -327,7 +329,7 @@ def exact_guide(guide: Source, who: str) -> None:
 def _pathwise_guide(guide: Source, who: str) -> None:
     """As far as is seen before estimators are replaced from outside."""
     exact_guide(guide, who)
-    for place in guide.unknown({}) if isinstance(guide, Program) else ():
+    for place in places(stage_program(lambda: guide.simulate().choices, (), {}).jaxpr):
         site = place.site
         estimator = site.estimator and site.estimator.unpack(place.avals[site.num_source :])
         name = "a site without a pathwise derivative" if estimator is None else type(estimator).__name__
