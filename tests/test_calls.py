@@ -492,3 +492,29 @@ def test_sites_that_are_left_are_refused():
     for _ in range(2):
         with pytest.raises(vipl.ProgramError, match="outside every program"):
             flip(0.5, 1.0).generate({"b": 1})
+
+
+def test_a_callback_is_that_of_the_objects_that_are_read_now():
+    """Equal objects are not the same where compiled code writes to them."""
+
+    class Log:
+        def __init__(self):
+            self.count = 0
+
+    def counted(log):
+        def called(_):
+            log.count += 1
+
+        @vipl.expectation
+        def objective(m):
+            jax.debug.callback(called, m)
+            return sample("x", dist.Normal(m, 1.0))
+
+        return objective
+
+    logs = [Log(), Log()]
+    for log in logs:
+        objective = counted(log)
+        jax.block_until_ready([objective.estimate(KEY, 0.3), objective.value_and_grad(KEY, 0.3)])
+        jax.effects_barrier()
+    assert [log.count for log in logs] == [2, 2]

@@ -39,12 +39,6 @@ def test_a_missing_extra_is_named(monkeypatch, capsys, tmp_path):
     assert capsys.readouterr().err == "the demo needs matplotlib, scikit-learn: pip install 'vipl[demo]'\n"
 
 
-def test_a_command_is_asked_for(capsys):
-    with pytest.raises(SystemExit, match="2"):
-        main([])
-    assert "demo" in capsys.readouterr().err
-
-
 def test_without_a_command_help_is_printed(capsys):
     assert main([]) == 0
     assert "python -m vipl" in capsys.readouterr().out

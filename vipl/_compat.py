@@ -464,6 +464,10 @@ MOVES = (
 )
 
 
+CALLBACKS = ("pure_callback", "io_callback", "debug_callback", "debug_print")
+"""Names of the primitives that call Python functions from compiled code."""
+
+
 PURE = (
     frozenset(MOVES)
     | frozenset(

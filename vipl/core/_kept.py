@@ -14,6 +14,7 @@ is traced after a change belongs to a new generation, which shares no trace with
 from __future__ import annotations
 
 import functools
+import operator
 import types
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
@@ -86,6 +87,7 @@ class Program:
         self.by_trace: dict[Any, Program] | None = None  # avals -> program, where another one is the same
         self.rings = False  # whether a value of it may raise when it runs
         self.needs_values = False  # whether it cannot be traced without the values of its arguments
+        self.calls: Sequence[Reading] | None = None  # for whose objects it calls the host, if it does
         self.jitted = jax.jit(self._traced)
 
     def _traced(self, *args: Any) -> Any:
@@ -114,10 +116,26 @@ class Program:
     def same_as(self, args: Sequence[Any]) -> Program:
         """Traces it, and returns the one that was kept with this trace; else itself."""
         traced = self.jitted.trace(*args)
-        self.rings = _rings(traced.jaxpr)
+        self.rings = _holds(traced.jaxpr, lambda p: p is ALARM)
+        if self.notes_calls(traced.jaxpr):
+            return self
         token = (*_token(traced.jaxpr), jax.tree.structure(traced.out_info), _compat.numeric_mode()[:-1])
         other = _TRACES.find(token)
         return other if other is not None else _TRACES.put(token, self)
+
+    def notes_calls(self, jaxpr: Any) -> bool:
+        """Whether it calls functions of the host, which are those of the objects that were read, not of equal ones."""
+        if _holds(jaxpr, lambda p: p.name in _compat.CALLBACKS):
+            self.calls = self.readings
+        return self.calls is not None
+
+    def look(self, fn: Callable, readings: Sequence[Reading], args: Sequence[Any]) -> None:
+        """Looks at what was traced inside of another trace."""
+        self.fn, self.readings = fn, readings
+        try:
+            self.notes_calls(self.jitted.trace(*jax.tree.map(_shape, args)).jaxpr)
+        finally:
+            self.fn, self.readings = None, ()
 
     def first(self, fn: Callable, readings: Sequence[Reading], args: Sequence[Any]) -> None:
         """Looks for a kept program of the same trace, before the first call."""
@@ -176,8 +194,15 @@ def _run(program: Program, kind: str, roots: Any, static: Any, readings: Any, fn
         program.first(fn, readings, args)
     out = program(fn, readings, args)
     if program.traces != before:
+        if not before and _compat.staging():
+            program.look(fn, readings, args)
         _after(program, kind, roots, static, readings)
     return out
+
+
+def _shape(x: Any) -> Any:
+    aval = _compat.typeof(x)
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type) if hasattr(aval, "shape") else x
 
 
 def _program(kind: str, static: Hashable, readings: Sequence[Reading], known: Program | None = None) -> Program | None:
@@ -188,6 +213,8 @@ def _program(kind: str, static: Hashable, readings: Sequence[Reading], known: Pr
     programs = kept[0].programs if kept else _PLAIN
     key = (kind, static, *kept[1:])
     program = programs.find(key)
+    if program is not None and program.calls is not None and any(map(operator.is_not, program.calls, readings)):
+        program = None
     if program is None or known is not None:
         program = programs.put(key, known or Program())
     return program
@@ -293,11 +320,12 @@ def _avals(args: Sequence[Any]) -> Any:
     return structure, tuple(_compat.typeof(x) for x in leaves), _compat.numeric_mode()
 
 
-def _rings(jaxpr: Any) -> bool:
+def _holds(jaxpr: Any, wanted: Callable[[Any], bool]) -> bool:
+    """Whether a program has an equation of a primitive that is wanted."""
     for eqn in _compat.parts(jaxpr).eqns:
-        if eqn.primitive is ALARM:
+        if wanted(eqn.primitive):
             return True
-        if any(_rings(j) for x in eqn.params.values() for j in jaxprs_inside(x, set())):
+        if any(_holds(j, wanted) for x in eqn.params.values() for j in jaxprs_inside(x, set())):
             return True
     return False
 

@@ -205,11 +205,13 @@ def _placed(d: Any, coordinates: Any, value: Any) -> Any:
 
 
 def in_support(d: Any, x: Any) -> Any:
-    """The value, inside a support that is an interval."""
+    """The value, inside a support that is an interval; bounds that are arrays belong to the parts of a batch."""
     if not jnp.issubdtype(jnp.result_type(x), jnp.floating) or _has_atoms(d):
         return x
     bounds = _bounds(d)
-    return x if bounds is None else inside(jnp.asarray(x), *bounds)
+    if bounds is None or (innermost(d).event_shape and any(map(jnp.ndim, bounds))):
+        return x
+    return inside(jnp.asarray(x), *bounds)
 
 
 def _has_atoms(d: Any) -> bool:

@@ -135,5 +135,5 @@ def _as_multivariate(d: Any, like: dist.MultivariateNormal) -> Any:
         base = base.base_dist
     if not isinstance(base, dist.Normal) or d.shape() != like.shape():
         return d
-    loc, scale = (jnp.broadcast_to(x, d.shape()) for x in (base.loc, base.scale))
+    loc, scale = (jnp.broadcast_to(jnp.asarray(x), d.shape()) for x in (base.loc, base.scale))
     return dist.MultivariateNormal(loc, scale_tril=scale[..., None] * jnp.eye(scale.shape[-1], dtype=scale.dtype))
