@@ -14,6 +14,8 @@ import pytest  # noqa: E402
 
 jax.config.update("jax_enable_x64", True)
 
+from vipl.core._kept import forget  # noqa: E402
+
 SEED = int(os.environ.get("VIPL_TEST_SEED", "20240620"))
 
 
@@ -37,3 +39,4 @@ def forget_compiled_programs():
     _FINISHED.append(1)
     if len(_FINISHED) % 30 == 0:
         jax.clear_caches()
+        forget()

@@ -61,6 +61,12 @@ _PLAIN = _Recent()  # programs that read nothing
 _TRACES = _Recent()  # token of a jaxpr -> the program that was traced to it
 
 
+def forget() -> None:
+    """Forgets all programs; to be called with `jax.clear_caches`, after which what is kept is traced once more."""
+    for kept in (_READINGS, _KEPT, _PLAIN, _TRACES):
+        kept.clear()
+
+
 @jax.tree_util.register_pytree_node_class
 class _Result:
     """What a program returns, where not all of it is arrays."""
