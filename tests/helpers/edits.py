@@ -411,7 +411,7 @@ EDITS: list[Edit] = [
     ),
     *_in(
         "vipl/objectives/_closed_form.py",
-        ("a closed form of the wrong sign", "-jnp.sum(dist.kl_divergence(q, p))", "jnp.sum(dist.kl_divergence(q, p))",
+        ("a closed form of the wrong sign", "-jnp.sum(_divergence(q, p))", "jnp.sum(_divergence(q, p))",
          f"'{_OBJECTIVE}[elbo_with_kl]'"),
     ),
     # --- fits and distributions -------------------------------------------------------------------------------
