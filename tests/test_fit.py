@@ -570,6 +570,92 @@ def test_stops_before_an_update_that_is_not_finite():
     assert found.params == -1e10
 
 
+@vipl.gen
+def scaled_normal(phi):
+    scale = vipl.sample("scale", dist.LogNormal(phi["s"], 1.0))
+    vipl.sample("x", dist.Normal(phi["m"], jnp.sqrt(phi["v"]) * scale))
+
+
+@vipl.gen
+def half_line():
+    vipl.sample("scale", dist.Exponential(1.0))
+    x = vipl.sample("x", dist.Normal(0.0, 1.0))
+    vipl.sample("y", dist.Normal(jnp.sqrt(x - 100.0), 1.0))
+
+
+@vipl.gen
+def line():
+    vipl.sample("scale", dist.Exponential(1.0))
+    vipl.sample("x", dist.Normal(0.0, 1.0))
+    vipl.sample("y", dist.Normal(0.0, 1.0))
+
+
+def elbo_of(model, wrap):
+    return vipl.expectation(lambda phi: wrap(lambda: vipl.objectives.elbo(model(), scaled_normal(phi), {"y": 1.5})))
+
+
+PHI = {"s": 0.2, "m": 0.3, "v": 1.5}
+NOT_FINITE = {
+    "a parameter": (line, {"v": -1.0}, "x", "scaled_normal", "a parameter of its distribution is nan"),
+    "a parameter in the model": (half_line, {}, "y", "half_line", "a parameter of its distribution is nan"),
+    "a log density": (line, {"m": 1e200}, "x", "line", "its log density is -inf"),
+    "a scale of zero": (line, {"v": 0.0}, "x", "scaled_normal", "its log density is nan"),
+}
+WRAPPED = {
+    "plain": lambda f: f(),
+    "lanes": lambda f: jnp.mean(jax.vmap(f, axis_size=3)()),
+    "a loop": lambda f: jax.lax.scan(lambda c, _: (c + f(), None), 0.0, None, length=2)[0],
+    "compiled": lambda f: jax.jit(f)(),
+    "a branch": lambda f: jax.lax.cond(jnp.array(True), f, lambda: 0.0),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPED)
+@pytest.mark.parametrize("name", NOT_FINITE)
+def test_the_first_site_where_a_number_is_not_finite_is_named(name, wrap):
+    model, change, address, program, what = NOT_FINITE[name]
+    text = rf'stopped at step 0 of 3.* is not finite is "{address}" in {program} \(test_fit.py:\d+\): {what}\.'
+    with pytest.warns(RuntimeWarning, match=text):
+        quiet(elbo_of(model, WRAPPED[wrap]), PHI | change, optax.sgd(0.1), num_steps=3)
+
+
+def test_the_site_of_a_value_that_is_not_finite_is_named():
+    """Of eight draws around the largest number some are beyond it."""
+
+    @vipl.expectation
+    def objective(m):
+        return jnp.mean(jax.vmap(lambda: vipl.sample("z", dist.Normal(m, 1e308)), axis_size=8)())
+
+    with pytest.warns(RuntimeWarning, match=r'"z" in <lambda> \(test_fit.py:\d+\): its value is inf\.'):
+        quiet(objective, 1.79e308, optax.sgd(0.1), num_steps=3)
+
+
+def test_the_site_of_a_derivative_that_is_not_finite_is_named():
+    """sqrt has an infinite derivative at 0; what comes before it in the program gets it, too."""
+
+    @vipl.expectation
+    def objective(phi):
+        z = vipl.sample("z", dist.Normal(phi, 1.0))
+        w = vipl.sample("w", dist.Normal(z, 1.0))
+        return jnp.sqrt(0.0 * w) + vipl.sample("u", dist.Normal(phi, 1.0))
+
+    text = r'the gradient is not finite .* The numbers of all sites are finite. The last site .* is "w" in objective'
+    with pytest.warns(RuntimeWarning, match=text):
+        quiet(objective, 0.3, optax.sgd(0.1), num_steps=3)
+
+
+def test_nothing_of_the_optimizer_is_touched_at_a_step_that_is_not_finite():
+    @vipl.expectation
+    def objective(params):
+        return -jnp.log(params["m"])
+
+    with pytest.warns(RuntimeWarning, match="stopped at step 4"):
+        stopped = quiet(objective, {"m": 1.0}, optax.adam(0.3), num_steps=10)
+    before = quiet(objective, {"m": 1.0}, optax.adam(0.3), num_steps=int(stopped.stopped))
+    same(stopped.opt_state, before.opt_state)
+    same(stopped.params, before.params)
+
+
 # --- messages -----------------------------------------------------------------------------------------------
 
 WRONG = {

@@ -103,6 +103,11 @@ class Expectation:
         self._lengths.add(packed)
         return estimate
 
+    def estimate_anew(self, key: Any, *args: Any, num_samples: int = 1) -> Any:
+        """`estimate`, traced anew at each call, in the context of the call: nothing is kept."""
+        packed, leaves = pack(args)
+        return self._estimate(as_key(key), leaves, packed=packed, num_samples=num_samples)
+
     def _kept(self, key: Any, packed: Packed, leaves: Any, num_samples: int) -> Any:
         roots, static = parts_of(packed)
         program = functools.partial(self._estimate, packed=packed, num_samples=num_samples)

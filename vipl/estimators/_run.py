@@ -16,6 +16,7 @@ from vipl.core._equations import read_arrays
 from vipl.core._guard import undifferentiable
 from vipl.core._interpret import Interpreter, Outcome, run_equations
 from vipl.core._places import Place
+from vipl.core._probe import DRAWN, probe, watch
 from vipl.core._site import Path, Site
 from vipl.distributions._points import total
 from vipl.estimators._both_ways import both_ways
@@ -118,7 +119,7 @@ def _interpreter(plan: Plan, common: dict[Path, Any], number: Any) -> Interprete
     def handle(visit, operands, given):
         site: Site = visit.site
         program = plan.programs[visit.path]
-
+        operands = watch(DRAWN, site, operands)
         points = program.rest(given.noise, operands)
         if isinstance(points, Support):
             if visit.path in common:
@@ -126,6 +127,7 @@ def _interpreter(plan: Plan, common: dict[Path, Any], number: Any) -> Interprete
                 value, log_weight = (_row_p.bind(x, digit, axis=axis) for x in (points.values, points.log_weights))
             else:
                 value, log_weight = points.values[given.digit], points.log_weights[given.digit]
+            probe(DRAWN, site, operands, value)
             emitted = Emitted(log_support=lax.convert_element_type(log_weight, float), visited=jnp.array(True))
             return Outcome(weighed(site, operands, value, None), {}, {visit.path: emitted})
         value, log_probs = points.value, points.point
@@ -141,6 +143,7 @@ def _interpreter(plan: Plan, common: dict[Path, Any], number: Any) -> Interprete
         if jax.tree.leaves(points.fixed):
             value = _guarded(site, value, points.fixed)
             log_probs = None if log_probs is None else _guarded(site, log_probs, points.fixed)
+        probe(DRAWN, site, operands, value)
         value = weighed(site, operands, value, log_probs)
         if number is not None:
             return Outcome(value, {}, {visit.path: Emitted()})

@@ -33,7 +33,7 @@ from vipl._checks import whole_number
 from vipl.core._keys import as_key
 from vipl.estimators import Expectation
 from vipl.fit._check import as_arrays, check_arguments, check_batches, check_is_fit, check_params, check_resume
-from vipl.fit._steps import CAUSES, MOST, Job, State, compiled_steps, first_state
+from vipl.fit._steps import CAUSES, MOST, Job, State, compiled_steps, first_state, what_is_not_finite
 
 # The bar moves, and an interrupt is noticed, about this often.
 _SECONDS = 0.25
@@ -108,7 +108,7 @@ def fit(
 
     Returns:
       A `Fit`. Where the value, the gradient or the update is not finite, nothing is replaced: a RuntimeWarning names
-      the step, and `params` stay those before it. An interrupt (Ctrl-C) ends the fit with a RuntimeWarning, and the
+      the step and, where it is found, the site; `params` stay those before it. An interrupt (Ctrl-C) ends the fit with a RuntimeWarning, and the
       fit so far is returned; a second one while that is made raises.
 
     Raises:
@@ -185,7 +185,7 @@ def _run(job: Job, key: Any, done: _Done, args: Any, progress: bool) -> Fit:
         for done in _calls(job, key, done, args, progress):  # noqa: B007, B020
             pass
         if done.state.cause != 0:
-            _warn_of_number(job, done)
+            _warn_of_number(job, done, _site_of_number(job, key, done, args))
         return done.as_fit()
     except KeyboardInterrupt:
         _warn(
@@ -272,9 +272,17 @@ def _warn(text: str) -> None:
     warnings.warn(text, RuntimeWarning, stacklevel=level)
 
 
-def _warn_of_number(job: Job, done: _Done) -> None:
+def _site_of_number(job: Job, key: Any, done: _Done, args: Any) -> str | None:
+    """Names the site that a number that is not finite comes from; None where it is not found."""
+    try:
+        return what_is_not_finite(job, key, done.state, args)
+    except Exception:  # the fit is not lost for it
+        return None
+
+
+def _warn_of_number(job: Job, done: _Done, site: str | None) -> None:
     _warn(
         f"vipl.fit stopped at step {done.state.taken} of {done.stop} of {job.name}: {CAUSES[int(done.state.cause)]} is "
-        f"not finite (the estimate there is {done.estimates[-1][-1]}). The parameters are those before the step; "
-        f"`values` is NaN after it."
+        f"not finite (the estimate there is {done.estimates[-1][-1]}). {site + ' ' if site else ''}The parameters are "
+        f"those before the step; `values` is NaN after it."
     )

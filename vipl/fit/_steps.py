@@ -16,6 +16,7 @@ from jax import lax
 
 from vipl.core._kept import keep
 from vipl.core._keys import fold_tag
+from vipl.core._probe import probing
 from vipl.estimators import Expectation
 
 MOST = 1 << 15
@@ -112,6 +113,21 @@ def _step(job: Job, key: Any, state: State, args: Any) -> tuple[State, Any]:
     params, opt_state = jax.tree.map(keep, (params, opt_state), (state.params, state.opt_state))
     taken = i + (cause == 0).astype(i.dtype)
     return State(params, opt_state, order, taken, cause), value
+
+
+def what_is_not_finite(job: Job, key: Any, state: State, args: Any) -> str | None:
+    """The sentence that names the site at which the step after `state` is not finite; runs the step once more."""
+    order, place = _order_at(job, key, state.order, state.taken)
+    batch, step_key = _batch(job, args, order, place), fold_tag(key, "step", state.taken.astype(jnp.uint32))
+
+    def value(params):
+        out = job.objective.estimate_anew(step_key, params, *batch, num_samples=job.num_samples)
+        return out[0] if job.objective.has_aux else out
+
+    with probing() as report:
+        jax.block_until_ready(jax.jit(jax.value_and_grad(value))(state.params))
+        jax.effects_barrier()
+    return report.sentence()
 
 
 def _value_dtype(job: Job, key: Any, state: State, args: Any) -> Any:

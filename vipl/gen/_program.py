@@ -23,6 +23,7 @@ from vipl.core._decorated import check_function
 from vipl.core._interpret import Interpreter, Outcome, plain, run, walk
 from vipl.core._packed import pack, python_integer
 from vipl.core._places import Place, check_unique, places
+from vipl.core._probe import WEIGHED, probe, watch
 from vipl.core._rewrite import rewrite
 from vipl.core._seed import violations
 from vipl.core._site import Site, bind_site, user_frame
@@ -250,13 +251,16 @@ class Program(Source):
         def handle(visit, operands, value):
             site = visit.site
             if is_factor(site):
+                operands = watch(WEIGHED, site, operands)
                 log_weight = site_log_prob(site, operands, jnp.zeros((0,)), check=False)
+                probe(WEIGHED, site, (), jnp.zeros(()), log_weight)
                 return Outcome(jnp.zeros(site.shape), {"log_prob": log_weight, "log_w": log_weight}, {})
-            is_given = value is not None
+            operands, is_given = watch(WEIGHED, site, operands), value is not None
             if is_given:
                 log_prob = site_log_prob(site, operands, value, check=site.address not in surely_inside)
             else:
                 value, log_prob = draw_and_weigh(site, operands)
+            probe(WEIGHED, site, operands, value, log_prob)
             totals = _totals(log_prob, counts(site.address, is_given))
             if check:
                 totals["violations"] = violations(site.source.unpack(operands[: site.num_source]))
