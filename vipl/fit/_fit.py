@@ -108,8 +108,8 @@ def fit(
 
     Returns:
       A `Fit`. Where the value, the gradient or the update is not finite, nothing is replaced: a RuntimeWarning names
-      the step and, where it is found, the site; `params` stay those before it. An interrupt (Ctrl-C) ends the fit with a RuntimeWarning, and the
-      fit so far is returned; a second one while that is made raises.
+      the step and, where it is found, the site; `params` stay those before it. An interrupt (Ctrl-C) ends the fit with
+      a RuntimeWarning, and the fit so far is returned; a second one while that is made raises.
 
     Raises:
       ProgramError: an argument does not fit; the message says which.
