@@ -630,6 +630,20 @@ def test_the_site_of_a_value_that_is_not_finite_is_named():
         quiet(objective, 1.79e308, optax.sgd(0.1), num_steps=3)
 
 
+@jax.jit
+def jitted_elbo(phi):
+    return vipl.objectives.elbo(half_line(), scaled_normal(phi), {"y": 1.5})
+
+
+def test_a_jitted_function_that_was_traced_before_is_told_about_and_is_what_it_was():
+    objective = vipl.expectation(jitted_elbo)
+    before = str(jax.make_jaxpr(lambda phi: objective.estimate(KEY, phi))(PHI))
+    with pytest.warns(RuntimeWarning, match='is not finite is "y" in half_line'):
+        quiet(objective, PHI, optax.sgd(0.1), num_steps=3)
+    assert "callback" not in str(jax.make_jaxpr(lambda phi: objective.estimate(KEY, phi))(PHI))
+    assert "callback" not in before
+
+
 def test_the_site_of_a_derivative_that_is_not_finite_is_named():
     """sqrt has an infinite derivative at 0; what comes before it in the program gets it, too."""
 

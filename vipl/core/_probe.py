@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vipl import _compat
 from vipl.core._site import Site
 
 DRAWN, WEIGHED = range(2)
@@ -52,18 +53,19 @@ class Report:
         if not np.all(np.isfinite(slope)):
             self.slopes[order, at] = "the derivative that comes back to its parameters is not finite"
 
-    def sentence(self) -> str | None:
-        """What is to be said; None where all is finite."""
+    def sentence(self, *, of_derivative: bool) -> str | None:
+        """What is to be said; None where no site is at fault. Derivatives count where they alone are not finite."""
         if self.values:
             (_, at), what = min(self.values.items())
             return f"The first site where a number is not finite is {at}: {what}."
-        if self.slopes:  # they go backwards, from where they arise to all that comes before
+        if of_derivative and self.slopes:  # they go backwards, from where they arise to all that comes before
             (_, at), what = max(self.slopes.items())
             return f"The numbers of all sites are finite. The last site at which a derivative is not is {at}: {what}."
         return None
 
 
 _active: Report | None = None
+_generations = itertools.count(-1, -1)
 
 
 @contextlib.contextmanager
@@ -72,7 +74,8 @@ def probing() -> Iterator[Report]:
     global _active
     before, _active = _active, Report()
     try:
-        yield _active
+        with _compat.in_generation(next(_generations)):  # no trace is shared with programs that do not tell
+            yield _active
     finally:
         _active = before
 

@@ -127,7 +127,7 @@ def what_is_not_finite(job: Job, key: Any, state: State, args: Any) -> str | Non
     with probing() as report:
         jax.block_until_ready(jax.jit(jax.value_and_grad(value))(state.params))
         jax.effects_barrier()
-    return report.sentence()
+    return report.sentence(of_derivative=CAUSES[int(state.cause)] == "the gradient")
 
 
 def _value_dtype(job: Job, key: Any, state: State, args: Any) -> Any:
