@@ -422,8 +422,8 @@ EDITS: list[Edit] = [
          "test_fit.py::test_minimizes"),
         ("steps that are not finite count", "functools.partial(jnp.where, cause == 0)",
          "functools.partial(jnp.where, cause == cause)", "test_fit.py -k 'stops_before'"),
-        ("a fit loses its number of samples", "estimate(key, params, *batch, num_samples=job.num_samples)", "estimate(key, params, *batch)",
-         "test_fit.py -k number_of_samples_arrives"),
+        ("a fit loses its number of samples", "estimate(key, params, *batch, num_samples=job.num_samples)",
+         "estimate(key, params, *batch)", "test_fit.py -k number_of_samples_arrives"),
     ),
     *_in(
         "vipl/distributions/_linear_gaussian.py",
