@@ -402,3 +402,45 @@ def test_second_derivatives_of_relax():
         exact = jax.jit(jax.hessian(objective.with_estimators({"b": Enumerate()}).estimate, argnums=1))(KEY, t)
         draw = lambda key: jax.hessian(objective.estimate, argnums=1)(key, t)  # noqa: B023, E731
         assert_unbiased(draw, exact, key=KEY, resolution=0.03)
+
+
+def of_a_loop_of_no_steps(make, m):
+    def step(carry, _):
+        return carry + jnp.sum(sample("z", make(m))), carry
+
+    return lax.scan(step, m, None, length=0)[0] ** 2
+
+
+def of_no_lanes(make, m):
+    return jnp.sum(jax.vmap(lambda r: sample("z", make(m)) * r)(jnp.zeros(0))) + m**2
+
+
+def of_no_numbers(make, m):
+    return jnp.sum(sample("z", make(m * jnp.ones(0)).to_event(1))) + m**2
+
+
+def flip(logits):
+    return dist.Bernoulli(logits=logits)
+
+
+def normal(loc):
+    return dist.Normal(loc, 1.0)
+
+
+def gamma(log_rate):
+    return dist.Gamma(2.0, jnp.exp(log_rate))
+
+
+@pytest.mark.parametrize("program", [of_a_loop_of_no_steps, of_no_lanes, of_no_numbers])
+@pytest.mark.parametrize(
+    ("make", "estimator"),
+    [(flip, e) for e in (Score(), Enumerate(), LocalEnumerate(), MeasureValued(), ARM(), DisARM(), CoupledFlips())]
+    + [(normal, e) for e in (Reparam(), Score(vipl.LeaveOneOut()), MeasureValued(), ImplicitReparam())]
+    + [(gamma, RejectionReparam())],
+    ids=lambda x: x.__name__ if inspect.isfunction(x) else type(x).__name__,
+)
+def test_a_site_that_is_never_visited_changes_nothing(program, make, estimator):
+    """f = m²: value and gradient are exact."""
+    objective = vipl.expectation(lambda m: program(make, m)).with_estimators({"z": estimator})
+    got = objective.value_and_grad(KEY, 0.7, num_samples=2)
+    np.testing.assert_allclose(got, (0.49, 1.4), rtol=1e-12)

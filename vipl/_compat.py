@@ -262,7 +262,7 @@ def define_row_primitive(name: str) -> Any:
 
     def batched(axis_data, values, dims, *, axis):
         (table, number), (dim, along) = values, dims
-        size, mapped = axis_of(axis_data)
+        size, mapped, _ = axis_of(axis_data)
         if along is None and dim is None:
             return primitive.bind(table, number, axis=axis), None
         if along is None:
@@ -273,7 +273,7 @@ def define_row_primitive(name: str) -> Any:
         return (table if dim is None else jax.vmap(lambda rows, k: rows[k])(tables, jnp.arange(size))), 0
 
     def abstract(table, number, *, axis):
-        return table.update(shape=table.shape[1:])
+        return without_axis(table, 0)
 
     primitive.def_abstract_eval(abstract)
     _batching.fancy_primitive_batchers[primitive] = batched
@@ -343,11 +343,49 @@ def remat_options(params: dict[str, Any]) -> dict[str, Any]:
     return {"prevent_cse": params["prevent_cse"], "policy": params["policy"]}
 
 
-def axis_of(axis_data: Any) -> tuple[int, Any]:
-    """Size and name of the axis that a batching rule is called with; the name is None where there is none."""
+def axis_of(axis_data: Any) -> tuple[int, Any, Any]:
+    """Size, name and mesh axes of the axis that a batching rule is called with; None where there is none."""
     name = axis_data.name
     named = isinstance(name, str) or (isinstance(name, tuple) and bool(name))
-    return axis_data.size, name if named else None
+    return axis_data.size, name if named else None, axis_data.spmd_name
+
+
+def without_axis(aval: Any, dim: int | None) -> Any:
+    """The abstract value of one lane of what is mapped along `dim`; None: of what is not."""
+    return aval if dim is None else _core.mapped_aval(aval.shape[dim], dim, aval)
+
+
+def with_axis(aval: Any, size: int) -> Any:
+    """The abstract value of all lanes of what has `aval` in one."""
+    return _core.unmapped_aval(size, 0, aval)
+
+
+def struct_of(x: Any) -> jax.ShapeDtypeStruct:
+    """The type of an array, with what it says of devices."""
+    aval = typeof(x)
+    spread = {} if aval.sharding.mesh.empty else {"sharding": aval.sharding}
+    differs = {"manual_axis_type": aval.mat} if aval.mat.varying else {}
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type, **spread, **differs)
+
+
+def varying(x: Any) -> frozenset:
+    """The axes of a `shard_map` along which an array differs, as its type says."""
+    return typeof(x).mat.varying
+
+
+def is_explicit(axis_data: Any) -> bool:
+    """Whether the lanes of the axis that a batching rule is called with are spread over explicit axes of a mesh."""
+    return axis_data.explicit_mesh_axis is not None
+
+
+def drawn_aval(shape: Any, dtype: Any) -> Any:
+    """The abstract value of what is drawn, in a program that may differ along axes of a `shard_map`."""
+    varying = axes_that_vary()
+    if not varying:
+        return ShapedArray(shape, dtype)
+    mesh = jax.sharding.get_abstract_mesh()
+    spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*[None] * len(shape)))
+    return ShapedArray(shape, dtype, sharding=spread, manual_axis_type=_core.ManualAxisType(varying=varying))
 
 
 def numeric_mode() -> tuple[Any, ...]:
@@ -358,6 +396,8 @@ def numeric_mode() -> tuple[Any, ...]:
         _config.threefry_partitionable.value,
         str(_config.numpy_dtype_promotion.value),
         str(_config.numpy_rank_promotion.value),
+        jax.sharding.get_abstract_mesh(),
+        axes_that_vary(),
         generation(),
     )
 
@@ -391,6 +431,19 @@ def stream_of_hashes() -> bool:
 def jit_disabled() -> bool:
     """Says whether `jax.disable_jit` is in force."""
     return bool(_config.disable_jit.value)
+
+
+_axes_that_vary = jax.make_user_context(frozenset())
+
+
+def vary_along(axes: frozenset) -> Any:
+    """A context in which all of a program is known to differ along axes of a `shard_map`."""
+    return _axes_that_vary(axes)
+
+
+def axes_that_vary() -> frozenset:
+    """The axes of a `shard_map` along which all of the program differs that is traced now."""
+    return _axes_that_vary.value
 
 
 _generation = jax.make_user_context(0)

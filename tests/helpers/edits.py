@@ -276,7 +276,7 @@ EDITS: list[Edit] = [
         "vipl/core/_interpret.py",
         ("a checkpoint forgets its options", "jax.checkpoint(body, **_compat.remat_options(eqn.params))",
          "jax.checkpoint(body)", "test_control_flow.py::test_a_checkpoint_keeps_its_options"),
-        ("lanes have no name", '**({"axis_name": lane.name} if lane.name is not None else {}),', "",
+        ("lanes have no name", "**lane.names,", "",
          "test_control_flow.py -k axis_by_its_name"),
         ("the first lane's density counts", "jnp.sum(x, axis=0) for name, x", "x[0] for name, x",
          "test_control_flow.py::test_vmap_of_scan_with_nothing_mapped_gives_independent_series"),

@@ -41,7 +41,7 @@ class Composite:
 
 
 def _abstract(*_: Any, composite: Composite) -> list[Any]:
-    return [_compat.ShapedArray(s.shape, s.dtype) for s in composite.sites]
+    return [_compat.drawn_aval(s.shape, s.dtype) for s in composite.sites]
 
 
 def _batch(axis_data: Any, values: Sequence[Any], dims: Sequence[Any], *, composite: Composite) -> Any:

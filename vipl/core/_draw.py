@@ -57,7 +57,7 @@ class SiteProgram(NamedTuple):
 def _split(build: Callable, config: Any, avals: tuple[Any, ...], mode: Any) -> SiteProgram:
     del mode  # part of the cache key only
     fn = build(config)
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = _compat.drawn_aval((), jax.eval_shape(lambda: jax.random.key(0)).dtype)
     jaxpr, shape = jax.make_jaxpr(fn, return_shape=True)(key, *avals)
     flat = jax.make_jaxpr(lambda *args: walk(jaxpr, args, _inline))(key, *avals)
     constvars, consts, invars, eqns, outvars = _compat.parts(flat)

@@ -31,6 +31,7 @@ from jax import lax
 
 from vipl import _compat
 from vipl._errors import ControlFlowError
+from vipl.core import _devices
 from vipl.core import _fission as fission
 from vipl.core._composite import Composite, composite_p
 from vipl.core._equations import evaluate, plain, read, walk
@@ -127,7 +128,8 @@ def _sum_axis(out: Outcome) -> Outcome:
 
 def _sample_rule(eqn: Any, values: list[Any], interpreter: Interpreter, given: Any, path: Path) -> Outcome:
     out = interpreter.handle(Visit(eqn.params["site"], path), values, given.get(path))
-    return out if eqn.params["site"].weighs else out._replace(value=[out.value])
+    values = out.value if eqn.params["site"].weighs else [out.value]
+    return out._replace(value=[_devices.vary(x) for x in values])
 
 
 def _composite_rule(eqn: Any, values: list[Any], interpreter: Interpreter, given: Any, path: Path) -> Outcome:
@@ -159,7 +161,7 @@ def _lanes_rule(eqn: Any, values: list[Any], interpreter: Interpreter, given: An
         lambda values, given: run(eqn.params["jaxpr"], values, interpreter, given, path),
         in_axes=(axes, 0),
         axis_size=lane.size,
-        **({"axis_name": lane.name} if lane.name is not None else {}),
+        **lane.names,
     )
     return _sum_axis(mapped(values, _below(given, path)))
 
@@ -186,7 +188,10 @@ def _scan_rule(eqn: Any, values: list[Any], interpreter: Interpreter, given: Any
 
 def _aval(x: Any, loops: int = 0) -> Any:
     """The abstract value of `x` inside loops."""
-    return jax.ShapeDtypeStruct(jnp.shape(x)[loops:], jnp.result_type(x))
+    aval = _compat.typeof(x)
+    for _ in range(loops):
+        aval = _compat.without_axis(aval, 0)
+    return aval.update(weak_type=False)
 
 
 def _cond_rule(eqn: Any, values: list[Any], interpreter: Interpreter, given: Any, path: Path) -> Outcome:
@@ -211,7 +216,7 @@ def _cond_rule(eqn: Any, values: list[Any], interpreter: Interpreter, given: Any
         def branch(operands, given):
             flat = walk(jaxpr, jax.tree.leaves((operands, given)), plain)
             out = jax.tree.unflatten(jax.tree.structure(structure), flat)
-            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (totals, emits))
+            zeros = jax.tree.map(_devices.zeros, (totals, emits))
             return Outcome(out.value, zeros[0] | out.totals, zeros[1] | out.emits)
 
         return branch

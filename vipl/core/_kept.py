@@ -24,6 +24,7 @@ import jax
 import numpy as np
 
 from vipl import _compat
+from vipl.core import _devices
 from vipl.core._guard import ALARM
 from vipl.core._holds import jaxprs_inside
 from vipl.core._packed import Packed, pack
@@ -99,7 +100,7 @@ class Program:
     def _traced(self, *args: Any) -> Any:
         self.traces += 1
         with generation_of(self.readings):
-            out = self.fn(*args)  # type: ignore[misc]
+            out = _devices.on_devices(self.fn)(*args)  # type: ignore[arg-type]
         packed, leaves = pack(out)
         return _Result(packed, leaves) if packed.types else out
 
@@ -207,8 +208,7 @@ def _run(program: Program, kind: str, roots: Any, static: Any, readings: Any, fn
 
 
 def _shape(x: Any) -> Any:
-    aval = _compat.typeof(x)
-    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type) if hasattr(aval, "shape") else x
+    return _compat.struct_of(x) if hasattr(_compat.typeof(x), "shape") else x
 
 
 def _program(kind: str, static: Hashable, readings: Sequence[Reading], known: Program | None = None) -> Program | None:

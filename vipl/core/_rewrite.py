@@ -26,7 +26,7 @@ def bind_composite(sites: Sequence[Site], draw: Callable, weigh: Callable, where
     Returns:
       The values.
     """
-    values = [jax.ShapeDtypeStruct(s.shape, s.dtype) for s in sites]
+    values = [_compat.drawn_aval(s.shape, s.dtype) for s in sites]
     draw_jaxpr, draw_operands = _closed(draw)
     weigh_jaxpr, weigh_operands = _closed(weigh, *values)
     composite = Composite(tuple(sites), draw_jaxpr, weigh_jaxpr, len(draw_operands), where)

@@ -11,6 +11,7 @@ from jax import lax
 
 from vipl._compat import staging
 from vipl._errors import ControlFlowError
+from vipl.core import _devices
 from vipl.core._carried import check_marks
 from vipl.core._decorated import check_function
 from vipl.core._draw import handed, handed_in_while, site_program
@@ -71,13 +72,18 @@ def seed(fn: Callable) -> Callable:
     def seeded(key, *args, **kwargs):
         key = as_key(key)
 
-        def plainly():
+        packed, leaves = pack((args, kwargs), keep=python_integer)
+
+        def drawn(key, leaves):
+            args, kwargs = packed.unpack(leaves)
             staged = stage_program(fn, args, kwargs)
             return staged.result(seed_jaxpr(key, staged.jaxpr))
 
+        def plainly():
+            return _devices.on_devices(drawn)(key, leaves)
+
         if staging():
             return plainly()
-        packed, leaves = pack((args, kwargs), keep=python_integer)
         try:
             roots, static = parts_of(packed)
         except TypeError:

@@ -49,12 +49,20 @@ class Lane:
     Attributes:
       size: how many lanes.
       name: the axis name, or None.
+      mesh_axes: the names of the axes of a mesh over which the user has said that they are spread, or None.
       mapped: for every operand, whether its leading axis runs over the lanes.
     """
 
     size: int
     name: Any
+    mesh_axes: Any
     mapped: tuple[bool, ...]
+
+    @property
+    def names(self) -> dict[str, Any]:
+        """The keyword arguments of `jax.vmap` that name its axes."""
+        named = {"axis_name": self.name, "spmd_axis_name": self.mesh_axes}
+        return {k: v for k, v in named.items() if v is not None}
 
 
 @dataclass(frozen=True)
@@ -178,8 +186,8 @@ def outside(*_: Any, **params: Any) -> Any:
 
 
 def _sample_abstract(*_: Any, site: Site) -> Any:
-    value = _compat.ShapedArray(site.shape, site.dtype)
-    return [value, _compat.ShapedArray((), jnp.result_type(float))] if site.weighs else [value]
+    value = _compat.drawn_aval(site.shape, site.dtype)
+    return [value, _compat.drawn_aval((), jnp.result_type(float))] if site.weighs else [value]
 
 
 def _sample_batch(axis_data: Any, values: Sequence[Any], dims: Sequence[Any], *, site: Site) -> Any:
@@ -205,19 +213,27 @@ def bind_site(operands: Sequence[Any], site: Site) -> Any:
 
 def _lanes_abstract(*_: Any, jaxpr: Any, lane: Lane) -> list[Any]:
     outs = [v.aval for v in _compat.parts(jaxpr).outvars]
-    return [aval.update(shape=(lane.size, *aval.shape)) for aval in outs]
+    return [_compat.with_axis(aval, lane.size) for aval in outs]
+
+
+def explicit_inside() -> ProgramError:
+    """The error of a program that meets explicit axes of a mesh other than in its arguments."""
+    return ProgramError(
+        "a program uses explicit axes of a mesh, and inside a program all axes are Auto.",
+        at=f"the program that is called in {user_frame()}",
+        got="an array over explicit axes that the program closes over, or a placement over them",
+        expected="such arrays as arguments, whose axes the program takes for Auto, and no placements",
+        mend="pass the array as an argument, or make the mesh with axis_types=(jax.sharding.AxisType.Auto,) * n",
+    )
 
 
 def defer_lanes(bind: Callable, axis_data: Any, values: Sequence[Any], dims: Sequence[Any]) -> Any:
     """Binds `lanes_p`: the equation that `bind` binds, unmapped, with the lanes beside it."""
-    size, name = _compat.axis_of(axis_data)
-    avals = []
-    for x, d in zip(values, dims, strict=True):
-        aval = _compat.typeof(x)
-        shape = aval.shape if d is None else aval.shape[:d] + aval.shape[d + 1 :]
-        avals.append(aval.update(shape=shape))
+    avals = [_compat.without_axis(_compat.typeof(x), d) for x, d in zip(values, dims, strict=True)]
     jaxpr = jax.make_jaxpr(bind)(*avals)
-    lane = Lane(size, name, tuple(d is not None for d in dims))
+    if _compat.is_explicit(axis_data):
+        raise explicit_inside()
+    lane = Lane(*_compat.axis_of(axis_data), tuple(d is not None for d in dims))
     outs = lanes_p.bind(
         *[_compat.move_to_front(x, d) for x, d in zip(values, dims, strict=True)], jaxpr=jaxpr, lane=lane
     )

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from vipl import _compat
+from vipl.core import _devices
 from vipl.core._equations import evaluate, plain, read, read_arrays, walk
 from vipl.core._places import places
 from vipl.core._reach import Mark, Reach, Reached, holds_drawn_values, join, moved
@@ -79,8 +80,10 @@ class Costs(NamedTuple):
         def tail(values):
             return read(evaluate(self.tail, env | dict(zip(leaves, values, strict=True)), plain), [self.value])[0]
 
-        constant, pull = jax.vjp(tail, [jnp.zeros_like(env[v]) for v in leaves])
-        coefficients = dict(zip(leaves, pull(jnp.ones((), value.dtype))[0], strict=True))
+        constant, pull = jax.vjp(tail, [_devices.zeros(env[v]) for v in leaves])
+        coefficients = dict(
+            zip(leaves, pull(_devices.vary(jnp.ones((), value.dtype), _compat.varying(constant)))[0], strict=True)
+        )
         *parts, _ = self.costs
         if self.picking:  # a part that is left out counts for nothing; a NaN of the program's own comes back
             constant = jnp.where(jnp.isnan(value), jnp.nan, constant)
