@@ -15,8 +15,8 @@ import numpyro.distributions as dist
 
 import vipl
 from vipl import sample
-from vipl.core._kept import reading_of
-from vipl.core._reads import read
+from vipl.cache.fingerprint import read
+from vipl.cache.programs import reading_of
 
 
 def least(fn: Callable, number: int = 2000) -> float:

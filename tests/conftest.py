@@ -14,7 +14,7 @@ import pytest  # noqa: E402
 
 jax.config.update("jax_enable_x64", True)
 
-from vipl.core._kept import forget  # noqa: E402
+from vipl.cache.programs import forget  # noqa: E402
 
 SEED = int(os.environ.get("VIPL_TEST_SEED", "20240620"))
 

@@ -20,7 +20,7 @@ import pytest
 
 import vipl
 from vipl import sample
-from vipl.core._reads import read
+from vipl.cache.fingerprint import read
 
 KEY = jax.random.key(29)
 

@@ -12,7 +12,7 @@ from jax import lax
 import vipl
 from tests.helpers.jaxprs import equations, sizes
 from vipl import CoupledFlips, Enumerate, LeaveOneOut, LocalEnumerate, MeasureValued, Score, sample
-from vipl.core._places import places
+from vipl.ir.sites import places
 from vipl.testing import assert_unbiased
 
 KEY = jax.random.key(71)
@@ -525,9 +525,9 @@ def test_coefficients_do_not_pass_through_a_narrower_dtype(scale):
 
 def test_a_cost_without_one_of_its_sites_is_caught(monkeypatch):
     """The broken twin: what the other plate reaches is not seen."""
-    from vipl.core import _reach
+    from vipl.analysis import dependence
 
-    monkeypatch.setitem(_reach._AXES, "rev", lambda eqn, k, a: a)
+    monkeypatch.setitem(dependence._AXES, "rev", lambda eqn, k, a: a)
     with pytest.raises(AssertionError, match="z = "):
         assert_unbiased(
             under(crossed_plates, MIXED).value_and_grad,

@@ -24,10 +24,10 @@ PAGES = {str(path.relative_to(ROOT)): path for path in [ROOT / "README.md", *sor
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 DOCTESTS = [
-    "vipl.core._seed",
+    "vipl.interpret.seed",
     "vipl.gen._hold",
     "vipl.gen._program",
-    "vipl.estimators._expectation",
+    "vipl.expectation.expectation",
     "vipl.fit._fit",
     "vipl.interop.flax",
 ]
@@ -139,7 +139,7 @@ def exists(name):
 
 
 def test_modules_and_what_is_named_in_them_exist():
-    """In docstrings and pages: `vipl.gen`, `vipl.core._keys`, `vipl.testing.assert_unbiased`."""
+    """In docstrings and pages: `vipl.gen`, `vipl.ir.keys`, `vipl.testing.assert_unbiased`."""
     pattern = re.compile(r"(?<![\w./])(?:vipl|tests|benchmarks)(?:\.\w+)+")
     named = {(name, where) for where, text in TEXTS.items() for name in pattern.findall(text)}
     named = {(name, where) for name, where in named if not name.endswith((".md", ".py"))}

@@ -11,7 +11,7 @@ from jax.experimental import io_callback
 import vipl
 from tests.helpers.jaxprs import equations
 from vipl import Enumerate, LocalEnumerate, MeasureValued, Reparam, Score, sample
-from vipl.core._purity import is_pure
+from vipl.ir.purity import is_pure
 
 KEY = jax.random.key(89)
 UNIFORM = lambda: lax.rng_uniform(0.0, 1.0, ())  # noqa: E731

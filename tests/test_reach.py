@@ -9,9 +9,9 @@ from jax import lax
 
 import vipl
 from vipl import sample
-from vipl.core._places import places
-from vipl.core._reach import reaches
-from vipl.core._stage import stage_program
+from vipl.analysis.dependence import reaches
+from vipl.ir.sites import places
+from vipl.ir.stage import stage_program
 
 KEY = jax.random.key(71)
 N = 4

@@ -33,9 +33,9 @@ from vipl import (
     StraightThrough,
     sample,
 )
-from vipl.core._stage import stage_program
-from vipl.core._stops import any_meant
-from vipl.estimators._plan import make_plan
+from vipl.analysis.stop_gradients import any_meant
+from vipl.expectation.plan import make_plan
+from vipl.ir.stage import stage_program
 from vipl.testing import assert_unbiased
 
 KEY = jax.random.key(131)

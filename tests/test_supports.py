@@ -17,7 +17,7 @@ from numpyro.distributions import transforms as t
 
 import vipl
 from vipl import sample
-from vipl.core._region import included
+from vipl.analysis.regions import included
 from vipl.gen._density import verdict
 from vipl.gen._supports import describe, moving_parameters, region_of
 

@@ -12,9 +12,9 @@ from jax import lax
 import vipl
 from tests.helpers.jaxprs import equations
 from vipl import CoupledFlips, LeaveOneOut, LocalEnumerate, MeasureValued, Score, sample
-from vipl.core._places import places
-from vipl.core._stage import stage_program
-from vipl.core._unroll import origins, unrolled
+from vipl.ir.sites import places
+from vipl.ir.stage import stage_program
+from vipl.passes.unroll import origins, unrolled
 
 KEY = jax.random.key(83)
 XS = jnp.array([0.5, -1.0, 2.0])

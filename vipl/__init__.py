@@ -6,21 +6,19 @@ from vipl import distributions as distributions
 from vipl import interop as interop
 from vipl import objectives as objectives
 from vipl import testing as testing
-from vipl._errors import AddressError as AddressError
-from vipl._errors import ChoiceError as ChoiceError
-from vipl._errors import ControlFlowError as ControlFlowError
-from vipl._errors import DistributionError as DistributionError
-from vipl._errors import EstimatorError as EstimatorError
-from vipl._errors import ProgramError as ProgramError
-from vipl._errors import SupportError as SupportError
-from vipl._errors import ViplError as ViplError
-from vipl.core import seed as seed
+from vipl.errors import AddressError as AddressError
+from vipl.errors import ChoiceError as ChoiceError
+from vipl.errors import ControlFlowError as ControlFlowError
+from vipl.errors import DistributionError as DistributionError
+from vipl.errors import EstimatorError as EstimatorError
+from vipl.errors import ProgramError as ProgramError
+from vipl.errors import SupportError as SupportError
+from vipl.errors import ViplError as ViplError
 from vipl.estimators import ARM as ARM
 from vipl.estimators import Biased as Biased
 from vipl.estimators import CoupledFlips as CoupledFlips
 from vipl.estimators import DisARM as DisARM
 from vipl.estimators import Enumerate as Enumerate
-from vipl.estimators import Expectation as Expectation
 from vipl.estimators import GumbelSoftmax as GumbelSoftmax
 from vipl.estimators import ImplicitReparam as ImplicitReparam
 from vipl.estimators import LeaveOneOut as LeaveOneOut
@@ -32,7 +30,8 @@ from vipl.estimators import Relax as Relax
 from vipl.estimators import Reparam as Reparam
 from vipl.estimators import Score as Score
 from vipl.estimators import StraightThrough as StraightThrough
-from vipl.estimators import expectation as expectation
+from vipl.expectation import Expectation as Expectation
+from vipl.expectation import expectation as expectation
 from vipl.fit import Fit as Fit
 from vipl.fit import fit as fit
 from vipl.gen import Alternatives as Alternatives
@@ -66,6 +65,7 @@ from vipl.inference import marginal as marginal
 from vipl.inference import normalize as normalize
 from vipl.inference import sir as sir
 from vipl.inference import smc as smc
+from vipl.interpret.seed import seed as seed
 
 try:
     __version__ = _metadata.version("vipl")

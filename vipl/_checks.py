@@ -5,8 +5,8 @@ from __future__ import annotations
 import operator
 from typing import Any
 
-from vipl._compat import Tracer
-from vipl._errors import ProgramError, shortened, show_aval
+from vipl._jax import Tracer
+from vipl.errors import ProgramError, shortened, show_aval
 
 
 def is_integer(x: Any) -> bool:

@@ -39,7 +39,7 @@ _PINNED = "test_errors.py::test_a_malformed_program_gets_its_message"
 EDITS: list[Edit] = [
     # --- what a site reaches, and the objective taken apart ---------------------------------------------------
     *_in(
-        "vipl/core/_reach.py",
+        "vipl/analysis/dependence.py",
         ("a product forgets the left's free axes", "len(batch[0]) + of_left + free", "len(batch[0]) + free",
          "test_reach.py -k 'free and right'"),
         ("a gather forgets its collapsed axes", "d.offset_dims[a - sum(g < a for g in gone)]", "d.offset_dims[a]",
@@ -63,7 +63,7 @@ EDITS: list[Edit] = [
         ("a slice of some lanes is all", 'p["start_indices"][a] == 0 and ', "", "test_reach.py -k slice"),
     ),
     *_in(
-        "vipl/estimators/_costs.py",
+        "vipl/analysis/decomposition.py",
         ("a divisor is a sum", "copy div\".split(),\n        lambda numbers: numbers == [0]",
          "copy div\".split(),\n        lambda numbers: True",
          "test_costs.py::test_a_divisor_is_not_a_sum"),
@@ -80,50 +80,50 @@ EDITS: list[Edit] = [
     ),
     # --- what is held -----------------------------------------------------------------------------------------
     *_in(
-        "vipl/core/_reach.py",
+        "vipl/analysis/dependence.py",
         ("nothing is held", "if is_meant(eqn):", "if False:",
          "test_stop_gradient.py::test_the_balance_of_one_flip_has_the_gradient_at_fixed_draws"),
-        ("what a loop that may end holds is not seen", "_compat.while_p: _while,", "",
+        ("what a loop that may end holds is not seen", "_jax.while_p: _while,", "",
          "test_stop_gradient.py -k 'averaged and while'"),
     ),
     *_in(
-        "vipl/core/_stops.py",
+        "vipl/analysis/stop_gradients.py",
         ("a library's stop is the user's", "return called and file == _HERE", "return called",
          "test_stop_gradient.py -k librarys"),
         ("hold means nothing", "return called and file == _HERE", "return False",
          "test_stop_gradient.py -k closes_over"),
     ),
     *_in(
-        "vipl/core/_sums.py",
+        "vipl/analysis/sums.py",
         ("terms are added that were taken away", "-sign if e.primitive.name == \"sub\" else sign", "sign",
          "test_stop_gradient.py -k 'taken_apart and stacked'"),
     ),
     *_in(
-        "vipl/estimators/_alternatives.py",
+        "vipl/expectation/other_runs.py",
         ("a held site has alternatives", "if p.path in cost.reach and p.path not in cost.held:",
          "if p.path in cost.reach:", "test_stop_gradient.py -k 'law and held and MeasureValued'"),
     ),
     *_in(
-        "vipl/estimators/_run.py",
+        "vipl/expectation/run.py",
         ("held values are averaged with a derivative", "if path in cost.held:", "if False:",
          "test_stop_gradient.py -k 'averaged and held'"),
         ("both ways passes", "if path in cost.mixed:", "if False:",
          "test_stop_gradient.py -k 'both_ways_is_an_error'"),
     ),
     *_in(
-        "vipl/estimators/_surrogate.py",
+        "vipl/expectation/surrogate.py",
         ("a held site has a score", "if path not in cost.held and ", "if ",
          "test_stop_gradient.py::test_what_is_held_has_no_derivative_of_its_law -k 'held and Score'"),
     ),
     *_in(
-        "vipl/estimators/_meeting.py",
+        "vipl/analysis/meeting.py",
         ("the end may hold sites", "if eqn_holds_site(eqn)", "if False", f"{_EXACT} above_a_site"),
         ("lanes meet at once", "if reach[p][i] is None}", "}",
          "test_costs.py::test_what_stays_in_a_lane_is_evaluated_for_the_values_of_one"),
     ),
     # --- running it -------------------------------------------------------------------------------------------
     *_in(
-        "vipl/estimators/_surrogate.py",
+        "vipl/expectation/surrogate.py",
         ("alternatives count negatively", "sample.surrogate + jnp.sum(correction)",
          "sample.surrogate - jnp.sum(correction)",
          "test_estimators.py::test_local_enumeration_is_measure_valued_for_a_coin"),
@@ -133,7 +133,7 @@ EDITS: list[Edit] = [
          "jnp.zeros(shape, int)", "test_estimators.py::test_a_chain_of_flips -k estimator0"),
     ),
     *_in(
-        "vipl/estimators/_run.py",
+        "vipl/expectation/run.py",
         ("what weighs nothing is looked at", "weight * jnp.where(weight != 0, x, 0), 0)", "weight * x, 0)",
          "test_costs.py::test_a_value_whose_probability_underflows_is_not_looked_at"),
         ("a site counts where it does not reach", "once.append(jnp.all(digit == 0))", "once.append(jnp.array(True))",
@@ -144,7 +144,7 @@ EDITS: list[Edit] = [
          "test_estimators.py -k concentration_of"),
     ),
     *_in(
-        "vipl/estimators/_alternatives.py",
+        "vipl/expectation/other_runs.py",
         ("impossible runs are looked at", "jnp.where(possible == 0, 0, difference)", "difference",
          "test_costs.py::test_the_run_at_an_impossible_value_is_not_looked_at"),
         ("a survivor counts for itself", "plan.num_pruned * survivor", "survivor",
@@ -155,7 +155,7 @@ EDITS: list[Edit] = [
          "guard(differences, weights)", "test_laws.py -k 'no_second_derivative_passes_measure_valued and not loop'"),
     ),
     *_in(
-        "vipl/estimators/_expectation.py",
+        "vipl/expectation/expectation.py",
         ("a baseline of one sample too many", "- mine) / (num_samples - 1)", "- mine) / num_samples",
          "test_estimators.py -k leaves_no_noise"),
         ("a sample is its own baseline", "(jnp.sum(mine, axis=0) - mine)", "jnp.sum(mine, axis=0)",
@@ -237,16 +237,16 @@ EDITS: list[Edit] = [
     ),
     # --- programs as equations --------------------------------------------------------------------------------
     *_in(
-        "vipl/core/_unroll.py",
-        ("loops in a jit are not written out", "(lanes_p, _compat.jit_p)", "(lanes_p,)",
+        "vipl/passes/unroll.py",
+        ("loops in a jit are not written out", "(lanes_p, _jax.jit_p)", "(lanes_p,)",
          "test_costs.py -k depends_on_the_values_before_it"),
-        ("loops in lanes are not written out", "(lanes_p, _compat.jit_p)", "(_compat.jit_p,)",
+        ("loops in lanes are not written out", "(lanes_p, _jax.jit_p)", "(_jax.jit_p,)",
          "test_costs.py -k depends_on_the_values_before_it"),
         ("backwards is forwards", ' if options["reverse"] else numbers', " if False else numbers",
          "test_costs.py -k 'written_out_is_the_loop and True and plain'"),
     ),
     *_in(
-        "vipl/core/_simplify.py",
+        "vipl/passes/cse.py",
         ("what has an effect is dropped", "if not is_pure(eqn) or not needed.isdisjoint", "if not needed.isdisjoint",
          "test_costs.py::test_what_has_an_effect_is_neither_merged_nor_dropped"),
         ("parameters do not tell equations apart", "(eqn.primitive, params, avals,", "(eqn.primitive, avals,",
@@ -255,7 +255,7 @@ EDITS: list[Edit] = [
          "test_costs.py::test_equations_of_different_numbers_are_not_merged"),
     ),
     *_in(
-        "vipl/core/_draw.py",
+        "vipl/interpret/noise.py",
         ("samplers of one code draw alike", "text if not consts else (text, object())", "text",
          "test_laws.py::test_samplers_of_equal_code_over_different_tables"),
         ("all passes of a while loop draw alike", 'fold_tag(keys[place.path][0], "while", count)',
@@ -263,18 +263,18 @@ EDITS: list[Edit] = [
          "test_control_flow.py::test_while_loop_draws_differ_between_passes_and_in_its_condition"),
     ),
     *_in(
-        "vipl/core/_keys.py",
+        "vipl/ir/keys.py",
         ("two draws of one address are one", "*place.site.address, place.occurrence)", "*place.site.address)",
          "test_laws.py::test_a_program_simulated_twice_draws_twice"),
     ),
     *_in(
-        "vipl/core/_seed.py",
+        "vipl/interpret/seed.py",
         ("a coin has a derivative", ".has_rsample:", ".has_rsample and False:",
          f"{_PINNED} -k gradient_through_a_seeded_coin"),
     ),
     *_in(
-        "vipl/core/_interpret.py",
-        ("a checkpoint forgets its options", "jax.checkpoint(body, **_compat.remat_options(eqn.params))",
+        "vipl/interpret/interpreter.py",
+        ("a checkpoint forgets its options", "jax.checkpoint(body, **_jax.remat_options(eqn.params))",
          "jax.checkpoint(body)", "test_control_flow.py::test_a_checkpoint_keeps_its_options"),
         ("lanes have no name", "**lane.names,", "",
          "test_control_flow.py -k axis_by_its_name"),
@@ -282,20 +282,20 @@ EDITS: list[Edit] = [
          "test_control_flow.py::test_vmap_of_scan_with_nothing_mapped_gives_independent_series"),
     ),
     *_in(
-        "vipl/_compat.py",
+        "vipl/_jax.py",
         ("a checkpoint forgets prevent_cse", '{"prevent_cse": params["prevent_cse"], "policy": params["policy"]}',
          '{"policy": params["policy"]}', "test_control_flow.py::test_a_checkpoint_keeps_its_options"),
         ("a checkpoint forgets its policy", '{"prevent_cse": params["prevent_cse"], "policy": params["policy"]}',
          '{"prevent_cse": params["prevent_cse"]}', "test_control_flow.py::test_a_checkpoint_keeps_its_options"),
     ),
     *_in(
-        "vipl/core/_fission.py",
+        "vipl/passes/scan_fission.py",
         ("backwards a carry is delayed forwards", 'if self.options["reverse"]:', "if False:",
          "test_control_flow.py::test_a_short_split_scan_is_the_scan"),
         ("what stays is evaluated again", "if level[v] < LOOP or i in body.stays:", "if level[v] < LOOP:",
          "test_control_flow.py -k what_a_loop_keeps"),
-        ("all primitives may be moved", "_compat.MOVES.get(eqn.primitive.name, _compat.STAYS)",
-         "_compat.MOVES.get(eqn.primitive.name, _compat.CHEAP)", "test_control_flow.py -k what_a_loop_keeps"),
+        ("all primitives may be moved", "_jax.MOVES.get(eqn.primitive.name, _jax.STAYS)",
+         "_jax.MOVES.get(eqn.primitive.name, _jax.CHEAP)", "test_control_flow.py -k what_a_loop_keeps"),
     ),
     # --- choices and programs ---------------------------------------------------------------------------------
     *_in(
@@ -441,7 +441,7 @@ EDITS: list[Edit] = [
     ),
     # --- words ------------------------------------------------------------------------------------------------
     *_in(
-        "vipl/core/_places.py",
+        "vipl/ir/sites.py",
         ("a docstring names what is not there", "`places(jaxpr)` lists", "`placements(jaxpr)` lists",
          "test_docs.py -k names_in_backquotes"),
     ),

@@ -1,12 +1,10 @@
-"""Gradient estimators, one file each, and `expectation`."""
+"""Gradient estimators, one file each."""
 
 from vipl.estimators._biased import Biased as Biased
 from vipl.estimators._biased import GumbelSoftmax as GumbelSoftmax
 from vipl.estimators._biased import ReinMax as ReinMax
 from vipl.estimators._biased import StraightThrough as StraightThrough
 from vipl.estimators._enumerate import Enumerate as Enumerate
-from vipl.estimators._expectation import Expectation as Expectation
-from vipl.estimators._expectation import expectation as expectation
 from vipl.estimators._implicit import ImplicitReparam as ImplicitReparam
 from vipl.estimators._implicit import RejectionReparam as RejectionReparam
 from vipl.estimators._local import ARM as ARM

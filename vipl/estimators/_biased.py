@@ -14,12 +14,12 @@ import numpy as np
 import numpyro.distributions as dist
 from jax import lax
 
-from vipl._compat import Tracer
-from vipl._errors import EstimatorError, show_aval
-from vipl.core._packed import is_real
+from vipl._jax import Tracer
+from vipl.errors import EstimatorError, show_aval
 from vipl.estimators._logits import bernoulli_logits
 from vipl.gen import Draw, Estimator, Law
 from vipl.gen._density import innermost
+from vipl.ir.partition import is_real
 
 
 class Biased(Estimator):

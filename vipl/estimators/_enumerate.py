@@ -11,7 +11,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jax import lax
 
-from vipl._errors import EstimatorError
+from vipl.errors import EstimatorError
 from vipl.gen import Estimator, Law, Support
 
 MAX_POINTS = 2**20

@@ -12,13 +12,13 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from vipl._checks import is_integer, whole_number
-from vipl._compat import Tracer
-from vipl._errors import EstimatorError
-from vipl.core._decorated import check_callable
+from vipl._jax import Tracer
 from vipl.distributions._points import Point, exp_inside
 from vipl.distributions._stable import mended
+from vipl.errors import EstimatorError
 from vipl.gen import Draw, Estimator, Law
 from vipl.gen._density import innermost
+from vipl.ir.functions import check_callable
 
 
 class ImplicitReparam(Estimator):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vipl._errors import EstimatorError
+from vipl.errors import EstimatorError
 from vipl.estimators._enumerate import finite_support, is_impossible
 from vipl.estimators._logits import bernoulli_logits
 from vipl.gen import Alternatives, Draw, Estimator, Law

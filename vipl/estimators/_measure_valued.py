@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import lax
 
-from vipl._errors import EstimatorError
 from vipl.distributions._points import Point, Steps, in_support, innermost, transformed
+from vipl.errors import EstimatorError
 from vipl.estimators._local import LocalEnumerate, Others, change, one_at_a_time, stacked
 from vipl.gen import Draw, Estimator, Law
 

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import lax
 
-from vipl._errors import EstimatorError
-from vipl.core._decorated import check_callable
+from vipl.errors import EstimatorError
 from vipl.estimators._logits import bernoulli_logits, logit
 from vipl.gen import Draw, Estimator, Law, box
 from vipl.gen._density import innermost
+from vipl.ir.functions import check_callable
 
 
 class Relax(Estimator):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vipl._errors import EstimatorError
+from vipl.errors import EstimatorError
 from vipl.gen import Draw, Estimator, Law
 
 

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vipl._errors import EstimatorError, show_aval
-from vipl.core._packed import is_array, is_real
+from vipl.errors import EstimatorError, show_aval
 from vipl.gen import Draw, Estimator, Law, box
 from vipl.gen._supports import moving_parameters
+from vipl.ir.partition import is_array, is_real
 
 
 @dataclass(frozen=True)

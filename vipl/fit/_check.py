@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vipl._errors import ProgramError, show_aval
-from vipl.estimators import Expectation
+from vipl.errors import ProgramError, show_aval
+from vipl.expectation import Expectation
 
 
 def _error(summary: str, got: str, expected: str, mend: str) -> ProgramError:

@@ -30,10 +30,10 @@ from jax import lax
 from tqdm.auto import tqdm
 
 from vipl._checks import whole_number
-from vipl.core._keys import as_key
-from vipl.estimators import Expectation
+from vipl.expectation import Expectation
 from vipl.fit._check import as_arrays, check_arguments, check_batches, check_is_fit, check_params, check_resume
 from vipl.fit._steps import CAUSES, MOST, Job, State, compiled_steps, first_state, what_is_not_finite
+from vipl.ir.keys import as_key
 
 # The bar moves, and an interrupt is noticed, about this often.
 _SECONDS = 0.25

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from vipl.core._kept import keep
-from vipl.core._keys import fold_tag
-from vipl.core._probe import probing
-from vipl.estimators import Expectation
+from vipl.cache.programs import keep
+from vipl.expectation import Expectation
+from vipl.ir.keys import fold_tag
+from vipl.ir.probe import probing
 
 MOST = 1 << 15
 """The most steps that are taken in one call: the length of the array of their estimates."""

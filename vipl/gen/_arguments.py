@@ -13,12 +13,12 @@ from typing import Any
 import numpyro.distributions as dist
 
 from vipl._checks import whole_number
-from vipl._errors import ProgramError, show_aval
-from vipl.core._packed import is_real
-from vipl.core._site import user_frame
+from vipl.errors import ProgramError, show_aval
 from vipl.gen._choices import flatten
 from vipl.gen._program import GenerativeFunction, Program
 from vipl.gen._source import Source, Trace
+from vipl.ir.partition import is_real
+from vipl.ir.primitives import user_frame
 
 Real = Any
 """A real number, an array of them, or a list; `checked` looks at it."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vipl._compat import Tracer
-from vipl._errors import SupportError
-from vipl.core._carried import ENTERS, Drawn, mark, origin, verdict
-from vipl.core._region import POINT, Region, continuous
-from vipl.core._site import Site
+from vipl._jax import Tracer
+from vipl.analysis.regions import POINT, Region, continuous
+from vipl.analysis.supports import ENTERS, Drawn, mark, origin, verdict
+from vipl.errors import SupportError
+from vipl.ir.primitives import Site
 
 
 def lies_inside(value: Any, sites: Sequence[Site]) -> bool:

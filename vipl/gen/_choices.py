@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vipl import _compat
-from vipl._errors import AddressError, ChoiceError, show_address, show_addresses, show_aval
-from vipl.core._carried import Drawn, origin
-from vipl.core._holds import sites_of_value
-from vipl.core._packed import as_array
-from vipl.core._places import Place
+from vipl import _jax
+from vipl.analysis.supports import Drawn, origin
+from vipl.errors import AddressError, ChoiceError, show_address, show_addresses, show_aval
+from vipl.ir.batching import sites_of_value
+from vipl.ir.partition import as_array
+from vipl.ir.sites import Place
 
 Address = tuple[str, ...]
 
@@ -175,7 +175,7 @@ def _checked(value: Any, place: Place) -> Any:
         return array if array.dtype == site.dtype else array.astype(site.dtype)
     whole = _whole(array, site.dtype)
     if whole is None:
-        shown = f" {value!r}" if array.ndim == 0 and not isinstance(array, _compat.Tracer) else ""
+        shown = f" {value!r}" if array.ndim == 0 and not isinstance(array, _jax.Tracer) else ""
         raise ChoiceError(
             "a given value has the wrong kind of dtype.",
             at=site.at(),
@@ -195,7 +195,7 @@ def _whole(array: Any, dtype: Any) -> Any:
     if not jnp.issubdtype(dtype, jnp.integer) or not jnp.issubdtype(array.dtype, jnp.floating):
         return None
     most = 2.0 ** (jnp.iinfo(dtype).bits - 1)
-    if not isinstance(array, _compat.Tracer):
+    if not isinstance(array, _jax.Tracer):
         values = np.asarray(array, np.float64)
         whole = np.where(np.abs(values) < most, values, 0.0).astype(dtype)  # NaN is not less
         return jnp.asarray(whole) if np.array_equal(whole, values) else None

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from numpyro.distributions.transforms import AffineTransform, CatTransform
 
-from vipl import _compat
-from vipl._errors import DistributionError, show_aval
-from vipl.core._packed import Packed
-from vipl.core._site import Site
+from vipl import _jax
 from vipl.distributions._points import draw, innermost, log_density, total
 from vipl.distributions._stable import BernoulliLogits
+from vipl.errors import DistributionError, show_aval
 from vipl.gen._equivalents import equivalent, library_of
 from vipl.gen._supports import joins_zero, names_its_support, steps_of
+from vipl.ir.partition import Packed
+from vipl.ir.primitives import Site
 
 
 @jax.tree_util.register_pytree_node_class
@@ -93,9 +93,9 @@ def check_distribution(source: Any, packed: Packed, leaves: Sequence[Any], at: s
             expected="a distribution that is a pytree of arrays",
             mend="build it from arrays, NumPyro's transforms and constraints",
         ) from None
-    avals = tuple(_compat.typeof(x) for x in leaves)
+    avals = tuple(_jax.typeof(x) for x in leaves)
     try:
-        value, log_prob_shape, batch_shape = _value_aval(packed, avals, _compat.numeric_mode())
+        value, log_prob_shape, batch_shape = _value_aval(packed, avals, _jax.numeric_mode())
     except _NoSampler:
         raise DistributionError(
             "a distribution cannot be drawn from.",

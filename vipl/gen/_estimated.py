@@ -7,12 +7,12 @@ from typing import Any
 
 import jax
 
-from vipl import _compat
-from vipl._errors import AddressError, show_addresses
-from vipl.core._rewrite import bind_composite, rewrite
-from vipl.core._site import Site
+from vipl import _jax
+from vipl.errors import AddressError, show_addresses
 from vipl.gen._choices import Address, flatten, merge, nest
 from vipl.gen._source import Source, Trace
+from vipl.interpret.rewrite import bind_composite, rewrite
+from vipl.ir.primitives import Site
 
 
 class Estimated(Source):
@@ -107,7 +107,7 @@ class Estimated(Source):
 
         def below(program):
             def renamed(*values):
-                jaxpr = jax.make_jaxpr(program)(*map(_compat.typeof, values))
+                jaxpr = jax.make_jaxpr(program)(*map(_jax.typeof, values))
                 return rewrite(jaxpr, values, lambda inner: (*address, *inner), lambda *same: same)
 
             return renamed

@@ -16,13 +16,13 @@ from typing import Any
 import jax
 import numpyro.distributions as dist
 
-from vipl._errors import ProgramError
-from vipl.core._packed import concrete_integer, pack
-from vipl.core._site import user_frame
-from vipl.core._stops import hold as held_call
-from vipl.core._stops import stopped
+from vipl.analysis.stop_gradients import hold as held_call
+from vipl.analysis.stop_gradients import stopped
+from vipl.errors import ProgramError
 from vipl.gen._program import GenerativeFunction, Program
 from vipl.gen._source import Source, Trace
+from vipl.ir.partition import concrete_integer, pack
+from vipl.ir.primitives import user_frame
 
 
 def hold(source: Any) -> Any:

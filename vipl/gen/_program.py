@@ -18,23 +18,23 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vipl._errors import AddressError, ProgramError, show_addresses
-from vipl.core._decorated import check_function
-from vipl.core._interpret import Interpreter, Outcome, plain, run, walk
-from vipl.core._packed import pack, python_integer
-from vipl.core._places import Place, check_unique, places
-from vipl.core._probe import WEIGHED, probe, watch
-from vipl.core._rewrite import rewrite
-from vipl.core._seed import violations
-from vipl.core._site import Site, bind_site, user_frame
-from vipl.core._stage import Staged, stage_program
 from vipl.distributions._points import has_coordinates
+from vipl.errors import AddressError, ProgramError, show_addresses
 from vipl.gen._checks import lies_inside
 from vipl.gen._choices import Address, flatten, match, merge, nest
 from vipl.gen._density import is_factor, site_log_prob
 from vipl.gen._estimator import Estimator
 from vipl.gen._sample import check_estimator
 from vipl.gen._source import Source, Trace
+from vipl.interpret.interpreter import Interpreter, Outcome, plain, run, walk
+from vipl.interpret.rewrite import rewrite
+from vipl.interpret.seed import violations
+from vipl.ir.functions import check_function
+from vipl.ir.partition import pack, python_integer
+from vipl.ir.primitives import Site, bind_site, user_frame
+from vipl.ir.probe import WEIGHED, probe, watch
+from vipl.ir.sites import Place, check_unique, places
+from vipl.ir.stage import Staged, stage_program
 
 
 class GenerativeFunction:

@@ -6,19 +6,19 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from vipl import _compat
-from vipl._errors import ChoiceError, EstimatorError, ProgramError, ViplError, show_address, show_aval
-from vipl.core._draw import SiteProgram, site_program
-from vipl.core._packed import Packed, concrete_integer, is_array, pack, python_integer
-from vipl.core._site import Site, bind_site, user_frame
-from vipl.core._staging import check_context
+from vipl import _jax
 from vipl.distributions._points import in_support, log_density
 from vipl.distributions._stable import mended
+from vipl.errors import ChoiceError, EstimatorError, ProgramError, ViplError, show_address, show_aval
 from vipl.gen._choices import check_address
 from vipl.gen._density import Factor, check_distribution, without_event
 from vipl.gen._estimator import Draw, Estimator, Law, Support
 from vipl.gen._source import Source
 from vipl.gen._supports import describe
+from vipl.interpret.noise import SiteProgram, site_program
+from vipl.ir.partition import Packed, concrete_integer, is_array, pack, python_integer
+from vipl.ir.primitives import Site, bind_site, user_frame
+from vipl.ir.staging_rules import check_context
 
 
 def sample(address: str | tuple[str, ...], source: Any, estimator: Estimator | None = None, **unknown: Any) -> Any:
@@ -80,7 +80,7 @@ def sample(address: str | tuple[str, ...], source: Any, estimator: Estimator | N
         makes_float=makes_float,
     )
     if estimator is not None:
-        points_of(site, tuple(_compat.typeof(x) for x in [*leaves, *extra]))
+        points_of(site, tuple(_jax.typeof(x) for x in [*leaves, *extra]))
     return bind_site([*leaves, *extra], site)
 
 

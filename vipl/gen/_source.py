@@ -14,13 +14,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vipl._compat import staging
-from vipl._errors import ProgramError, show_aval
-from vipl.core._kept import compiled, parts_of
-from vipl.core._keys import as_key, is_key
-from vipl.core._packed import not_arrays, pack, python_integer
-from vipl.core._seed import seed
-from vipl.core._site import user_frame
+from vipl._jax import staging
+from vipl.cache.programs import compiled, parts_of
+from vipl.errors import ProgramError, show_aval
+from vipl.interpret.seed import seed
+from vipl.ir.keys import as_key, is_key
+from vipl.ir.partition import not_arrays, pack, python_integer
+from vipl.ir.primitives import user_frame
 
 
 @jax.tree_util.register_dataclass

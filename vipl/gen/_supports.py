@@ -18,8 +18,8 @@ from numpyro.distributions import constraints as c
 from numpyro.distributions import transforms as t
 from numpyro.distributions.discrete import ZeroInflatedProbs
 
-from vipl._compat import Tracer
-from vipl.core._region import (
+from vipl._jax import Tracer
+from vipl.analysis.regions import (
     ATOM,
     ATOMS,
     COMPLEX,

@@ -24,14 +24,14 @@ import numpy as np
 import numpyro.distributions as dist
 
 from vipl._checks import whole_number
-from vipl._errors import EstimatorError, ProgramError, shortened, show_address
-from vipl.core._places import Place
-from vipl.core._site import user_frame
+from vipl.errors import EstimatorError, ProgramError, shortened, show_address
 from vipl.estimators._enumerate import MAX_POINTS, finite_support
 from vipl.gen import Law, Program, Source, gen
 from vipl.gen._arguments import call_maker, not_a_function
 from vipl.gen._choices import Address, flatten, merge, nest
 from vipl.inference._particles import Particles, log_mean_exp, positive
+from vipl.ir.primitives import user_frame
+from vipl.ir.sites import Place
 
 
 class First(NamedTuple):

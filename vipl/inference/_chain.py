@@ -8,14 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vipl import _compat
-from vipl._errors import ProgramError
-from vipl.core._interpret import Interpreter, Outcome, plain, read, run, run_equations, walk
-from vipl.core._places import Place
+from vipl import _jax
+from vipl.errors import ProgramError
 from vipl.gen import Source
 from vipl.gen._density import is_factor, site_log_prob
 from vipl.inference._algorithms import require_exact
 from vipl.inference._smc import parts_of, steps_of
+from vipl.interpret.interpreter import Interpreter, Outcome, plain, read, run, run_equations, walk
+from vipl.ir.sites import Place
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def _check_markov(body: Any, at: Any, num_consts: int, num_carry: int, name: str
 
     A part of the carry that depends on itself and known things alone, such as a counter, is the same for all values.
     """
-    _, _, invars, eqns, outvars = _compat.parts(body)
+    _, _, invars, eqns, outvars = _jax.parts(body)
     carry = invars[num_consts : num_consts + num_carry]
     state = num_carry  # the unknown value counts as one more source
     if len(at) > 1:
@@ -99,8 +99,8 @@ def reach(eqns: Any, reached: dict[Any, set[int]]) -> dict[Any, set[int]]:
         if all(v in reached for v in eqn.outvars):
             continue
         sources = [_sources(reached, v) for v in eqn.invars]
-        if eqn.primitive is _compat.jit_p:
-            _, _, invars, inner, outvars = _compat.parts(eqn.params["jaxpr"])
+        if eqn.primitive is _jax.jit_p:
+            _, _, invars, inner, outvars = _jax.parts(eqn.params["jaxpr"])
             within = reach(inner, dict(zip(invars, sources, strict=True)))
             outs = [_sources(within, v) for v in outvars]
         else:
@@ -110,7 +110,7 @@ def reach(eqns: Any, reached: dict[Any, set[int]]) -> dict[Any, set[int]]:
 
 
 def _sources(reached: dict[Any, set[int]], v: Any) -> set[int]:
-    return set() if isinstance(v, _compat.Literal) else reached.get(v, set())
+    return set() if isinstance(v, _jax.Literal) else reached.get(v, set())
 
 
 def not_a_chain(name: str, got: str) -> ProgramError:

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import lax
 
-from vipl.core._places import Place
 from vipl.gen import Source, sample
 from vipl.gen._choices import nest
 from vipl.inference._algorithms import Algorithm, First, categorical, finite_values, log_total
 from vipl.inference._chain import Chain, chain_of, not_a_chain
 from vipl.inference._particles import Particles, positive
+from vipl.ir.sites import Place
 
 
 @jax.tree_util.register_dataclass

@@ -11,16 +11,16 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import lax
 
-from vipl import _compat
-from vipl._errors import ProgramError
-from vipl.core._guard import alarm
-from vipl.core._places import Place
+from vipl import _jax
+from vipl.errors import ProgramError
 from vipl.gen import Source, sample
 from vipl.gen._choices import nest
 from vipl.gen._supports import EVERYWHERE
 from vipl.inference._algorithms import Algorithm, First
 from vipl.inference._chain import Chain, chain_of
 from vipl.inference._particles import Particles
+from vipl.ir.guards import alarm
+from vipl.ir.sites import Place
 
 
 @jax.tree_util.register_dataclass
@@ -208,15 +208,15 @@ def _degrees(jaxpr: Any, degrees: list[float]) -> list[float]:
 
     It goes by the operations, not by derivatives: |x| and floor(x) have second derivatives of zero.
     """
-    constvars, _, invars, eqns, outvars = _compat.parts(jaxpr)
+    constvars, _, invars, eqns, outvars = _jax.parts(jaxpr)
     found: dict[Any, float] = dict.fromkeys(constvars, 0) | dict(zip(invars, degrees, strict=True))
 
     def of(v):
-        return 0 if isinstance(v, _compat.Literal) else found[v]
+        return 0 if isinstance(v, _jax.Literal) else found[v]
 
     for eqn in eqns:
         name, inputs = eqn.primitive.name, [of(v) for v in eqn.invars]
-        if eqn.primitive is _compat.jit_p:
+        if eqn.primitive is _jax.jit_p:
             outs = _degrees(eqn.params["jaxpr"], inputs)
         else:
             degree = math.inf

@@ -7,8 +7,7 @@ from typing import Any
 
 import jax
 
-from vipl._errors import AddressError, ProgramError, shortened, show_address, show_addresses
-from vipl.core._site import user_frame
+from vipl.errors import AddressError, ProgramError, shortened, show_address, show_addresses
 from vipl.gen import Estimator, Program, Source
 from vipl.gen._arguments import check_source
 from vipl.gen._choices import Address, check_address, flatten, merge, nest
@@ -24,6 +23,7 @@ from vipl.inference._algorithms import (
     the_algorithm,
 )
 from vipl.inference._particles import Particles, positive
+from vipl.ir.primitives import user_frame
 
 
 @jax.tree_util.register_dataclass

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
-from vipl._errors import ProgramError, show_addresses
-from vipl.core._decorated import check_function
-from vipl.core._guard import alarm
+from vipl.errors import ProgramError, show_addresses
 from vipl.gen import Estimator, sample
 from vipl.gen._choices import flatten
+from vipl.ir.functions import check_function
+from vipl.ir.guards import alarm
 
 
 @jax.tree_util.register_dataclass

@@ -11,14 +11,9 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import lax
 
-from vipl import _compat
+from vipl import _jax
 from vipl._checks import whole_number
-from vipl._errors import ProgramError, shortened
-from vipl.core._holds import eqn_holds_site
-from vipl.core._interpret import Interpreter, Outcome, plain, read, run, run_equations, walk
-from vipl.core._packed import is_real
-from vipl.core._places import Place
-from vipl.core._site import Path, bind_site, sample_p, user_frame
+from vipl.errors import ProgramError, shortened
 from vipl.gen import Estimator, Program, Source
 from vipl.gen._arguments import call_maker, not_a_function
 from vipl.gen._choices import Address, match, nest
@@ -29,6 +24,11 @@ from vipl.inference._algorithms import Algorithm, First, require_exact
 from vipl.inference._marginal import Normalized, normalize
 from vipl.inference._particles import Particles, log_mean_exp
 from vipl.inference._resampling import Multinomial, MultinomialDropped, Resampling
+from vipl.interpret.interpreter import Interpreter, Outcome, plain, read, run, run_equations, walk
+from vipl.ir.batching import eqn_holds_site
+from vipl.ir.partition import is_real
+from vipl.ir.primitives import Path, bind_site, sample_p, user_frame
+from vipl.ir.sites import Place
 
 
 @jax.tree_util.register_dataclass
@@ -167,8 +167,8 @@ def parts_of(program: Source, known: dict[str, Any]) -> Parts:
     staged, found = program.staged()
     places = valued(found)
     given = match(known, places, program.name, complete=False)
-    holding = [i for i, e in enumerate(_compat.parts(staged.jaxpr).eqns) if eqn_holds_site(e)]
-    scans = [i for i in holding if _compat.parts(staged.jaxpr).eqns[i].primitive is _compat.scan_p]
+    holding = [i for i, e in enumerate(_jax.parts(staged.jaxpr).eqns) if eqn_holds_site(e)]
+    scans = [i for i in holding if _jax.parts(staged.jaxpr).eqns[i].primitive is _jax.scan_p]
     if len(scans) != 1 or holding[-1] != scans[0]:
         after = "" if len(scans) != 1 else ", and sites after it"
         raise _shape(program.name, f"{len(scans)} scan(s) with sites at its top level{after}")
@@ -325,10 +325,10 @@ class Steps(NamedTuple):
 
 def steps_of(parts: Parts) -> Steps:
     """Raises where what was drawn before the scan enters it otherwise than by the carry."""
-    constvars, consts, _, eqns, _ = _compat.parts(parts.jaxpr)
+    constvars, consts, _, eqns, _ = _jax.parts(parts.jaxpr)
     env = dict(zip(constvars, consts, strict=True))
     before, scan = eqns[: parts.at], eqns[parts.at]
-    body, num_consts, num_carry, options = _compat.scan_parts(scan.params)
+    body, num_consts, num_carry, options = _jax.scan_parts(scan.params)
     carry = scan.invars[num_consts:][:num_carry]
     shared = _shared_values(before, env, parts)
     fixed = _entering(shared, scan.invars[:num_consts], parts.name)
@@ -340,7 +340,7 @@ def _shared_values(before: Sequence[Any], env: dict[Any, Any], parts: Parts) -> 
     """The values before the scan that do not depend on unknown choices, the same for all particles."""
     env = dict(env)
     for i, eqn in enumerate(before):
-        if any(not isinstance(v, _compat.Literal) and v not in env for v in eqn.invars):
+        if any(not isinstance(v, _jax.Literal) and v not in env for v in eqn.invars):
             continue
         if not eqn_holds_site(eqn):
             env.update(zip(eqn.outvars, plain(i, eqn, read(env, eqn.invars)), strict=True))
@@ -351,7 +351,7 @@ def _shared_values(before: Sequence[Any], env: dict[Any, Any], parts: Parts) -> 
 
 def _entering(env: dict[Any, Any], variables: Sequence[Any], name: str) -> list[Any]:
     """What enters the scan beside the carry; raises where it depends on unknown choices."""
-    if all(isinstance(v, _compat.Literal) or v in env for v in variables):
+    if all(isinstance(v, _jax.Literal) or v in env for v in variables):
         return read(env, variables)
     raise ProgramError(
         "what a program draws before its scan enters the steps otherwise than by the carry.",

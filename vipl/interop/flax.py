@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from vipl._errors import ProgramError
+from vipl.errors import ProgramError
 
 
 def functional(module: Any) -> tuple[Any, Callable[[Any], Any]]:

@@ -11,10 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vipl._errors import EstimatorError, ProgramError
-from vipl.core._places import places
-from vipl.core._stage import stage_program
-from vipl.core._stops import hold
+from vipl.analysis.stop_gradients import hold
+from vipl.errors import EstimatorError, ProgramError
 from vipl.estimators import ImplicitReparam, Reparam
 from vipl.gen import Source
 from vipl.gen._arguments import Real, checked
@@ -22,6 +20,8 @@ from vipl.gen._choices import merge
 from vipl.inference import Algorithm, Importance, importance, marginal
 from vipl.inference._algorithms import the_algorithm
 from vipl.inference._particles import log_mean_exp, log_shares, weighted_sum
+from vipl.ir.sites import places
+from vipl.ir.stage import stage_program
 
 
 @checked

@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
-from vipl.core._interpret import Interpreter, Outcome, plain, run, walk
-from vipl.core._places import Place
-from vipl.core._site import Path, bind_site
 from vipl.gen import Program
 from vipl.gen._arguments import checked
 from vipl.gen._choices import match, merge
 from vipl.gen._density import is_factor, site_log_prob
 from vipl.gen._program import draw_and_weigh, merge_emits, valued
+from vipl.interpret.interpreter import Interpreter, Outcome, plain, run, walk
+from vipl.ir.primitives import Path, bind_site
+from vipl.ir.sites import Place
 
 
 @checked

@@ -12,14 +12,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vipl._errors import AddressError, shortened
-from vipl.core._site import user_frame
-from vipl.core._stops import hold
+from vipl.analysis.stop_gradients import hold
+from vipl.errors import AddressError, shortened
 from vipl.gen import Source
 from vipl.gen._arguments import Real, call_maker, checked, not_a_function
 from vipl.gen._choices import check_address, flatten, merge, nest
 from vipl.inference import importance
 from vipl.inference._particles import weighted_sum
+from vipl.ir.primitives import user_frame
 from vipl.objectives._bounds import exact_guide
 from vipl.objectives._generators import Generator
 

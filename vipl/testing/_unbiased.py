@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from vipl.core._kept import keep
+from vipl.cache.programs import keep
 
 
 class Check(NamedTuple):

@@ -1,0 +1,423 @@
+"""Which part of a value a site reaches: what is computed in one lane of a `vmap` stays in that lane.
+
+`reaches` says for every value of a program, for each of the sites that are asked for and for each loop around that
+site, along which axis of the value the loop runs. Under axis a, element i depends on pass i of the loop alone; None:
+any element may depend on any pass. A site that is not named does not reach the value at all.
+
+Where the user holds values by `stop_gradient`, it is also said of each site whether it reaches a value under one, or
+not, or both (`Mark`).
+
+Law (tests/test_reach.py): another value of a site in lane j changes no element i != j along the axis.
+
+It holds for every program: a primitive without a rule here loses the axes, and the steps of a `scan` have none.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from vipl import _jax
+from vipl.analysis.stop_gradients import any_meant, is_meant, line_of, meant_inside
+from vipl.ir.batching import jaxprs_inside
+from vipl.ir.composite import composite_p
+from vipl.ir.guards import GUARDS
+from vipl.ir.primitives import Path, SampleEffect, lanes_p, sample_p
+
+
+class Mark(NamedTuple):
+    """A site as a value sees it: `held` under a `stop_gradient` that is meant, or not. A value may have both marks."""
+
+    path: Path
+    held: bool
+
+
+Reach = dict[Any, tuple[int | None, ...]]
+"""Site -> for each loop around it, outermost first, the axis of a value along which the loop runs, or None.
+
+Inside a lane its own loop has no axis: it is written as -1 - depth, the outermost lane being -1. In a program with
+`stop_gradient`s that are meant, a reach also has the marks of its sites, with no axes.
+"""
+
+
+class Reached(NamedTuple):
+    """What sites reach.
+
+    Attributes:
+      values: the reach of every variable at the top level of a program; None where it has effects through which values
+        could pass unseen.
+      sites: the reach of every site's value, in which a loop's axis is the number of the loop around the site.
+      stops: the sites that a meant `stop_gradient` may hold, and a line where one does.
+    """
+
+    values: dict[Any, Reach] | None
+    sites: dict[Path, Reach]
+    stops: dict[Path, str]
+
+
+def reaches(jaxpr: Any, wanted: Mapping[Path, int]) -> Reached:
+    """What the sites of a program without inputs reach.
+
+    Args:
+      jaxpr: the program.
+      wanted: the sites that are followed, and how many loops are around each.
+    """
+    values, marked = _marked_run(jaxpr, wanted)
+    if _passes_unseen(jaxpr):
+        return Reached(None, {}, marked.stops)
+    if marked.stops:
+        return Reached(values, marked.sites, marked.stops)
+    plain = marked._replace(sites={}, marks=False)
+    return Reached(_follow(jaxpr, plain), plain.sites, {})
+
+
+def holds_drawn_values(jaxpr: Any, sites: Mapping[Path, int]) -> bool:
+    """Whether a `stop_gradient` that is meant may hold the value of a site; with the number of loops around each."""
+    return bool(_marked_run(jaxpr, sites)[1].stops)
+
+
+class Followed(NamedTuple):
+    """What is followed, and what was found so far.
+
+    Attributes:
+      wanted: the sites that are followed, with the number of loops around each.
+      sites: the reach of all sites.
+      stops: the sites that are held somewhere, and a line where they are.
+      marks: whether `stop_gradient`s are looked at.
+    """
+
+    wanted: Mapping[Path, int]
+    sites: dict[Path, Reach]
+    stops: dict[Path, str]
+    marks: bool
+
+
+def _marked_run(jaxpr: Any, wanted: Mapping[Path, int]) -> tuple[dict[Any, Reach], Followed]:
+    followed = Followed(wanted, {}, {}, marks=True)
+    return _follow(jaxpr, followed) if any_meant(jaxpr) else {}, followed
+
+
+def _follow(jaxpr: Any, followed: Followed) -> dict[Any, Reach]:
+    env: dict[Any, Reach] = {}
+    _run(jaxpr, [], followed, (), (), env)
+    return env
+
+
+_HARMLESS = ("DebugEffect", "OrderedDebugEffect")
+
+
+def _passes_unseen(part: Any) -> bool:
+    """Whether a program or an equation has effects through which values could pass unseen."""
+    return any(not isinstance(e, SampleEffect) and type(e).__name__ not in _HARMLESS for e in part.effects)
+
+
+def join(*parts: Reach) -> Reach:
+    """The reach of a value that is computed from several, elementwise."""
+    joined: Reach = {}
+    for part in parts:
+        for path, axes in part.items():
+            old = joined.get(path, axes)
+            joined[path] = tuple(a if a == b else None for a, b in zip(old, axes, strict=True))
+    return joined
+
+
+def moved(reach: Reach, to: Callable[[int], int | None]) -> Reach:
+    """The reach after a change of axes; two loops along one axis are not told apart."""
+    out = {}
+    for path, axes in reach.items():
+        new = [None if a is None else to(a) for a in axes]
+        out[path] = tuple(None if a is not None and new.count(a) > 1 else a for a in new)
+    return out
+
+
+def _run(
+    jaxpr: Any, ins: Sequence[Reach], followed: Followed, path: Path, loops: tuple[int | None, ...], env: dict
+) -> list[Reach]:
+    """Extends `env` by the variables of a jaxpr; returns the reaches of its outputs."""
+    _, _, invars, eqns, outvars = _jax.parts(jaxpr)
+    env.update(zip(invars, ins, strict=True))
+    for i, eqn in enumerate(eqns):
+        operands = [_of(env, v) for v in eqn.invars]
+        here = (*path, i)
+        rule = _INSIDE.get(eqn.primitive, _plain)
+        env.update(zip(eqn.outvars, rule(eqn, operands, followed, here, loops), strict=True))
+    return [_of(env, v) for v in outvars]
+
+
+def _of(env: dict, v: Any) -> Reach:
+    return {} if isinstance(v, _jax.Literal) else env.get(v, {})
+
+
+# --- equations with programs inside ---------------------------------------------------------------------------
+
+
+def _depth(loops: tuple[int | None, ...]) -> int:
+    """The mark of the next lane inwards."""
+    return -1 - sum(a is not None for a in loops)
+
+
+def _site(eqn: Any, operands: list[Reach], followed: Followed, path: Path, loops: Any) -> list[Reach]:
+    own: Reach = {path: loops} if path in followed.wanted else {}
+    site = eqn.params["site"]
+    if followed.marks:
+        own |= {Mark(p, False): () for p in own}
+        if not site.makes_float:  # no law depends on its estimator
+            operands = operands[: site.num_source]
+    reach = join(*(moved(r, _in_lane) for r in operands), own)
+    followed.sites[path] = moved(reach, loops.index)
+    return [reach] * len(eqn.outvars)
+
+
+def _in_lane(a: int) -> int | None:
+    return a if a < 0 else None
+
+
+def _lanes(eqn: Any, operands: list[Reach], followed: Followed, path: Path, loops: Any) -> list[Reach]:
+    mark = _depth(loops)
+
+    def enter(mapped):
+        return lambda a: a if a < 0 or not mapped else mark if a == 0 else a - 1
+
+    ins = [moved(r, enter(m)) for r, m in zip(operands, eqn.params["lane"].mapped, strict=True)]
+    outs = _run(eqn.params["jaxpr"], ins, followed, path, (*loops, mark), {})
+    return [moved(r, lambda a: 0 if a == mark else a if a < 0 else a + 1) for r in outs]
+
+
+def _scan(eqn: Any, operands: list[Reach], followed: Followed, path: Path, loops: Any) -> list[Reach]:
+    body, num_consts, num_carry, _ = _jax.scan_parts(eqn.params)
+    xs = [moved(r, lambda a: a if a < 0 else a - 1 if a else None) for r in operands[num_consts + num_carry :]]
+    consts, carry = operands[:num_consts], operands[num_consts:][:num_carry]
+    while True:
+        outs = _run(body, [*consts, *carry, *xs], followed, path, (*loops, None), {})
+        after = [join(old, new) for old, new in zip(carry, outs[:num_carry], strict=True)]
+        if after == carry:
+            return [*carry, *(moved(r, lambda a: a if a < 0 else a + 1) for r in outs[num_carry:])]
+        carry = after
+
+
+def _cond(eqn: Any, operands: list[Reach], followed: Followed, path: Path, loops: Any) -> list[Reach]:
+    index, *rest = operands
+    if "branches_platforms" in eqn.params:
+        return _plain(eqn, operands, followed, path, loops)
+    branches = [_run(b, rest, followed, (*path, k), loops, {}) for k, b in enumerate(eqn.params["branches"])]
+    return [join(moved(index, _in_lane), *outs) for outs in zip(*branches, strict=True)]
+
+
+def _composite(eqn: Any, operands: list[Reach], followed: Followed, path: Path, loops: Any) -> list[Reach]:
+    composite = eqn.params["composite"]
+    return _run(composite.draw, operands[: composite.num_draw], followed, path, loops, {})[:-1]
+
+
+def _call(eqn: Any, operands: list[Reach], followed: Followed, path: Path, loops: Any) -> list[Reach]:
+    inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+    if inner is None or len(_jax.parts(inner).invars) != len(operands):
+        return _plain(eqn, operands, followed, path, loops)
+    return _run(inner, operands, followed, path, loops, {})
+
+
+def _ruled(eqn: Any, operands: list[Reach], followed: Followed, path: Path, loops: Any) -> list[Reach]:
+    """As `_call`; the function's own rule says what its derivative is, whatever is held in it."""
+    return _call(eqn, operands, followed._replace(marks=False), path, loops)
+
+
+def _while(eqn: Any, operands: list[Reach], followed: Followed, path: Path, loops: Any) -> list[Reach]:
+    """As any other equation, but for the marks: those of each carry, and of what decides how often the loop runs."""
+    outs = _plain(eqn, operands, followed._replace(marks=False), path, loops)
+    if not followed.marks:
+        return outs
+    (whole, *_), p = outs, eqn.params
+    n, m = p["cond_nconsts"], p["body_nconsts"]
+    carry = operands[n + m :]
+    while True:
+        (again,) = _run(p["cond_jaxpr"], [*operands[:n], *carry], followed, (*path, 0), loops, {})
+        outs = _run(p["body_jaxpr"], [*operands[n : n + m], *carry], followed, (*path, 1), loops, {})
+        after = [join(old, new, again) for old, new in zip(carry, outs, strict=True)]
+        if after == carry:
+            return [{k: whole.get(k, ()) for k in r} for r in carry]
+        carry = after
+
+
+_INSIDE: dict[Any, Callable] = {
+    sample_p: _site,
+    composite_p: _composite,
+    lanes_p: _lanes,
+    _jax.scan_p: _scan,
+    _jax.cond_p: _cond,
+    _jax.jit_p: _call,
+    _jax.remat_p: _call,
+    _jax.while_p: _while,
+    _jax.custom_jvp_call_p: _ruled,
+    _jax.custom_vjp_call_p: _ruled,
+}
+
+
+# --- other equations ------------------------------------------------------------------------------------------
+
+
+def _plain(eqn: Any, operands: list[Reach], followed: Followed, path: Path, loops: Any) -> list[Reach]:
+    """Each operand's axes go where the primitive moves them; sites that are out of sight reach everything."""
+    rule = _AXES.get(eqn.primitive.name)
+    in_lane = any(a is not None and a < 0 for r in operands for axes in r.values() for a in axes)
+    across = in_lane and _crosses_lanes(eqn)
+
+    def to(k):
+        def one(a):
+            if a < 0:
+                return None if across else a
+            return None if rule is None else rule(eqn, k, a)
+
+        return one
+
+    if eqn.primitive in GUARDS:
+        return operands[:1]
+    hidden = followed.marks and _passes_unseen(eqn)
+    unseen: Reach = {p: (None,) * n for p, n in followed.wanted.items() if hidden or p[: len(path)] == path}
+    if followed.marks:
+        unseen |= {Mark(p, False): () for p in unseen}
+    out = join(*(moved(r, to(k)) for k, r in enumerate(operands)), unseen)
+    if followed.marks:
+        out = _marked(eqn, out, followed)
+    return [out for _ in eqn.outvars]
+
+
+def _marked(eqn: Any, out: Reach, followed: Followed) -> Reach:
+    """The reach behind a `stop_gradient`; of what has one inside, where it is not followed, both marks."""
+    if is_meant(eqn):
+        out = {Mark(k.path, True) if isinstance(k, Mark) else k: axes for k, axes in out.items()}
+    elif meant_inside(eqn):
+        out = out | {Mark(k.path, True): () for k in out if isinstance(k, Mark)}
+    else:
+        return out
+    for k in out:
+        if isinstance(k, Mark):
+            followed.stops.setdefault(k.path, line_of(eqn))
+    return out
+
+
+def _crosses_lanes(eqn: Any) -> bool:
+    """Whether an equation is a collective over a named axis, or holds one."""
+    names = eqn.params.get("axis_name"), eqn.params.get("axes")
+    each = [n for given in names for n in (given if isinstance(given, tuple) else (given,))]
+    if any(n is not None and not isinstance(n, numbers.Integral) for n in each):
+        return True
+    inside = [jaxpr for value in eqn.params.values() for jaxpr in jaxprs_inside(value, set())]
+    return any(_crosses_lanes(e) for jaxpr in inside for e in _jax.parts(jaxpr).eqns)
+
+
+def _shape(eqn: Any, k: int) -> tuple[int, ...]:
+    return eqn.invars[k].aval.shape
+
+
+def _out(eqn: Any) -> tuple[int, ...]:
+    return eqn.outvars[0].aval.shape
+
+
+def _same(eqn: Any, k: int, a: int) -> int | None:
+    """Elementwise; axes of size 1 may be repeated."""
+    shape, out = _shape(eqn, k), _out(eqn)
+    return a if len(shape) == len(out) and shape[a] == out[a] else None
+
+
+def _without(a: int, dropped: Sequence[int]) -> int | None:
+    return None if a in dropped else a - sum(d < a for d in dropped)
+
+
+def _but(dimension: int, a: int) -> int | None:
+    return None if a == dimension else a
+
+
+def _broadcast(eqn: Any, k: int, a: int) -> int | None:
+    to = eqn.params["broadcast_dimensions"][a]
+    return to if _out(eqn)[to] == _shape(eqn, k)[a] else None
+
+
+def _reshape(eqn: Any, k: int, a: int) -> int | None:
+    """The axis that has as many elements before it, and the same size."""
+    before, after = _shape(eqn, k), _out(eqn)
+    if eqn.params["dimensions"] is not None or 0 in before:
+        return None
+    same = (b for b, n in enumerate(after) if n == before[a] and math.prod(after[:b]) == math.prod(before[:a]))
+    return next(same, None)
+
+
+def _slice(eqn: Any, k: int, a: int) -> int | None:
+    p = eqn.params
+    whole = p["start_indices"][a] == 0 and p["limit_indices"][a] == _shape(eqn, k)[a]
+    return a if whole and (p["strides"] is None or p["strides"][a] == 1) else None
+
+
+def _dynamic_slice(eqn: Any, k: int, a: int) -> int | None:
+    return a if eqn.params["slice_sizes"][a] == _shape(eqn, 0)[a] else None
+
+
+def _dynamic_update_slice(eqn: Any, k: int, a: int) -> int | None:
+    return a if _shape(eqn, 1)[a] == _shape(eqn, 0)[a] else None
+
+
+def _dot_general(eqn: Any, k: int, a: int) -> int | None:
+    contracting, batch = eqn.params["dimension_numbers"]
+    if a in contracting[k]:
+        return None
+    if a in batch[k]:
+        return list(batch[k]).index(a)
+    free = a - sum(d < a for d in (*contracting[k], *batch[k]))
+    of_left = len(_shape(eqn, 0)) - len(contracting[0]) - len(batch[0]) if k == 1 else 0
+    return len(batch[0]) + of_left + free
+
+
+def _gather(eqn: Any, k: int, a: int) -> int | None:
+    d, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
+    rows = [i for i in range(len(_out(eqn))) if i not in d.offset_dims]  # the axes of the indices, but the last
+    if k == 1:
+        return rows[a] if a < len(rows) else None
+    if a in d.operand_batching_dims:
+        at = d.start_indices_batching_dims[list(d.operand_batching_dims).index(a)]
+        return rows[at]
+    gone = (*d.collapsed_slice_dims, *d.operand_batching_dims)
+    if a in gone or sizes[a] != _shape(eqn, 0)[a]:
+        return None
+    return d.offset_dims[a - sum(g < a for g in gone)]
+
+
+def _conv(eqn: Any, k: int, a: int) -> int | None:
+    d = eqn.params["dimension_numbers"]
+    batch = k == 0 and a == d.lhs_spec[0] and eqn.params["batch_group_count"] == 1
+    return d.out_spec[0] if batch else None
+
+
+def _named(rule: Callable, names: str) -> dict[str, Callable]:
+    return dict.fromkeys(names.split(), rule)
+
+
+_AXES: dict[str, Callable[[Any, int, int], int | None]] = {
+    **_named(
+        _same,
+        "abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp "
+        "convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt igamma "
+        "igamma_grad_a igammac integer_pow is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter not "
+        "or polygamma pow random_gamma_grad reduce_precision regularized_incomplete_beta rem round rsqrt select_n "
+        "shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh "
+        "xor zeta",
+    ),
+    **_named(
+        lambda eqn, k, a: _without(a, eqn.params["axes"]),
+        "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax argmin",
+    ),
+    **_named(lambda eqn, k, a: _but(eqn.params["axis"], a), "cumsum cumprod cummax cummin cumlogsumexp split"),
+    **_named(lambda eqn, k, a: _but(eqn.params["dimension"], a), "concatenate sort"),
+    **_named(lambda eqn, k, a: a if a < len(_shape(eqn, k)) - 2 else None, "cholesky triangular_solve"),
+    "broadcast_in_dim": _broadcast,
+    "conv_general_dilated": _conv,
+    "dot_general": _dot_general,
+    "dynamic_slice": _dynamic_slice,
+    "dynamic_update_slice": _dynamic_update_slice,
+    "gather": _gather,
+    "pad": lambda eqn, k, a: a if tuple(eqn.params["padding_config"][a]) == (0, 0, 0) else None,
+    "reshape": _reshape,
+    "rev": lambda eqn, k, a: None if a in eqn.params["dimensions"] else a,
+    "slice": _slice,
+    "squeeze": lambda eqn, k, a: _without(a, eqn.params["dimensions"]),
+    "transpose": lambda eqn, k, a: list(eqn.params["permutation"]).index(a),
+}

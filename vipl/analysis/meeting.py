@@ -1,0 +1,87 @@
+"""Where lanes of enumerated sites meet.
+
+The particles of a bound stay apart, each in its lane, until their weights are added up. There all joint values of all
+lanes count, size^lanes of them; but what leads there is a function of one lane's values alone, and is evaluated once
+for each of these, in all lanes at once:
+
+    E[f] = Σ_e W_e g(h_1(e_1), ..., h_L(e_L)),   h_l(e) for all lanes l and values e first, then g for all joint values.
+
+Law: the same sum as by running the whole program at every joint value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from vipl import _jax
+from vipl.analysis.dependence import Reach
+from vipl.ir.batching import eqn_holds_site
+from vipl.ir.primitives import Path
+from vipl.ir.purity import is_pure
+
+
+class Meeting(NamedTuple):
+    """The end of a program, in which lanes meet.
+
+    Attributes:
+      lanes: the enumerated sites whose lanes meet only there, and which of the loops around each are these lanes.
+      eqns: the equations of the end; none of them holds a site, all are pure.
+      leaves: the variables that the end reads, and what reaches them.
+      sites: the sites in whose values these lanes are apart, and what reaches them; no other reaches the end.
+    """
+
+    lanes: dict[Path, tuple[int, ...]]
+    eqns: tuple[Any, ...]
+    leaves: dict[Any, Reach]
+    sites: dict[Path, Reach]
+
+
+def find_meeting(
+    jaxpr: Any,
+    values: Mapping[Any, Reach],
+    sites: Mapping[Path, Reach],
+    outs: Sequence[Any],
+    lanes: Mapping[Path, tuple[int, ...]],
+) -> Meeting | None:
+    """Follows a program backwards to the values in which all given lanes are apart; None where there are none.
+
+    Args:
+      jaxpr: the program.
+      values: what reaches its variables.
+      sites: what reaches its sites' values.
+      outs: the variables that are wanted.
+      lanes: the loops to look for, of each site; those that meet before or at another site are left out.
+    """
+    made_by = {v: (i, eqn) for i, eqn in enumerate(_jax.parts(jaxpr).eqns) for v in eqn.outvars}
+    lanes = dict(lanes)
+    while any(lanes.values()):
+        end, leaves, blocked = {}, {}, None
+        todo = list(outs)
+        while todo:
+            v = todo.pop()
+            if isinstance(v, _jax.Literal) or v in leaves:
+                continue
+            reach = values.get(v, {})
+            met = _met(reach, lanes)
+            if not met:
+                leaves[v] = reach
+                continue
+            number, eqn = made_by[v]
+            if eqn_holds_site(eqn) or not is_pure(eqn):
+                blocked = met
+                break
+            if number not in end:
+                end[number] = eqn
+                todo += eqn.invars
+        if blocked is None:
+            kept = {path: loops for path, loops in lanes.items() if loops}
+            before = {path: reach for path, reach in sites.items() if not _met(reach, kept)}
+            return Meeting(kept, tuple(end[i] for i in sorted(end)), leaves, before)
+        lanes = {p: tuple(i for i in loops if (p, i) not in blocked) for p, loops in lanes.items()}
+    return None
+
+
+def _met(reach: Reach, lanes: Mapping[Path, tuple[int, ...]]) -> set[tuple[Path, int]]:
+    """The sites and loops that a value no longer tells apart."""
+    return {(p, i) for p, loops in lanes.items() if p in reach for i in loops if reach[p][i] is None}

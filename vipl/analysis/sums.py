@@ -1,0 +1,242 @@
+"""Sums inside loops, branches and checkpoints, taken out of them.
+
+    scan          c' = c + a - b: the steps' a and b are added up after the loop;  y = a - b: so are the stacked
+    cond, remat   a - b: it returns a and b
+
+Integers that are stacked and then made floats, as draws of a loop that is written out are, are made floats first.
+
+So the terms can be told apart, where some of them hold a value by `stop_gradient` and others do not. Law: the same
+values, up to the order in which they are added.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from vipl import _jax
+from vipl.ir.evaluate import evaluate, plain, read, walk
+from vipl.ir.primitives import lanes_p
+
+Terms = list[tuple[int, Any]]
+"""Pairs of a sign and a variable; None for a variable: zero."""
+
+
+def summed_after(jaxpr: Any) -> Any:
+    """The same program without such sums."""
+    if not _any(jaxpr):
+        return jaxpr
+    avals = [v.aval for v in _jax.parts(jaxpr).invars]
+    return jax.make_jaxpr(lambda *args: walk(jaxpr, args, _visit))(*avals)
+
+
+_STACKS = ("stack", "concatenate", "broadcast_in_dim", "reshape", "squeeze")
+
+
+def floats_stacked(jaxpr: Any) -> Any:
+    """The same program, in which integers that are stacked and then made floats are made floats first."""
+    constvars, consts, _, eqns, _ = _jax.parts(jaxpr)
+    made_by = {v: e for e in eqns for v in e.outvars}
+    values: dict[Any, Any] = dict(zip(constvars, consts, strict=True))
+
+    def made_float(v: Any, dtype: Any) -> Any:
+        e = None if isinstance(v, _jax.Literal) else made_by.get(v)
+        if e is None or e.primitive.name not in _STACKS:
+            return jax.lax.convert_element_type(read(values, [v])[0], dtype)
+        with _jax.eqn_context(e):
+            return _jax.rebind(e, [made_float(x, dtype) for x in e.invars])[0]
+
+    def visit(i: int, eqn: Any, operands: list[Any]) -> Sequence[Any]:
+        if eqn.primitive.name == "convert_element_type" and _is_float(eqn.outvars[0]) and not _is_float(eqn.invars[0]):
+            outs = [made_float(eqn.invars[0], eqn.params["new_dtype"])]
+        else:
+            outs = plain(i, eqn, operands)
+        values.update(zip(eqn.outvars, outs, strict=True))
+        return outs
+
+    return jax.make_jaxpr(lambda: walk(jaxpr, [], visit))()
+
+
+def _any(jaxpr: Any) -> bool:
+    return any(_in_sight(eqn) for eqn in _jax.parts(jaxpr).eqns)
+
+
+def _inside(eqn: Any) -> Sequence[Any]:
+    """The programs in an equation that are looked into."""
+    if eqn.primitive is _jax.cond_p and "branches_platforms" not in eqn.params:
+        return eqn.params["branches"]
+    known = eqn.primitive in (_jax.scan_p, _jax.remat_p, _jax.jit_p, lanes_p)
+    return (eqn.params["jaxpr"],) if known else ()
+
+
+def _in_sight(eqn: Any) -> bool:
+    inside = _inside(eqn)
+    if any(map(_any, inside)):
+        return True
+    if not inside or eqn.primitive is _jax.jit_p:  # those at the linear end are opened anyway
+        return False
+    num_carry = 0
+    if eqn.primitive is _jax.scan_p:
+        num_carry = _jax.scan_parts(eqn.params).num_carry
+        if _sums(eqn.params):
+            return True
+    return any(len(t) > 1 for jaxpr in inside for t in _outputs(jaxpr)[num_carry:])
+
+
+def _visit(i: int, eqn: Any, values: list[Any]) -> Sequence[Any]:
+    if not _in_sight(eqn):
+        return plain(i, eqn, values)
+    if eqn.primitive is _jax.jit_p:
+        return walk(eqn.params["jaxpr"], values, _visit)
+    with _jax.eqn_context(eqn):
+        if eqn.primitive is _jax.scan_p:
+            return _scan(eqn.params | {"jaxpr": summed_after(eqn.params["jaxpr"])}, values)
+        return _branches(eqn, [summed_after(jaxpr) for jaxpr in _inside(eqn)], values)
+
+
+def _branches(eqn: Any, branches: Sequence[Any], values: list[Any]) -> list[Any]:
+    """Of a `cond`, of lanes or of a checkpoint."""
+    terms = [_outputs(b) for b in branches]
+    longest = [max(map(len, each)) for each in zip(*terms, strict=True)]
+    avals = [v.aval for v in _jax.parts(branches[0]).outvars]
+
+    def part(jaxpr, mine, *operands):
+        outs = []
+        for pairs, n, aval in zip(_values(jaxpr, operands, mine), longest, avals, strict=True):
+            signed = [x if sign > 0 else -x for sign, x in pairs]
+            outs.append([*signed, *[jnp.zeros(aval.shape, aval.dtype)] * (n - len(pairs))])
+        return outs
+
+    parts = [functools.partial(part, b, mine) for b, mine in zip(branches, terms, strict=True)]
+    if eqn.primitive is _jax.cond_p:
+        outs = jax.lax.switch(values[0], parts, *values[1:])
+    elif eqn.primitive is _jax.remat_p:
+        outs = jax.checkpoint(parts[0], **_jax.remat_options(eqn.params))(*values)
+    else:
+        jaxpr, shape = jax.make_jaxpr(parts[0], return_shape=True)(*(v.aval for v in _jax.parts(branches[0]).invars))
+        outs = jax.tree.unflatten(jax.tree.structure(shape), lanes_p.bind(*values, **eqn.params | {"jaxpr": jaxpr}))
+    return [functools.reduce(jnp.add, each) for each in outs]
+
+
+def _values(jaxpr: Any, operands: Sequence[Any], outs: Sequence[Terms]) -> list[Terms]:
+    """The terms of a program's outputs, with their values."""
+    constvars, consts, invars, eqns, _ = _jax.parts(jaxpr)
+    env = evaluate(eqns, dict(zip([*constvars, *invars], [*consts, *operands], strict=True)), plain)
+    return [[(sign, read(env, [v])[0]) for sign, v in pairs] for pairs in outs]
+
+
+class Sum(NamedTuple):
+    """A carry to which terms are added in each step, and that nothing else reads.
+
+    Attributes:
+      terms: pairs of a sign and a variable of the body.
+      eqns: the numbers of the equations that add to the carry.
+    """
+
+    terms: Terms
+    eqns: frozenset[int]
+
+
+def _scan(params: dict[str, Any], values: list[Any]) -> list[Any]:
+    sums = _sums(params)
+    jaxpr, num_consts, num_carry, options = _jax.scan_parts(params)
+    constvars, inner, invars, eqns, outvars = _jax.parts(jaxpr)
+    consts, init, xs = values[:num_consts], values[num_consts:][:num_carry], values[num_consts + num_carry :]
+    kept = [k for k in range(num_carry) if k not in sums]
+    dropped = frozenset().union(*(s.eqns for s in sums.values()))
+    eqns = [e for k, e in enumerate(eqns) if k not in dropped]
+    stacked = _outputs(jaxpr)[num_carry:]
+
+    def body(carry, x):
+        variables = [*constvars, *invars[:num_consts], *(invars[num_consts + k] for k in kept)]
+        env = dict(zip(variables, [*inner, *consts, *carry], strict=True))
+        env |= dict(zip(invars[num_consts + num_carry :], x, strict=True))
+        env = evaluate(eqns, env, plain)
+        terms = [[read(env, [v])[0] for _, v in pairs] for pairs in (*(s.terms for s in sums.values()), *stacked)]
+        return read(env, [outvars[k] for k in kept]), terms
+
+    carry, terms = jax.lax.scan(body, [init[k] for k in kept], xs, **options)
+    after = dict(zip(kept, carry, strict=True))
+    for (k, s), steps in zip(sums.items(), terms, strict=False):
+        totals = [(sign, jnp.sum(x, axis=0)) for (sign, _), x in zip(s.terms, steps, strict=True)]
+        after[k] = _added([(1, init[k]), *totals])
+    ys = [
+        _added([(sign, x) for (sign, _), x in zip(pairs, steps, strict=True)])
+        for pairs, steps in zip(stacked, terms[len(sums) :], strict=True)
+    ]
+    return [*(after[k] for k in range(num_carry)), *ys]
+
+
+def _added(terms: Terms) -> Any:
+    (sign, total), *rest = terms
+    total = total if sign > 0 else -total
+    for sign, x in rest:
+        total = total + x if sign > 0 else total - x
+    return total
+
+
+def _sums(params: dict[str, Any]) -> dict[int, Sum]:
+    """The carries of a scan that are sums, by number."""
+    jaxpr, num_consts, num_carry, _ = _jax.scan_parts(params)
+    _, _, invars, eqns, outvars = _jax.parts(jaxpr)
+    readers: dict[Any, list[int]] = {}
+    for i, e in enumerate(eqns):
+        for v in e.invars:
+            if not isinstance(v, _jax.Literal):
+                readers.setdefault(v, []).append(i)
+    made_by = {v: e for e in eqns for v in e.outvars}
+
+    def follow(v: Any, end: Any) -> Sum | None:
+        terms: Terms = []
+        used: set[int] = set()
+        while v is not end:
+            if len(readers.get(v, ())) != 1 or any(v is out for out in outvars):
+                return None
+            e = eqns[readers[v][0]]
+            if _is_identity(e):
+                used.add(readers[v][0])
+                (v,) = e.outvars
+                continue
+            sign = -1 if e.primitive.name == "sub" else 1
+            if e.primitive.name not in ("add", "add_any", "sub") or (sign < 0 and e.invars[0] is not v):
+                return None
+            terms += _terms(sign, e.invars[1] if e.invars[0] is v else e.invars[0], made_by)
+            used.add(readers[v][0])
+            (v,) = e.outvars
+        alone = v not in readers and sum(v is out for out in outvars) == 1
+        return Sum(terms, frozenset(used)) if terms and alone else None
+
+    ends = {k: (invars[num_consts + k], outvars[k]) for k in range(num_carry) if _is_float(outvars[k])}
+    return {k: found for k, (start, end) in ends.items() if (found := follow(start, end)) is not None}
+
+
+def _outputs(jaxpr: Any) -> list[Terms]:
+    """What a program returns, each as a sum."""
+    _, _, _, eqns, outvars = _jax.parts(jaxpr)
+    made_by = {v: e for e in eqns for v in e.outvars}
+    return [_terms(1, v, made_by) if _is_float(v) else [(1, v)] for v in outvars]
+
+
+def _is_float(v: Any) -> bool:
+    return jnp.issubdtype(v.aval.dtype, jnp.floating)
+
+
+def _is_identity(eqn: Any) -> bool:
+    """Whether an equation only says that a number's type is firm."""
+    return eqn.primitive.name == "convert_element_type" and eqn.invars[0].aval.dtype == eqn.outvars[0].aval.dtype
+
+
+def _terms(sign: int, v: Any, made_by: dict[Any, Any]) -> Terms:
+    """A variable as a sum, taken apart as far as it is one."""
+    e = None if isinstance(v, _jax.Literal) else made_by.get(v)
+    if e is not None and _is_identity(e):
+        return _terms(sign, e.invars[0], made_by)
+    if e is None or e.primitive.name not in ("add", "add_any", "sub", "neg"):
+        return [(sign, v)]
+    first, *second = e.invars
+    signs = (-sign,) if e.primitive.name == "neg" else (sign, -sign if e.primitive.name == "sub" else sign)
+    return [t for s, x in zip(signs, (first, *second), strict=True) for t in _terms(s, x, made_by)]

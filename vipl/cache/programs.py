@@ -1,0 +1,381 @@
+"""Compiled programs, kept by what they read.
+
+Law of calls: a call from ordinary Python gives what it would give in a fresh process.
+
+`compiled(...)` reads the functions that a program is made of (`vipl.cache.fingerprint`), and compiles it once for all
+that read the same: a function that is defined again as it was is not compiled again, and one that calls something that
+has changed is. Where something cannot be read the program is traced at every call, and compiled where the trace is a
+new one. What the trace itself changes (a counter, say) is taken as it was before and as it is after.
+
+JAX keeps traces of inner functions by identity (the body of a `scan` that reads a global number, for one). So all that
+is traced after a change belongs to a new generation, which shares no trace with the ones before.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+import types
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from vipl import _jax
+from vipl.cache.fingerprint import Reading, Same, read, reader_token
+from vipl.ir import devices
+from vipl.ir.batching import jaxprs_inside
+from vipl.ir.guards import ALARM
+from vipl.ir.partition import Packed, pack
+
+_MANY = 512
+
+
+class _Recent(OrderedDict):
+    """A dictionary that forgets what has not been asked for longest."""
+
+    def find(self, key: Hashable) -> Any:
+        found = self.get(key)
+        if found is not None:
+            self.move_to_end(key)
+        return found
+
+    def put(self, key: Hashable, value: Any) -> Any:
+        self[key] = value
+        while len(self) > _MANY:
+            self.popitem(last=False)
+        return value
+
+
+class _Kept:
+    """The programs of what reads the same."""
+
+    def __init__(self):
+        self.programs = _Recent()
+
+
+_READINGS = _Recent()  # what is read -> its latest reading
+_KEPT = _Recent()  # token -> programs
+_PLAIN = _Recent()  # programs that read nothing
+_TRACES = _Recent()  # token of a jaxpr -> the program that was traced to it
+
+
+def forget() -> None:
+    """Forgets all programs; to be called with `jax.clear_caches`, after which what is kept is traced once more."""
+    for kept in (_READINGS, _KEPT, _PLAIN, _TRACES):
+        kept.clear()
+
+
+@jax.tree_util.register_pytree_node_class
+class _Result:
+    """What a program returns, where not all of it is arrays."""
+
+    def __init__(self, packed: Packed, leaves: Any):
+        self.packed, self.leaves = packed, leaves
+
+    def tree_flatten(self) -> Any:
+        return (self.leaves,), self.packed
+
+    @classmethod
+    def tree_unflatten(cls, packed: Any, children: Any) -> _Result:
+        return cls(packed, *children)
+
+
+class Program:
+    """One compiled program. Its function comes with each call, so that the latest one is traced, and none is kept."""
+
+    def __init__(self):
+        """Compiles nothing yet."""
+        self.fn: Callable | None = None
+        self.readings: Sequence[Reading] = ()
+        self.traces = 0
+        self.by_trace: dict[Any, Program] | None = None  # avals -> program, where another one is the same
+        self.rings = False  # whether a value of it may raise when it runs
+        self.needs_values = False  # whether it cannot be traced without the values of its arguments
+        self.calls: Sequence[Reading] | None = None  # for whose objects it calls the host, if it does
+        self.jitted = jax.jit(self._traced)
+
+    def _traced(self, *args: Any) -> Any:
+        self.traces += 1
+        with generation_of(self.readings):
+            out = devices.on_devices(self.fn)(*args)  # type: ignore[arg-type]
+        packed, leaves = pack(out)
+        return _Result(packed, leaves) if packed.types else out
+
+    def __call__(self, fn: Callable, readings: Sequence[Reading], args: Sequence[Any]) -> Any:
+        """Runs it: `fn(*args)`."""
+        self.fn, self.readings = fn, readings
+        try:
+            out = self.jitted(*args) if self.by_trace is None else self._by_trace(fn, readings, args)
+        finally:
+            self.fn, self.readings = None, ()
+        return out.packed.unpack(out.leaves) if type(out) is _Result else out
+
+    def _by_trace(self, fn: Callable, readings: Sequence[Reading], args: Sequence[Any]) -> Any:
+        avals = _avals(args)
+        other = self.by_trace.get(avals)  # type: ignore[union-attr]
+        if other is None:
+            other = self.by_trace[avals] = self.same_as(args)  # type: ignore[index]
+        return self.jitted(*args) if other is self else other(fn, readings, args)
+
+    def same_as(self, args: Sequence[Any]) -> Program:
+        """Traces it, and returns the one that was kept with this trace; else itself."""
+        traced = self.jitted.trace(*args)
+        self.rings = _holds(traced.jaxpr, lambda p: p is ALARM)
+        if self.notes_calls(traced.jaxpr):
+            return self
+        token = (*_token(traced.jaxpr), jax.tree.structure(traced.out_info), _jax.numeric_mode()[:-1])
+        other = _TRACES.find(token)
+        return other if other is not None else _TRACES.put(token, self)
+
+    def notes_calls(self, jaxpr: Any) -> bool:
+        """Whether it calls functions of the host, which are those of the objects that were read, not of equal ones."""
+        if _holds(jaxpr, lambda p: p.name in _jax.CALLBACKS):
+            self.calls = self.readings
+        return self.calls is not None
+
+    def look(self, fn: Callable, readings: Sequence[Reading], args: Sequence[Any]) -> None:
+        """Looks at what was traced inside of another trace."""
+        self.fn, self.readings = fn, readings
+        try:
+            self.notes_calls(self.jitted.trace(*jax.tree.map(_shape, args)).jaxpr)
+        finally:
+            self.fn, self.readings = None, ()
+
+    def first(self, fn: Callable, readings: Sequence[Reading], args: Sequence[Any]) -> None:
+        """Looks for a kept program of the same trace, before the first call."""
+        self.fn, self.readings = fn, readings
+        try:
+            other = self.same_as(args)
+        finally:
+            self.fn, self.readings = None, ()
+        if other is not self:
+            self.by_trace = {_avals(args): other}
+
+
+def compiled(
+    kind: str,
+    roots: Sequence[Any],
+    static: Hashable,
+    fn: Callable,
+    args: Sequence[Any],
+    instead: Callable | None = None,
+) -> Any:
+    """`fn(*args)`, compiled, and kept for all calls that would trace the same.
+
+    Args:
+      kind: of the program.
+      roots: what `fn` is made of, and nothing else but `static` and `args`: functions, objects, `Packed` arguments.
+      static: what else it depends on.
+      fn: the program.
+      args: pytrees of arrays.
+      instead: the same, as Python runs it op by op. `fn` then returns a pair, the result and whether it is doubtful
+        (a parameter is not one, say). What is doubtful, raises, or cannot be compiled is run by `instead`, so that
+        errors are those of Python at the call.
+    """
+    if _jax.jit_disabled():
+        return fn(*args) if instead is None else instead()
+    readings = [reading_of(root) for root in roots]
+    program = _program(kind, static, readings)
+    if program is None:
+        program = Program()
+        if any(r.traced for r in readings):
+            return program(fn, readings, args) if instead is None else instead()
+    if instead is not None:
+        return _with_instead(program, fn, readings, args, instead)
+    return _run(program, kind, roots, static, readings, fn, args)
+
+
+def keep(kind: str, roots: Sequence[Any], static: Hashable, fn: Callable) -> Callable:
+    """`compiled` for many calls: what `fn` reads is read now, and not again between them."""
+    readings = [reading_of(root) for root in roots]
+    program = _program(kind, static, readings) or Program()
+    return lambda *args: _run(program, kind, roots, static, readings, fn, args)
+
+
+def _run(program: Program, kind: str, roots: Any, static: Any, readings: Any, fn: Callable, args: Any) -> Any:
+    before = program.traces
+    if not before and not _jax.staging():
+        program.first(fn, readings, args)
+    out = program(fn, readings, args)
+    if program.traces != before:
+        if not before and _jax.staging():
+            program.look(fn, readings, args)
+        _after(program, kind, roots, static, readings)
+    return out
+
+
+def _shape(x: Any) -> Any:
+    return _jax.struct_of(x) if hasattr(_jax.typeof(x), "shape") else x
+
+
+def _program(kind: str, static: Hashable, readings: Sequence[Reading], known: Program | None = None) -> Program | None:
+    """The program that is kept for what was read, a new one where there is none; None where something is unreadable."""
+    kept = [r.kept for r in readings]
+    if None in kept:
+        return None
+    programs = kept[0].programs if kept else _PLAIN
+    key = (kind, static, *kept[1:])
+    program = programs.find(key)
+    if program is not None and program.calls is not None and any(map(operator.is_not, program.calls, readings)):
+        program = None
+    if program is None or known is not None:
+        program = programs.put(key, known or Program())
+    return program
+
+
+def _with_instead(program: Program, fn: Callable, readings: Any, args: Sequence[Any], instead: Callable) -> Any:
+    if not program.needs_values:
+        try:
+            if not program.traces:
+                program.first(fn, readings, args)
+            out, doubtful = program(fn, readings, args)
+            if isinstance(doubtful, _jax.Tracer) or not doubtful:
+                return jax.block_until_ready(out) if program.rings else out
+        except Exception:  # `instead` raises it, too, or shows that only values were wanted
+            doubtful = None
+        with generation_of(readings):
+            out = instead()
+        program.needs_values = doubtful is None
+        return out
+    with generation_of(readings):
+        return instead()
+
+
+def _after(program: Program, kind: str, roots: Sequence[Any], static: Hashable, readings: Sequence[Reading]) -> None:
+    """Keeps a program also for what its trace has left behind."""
+    if all(r.holds() for r in readings):
+        return
+    _program(kind, static, [reading_of(root) for root in roots], program)
+
+
+# --- readings -----------------------------------------------------------------------------------------------
+
+
+def reading_of(root: Any) -> Reading:
+    """The reading of something, made anew where it does not hold any more."""
+    if isinstance(root, types.MethodType):
+        key: Any = id(root.__func__), id(root.__self__)
+    else:
+        key = root if isinstance(root, Packed) else id(root)
+    found = _READINGS.find(key)  # beside what was read, so that no other object has its `id`
+    if found is None or not found[1].holds():
+        found = _READINGS.put(key, (root, _new_reading(root)))
+    return found[1]
+
+
+def _new_reading(root: Any) -> Reading:
+    reading = read((list(_nodes(root.treedef)), root.static, root.types) if isinstance(root, Packed) else root)
+    if reading.unreadable is None:
+        reading.kept = _KEPT.find(reading.token) or _KEPT.put(reading.token, _Kept())
+    return reading
+
+
+def parts_of(packed: Packed) -> tuple[tuple[Packed, ...], Hashable]:
+    """Arguments as `roots` and `static` of `compiled`: to be read, where they hold more than Python's own values.
+
+    Raises:
+      TypeError: an argument is neither an array nor hashable.
+    """
+    if _VALUES.issuperset(packed.types) and _plain(packed.treedef):
+        return (), (packed.treedef, packed.static, packed.types)
+    hash(packed)
+    return (packed,), None
+
+
+_CONTAINERS = (None, type(None), dict, list, tuple, OrderedDict)
+_VALUES = frozenset((type(None), bool, int, float, str))
+
+
+@functools.lru_cache(maxsize=4096)
+def _plain(treedef: Any) -> bool:
+    return all(cls in _CONTAINERS for cls, *_ in _nodes(treedef))
+
+
+def _nodes(treedef: Any) -> Any:
+    """Class and auxiliary data of every node, with the number of its children; None, None, 0 for a leaf."""
+    cls, said = treedef.node_data() or (None, None)
+    yield cls, said, len(treedef.children())
+    for child in treedef.children():
+        yield from _nodes(child)
+
+
+# --- generations --------------------------------------------------------------------------------------------
+
+_generation = 0
+_traced: list[Reading] = []  # what was read for the traces of this generation
+
+
+def generation_of(readings: Sequence[Reading]) -> Any:
+    """A context for a trace; a new generation where something has changed since another trace of this one."""
+    global _generation
+    if len(_traced) > _MANY or any(r.unreadable for r in readings) or not all(r.holds() for r in _traced):
+        _generation += 1
+        _traced.clear()
+    _traced.extend(r for r in readings if r not in _traced)
+    return _jax.in_generation(_generation)
+
+
+# --- traces -------------------------------------------------------------------------------------------------
+
+
+def _avals(args: Sequence[Any]) -> Any:
+    leaves, structure = jax.tree.flatten(args)
+    return structure, tuple(_jax.typeof(x) for x in leaves), _jax.numeric_mode()
+
+
+def _holds(jaxpr: Any, wanted: Callable[[Any], bool]) -> bool:
+    """Whether a program has an equation of a primitive that is wanted."""
+    for eqn in _jax.parts(jaxpr).eqns:
+        if wanted(eqn.primitive):
+            return True
+        if any(_holds(j, wanted) for x in eqn.params.values() for j in jaxprs_inside(x, set())):
+            return True
+    return False
+
+
+def _token(jaxpr: Any) -> tuple[Any, ...]:
+    """Equal for jaxprs that do the same."""
+    read_value, atoms = reader_token()
+
+    def of(jaxpr: Any) -> None:
+        numbers: dict[Any, int] = {}
+        constvars, consts, invars, eqns, outvars = _jax.parts(jaxpr)
+
+        def variable(v: Any) -> None:
+            if isinstance(v, _jax.Literal):
+                value = np.asarray(v.val)
+                atoms.append((str(v.aval), value.tobytes()))
+            else:
+                atoms.append(numbers.setdefault(v, len(numbers)))
+
+        for v, c in zip(constvars, consts, strict=True):
+            variable(v)
+            read_value(c)
+        for v in invars:
+            variable(v)
+            atoms.append((str(v.aval), getattr(v.aval, "weak_type", None)))
+        for eqn in eqns:
+            atoms.append(Same(eqn.primitive))
+            for v in (*eqn.invars, "->", *eqn.outvars):
+                variable(v) if v != "->" else atoms.append(v)
+            for name, x in sorted(eqn.params.items()):
+                atoms.append(name)
+                parameter(x)
+        for v in outvars:
+            variable(v)
+
+    def parameter(x: Any) -> None:
+        if _jax.is_jaxpr(x):
+            of(x)
+        elif isinstance(x, (tuple, list)):
+            atoms.append(len(x))
+            for y in x:
+                parameter(y)
+        else:
+            read_value(x)
+
+    of(jaxpr)
+    return tuple(atoms)

@@ -1,0 +1,141 @@
+"""The runs at other values: Σ_a weight_a (W_a f_a - W f), whose value is 0 and whose first derivative counts."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from vipl import _jax
+from vipl.analysis.decomposition import Cost
+from vipl.errors import EstimatorError
+from vipl.expectation.plan import Plan
+from vipl.expectation.run import RUNS, Given, Run, along, finished, interpreted, law_in, over_lanes
+from vipl.ir.guards import undifferentiable
+from vipl.ir.primitives import Path
+from vipl.ir.sites import Place
+
+MAX_SEPARATE = 2
+"""Up to how many sites with alternatives run these apart."""
+
+
+def alternatives_term(plan: Plan, given: dict[Path, Given], digits: dict[Path, Any], main: Run, pick: Any) -> Any:
+    """Σ_a weight_a (W_a f_a - W f): a run for each alternative of each site and visit, and one for all pruned.
+
+    Lanes that are kept apart take their alternatives in one run. Few sites have a `vmap` each, so that only what a site
+    reaches is run again; many have one in common, so that the program does not grow with the square of their number.
+    """
+    branching = [p for p in plan.found if p.path in plan.branching]
+    full = [p for p in branching if plan.branching[p.path] < plan.num_full]
+    pruned = [p for p in branching if plan.branching[p.path] >= plan.num_full]
+    groups = [[p] for p in full] if len(full) <= MAX_SEPARATE else [full]
+    still = jax.tree.map(_still, given)
+    jaxpr = _jax.with_consts(plan.staged.jaxpr, jax.tree.map(_still, list(plan.staged.jaxpr.consts)))
+    weights, differences = [], []
+    for group in [*groups, pruned] if plan.num_pruned else groups:
+        others = {p.path: main.emits[p.path].alternatives for p in group}
+        start = plan.branching[group[0].path]
+        count = sum(math.prod(plan.run_shape(p)) for p in group)
+        # A site by itself takes its values in order, one in each run; of several each is told which runs are its own.
+        alone = group is not pruned and count == others[group[0].path].weights.shape[-1]
+        handed = still | {
+            p.path: still[p.path]._replace(
+                alternative=(_still(others[p.path].values), None if alone else _run_numbers(plan, p))
+            )
+            for p in group
+        }
+
+        def at(number, handed=handed):
+            return finished(plan, interpreted(plan, jaxpr, handed, digits, number), digits).weighted
+
+        if group is pruned:
+            runs = plan.num_full + pick[None]
+        else:
+            runs = jnp.arange(count, dtype=jnp.int32) + (0 if alone else start)
+        results = jax.vmap(at, axis_name=RUNS)(runs)
+        for p in group:
+            for cost, value, other in zip(plan.costs.costs, main.weighted, results, strict=True):
+                if p.path in cost.reach and p.path not in cost.held:
+                    change = law_in(plan, cost, p.path, others[p.path].weights)
+                    weight = _run_weights(plan, p, change, cost, pick)
+                    first = 0 if group is pruned else plan.branching[p.path] - start
+                    difference = other[first : first + weight.shape[0]] - value
+                    if others[p.path].possible is not None:
+                        possible = _run_weights(plan, p, others[p.path].possible.astype(weight.dtype), cost, pick)
+                        difference = jnp.where(possible == 0, 0, difference)
+                    weights.append(jnp.broadcast_to(weight, difference.shape).astype(difference.dtype).reshape(-1))
+                    differences.append(lax.stop_gradient(difference).reshape(-1))
+    if not weights:
+        return None
+    names = ", ".join(p.site.at() for p in branching)
+    inputs = [x for x in plan.staged.jaxpr.consts if jnp.issubdtype(jnp.result_type(x), jnp.inexact)]
+    return jnp.sum(_first_order(names)(jnp.concatenate(weights), jnp.concatenate(differences), inputs))
+
+
+def _run_numbers(plan: Plan, place: Place) -> Any:
+    """i[*loops, alternatives]: the run in which a site takes an alternative."""
+    shape = plan.run_shape(place)
+    numbers = plan.branching[place.path] + jnp.arange(math.prod(shape), dtype=jnp.int32).reshape(shape)
+    return over_lanes(place, numbers, plan.apart[place.path], first=0)
+
+
+def _run_weights(plan: Plan, place: Place, weights: Any, cost: Cost, pick: Any) -> Any:
+    """f[runs, ...]: the weights of a site's alternatives in the runs that are its own, broadcasting to a cost."""
+    apart = plan.apart[place.path]
+    together, lanes = ([i for i, x in enumerate(apart) if x is kept] for kept in (False, True))
+    x = jnp.transpose(weights, [*together, len(apart), *lanes])
+    x = x.reshape(math.prod(plan.run_shape(place)), *(place.loop_shape[i] for i in lanes))
+    axes = [cost.reach[place.path][i] for i in lanes]
+    x = jax.vmap(lambda row: along(row, tuple(axes), len(cost.sizes)))(x)
+    number = plan.branching[place.path] - plan.num_full
+    if number < 0 or not plan.num_pruned:
+        return x
+    mine = (pick >= number) & (pick < number + x.shape[0])
+    survivor = lax.dynamic_index_in_dim(x, pick - number, keepdims=True)
+    return jnp.where(mine, plan.num_pruned * survivor, 0)
+
+
+def _still(x: Any) -> Any:
+    """Without derivative; a key may be used again, since common random numbers are wanted."""
+    if jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key):
+        return jax.random.clone(x)
+    return lax.stop_gradient(x)
+
+
+@functools.lru_cache(maxsize=256)
+def _first_order(names: str) -> Callable:
+    """Weights * differences, whose first derivative is right and whose second derivative raises.
+
+    The differences depend on all inputs of the program, although no derivative passes them: so a second derivative
+    in any of these raises, mixed ones included.
+    """
+
+    @jax.custom_jvp
+    def first_order(weights, differences, inputs):
+        return weights * differences
+
+    @first_order.defjvp
+    def _(primals, tangents):
+        weights, differences, inputs = primals
+        guard = undifferentiable(_once_only, names)
+        # The zero keeps the guard in the program where only the inputs are differentiated, weights later.
+        zero = guard(jnp.zeros((), differences.dtype), (weights, inputs))
+        kept = sum((jnp.sum(zero * dx.astype(zero.dtype)) for dx in tangents[2]), jnp.zeros((), zero.dtype))
+        return weights * differences, tangents[0] * guard(differences, (weights, inputs)) + kept
+
+    return first_order
+
+
+def _once_only(names: str) -> EstimatorError:
+    return EstimatorError(
+        "a second derivative is taken through an estimator that is unbiased for the first only.",
+        at=names,
+        got="jax.hessian, or jax.grad of jax.grad, of `estimate`",
+        expected="first derivatives; or Reparam(), Score(), Enumerate() at the site",
+        mend='objective.with_estimators({"site": vipl.Score()}).estimate has unbiased second derivatives',
+    )

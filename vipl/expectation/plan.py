@@ -1,0 +1,220 @@
+"""The plan of an expectation: what each site will do, known before anything runs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vipl import _jax
+from vipl.analysis.decomposition import Costs, find_costs, opened
+from vipl.analysis.dependence import Reached, reaches
+from vipl.analysis.meeting import Meeting, find_meeting
+from vipl.analysis.supports import check_marks
+from vipl.errors import EstimatorError, ProgramError
+from vipl.estimators._enumerate import MAX_POINTS
+from vipl.estimators._reparam import Reparam
+from vipl.estimators._score import Score
+from vipl.gen import Draw, Support
+from vipl.gen._density import is_factor
+from vipl.gen._sample import points_of
+from vipl.interpret.noise import SiteProgram
+from vipl.ir.keys import check_digests
+from vipl.ir.partition import pack
+from vipl.ir.primitives import Path
+from vipl.ir.sites import Place, places
+from vipl.ir.stage import Staged
+from vipl.passes.unroll import Origin, origins, unrolled
+
+
+class Plan(NamedTuple):
+    """What is known of a program before it runs.
+
+    Attributes:
+      staged: the staged program.
+      found: its sites.
+      origins: path -> what the site was before loops were written out; noise is drawn for that.
+      programs: path -> the site's program.
+      enumerated: the sites that are evaluated at all their values.
+      branching: the sites with alternatives, and the number of the first run of each; the pruned ones last.
+      num_full: how many runs these need.
+      num_pruned: how many runs there are of which one is run.
+      pruned_order: for each of these, its number where no loop is written out -> its number; None: the same.
+      shares: sites whose baseline is the other samples' value.
+      costs: the objective, taken apart.
+      apart: for each site with several values, and each loop around it: whether all that it reaches stays in its
+        lane. Then all lanes take their values at once.
+      reached: what the sites that weigh anything reach.
+      meeting: the end of the program in which lanes of enumerated sites meet, if they meet nowhere else.
+    """
+
+    staged: Staged
+    found: list[Place]
+    origins: dict[Path, Origin]
+    programs: dict[Path, SiteProgram]
+    enumerated: list[Place]
+    branching: dict[Path, int]
+    num_full: int
+    num_pruned: int
+    pruned_order: np.ndarray | None
+    shares: list[Place]
+    costs: Costs
+    apart: dict[Path, tuple[bool, ...]]
+    reached: Reached
+    meeting: Meeting | None
+
+    @property
+    def runs_several(self) -> list[Place]:
+        """The sites for which the program is run at several values."""
+        return [*self.enumerated, *(p for p in self.found if p.path in self.branching)]
+
+    def together(self, place: Place) -> tuple[int, ...]:
+        """The sizes of the loops around a site whose passes take their values one by one, jointly."""
+        return tuple(n for n, apart in zip(place.loop_shape, self.apart[place.path], strict=True) if not apart)
+
+    def at(self, path: Path) -> str:
+        """A site as messages write it."""
+        return next(p.site.at() for p in self.found if p.path == path)
+
+    def run_shape(self, place: Place) -> tuple[int, ...]:
+        """How many passes of each loop take alternatives one by one, and how many alternatives there are."""
+        points = self.programs[place.path].shape
+        others = points.alternatives if points.pruned is None else points.pruned
+        return (*self.together(place), others.weights.shape[0])
+
+
+def make_plan(staged: Staged) -> Plan:
+    """Finds the sites of a program, and asks their estimators what they will do."""
+    check_marks(staged.jaxpr)
+    before = origins(staged.jaxpr)
+    staged = staged._replace(jaxpr=opened(unrolled(staged.jaxpr)))
+    found = [_with_estimator(p) for p in places(staged.jaxpr)]
+    came_from = {p.path: origin for p, origin in zip(found, before, strict=True)}
+    check_digests([origin.place for origin in before])
+    for place in found:
+        if is_factor(place.site):
+            raise ProgramError(
+                "a factor stands in an objective, outside every generative function, where it weighs nothing.",
+                at=place.site.at(),
+                got="vipl.factor in a program that is not simulated, assessed or generated",
+                expected="a factor inside a function decorated with @vipl.gen",
+                mend="add the log weight to the objective's value, or move it into the model",
+            )
+    # The operands of a step that is written out may be of weaker types than those of the loop's body.
+    programs = {p.path: points_of(p.site, came_from[p.path].place.avals) for p in found if p.outside_while is None}
+    shapes = {path: program.shape for path, program in programs.items()}
+    enumerated = [p for p in found if isinstance(shapes.get(p.path), Support)]
+    whole = [path for path, points in shapes.items() if getattr(points, "control", None) is not None]
+    weighing = {p.path: len(p.loops) for p in found if p.path in shapes and _weighs(shapes[p.path])}
+    reached = reaches(staged.jaxpr, weighing) if weighing else Reached({}, {}, {})
+    # A baseline that is given from outside stands for the whole objective, which is then left whole for its site.
+    costs = find_costs(staged.jaxpr, weighing, reached, whole)
+    apart = {p.path: _apart(p, costs) for p in found if p.path in shapes}
+    if whole:  # a control is one number for the whole program: its expected value is one over all joint values
+        apart |= {p.path: (False,) * len(p.loops) for p in enumerated}
+    plan = Plan(staged, found, came_from, programs, enumerated, {}, 0, 0, None, [], costs, apart, reached, None)
+    _check_enumeration(plan, shapes)
+    branching, counts = {}, [0]
+    for name in ("alternatives", "pruned"):
+        count = 0
+        for p in found:
+            shape = shapes.get(p.path)
+            if isinstance(shape, Draw) and getattr(shape, name) is not None:
+                branching[p.path] = sum(counts) + count
+                count += math.prod(plan.run_shape(p))
+        counts.append(count)
+    _, num_full, num_pruned = counts
+    shares = [p for p in found if isinstance(s := shapes.get(p.path), Draw) and s.shared_control is not None]
+    meeting = None if whole or branching else _meeting(plan)
+    plan = plan._replace(branching=branching, num_full=num_full, num_pruned=num_pruned, shares=shares, meeting=meeting)
+    return plan._replace(pruned_order=_pruned_order(plan))
+
+
+def _pruned_order(plan: Plan) -> np.ndarray | None:
+    """See `Plan.pruned_order`: with the same key the same run is picked, whether loops are written out or not."""
+    pruned = [p for p in plan.found if plan.branching.get(p.path, -1) >= plan.num_full]
+    if all(number is None for p in pruned for number in plan.origins[p.path].passes):
+        return None
+    groups: dict[Any, list[Place]] = {}
+    for p in pruned:  # those that differ in which lanes are apart have no common numbers
+        groups.setdefault((plan.origins[p.path].place.path, plan.apart[p.path]), []).append(p)
+    order, start = np.zeros(plan.num_pruned, np.int32), 0
+    for members in groups.values():
+        shapes = [plan.run_shape(p) for p in members]
+        count = sum(map(math.prod, shapes))
+        numbers = _loop_numbers(plan, members).reshape(-1) + start
+        firsts = [plan.branching[p.path] - plan.num_full for p in members]
+        own = [first + np.arange(math.prod(shape)) for first, shape in zip(firsts, shapes, strict=True)]
+        order[numbers] = np.concatenate(own)
+        start += count
+    return order
+
+
+def _loop_numbers(plan: Plan, members: list[Place]) -> np.ndarray:
+    """For passes of one loop, in order, the numbers that their runs have in the loop: i[runs]."""
+    keys = []
+    for p in members:
+        origin, kept = plan.origins[p.path], iter(plan.apart[p.path])
+        digits = iter(np.indices(plan.run_shape(p)).reshape(len(plan.run_shape(p)), -1))
+        together = [n if n is not None else next(digits) for n in origin.passes if n is not None or not next(kept)]
+        keys.append(np.broadcast_arrays(*together, next(digits)))
+    joined = [np.concatenate(column) for column in zip(*keys, strict=True)]
+    numbers = np.empty(len(joined[0]), np.int64)
+    numbers[np.lexsort(joined[::-1])] = np.arange(len(numbers))
+    return numbers
+
+
+def _meeting(plan: Plan) -> Meeting | None:
+    """Where the lanes of enumerated sites meet that are not apart in the costs."""
+    if plan.reached.values is None or any(p.path not in plan.reached.sites for p in plan.found):
+        return None
+    lanes = {
+        p.path: tuple(
+            i for i, (loop, apart) in enumerate(zip(p.loops, plan.apart[p.path], strict=True))
+            if loop.kind == "lane" and not apart and loop.size > 1
+        )
+        for p in plan.enumerated
+    }  # fmt: skip
+    costs = plan.costs
+    outs = [*_jax.parts(plan.staged.jaxpr).outvars]
+    outs += [v for cost in costs.costs for v, _ in cost.leaves] + [v for eqn in costs.tail for v in eqn.invars]
+    return find_meeting(plan.staged.jaxpr, plan.reached.values, plan.reached.sites, outs, lanes)
+
+
+def _weighs(points: Draw | Support) -> bool:
+    return isinstance(points, Support) or any(x is not None for x in points._replace(fixed=None, point=None)[1:])
+
+
+def _apart(place: Place, costs: Costs) -> tuple[bool, ...]:
+    """For each loop around a site, whether it runs along an axis of everything that the site reaches."""
+    every = [cost.reach[place.path] for cost in (*costs.costs, *costs.aux) if place.path in cost.reach]
+    return tuple(all(axes[i] is not None for axes in every) for i in range(len(place.loops)))
+
+
+def _with_estimator(place: Place) -> Place:
+    """Gives a site without an estimator the default one."""
+    site = place.site
+    if site.estimator is not None or is_factor(site):
+        return place
+    reparametrized = site.source.unpack(place.source_avals).has_rsample
+    packed, _ = pack(Reparam() if reparametrized else Score())
+    return place._replace(site=replace(site, estimator=packed))
+
+
+def _check_enumeration(plan: Plan, shapes: dict[Path, Any]) -> None:
+    total = 1
+    for p in plan.enumerated:
+        size, count = shapes[p.path].log_weights.shape[0], math.prod(plan.together(p))
+        total *= size**count
+        if total > MAX_POINTS:
+            loops = [loop for loop, apart in zip(p.loops, plan.apart[p.path], strict=True) if not apart]
+            around = " x ".join(f"{loop.size} {loop.kind}s" for loop in loops) or "no loop"
+            raise EstimatorError(
+                "a program has too many joint values to enumerate.",
+                at=p.site.at(),
+                got=f"{size} values at each of {count} visits ({around}), and {len(plan.enumerated)} enumerated sites",
+                expected=f"at most {MAX_POINTS} joint values",
+                mend="use MeasureValued() or Score() there; or map `estimate` over independent data, not the site",
+            )

@@ -1,0 +1,245 @@
+"""One run of a program at its points: what sites are handed and hand out, the costs, and their probabilities."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from vipl import _jax
+from vipl.analysis.both_ways import both_ways
+from vipl.analysis.decomposition import Cost
+from vipl.distributions._points import total
+from vipl.errors import EstimatorError
+from vipl.expectation.plan import Plan
+from vipl.gen import Support
+from vipl.gen._density import log_probs_of
+from vipl.interpret.interpreter import Interpreter, Outcome, run_equations
+from vipl.ir.evaluate import read_arrays
+from vipl.ir.guards import undifferentiable
+from vipl.ir.primitives import Path, Site
+from vipl.ir.probe import DRAWN, probe, watch
+from vipl.ir.sites import Place
+
+
+class Emitted(NamedTuple):
+    """What a site hands out in one visit; zeros where it is not visited.
+
+    Attributes:
+      log_weight: f[].
+      shared_control: f[].
+      log_support: f[], the log probability of its value, if it is enumerated.
+      visited: bool[], if it is enumerated.
+      alternatives: its other values with their weights.
+    """
+
+    log_weight: Any = None
+    shared_control: Any = None
+    log_support: Any = None
+    visited: Any = None
+    alternatives: Any = None
+
+
+class Given(NamedTuple):
+    """What a site is handed.
+
+    Attributes:
+      noise: of its program.
+      digit: i[], which of its values it takes in this visit, if it is enumerated and visits differ.
+      alternative: its other values, if it has any and they are run, and in which runs; None: in each one of them.
+    """
+
+    noise: Any
+    digit: Any
+    alternative: Any = None
+
+
+class Run(NamedTuple):
+    """One run of the program.
+
+    Attributes:
+      costs: f[*sizes] of each cost.
+      weights: of each cost, the probability of its enumerated values.
+      outs: the program's outputs.
+      totals: sums over all sites.
+      emits: what the sites hand out.
+    """
+
+    costs: list[Any]
+    weights: list[Any]
+    outs: list[Any]
+    totals: dict[str, Any]
+    emits: dict[Path, Emitted]
+
+    @property
+    def weighted(self) -> list[Any]:
+        """The costs times their probabilities."""
+        return [weighted(w, x) for w, x in zip(self.weights, self.costs, strict=True)]
+
+
+RUNS = "vipl runs"
+"""The name of the axis of the runs at other values."""
+
+_row_p = _jax.define_row_primitive("vipl_row")
+
+
+_NUMBERS = ("log_weight", "control", "shared_control")
+
+
+def interpreted(plan: Plan, jaxpr: Any, given: dict[Path, Given], digits: dict[Path, Any], number: Any) -> Outcome:
+    """Runs the program at its points; with a `number`, at that alternative. The value is the environment."""
+    constvars, consts, _, eqns, _ = _jax.parts(jaxpr)
+    common = {path: d for path, d in digits.items() if d.ndim == 0}
+    handed = given | {path: given[path]._replace(digit=d) for path, d in digits.items() if path not in common}
+    return run_equations(eqns, dict(zip(constvars, consts, strict=True)), _interpreter(plan, common, number), handed)
+
+
+def finished(plan: Plan, out: Outcome, digits: dict[Path, Any]) -> Run:
+    """The costs of a run, and their weights."""
+    outvars = _jax.parts(plan.staged.jaxpr).outvars
+    costs = plan.costs.evaluate(out.value)
+    weights = [
+        probability(plan, out.emits, digits, cost, value.ndim)
+        for cost, value in zip(plan.costs.costs, costs, strict=True)
+    ]
+    return Run(costs, weights, read_arrays(out.value, outvars), out.totals, out.emits)
+
+
+def _interpreter(plan: Plan, common: dict[Path, Any], number: Any) -> Interpreter:
+    """Runs the program at its points; with a `number`, at that alternative.
+
+    The digits in `common` are those of all visits. They are not handed to the sites, where lanes would map them, but
+    looked at from there.
+    """
+
+    def handle(visit, operands, given):
+        site: Site = visit.site
+        program = plan.programs[visit.path]
+        operands = watch(DRAWN, site, operands)
+        points = program.rest(given.noise, operands)
+        if isinstance(points, Support):
+            if visit.path in common:
+                digit, axis = common[visit.path], values_axis(visit.path)
+                value, log_weight = (_row_p.bind(x, digit, axis=axis) for x in (points.values, points.log_weights))
+            else:
+                value, log_weight = points.values[given.digit], points.log_weights[given.digit]
+            probe(DRAWN, site, operands, value)
+            emitted = Emitted(log_support=lax.convert_element_type(log_weight, float), visited=jnp.array(True))
+            return Outcome(weighed(site, operands, value, None), {}, {visit.path: emitted})
+        value, log_probs = points.value, points.point
+        if given.alternative is not None:
+            values, numbers = given.alternative
+            if numbers is None:
+                value = _row_p.bind(values, number, axis=RUNS)
+            else:
+                here = numbers == number
+                value = jnp.where(jnp.any(here), values[jnp.argmax(here)], value)
+            if log_probs is not None:
+                log_probs = log_probs_of(site, operands, value, (points.value, log_probs))
+        if jax.tree.leaves(points.fixed):
+            value = _guarded(site, value, points.fixed)
+            log_probs = None if log_probs is None else _guarded(site, log_probs, points.fixed)
+        probe(DRAWN, site, operands, value)
+        value = weighed(site, operands, value, log_probs)
+        if number is not None:
+            return Outcome(value, {}, {visit.path: Emitted()})
+        numbers = {
+            n: None if (x := getattr(points, n)) is None else lax.convert_element_type(x, float) for n in _NUMBERS
+        }
+        control = numbers.pop("control")
+        others = points.alternatives if points.pruned is None else points.pruned
+        emitted = Emitted(**numbers, alternatives=others)
+        return Outcome(value, {} if control is None else {"control": control}, {visit.path: emitted})
+
+    return Interpreter(handle, None, "expectation")
+
+
+def weighed(site: Site, operands: Sequence[Any], value: Any, log_probs: Any) -> Any:
+    """The value, with its log density beside it where the site gives that too."""
+    if not site.weighs:
+        return value
+    return value, total(log_probs_of(site, operands, value) if log_probs is None else log_probs)
+
+
+def _guarded(site: Site, x: Any, fixed: Any) -> Any:
+    """The same number, whose derivative in the `fixed` parameters raises; those in others pass."""
+    guard = undifferentiable(_no_derivative, site.at())
+    return x + guard(jnp.zeros_like(x), fixed) if jnp.issubdtype(x.dtype, jnp.floating) else guard(x, fixed)
+
+
+def values_axis(path: Path) -> str:
+    """The name of the axis of an enumerated site's values."""
+    return f"vipl values {path}"
+
+
+def probability(plan: Plan, emits: dict[Path, Emitted], digits: dict[Path, Any], cost: Cost, ndim: int) -> Any:
+    """W_e of a cost: the product of the probabilities of the values that reach it; None: no site has any.
+
+    Of the numbers of a site that does not reach it, or that stands in a branch that is not taken, only the first
+    counts.
+    """
+    if not digits:
+        return None
+    once, logs = [], []
+    for path, digit in digits.items():
+        if path not in cost.reach:
+            once.append(jnp.all(digit == 0))
+            continue
+        axes = tuple(a if apart else None for a, apart in zip(cost.reach[path], plan.apart[path], strict=True))
+        wrong = ~(emits[path].visited | (digit == 0))
+        once.append(along(wrong.astype(jnp.int32), axes, ndim) == 0)
+        logs.append(along(law_in(plan, cost, path, emits[path].log_support), axes, ndim))
+    log_probability = functools.reduce(jnp.add, logs) if logs else jnp.zeros(())
+    return jnp.where(functools.reduce(jnp.logical_and, once), jnp.exp(log_probability), 0.0)
+
+
+def law_in(plan: Plan, cost: Cost, path: Path, x: Any) -> Any:
+    """A number of a site's law as it counts in a cost.
+
+    Without derivative where the cost sees the value held; with one that raises where it sees the value both ways.
+    """
+    if path in cost.held:
+        return lax.stop_gradient(x)
+    if path in cost.mixed:
+        return undifferentiable(both_ways, (plan.at(path), *cost.mixed[path]))(x, ())
+    return x
+
+
+def weighted(weight: Any, x: Any) -> Any:
+    """Weight * x; where the weight is 0, x is not looked at."""
+    if weight is None:
+        return x
+    weight = weight.astype(x.dtype)
+    return jnp.where(weight != 0, weight * jnp.where(weight != 0, x, 0), 0)
+
+
+def along(x: Any, axes: tuple[int | None, ...], ndim: int) -> Any:
+    """The sum of f[*loops] over the loops that have no axis, the others as the axes of an array of `ndim` axes."""
+    x = jnp.sum(x, axis=tuple(i for i, a in enumerate(axes) if a is None))
+    kept = [a for a in axes if a is not None]
+    x = jnp.transpose(x, [kept.index(a) for a in sorted(kept)])
+    return jnp.expand_dims(x, tuple(a for a in range(ndim) if a not in kept))
+
+
+def over_lanes(place: Place, x: Any, apart: Sequence[bool], first: int) -> Any:
+    """Repeats an array with axes for the loops that are taken together, from axis `first`, along the other loops."""
+    where = [first + i for i, alone in enumerate(apart) if alone]
+    x = jnp.expand_dims(x, where)
+    shape = list(x.shape)
+    for i in where:
+        shape[i] = place.loop_shape[i - first]
+    return jnp.broadcast_to(x, shape)
+
+
+def _no_derivative(at: str) -> EstimatorError:
+    return EstimatorError(
+        "a derivative is taken in a parameter for which the site's estimator has none.",
+        at=at,
+        got="MeasureValued() of Gamma or ImplicitReparam() of Beta, say, with a derivative in the concentration",
+        expected="parameters that are not differentiated, or an estimator for all of them",
+        mend="use Reparam() or Score() at the site, or jax.lax.stop_gradient around the parameter",
+    )

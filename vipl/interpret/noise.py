@@ -1,0 +1,247 @@
+"""What happens at a site, split into noise and the rest, so that the noise of many sites is drawn in one call.
+
+A *site program* is a JAX function `fn(key, *operands)` of one lane: it draws, and says what else an interpreter
+needs (weights, alternatives). Its jaxpr is split by what depends on the key alone:
+
+    fn(key, *operands) = rest(noise(bits(key)), *operands).
+
+The noise of all sites with the same noise program is drawn under one `vmap`, outside every `scan`, bit for bit what
+each would have drawn alone. `bits` are random bits, and keys that end in anything else: a sampler that mixes key and
+parameters throughout (a rejection sampler) has its key as bits and as noise.
+
+A site in loops draws the bits of all passes from one key. That is one hash for each number, as in
+`jax.random.normal(key, (steps,))`; a key for each pass would be another. With JAX's default generator the bits of the
+first passes of the outermost loop do not depend on how many there are.
+
+A site that draws one number alone has a key for it alone. With JAX's default generator this key, fold_in(key, i), is
+itself number i of the stream of the key that it was made of, and serves as the number: one hash again.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from vipl import _jax
+from vipl.errors import ProgramError, show_aval
+from vipl.interpret.interpreter import Path, evaluate, plain, read, walk
+from vipl.ir.keys import fold_loop, fold_tag, place_digest
+from vipl.ir.purity import is_pure
+from vipl.ir.sites import Loop, Place
+
+
+class SiteProgram(NamedTuple):
+    """A site's program, split.
+
+    Attributes:
+      bits: (key, loops) -> list of arrays: those of all passes of loops, which are the leading axes.
+      noise: bits -> list of arrays, in one lane.
+      rest: (noise, operands) -> the site program's result.
+      signature: equal for two sites that can draw their noise together.
+      shape: the result's structure, with shapes and dtypes.
+    """
+
+    bits: Callable[[Any, Sequence[Loop]], list[Any]]
+    noise: Callable[[list[Any]], list[Any]]
+    rest: Callable[[list[Any], Sequence[Any]], Any]
+    signature: Any
+    shape: Any
+
+
+@functools.lru_cache(maxsize=4096)
+def _split(build: Callable, config: Any, avals: tuple[Any, ...], mode: Any) -> SiteProgram:
+    del mode  # part of the cache key only
+    fn = build(config)
+    key = _jax.drawn_aval((), jax.eval_shape(lambda: jax.random.key(0)).dtype)
+    jaxpr, shape = jax.make_jaxpr(fn, return_shape=True)(key, *avals)
+    flat = jax.make_jaxpr(lambda *args: walk(jaxpr, args, _inline))(key, *avals)
+    constvars, consts, invars, eqns, outvars = _jax.parts(flat)
+    if any(isinstance(c, _jax.Tracer) for c in consts):
+        raise ProgramError(
+            "a function that a site holds closes over a value that is computed in the program.",
+            at="",
+            got=f"a closure over {', '.join(show_aval(c) for c in consts if isinstance(c, _jax.Tracer))}",
+            expected="values as fields of the estimator, parameters of the distribution, or a part of the function",
+            mend="write jax.tree_util.Partial(fn, value) for a function that closes over it, such as the network of a "
+            "flow; for a baseline pass the value itself, Score(baseline=value)",
+        )
+    treedef = jax.tree.structure(shape)
+
+    # 0: a constant, evaluated wherever it is read.  1: depends on the key, not on operands.  2: depends on operands, or
+    # is not known to be pure.
+    level = dict.fromkeys(constvars, 0) | {invars[0]: 1} | dict.fromkeys(invars[1:], 2)
+    parts: tuple[list[Any], list[Any], list[Any]] = ([], [], [])
+    for eqn in eqns:
+        here = max((level.get(v, 0) for v in eqn.invars if not isinstance(v, _jax.Literal)), default=0)
+        here = here if is_pure(eqn) else 2
+        level.update(dict.fromkeys(eqn.outvars, here))
+        parts[here].append(eqn)
+    constant, drawn, other = parts
+    needed = [v for e in other for v in e.invars] + list(outvars)
+    residuals = list(dict.fromkeys(v for v in needed if not isinstance(v, _jax.Literal) and level.get(v) == 1))
+    base = dict(zip(constvars, consts, strict=True))
+    made, ends, shaped = _split_key(invars[0], drawn, residuals, lambda v: level.get(v, 0) == 0)
+    alone = len(made) == len(ends) == 1 and made[0].primitive.name == _jax.RANDOM_BITS and not ends[0].aval.shape
+
+    def bits(key, loops):
+        if alone and not loops and _is_hash(key):
+            return [_as_number(key, ends[0].aval.dtype)]
+        env = evaluate(constant, base | {invars[0]: key}, plain)
+        env = evaluate(made, env, functools.partial(_for_passes, loops))
+        return [_in_front(_folded(x, loops), len(loops)) if _is_key(x) else x for x in read(env, ends)]
+
+    def noise(bits):
+        env = base | dict(zip(ends, bits, strict=True))
+        return read(evaluate([*constant, *shaped], env, plain), residuals)
+
+    def rest(noise, operands):
+        env = base | dict(zip(residuals, noise, strict=True)) | dict(zip(invars[1:], operands, strict=True))
+        return jax.tree.unflatten(treedef, read(evaluate([*constant, *other], env, plain), outvars))
+
+    text = str(jax.make_jaxpr(lambda key: noise(bits(key, ())))(key))
+    return SiteProgram(bits, noise, rest, text if not consts else (text, object()), shape)
+
+
+def _split_key(
+    key: Any, drawn: list[Any], needed: Sequence[Any], constant: Callable[[Any], bool]
+) -> tuple[list[Any], list[Any], list[Any]]:
+    """Splits equations that depend on a key: those that make bits or keys of it; what these end in; all others."""
+    keys, made, bits, shaped = {key: None}, [], [], []
+    for eqn in drawn:
+        variables = [v for v in eqn.invars if not isinstance(v, _jax.Literal)]
+        others = [v for v in variables if v not in keys]
+        if len(others) < len(variables) and eqn.primitive.name == _jax.RANDOM_BITS:
+            made.append(eqn)
+            bits += eqn.outvars
+        elif len(others) < len(variables) and eqn.primitive.name in _jax.KEYS_OF_KEYS and all(map(constant, others)):
+            made.append(eqn)
+            keys |= dict.fromkeys(eqn.outvars)
+        else:
+            shaped.append(eqn)
+    used = {v for e in shaped for v in e.invars if not isinstance(v, _jax.Literal)} | set(needed)
+    return made, bits + [v for v in keys if v in used], shaped
+
+
+def _for_passes(loops: Sequence[Loop], number: int, eqn: Any, values: list[Any]) -> list[Any]:
+    """Evaluates an equation for all passes of loops, from the same key: bits get leading axes."""
+    if not loops or eqn.primitive.name != _jax.RANDOM_BITS:
+        return plain(number, eqn, values)
+    (keys,), (out,) = values, eqn.outvars
+    shape = (*(loop.size for loop in loops), *eqn.params["shape"])
+    draw = functools.partial(jax.random.bits, shape=shape, dtype=out.aval.dtype)
+    for _ in range(keys.ndim):
+        draw = jax.vmap(draw, out_axes=len(loops))
+    return [draw(keys)]
+
+
+def _is_hash(key: Any) -> bool:
+    """Whether a key is what the default generator makes of another key and a number."""
+    return str(jax.random.key_impl(key)) == "threefry2x32" and _jax.stream_of_hashes()
+
+
+def _as_number(key: Any, dtype: Any) -> Any:
+    """The bits of a key as one number, as the generator makes numbers of its hashes."""
+    first, second = jax.random.key_data(key)
+    if jnp.dtype(dtype).itemsize == 8:
+        return (first.astype(dtype) << 32) | second.astype(dtype)
+    return (first ^ second).astype(dtype)
+
+
+def _folded(keys: Any, loops: Sequence[Loop]) -> Any:
+    """Keys of all passes of loops, as the last axes."""
+    return functools.reduce(fold_loop, loops, keys)
+
+
+def _in_front(x: Any, axes: int) -> Any:
+    """Keys with the last axes in front; JAX's checker of key reuse takes a transposed key for a used one."""
+    return jax.random.clone(jnp.moveaxis(x, range(x.ndim - axes, x.ndim), range(axes)))
+
+
+def _is_key(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _inline(_: int, eqn: Any, values: list[Any]) -> Sequence[Any]:
+    if eqn.primitive is _jax.jit_p:
+        return walk(eqn.params["jaxpr"], values, _inline)
+    return plain(_, eqn, values)
+
+
+def site_program(build: Callable, config: Any, avals: Sequence[Any]) -> SiteProgram:
+    """Splits the site program `build(config)` for operands of the given abstract values; cached.
+
+    Args:
+      build: a module-level function; with `config` it decides the program.
+      config: hashable.
+      avals: the operands in one lane.
+    """
+    return _split(build, config, tuple(avals), _jax.numeric_mode())
+
+
+def handed(
+    key: Any, found: Sequence[Place], programs: dict[Path, SiteProgram], around: Sequence[Loop] = ()
+) -> dict[Path, Any]:
+    """What each site of a program is handed: its noise, with one leading axis for each loop around it.
+
+    Loops `around` the program come first.
+
+    A site inside a `while` loop is handed its key instead, with the axes of the loops outside that `while`.
+    Sites with the same noise program and loops draw in one call.
+    """
+    groups: dict[Any, list[Place]] = {}
+    for place in found:
+        kind = programs[place.path].signature if place.outside_while is None else "key"
+        groups.setdefault((kind, (*around, *place.known_loops)), []).append(place)
+    if not groups:
+        return {}
+    hashes = jnp.asarray([place_digest(p) for members in groups.values() for p in members], dtype=jnp.uint32)
+    every = jax.vmap(jax.random.fold_in, (None, 0))(key, hashes)  # the keys of all sites in one call
+    out: dict[Path, Any] = {}
+    start = 0
+    for (kind, loops), members in groups.items():
+        keys = every[start : start + len(members)] if len(members) > 1 else every[start]
+        start += len(members)
+        noise = [_folded(keys, loops)] if kind == "key" else _noise(programs[members[0].path], keys, loops)
+        for i, place in enumerate(members):
+            out[place.path] = [_own(x[i] if len(members) > 1 else x) for x in noise]
+    return out
+
+
+def _own(x: Any) -> Any:
+    """A site's part of what its group was given; a key of it is a key of its own."""
+    return jax.random.clone(x) if _is_key(x) else x
+
+
+def handed_in_while(
+    keys: dict[Path, Any], found: Sequence[Place], programs: dict[Path, SiteProgram], count: Any
+) -> dict[Path, Any]:
+    """What the sites in one pass of a `while` loop are handed, from their keys before it."""
+    out: dict[Path, Any] = {}
+    for place in found:
+        passed, loops = fold_tag(keys[place.path][0], "while", count), place.known_loops
+        inner = place.outside_while is not None
+        out[place.path] = [_folded(passed, loops)] if inner else _noise(programs[place.path], passed, loops)
+    return out
+
+
+def _noise(program: SiteProgram, keys: Any, loops: Sequence[Loop]) -> list[Any]:
+    """Noise of keys, with one axis for each loop added; a vmap over one key or lane compiles to more than the call."""
+    many, lanes = keys.size != 1, (*keys.shape, *(loop.size for loop in loops))
+    bits = (
+        jax.vmap(lambda key: program.bits(key, loops))(keys.reshape(-1))
+        if many
+        else program.bits(keys.reshape(()), loops)
+    )
+    if not bits:  # a site that draws nothing
+        return []
+    shapes = [x.shape[len(loops) + many :] for x in bits]
+    if math.prod(lanes) == 1:
+        noise = program.noise([x.reshape(shape) for x, shape in zip(bits, shapes, strict=True)])
+        return [x.reshape(*lanes, *x.shape) for x in noise]
+    flat = [x.reshape(math.prod(lanes), *shape) for x, shape in zip(bits, shapes, strict=True)]
+    return [x.reshape(*lanes, *x.shape[1:]) for x in jax.vmap(lambda *bits: program.noise(list(bits)))(*flat)]

@@ -1,0 +1,1 @@
+"""Programs as jaxprs: the primitives `sample`, `lanes` and `composite`, sites, keys, evaluation, staging."""

@@ -1,0 +1,60 @@
+"""Programs over many devices.
+
+Law of devices: a program over many devices is the program on one.
+
+Inside a program all axes of a mesh are Auto: XLA spreads what is computed, whatever the types of the arguments say.
+What comes out is of the arguments' mesh, and the same on all devices. Inside `shard_map` all of a program differs along
+the axes along which its key or an argument does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vipl import _jax
+from vipl.ir.primitives import explicit_inside
+
+_OF_EXPLICIT_AXES = ("context mesh", "axis names that are of type Auto")  # messages of JAX
+
+
+def on_devices(fn: Callable) -> Callable:
+    """A function of pytrees of arrays, as programs run over the devices of its arguments."""
+
+    def over(*args: Any) -> Any:
+        arrays = [x for x in jax.tree.leaves(args) if hasattr(x, "dtype")]
+        avals = [_jax.typeof(x) for x in arrays]
+        meshes = (jax.sharding.get_abstract_mesh(), *(a.sharding.mesh for a in avals))
+        mesh = next((m for m in meshes if jax.sharding.AxisType.Explicit in (m.axis_types or ())), None)
+        axes = frozenset().union(*map(_jax.varying, arrays))
+        run = fn if not axes else lambda *args: _varying(axes, args, fn)
+        if mesh is None:
+            return run(*args)
+        everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        try:
+            return jax.sharding.auto_axes(run, out_sharding=everywhere)(*args)
+        except ValueError as error:
+            if not any(text in str(error) for text in _OF_EXPLICIT_AXES):
+                raise
+            raise explicit_inside() from error
+
+    return over
+
+
+def _varying(axes: frozenset, args: Any, fn: Callable) -> Any:
+    with _jax.vary_along(axes | _jax.axes_that_vary()):
+        return fn(*jax.tree.map(vary, args))
+
+
+def vary(x: Any, axes: frozenset | None = None) -> Any:
+    """`x`, of a type that says that it differs along axes of a `shard_map`; None: those of the program."""
+    missing = (_jax.axes_that_vary() if axes is None else axes) - _jax.varying(x)
+    return jax.lax.pcast(x, tuple(sorted(missing)), to="varying") if missing else x
+
+
+def zeros(like: Any) -> Any:
+    """Zeros of the shape and dtype of an array."""
+    return vary(jnp.zeros(like.shape, like.dtype))

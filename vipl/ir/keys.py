@@ -1,0 +1,95 @@
+"""Keys follow the path of a site.
+
+    key(site) = fold_in(key, hash(address, occurrence)).
+
+In loops, of which the samples of an estimate are the outermost, the bits of all passes are drawn at once from this key
+(`vipl.interpret.noise`). Where a pass has to have a key of its own, it is made for each loop, outermost first, by
+
+    fold_in(fold_in(key, hash(kind of loop)), index).
+
+Adding a site leaves the draws of all others alone. Kinds of loop are tagged because `split(key, n)[i]` and
+`fold_in(key, i)` are the same bits. The index of a reversed `scan` is that of the x, not of the iteration.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vipl.errors import AddressError, ProgramError, shortened, show_address, show_aval
+from vipl.ir.primitives import user_frame
+from vipl.ir.sites import Loop, Place
+
+
+def digest(*parts: Any) -> int:
+    """A 32-bit hash that is the same in every process."""
+    text = "\x1f".join(str(p) for p in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")
+
+
+def place_digest(place: Place) -> int:
+    """The hash of a site's address and occurrence."""
+    return digest("site", *place.site.address, place.occurrence)
+
+
+def check_digests(found: Sequence[Place]) -> None:
+    """Raises where two addresses of one program have the same 32-bit hash: they would draw the same noise."""
+    seen: dict[int, Place] = {}
+    for place in found:
+        other = seen.setdefault(place_digest(place), place)
+        if (other.site.address, other.occurrence) != (place.site.address, place.occurrence):
+            raise AddressError(
+                "two addresses have the same hash, so that their sites would draw the same noise.",
+                at=place.site.at(),
+                got=f"{show_address(place.site.address)} and {show_address(other.site.address)}",
+                expected="addresses with different 32-bit hashes",
+                mend="rename one of them",
+            )
+
+
+def as_key(key: Any) -> Any:
+    """Checks a PRNG key; raw uint32 keys of the default generator are wrapped."""
+    if isinstance(key, jax.Array) and is_key(key) and key.ndim == 0:
+        return key
+    if isinstance(key, (jax.Array, np.ndarray)) and key.dtype == np.uint32 and key.ndim == 1:
+        with contextlib.suppress(TypeError, ValueError):  # of another length than this generator's keys
+            return jax.random.wrap_key_data(jnp.asarray(key))
+    raise ProgramError(
+        "the key is not one PRNG key.",
+        at=user_frame(),
+        got=show_aval(key) if hasattr(key, "dtype") else shortened(key),
+        expected="one key, as jax.random.key(0) makes it",
+        mend="pass jax.random.key(seed); map over several keys with jax.vmap",
+    )
+
+
+def is_key(x: Any) -> bool:
+    """Says whether something is a typed PRNG key, or an array of them."""
+    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def fold_loop(keys: Any, loop: Loop) -> Any:
+    """Keys for all indices of one loop: adds an axis at the end.
+
+    They are new keys; `clone` says so to JAX's checker of key reuse, which takes a transposed key for a used one.
+    """
+    tagged = fold_tag(keys, loop.kind)
+    fold = jax.random.fold_in
+    for _ in range(tagged.ndim):
+        fold = jax.vmap(fold, (0, None))
+    return jax.random.clone(jax.vmap(fold, (None, 0), tagged.ndim)(tagged, jnp.arange(loop.size, dtype=jnp.uint32)))
+
+
+def fold_tag(keys: Any, kind: str, index: Any = None) -> Any:
+    """Folds a tag, and then an index if there is one, into an array of keys."""
+    fold = jax.random.fold_in
+    for _ in range(keys.ndim):
+        fold = jax.vmap(fold, (0, None))
+    tagged = fold(keys, np.uint32(digest("tag", kind)))
+    return tagged if index is None else fold(tagged, index)

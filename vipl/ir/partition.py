@@ -1,0 +1,125 @@
+"""A pytree split into arrays (operands of an equation) and a hashable rest (a parameter of it).
+
+Law: `unpack(packed, leaves)` of `packed, leaves = pack(tree)` is `tree`, leaf for leaf.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vipl._jax import Tracer
+
+
+@dataclass(frozen=True)
+class _Integers:
+    """A concrete integer array, made hashable."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    data: bytes
+
+    def array(self) -> np.ndarray:
+        return np.frombuffer(self.data, self.dtype).reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The hashable rest of a pytree whose array leaves were taken out.
+
+    Attributes:
+      treedef: the structure.
+      static: for every leaf, in order, `(True, value)` where it stays here, `(False, None)` where it is an operand.
+      types: the types of the leaves that stay, since True == 1 in Python.
+    """
+
+    treedef: Any
+    static: tuple[tuple[bool, Any], ...]
+    types: tuple[type, ...]
+
+    def unpack(self, leaves: Any) -> Any:
+        """Puts the operands back."""
+        operands = iter(leaves)
+        values = [
+            (value.array() if isinstance(value, _Integers) else value) if kept else next(operands)
+            for kept, value in self.static
+        ]
+        return jax.tree.unflatten(self.treedef, values)
+
+
+def not_arrays(tree: Any) -> list[Any]:
+    """The leaves of a pytree that are not arrays or numbers."""
+    return [leaf for leaf in jax.tree.leaves(tree) if not is_array(leaf)]
+
+
+def python_integer(leaf: Any) -> bool:
+    """An integer or boolean of Python, or a scalar of NumPy, such as a length."""
+    return isinstance(leaf, (bool, int, np.integer, np.bool_))
+
+
+def concrete_integer(leaf: Any) -> bool:
+    """Any integers that are not traced: `Binomial.total_count`, bounds of `DiscreteUniform`, a mask."""
+    if isinstance(leaf, (Tracer, str)):
+        return False
+    if python_integer(leaf):
+        return True
+    return isinstance(leaf, (np.ndarray, jax.Array)) and np.dtype(leaf.dtype).kind in "iub"
+
+
+def _hashable(leaf: Any) -> Any:
+    if isinstance(leaf, (np.ndarray, jax.Array)) and is_array(leaf):
+        array = np.asarray(leaf)
+        return _Integers(array.shape, array.dtype.str, array.tobytes())
+    return leaf
+
+
+def is_array(leaf: Any) -> bool:
+    """A leaf that can be an operand: an array, a tracer, a Python number."""
+    if isinstance(leaf, (np.ndarray, np.generic)):
+        return leaf.dtype.kind in "biufcV"  # not text, dates, or objects
+    return isinstance(leaf, (Tracer, jax.Array, bool, int, float, complex))
+
+
+def as_array(x: Any) -> Any:
+    """What is an array or is made of numbers (a list, a data frame) as an array; None of anything else."""
+    if is_array(x):
+        return x
+    try:
+        if isinstance(x, (list, tuple)):
+            return jnp.asarray(x)
+        if hasattr(x, "__array__") and not isinstance(x, type):
+            x = np.asarray(x)
+            return x if is_array(x) else None
+    except (TypeError, ValueError):
+        return None
+    return None
+
+
+def is_real(x: Any) -> bool:
+    """A real number or an array of them; not a boolean, nor a string."""
+    return is_array(x) and any(jnp.issubdtype(jnp.result_type(x), kind) for kind in (jnp.floating, jnp.integer))
+
+
+def pack(tree: Any, *, keep: Callable[[Any], bool] | None = None) -> tuple[Packed, list[Any]]:
+    """Splits a pytree into a hashable rest and its array leaves.
+
+    Args:
+      tree: any pytree; a data frame or the like is an array of its numbers; other leaves have to be hashable.
+      keep: which arrays and numbers stay in the rest as well, so that shapes and supports may depend on them.
+    """
+    flat, treedef = jax.tree.flatten(tree)
+    static, leaves = [], []
+    for leaf in flat:
+        if not is_array(leaf) and hasattr(leaf, "__array__") and (array := as_array(leaf)) is not None:
+            leaf = array
+        if is_array(leaf) and not (keep is not None and keep(leaf)):
+            leaves.append(leaf)
+            static.append((False, None))
+        else:
+            static.append((True, _hashable(leaf)))
+    return Packed(treedef, tuple(static), tuple(type(v) for kept, v in static if kept)), leaves

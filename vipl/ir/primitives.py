@@ -1,0 +1,253 @@
+"""The primitive `sample`, and the primitive `lanes` that keeps a part of a program unmapped.
+
+`sample_p` binds one site. Its operands are the arrays of the site's source and of its estimator; its one
+parameter is a `Site`, which says everything else. Three nets hold (see `vipl._jax` and `_holds`):
+the primitive carries a JAX effect, so that no pass drops or hides a site; binding it under a derivative
+raises; meeting it outside every program raises.
+
+`lanes_p` is a `vmap` that waits. `jax.vmap` of a site, or of a loop or `cond` that holds one, keeps the equation as
+it is and puts the lanes around it (`defer_lanes`); an interpreter maps the *interpreted* equation. So a site is
+always seen in one lane, the lanes stand where the user's `vmap` stood, outside the loops that it maps, and a `cond`
+with a mapped predicate does not become "run both branches, select", which would count the sites of both.
+
+Not here: densities, keys, control flow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import pathlib
+import sys
+import sysconfig
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro
+
+from vipl import _jax
+from vipl.errors import ControlFlowError, ProgramError, show_address
+from vipl.ir.partition import Packed
+
+_PACKAGE = pathlib.Path(__file__).resolve().parent.parent
+# Frames that are not the user's; programs in the package's own demo are users.
+_SKIPPED = (
+    *(str(pathlib.Path(str(package.__file__)).resolve().parent) for package in (jax, numpyro)),
+    contextlib.__file__,
+    *(str(path) for path in _PACKAGE.iterdir() if path.stem not in ("demo", "__main__", "__init__")),
+)
+_LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One `vmap` around an equation.
+
+    Attributes:
+      size: how many lanes.
+      name: the axis name, or None.
+      mesh_axes: the names of the axes of a mesh over which the user has said that they are spread, or None.
+      mapped: for every operand, whether its leading axis runs over the lanes.
+    """
+
+    size: int
+    name: Any
+    mesh_axes: Any
+    mapped: tuple[bool, ...]
+
+    @property
+    def names(self) -> dict[str, Any]:
+        """The keyword arguments of `jax.vmap` that name its axes."""
+        named = {"axis_name": self.name, "spmd_axis_name": self.mesh_axes}
+        return {k: v for k, v in named.items() if v is not None}
+
+
+@dataclass(frozen=True)
+class Site:
+    """Everything about a site but its arrays.
+
+    Attributes:
+      address: the path, outermost part first.
+      source: the distribution (or factor), packed; None for a value of a composite.
+      estimator: the gradient estimator, packed; None where the user named none.
+      num_source: how many operands belong to the source; the others are the estimator's.
+      shape: the value's shape.
+      dtype: the value's dtype.
+      support: a hashable description of where the density is not zero, or None; only checks read it.
+      where: function, file and line of the user's call.
+      makes_float: whether the distribution draws integers, and the site makes floats of them.
+      weighs: whether the site also gives the log density of its own draw, as a second value.
+      is_exact: whether its density is exact; only that of a value of a composite may be an estimate.
+      finite: the values that one element of a composite's value can take; None: not known, or the source says it.
+    """
+
+    address: tuple[str, ...]
+    source: Any
+    estimator: Packed | None
+    num_source: int
+    shape: tuple[int, ...]
+    dtype: Any
+    support: Any
+    where: str
+    makes_float: bool = False
+    weighs: bool = False
+    is_exact: bool = True
+    finite: tuple[Any, ...] | None = None
+
+    def at(self) -> str:
+        """The site as messages write it."""
+        return f"{show_address(self.address)} in {self.where}"
+
+
+def user_frame() -> str:
+    """Function, file and line of the innermost caller outside this package, JAX and NumPyro."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if is_users_file(frame.f_code.co_filename):
+            return show_frame(frame.f_code, frame.f_lineno)
+        frame = frame.f_back
+    return NOWHERE
+
+
+NOWHERE = "an unknown place"
+
+
+def failing_line(traceback: Any) -> str | None:
+    """Function, file and line where an error arose, as far as the user's own files know; None where they do not."""
+    found = None
+    while traceback is not None:
+        code = traceback.tb_frame.f_code
+        if is_users_file(code.co_filename) and not code.co_filename.startswith(_LIBRARIES):
+            found = show_frame(code, traceback.tb_lineno)
+        traceback = traceback.tb_next
+    return found
+
+
+def is_users_file(name: str) -> bool:
+    """Whether a file belongs neither to this package nor to JAX or NumPyro; of what has no file, a prompt counts."""
+    return not name.startswith(_SKIPPED) and (not name.startswith("<") or name.startswith(("<stdin", "<ipython-input")))
+
+
+def show_frame(code: Any, line: int) -> str:
+    """A frame as messages write it."""
+    return f"{code.co_name} ({pathlib.Path(code.co_filename).name}:{line})"
+
+
+class SampleEffect(_jax.Effect):
+    """The JAX effect of `sample`: shows in every jaxpr that holds a site."""
+
+    def __repr__(self) -> str:
+        return "vipl.sample (draw outside, and pass the drawn value)"
+
+    __str__ = __repr__
+
+
+sample_effect = SampleEffect()
+
+Path = tuple[int, ...]
+"""The position of a site in a program: the numbers of the equations (and branches) that lead to it."""
+
+
+def _site_of(params: dict[str, Any]) -> Site | None:
+    """The site of an equation, or the first one of the `vmap` or `cond` that it is."""
+    if "composite" in params or "site" in params:
+        return params["composite"].sites[0] if "composite" in params else params["site"]
+    held = [x for value in params.values() for x in (value if isinstance(value, tuple) else (value,))]
+    inside = (eqn for jaxpr in held if _jax.is_jaxpr(jaxpr) for eqn in _jax.parts(jaxpr).eqns)
+    return next(filter(None, (_site_of(eqn.params) for eqn in inside)), None)
+
+
+def refuse_derivative(params: dict[str, Any]) -> ControlFlowError:
+    """The second net."""
+    site = _site_of(params)
+    return ControlFlowError(
+        "a derivative is taken around a site, which would lose or repeat its draws.",
+        at=site.at() if site else "a `cond` that holds a site",
+        got="`sample` under jax.grad, jvp, vjp or linearize inside a program",
+        expected="derivatives of `vipl.expectation(...).estimate`, or of code without sites",
+        mend="write the program as @vipl.expectation and differentiate its `estimate`",
+    )
+
+
+def outside(*_: Any, **params: Any) -> Any:
+    """The third net."""
+    site = _site_of(params)
+    raise ProgramError(
+        "a site is met outside every program, where nothing gives it a key.",
+        at=site.at() if site else "a `cond` that holds a site",
+        got="`sample`, `pick`, `simulate()` or `particles()`, called as ordinary Python and without a key",
+        expected="a call inside a program, or a key",
+        mend="pass a key: program.simulate(key), importance(...).particles(key), objective.estimate(key, ...), or "
+        "vipl.seed(fn)(key, ...) for any other function",
+    )
+
+
+def _sample_abstract(*_: Any, site: Site) -> Any:
+    value = _jax.drawn_aval(site.shape, site.dtype)
+    return [value, _jax.drawn_aval((), jnp.result_type(float))] if site.weighs else [value]
+
+
+def _sample_batch(axis_data: Any, values: Sequence[Any], dims: Sequence[Any], *, site: Site) -> Any:
+    return defer_lanes(lambda *xs: sample_p.bind(*xs, site=site), axis_data, values, dims)
+
+
+sample_p = _jax.define_effectful_primitive(
+    "sample",
+    effect=sample_effect,
+    abstract=_sample_abstract,
+    batch=_sample_batch,
+    impl=outside,
+    refuse_derivative=refuse_derivative,
+    multiple_results=True,
+)
+
+
+def bind_site(operands: Sequence[Any], site: Site) -> Any:
+    """Binds a site; its value, or the pair of its value and the log density of it where the site `weighs`."""
+    outs = sample_p.bind(*operands, site=site)
+    return tuple(outs) if site.weighs else outs[0]
+
+
+def _lanes_abstract(*_: Any, jaxpr: Any, lane: Lane) -> list[Any]:
+    outs = [v.aval for v in _jax.parts(jaxpr).outvars]
+    return [_jax.with_axis(aval, lane.size) for aval in outs]
+
+
+def explicit_inside() -> ProgramError:
+    """The error of a program that meets explicit axes of a mesh other than in its arguments."""
+    return ProgramError(
+        "a program uses explicit axes of a mesh, and inside a program all axes are Auto.",
+        at=f"the program that is called in {user_frame()}",
+        got="an array over explicit axes that the program closes over, or a placement over them",
+        expected="such arrays as arguments, whose axes the program takes for Auto, and no placements",
+        mend="pass the array as an argument, or make the mesh with axis_types=(jax.sharding.AxisType.Auto,) * n",
+    )
+
+
+def defer_lanes(bind: Callable, axis_data: Any, values: Sequence[Any], dims: Sequence[Any]) -> Any:
+    """Binds `lanes_p`: the equation that `bind` binds, unmapped, with the lanes beside it."""
+    avals = [_jax.without_axis(_jax.typeof(x), d) for x, d in zip(values, dims, strict=True)]
+    jaxpr = jax.make_jaxpr(bind)(*avals)
+    if _jax.is_explicit(axis_data):
+        raise explicit_inside()
+    lane = Lane(*_jax.axis_of(axis_data), tuple(d is not None for d in dims))
+    outs = lanes_p.bind(*[_jax.move_to_front(x, d) for x, d in zip(values, dims, strict=True)], jaxpr=jaxpr, lane=lane)
+    return outs, [0] * len(outs)
+
+
+def _lanes_batch(axis_data: Any, values: Sequence[Any], dims: Sequence[Any], **params: Any) -> Any:
+    return defer_lanes(functools.partial(lanes_p.bind, **params), axis_data, values, dims)
+
+
+lanes_p = _jax.define_effectful_primitive(
+    "sample_lanes",
+    effect=sample_effect,
+    abstract=_lanes_abstract,
+    batch=_lanes_batch,
+    impl=outside,
+    refuse_derivative=refuse_derivative,
+    multiple_results=True,
+)

@@ -1,0 +1,63 @@
+"""Staging: a program and its arguments become a jaxpr without arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from vipl.errors import ProgramError
+from vipl.ir.partition import Packed, pack
+from vipl.ir.primitives import user_frame
+from vipl.ir.staging_rules import staging
+
+
+class Staged(NamedTuple):
+    """A staged program.
+
+    Attributes:
+      jaxpr: closed, no inputs; arrays of the arguments are its constants.
+      packed: the result's structure, with what in it is not an array.
+    """
+
+    jaxpr: Any
+    packed: Packed
+
+    def result(self, outs: Any) -> Any:
+        """The program's result from the jaxpr's outputs."""
+        return self.packed.unpack(outs)
+
+
+def stage_program(fn: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Staged:
+    """Traces `fn(*args, **kwargs)` once, with its sites as equations.
+
+    Python numbers among the arguments stay Python numbers, so that a length may depend on them.
+    """
+    box: list[Packed] = []
+
+    def flat():
+        with staging():  # inside: JAX takes the user's lines out of a traceback that leaves `make_jaxpr`
+            packed, leaves = pack(fn(*args, **kwargs))
+        try:
+            hash(packed)
+        except TypeError:
+            raise ProgramError(
+                "a program returns something that is neither an array nor hashable.",
+                at=getattr(fn, "__qualname__", None) or user_frame(),
+                got=", ".join(type(v).__name__ for kept, v in packed.static if kept),
+                expected="a pytree of arrays",
+                mend="return arrays, in tuples or dicts",
+            ) from None
+        box.append(packed)
+        return leaves
+
+    jaxpr = jax.make_jaxpr(flat)()
+    return Staged(jaxpr, box[0])
+
+
+def stage(fn: Callable, *args: Any) -> tuple[Any, Any]:
+    """Traces `fn(*args)` to a jaxpr of the flat arguments, and the shapes of its result."""
+    flat, treedef = jax.tree.flatten(args)
+    jaxpr, shape = jax.make_jaxpr(lambda *flat: fn(*jax.tree.unflatten(treedef, flat)), return_shape=True)(*flat)
+    return jaxpr, shape
