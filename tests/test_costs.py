@@ -12,7 +12,7 @@ from jax import lax
 import vipl
 from tests.helpers.jaxprs import equations, sizes
 from vipl import CoupledFlips, Enumerate, LeaveOneOut, LocalEnumerate, MeasureValued, Score, sample
-from vipl.ir.sites import places
+from vipl.ir.sites import list_sites
 from vipl.testing import assert_unbiased
 
 KEY = jax.random.key(71)
@@ -191,7 +191,7 @@ def exact(program):
 def under(program, estimator):
     """The expectation of a program, one estimator at all of its sites, or one for each address."""
     each = estimator if isinstance(estimator, dict) else dict.fromkeys("abcwz", estimator)
-    addresses = {p.site.address[0] for p in places(jax.make_jaxpr(program)(0.0))}
+    addresses = {p.site.address[0] for p in list_sites(jax.make_jaxpr(program)(0.0))}
     return vipl.expectation(lambda t: program(t)).with_estimators({a: each[a] for a in sorted(addresses)})  # noqa: PLW0108
 
 

@@ -183,7 +183,7 @@ def test_chains_are_sources_of_sample():
     np.testing.assert_allclose(again.log_prob, by_hand(1.1, trace.choices), rtol=1e-12)
 
     @vipl.gen
-    def unrolled():
+    def unroll_scans():
         z = sample("first", dist.Categorical(logits=INITIAL))
         sample("y1", dist.Normal(jnp.array([-1.0, 0.2, 1.5])[z], 0.8))
 
@@ -196,7 +196,7 @@ def test_chains_are_sources_of_sample():
 
     @jax.jit
     def densities(ys):
-        summed = vipl.marginal(unrolled(), ("y1", "y"), vipl.Enumeration()).assess({"y1": ys[0], "y": ys[1:]})
+        summed = vipl.marginal(unroll_scans(), ("y1", "y"), vipl.Enumeration()).assess({"y1": ys[0], "y": ys[1:]})
         return summed.log_prob, chain(1.0).log_prob(ys)
 
     summed, got = densities(YS)

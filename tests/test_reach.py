@@ -9,8 +9,8 @@ from jax import lax
 
 import vipl
 from vipl import sample
-from vipl.analysis.dependence import reaches
-from vipl.ir.sites import places
+from vipl.analysis.dependence import find_dependence
+from vipl.ir.sites import list_sites
 from vipl.ir.stage import stage_program
 
 KEY = jax.random.key(71)
@@ -94,8 +94,8 @@ def test_a_value_in_one_lane_changes_nothing_outside_its_axis(name):
         return fn(jax.vmap(lambda _: sample("x", dist.Normal(0.0, 1.0).expand([2]).to_event(1)))(jnp.arange(N)))
 
     jaxpr = stage_program(program, (), {}).jaxpr
-    site = places(jaxpr)[0]
-    env = reaches(jaxpr, {site.path: 1}).values
+    site = list_sites(jaxpr)[0]
+    env = find_dependence(jaxpr, {site.path: 1}).values
     claims = [env[v].get(site.path) for v in jaxpr.jaxpr.outvars]
     assert claims == [(a,) for a in (axes if isinstance(axes, tuple) else (axes,))]
 
@@ -116,6 +116,6 @@ def test_a_site_does_not_reach_what_is_not_computed_from_it():
         return x * x, y, x + y
 
     jaxpr = stage_program(program, (), {}).jaxpr
-    x, y = (p.path for p in places(jaxpr))
-    env = reaches(jaxpr, {x: 0, y: 0}).values
+    x, y = (p.path for p in list_sites(jaxpr))
+    env = find_dependence(jaxpr, {x: 0, y: 0}).values
     assert [set(env[v]) for v in jaxpr.jaxpr.outvars] == [{x}, {y}, {x, y}]

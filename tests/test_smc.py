@@ -193,8 +193,8 @@ def test_estimators_of_choices_of_particles_arrive():
     """That of the pick, and that of the ancestors, at their sites."""
 
     def found(source):
-        places = vipl.gen(lambda: source.simulate().choices)().staged()[1]
-        estimators = {p.site.address[-1]: p.site.estimator and p.site.estimator.unpack(()) for p in places}
+        list_sites = vipl.gen(lambda: source.simulate().choices)().staged()[1]
+        estimators = {p.site.address[-1]: p.site.estimator and p.site.estimator.combine(()) for p in list_sites}
         return estimators["pick"], estimators.get("ancestors")
 
     given, pick = {"y": YS[:3]}, vipl.MeasureValued()

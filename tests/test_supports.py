@@ -95,7 +95,7 @@ def shapes_of(s):
 
 
 def points(s, shape, num=150):
-    """Points of the set, and the dimension of the set; -1 for integers."""
+    """Support of the set, and the dimension of the set; -1 for integers."""
     rng = np.random.default_rng(0)
     if isinstance(s, c.multinomial):
         return rng.multinomial(s.upper_bound, [0.3, 0.3, 0.4], num), -1

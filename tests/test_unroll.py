@@ -12,9 +12,9 @@ from jax import lax
 import vipl
 from tests.helpers.jaxprs import equations
 from vipl import CoupledFlips, LeaveOneOut, LocalEnumerate, MeasureValued, Score, sample
-from vipl.ir.sites import places
+from vipl.ir.sites import list_sites
 from vipl.ir.stage import stage_program
-from vipl.passes.unroll import origins, unrolled
+from vipl.passes.unroll import origins, unroll_scans
 
 KEY = jax.random.key(83)
 XS = jnp.array([0.5, -1.0, 2.0])
@@ -267,9 +267,9 @@ def test_a_pass_of_a_loop_costs_no_draw_of_its_own():
 @pytest.mark.parametrize("nesting", [nested, lanes_on_both_sides, cond_inside], ids=lambda n: n.__name__)
 def test_every_site_that_is_written_out_knows_what_it_was(nesting):
     jaxpr = stage_program(lambda: nesting(True, normal, 0.7), (), {}).jaxpr
-    found, before = places(unrolled(jaxpr)), origins(jaxpr)
-    assert [p.site for p in found] == [o.place.site for o in before]
+    found, before = list_sites(unroll_scans(jaxpr)), origins(jaxpr)
+    assert [p.site for p in found] == [o.info.site for o in before]
     for p, origin in zip(found, before, strict=True):
-        left = [x for x, number in zip(origin.place.loops, origin.passes, strict=True) if number is None]
+        left = [x for x, number in zip(origin.info.loops, origin.passes, strict=True) if number is None]
         assert p.loops == tuple(left)
-    assert len({(o.place.path, o.passes) for o in before}) == len(before)
+    assert len({(o.info.path, o.passes) for o in before}) == len(before)

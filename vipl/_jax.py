@@ -1,6 +1,6 @@
 """The one module that names JAX internals and JAX versions (0.10 to 0.12).
 
-Law: everything else in the package uses JAX's public interface, or a name defined here.
+Invariant: everything else in the package uses JAX's public interface, or a name defined here.
 A test walks the package and keeps this.
 """
 

@@ -6,7 +6,7 @@
       expected:  the model's addresses "sigma", "w", "y"
       mend:      rename the site to "sigma"
 
-Law: every error that a user can cause is one of these classes, is raised as early as both sides are
+Invariant: every error that a user can cause is one of these classes, is raised as early as both sides are
 known, and has a test that pins its text.
 """
 
@@ -67,11 +67,11 @@ class DistributionError(ViplError):
 
 
 class EstimatorError(ViplError):
-    """An estimator cannot be honoured at its site."""
+    """An estimator is not supported at its site."""
 
 
 class ControlFlowError(ViplError):
-    """A site stands in a construct where it cannot be honoured."""
+    """A site stands in a construct where it is not supported."""
 
 
 class ProgramError(ViplError):

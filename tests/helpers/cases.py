@@ -117,7 +117,8 @@ FAMILIES: dict[str, Family] = {
     "bernoulli": Family(
         lambda t, c: dist.Bernoulli(probs=jax.nn.sigmoid(t[0] + t[1] * c)),
         **_counts(2),
-        estimators=(Score(), Score(0.9), Enumerate(), MeasureValued(), CoupledFlips(), DisARM()), theta=(-0.4, 1.3),
+        estimators=(Score(), Score(0.9), Enumerate(), MeasureValued(), CoupledFlips(), DisARM()),
+        theta=(-0.4, 1.3),
     ),
     "bernoulli_logits": Family(
         lambda t, c: dist.Bernoulli(logits=t[0] + t[1] * c),

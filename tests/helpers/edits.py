@@ -1,4 +1,4 @@
-"""The edits of `python -m tests.mutants`: text of a file, what stands in its place, and the tests that should see it.
+"""The edits of `python -m tests.mutants`: text of a file, what stands in its info, and the tests that should see it.
 
 `old` stands in its file exactly once; it is short, so that it outlives changes beside it. `tests` are arguments of
 pytest, paths below `tests/`: as few as catch the edit, and quick ones.
@@ -37,7 +37,7 @@ _CONFORMS = "test_conformance.py::test_value_gradient_and_hessian_are_unbiased -
 _PINNED = "test_errors.py::test_a_malformed_program_gets_its_message"
 
 EDITS: list[Edit] = [
-    # --- what a site reaches, and the objective taken apart ---------------------------------------------------
+    # --- what a site find_dependence, and the objective taken apart ---------------------------------------------------
     *_in(
         "vipl/analysis/dependence.py",
         ("a product forgets the left's free axes", "len(batch[0]) + of_left + free", "len(batch[0]) + free",
@@ -71,7 +71,7 @@ EDITS: list[Edit] = [
          f"{_EXACT} sites"),
         ("a baseline is for a part", "c.reach | {p: everywhere[p] for p in whole if p not in c.held}", "c.reach",
          "test_costs.py::test_a_baseline_is_for_the_objective_as_a_whole"),
-        ("no jit is opened", "while found := _closed(jaxpr, rules):", "while found := set():",
+        ("no jit is inline_jits", "while found := _closed(jaxpr, rules):", "while found := set():",
          "test_costs.py::test_forty_enumerated_lanes_of_which_a_jit_takes_the_mean"),
         ("coefficients of another dtype", "if any(v.aval.dtype != dtype for v in counted):",
          "if False:", "test_costs.py::test_coefficients_do_not_pass_through_a_narrower_dtype"),
@@ -117,7 +117,7 @@ EDITS: list[Edit] = [
     ),
     *_in(
         "vipl/analysis/meeting.py",
-        ("the end may hold sites", "if eqn_holds_site(eqn)", "if False", f"{_EXACT} above_a_site"),
+        ("the end may hold sites", "if has_site(eqn)", "if False", f"{_EXACT} above_a_site"),
         ("lanes meet at once", "if reach[p][i] is None}", "}",
          "test_costs.py::test_what_stays_in_a_lane_is_evaluated_for_the_values_of_one"),
     ),
@@ -258,13 +258,13 @@ EDITS: list[Edit] = [
         "vipl/interpret/noise.py",
         ("samplers of one code draw alike", "text if not consts else (text, object())", "text",
          "test_laws.py::test_samplers_of_equal_code_over_different_tables"),
-        ("all passes of a while loop draw alike", 'fold_tag(keys[place.path][0], "while", count)',
-         'fold_tag(keys[place.path][0], "while")',
+        ("all passes of a while loop draw alike", 'fold_tag(keys[info.path][0], "while", count)',
+         'fold_tag(keys[info.path][0], "while")',
          "test_control_flow.py::test_while_loop_draws_differ_between_passes_and_in_its_condition"),
     ),
     *_in(
         "vipl/ir/keys.py",
-        ("two draws of one address are one", "*place.site.address, place.occurrence)", "*place.site.address)",
+        ("two draws of one address are one", "*info.site.address, info.occurrence)", "*info.site.address)",
          "test_laws.py::test_a_program_simulated_twice_draws_twice"),
     ),
     *_in(
@@ -442,7 +442,7 @@ EDITS: list[Edit] = [
     # --- words ------------------------------------------------------------------------------------------------
     *_in(
         "vipl/ir/sites.py",
-        ("a docstring names what is not there", "`places(jaxpr)` lists", "`placements(jaxpr)` lists",
+        ("a docstring names what is not there", "`list_sites(jaxpr)` lists", "`placements(jaxpr)` lists",
          "test_docs.py -k names_in_backquotes"),
     ),
 ]  # fmt: skip

@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vipl import _jax
-from vipl.analysis.dependence import Mark, Reach
+from vipl.analysis.dependence import Dependence, Mark
 from vipl.analysis.stop_gradients import line_of
 from vipl.errors import EstimatorError
-from vipl.ir.batching import eqn_holds_site
+from vipl.ir.batching import has_site
 from vipl.ir.primitives import NOWHERE, Path
 
 
 class Trail:
     """Follows a program backwards to the lines where a value is held, and where it is not."""
 
-    def __init__(self, eqns: Sequence[Any], values: Mapping[Any, Reach], stops: Mapping[Path, str]):
+    def __init__(self, eqns: Sequence[Any], values: Mapping[Any, Dependence], stops: Mapping[Path, str]):
         """Takes the equations of a program, what reaches its variables, and for each site a line that holds it."""
         self.values, self.stops = values, stops
         self.made_by = {v: eqn for eqn in eqns for v in eqn.outvars}
@@ -30,7 +30,7 @@ class Trail:
         stop = self._first([v for v in both.invars if self._sees(v, held)], (held,))
         live = next((v for v in both.invars if self._sees(v, free) and not self._sees(v, held)), None)
         makes_it = self.made_by.get(live)
-        at = [eqn for eqn in (makes_it, both) if eqn is not None and not eqn_holds_site(eqn)]
+        at = [eqn for eqn in (makes_it, both) if eqn is not None and not has_site(eqn)]
         at += [self.made_by[v] for v in variables if v in self.made_by]
         return _line([stop, both], self.stops[path]), _line(at, self.stops[path])
 

@@ -9,7 +9,7 @@ over lanes is kept apart by lane, and all leaves that are kept apart alike are o
 What sees a site's value under a `stop_gradient` of the user's is kept apart from what sees it without one: the law of
 the site counts in the second alone. A cost that is no sum of such parts sees the value both ways.
 
-Law: the costs add up to f. With nothing to be kept apart there is one cost, f itself.
+Invariant: the costs add up to f. With nothing to be kept apart there is one cost, f itself.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ import jax.numpy as jnp
 
 from vipl import _jax
 from vipl.analysis.both_ways import Trail
-from vipl.analysis.dependence import Mark, Reach, Reached, holds_drawn_values, join, moved
+from vipl.analysis.dependence import Dependence, Dependences, Mark, holds_drawn_values, join, moved
 from vipl.analysis.stop_gradients import any_meant
 from vipl.analysis.sums import floats_stacked, summed_after
 from vipl.ir import devices
 from vipl.ir.evaluate import evaluate, plain, read, read_arrays, walk
 from vipl.ir.primitives import Path
-from vipl.ir.sites import places
+from vipl.ir.sites import list_sites
 
 MAX_COSTS = 8
 
@@ -47,7 +47,7 @@ class Cost(NamedTuple):
     """
 
     sizes: tuple[int, ...]
-    reach: Reach
+    reach: Dependence
     leaves: tuple[tuple[Any, tuple[int, ...]], ...] = ()
     held: frozenset[Path] = frozenset()
     mixed: Mapping[Path, tuple[str, str]] = MappingProxyType({})
@@ -101,7 +101,7 @@ def _complement(ndim: int, axes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(a for a in range(ndim) if a not in axes)
 
 
-def find_costs(jaxpr: Any, wanted: Mapping[Path, int], reached: Reached, whole: Sequence[Path]) -> Costs:
+def find_costs(jaxpr: Any, wanted: Mapping[Path, int], reached: Dependences, whole: Sequence[Path]) -> Costs:
     """Takes the objective of a program apart.
 
     Args:
@@ -112,7 +112,7 @@ def find_costs(jaxpr: Any, wanted: Mapping[Path, int], reached: Reached, whole: 
     """
     _, _, _, eqns, (value, *others) = _jax.parts(jaxpr)
     values, stops = reached.values, reached.stops
-    everywhere: Reach = {path: (None,) * n for path, n in wanted.items()}
+    everywhere: Dependence = {path: (None,) * n for path, n in wanted.items()}
     if values is None:
         mixed = {p: (line, "what cannot be followed") for p, line in stops.items()}
         unknown = Cost((), everywhere, mixed=mixed)
@@ -142,7 +142,7 @@ def _unmarked(cost: Cost, trail: Trail) -> Cost:
 
 
 def _split(
-    eqns: Sequence[Any], value: Any, env: Mapping[Any, Reach], by_site: bool, rules: Linear
+    eqns: Sequence[Any], value: Any, env: Mapping[Any, Dependence], by_site: bool, rules: Linear
 ) -> tuple[list[Cost], tuple[Any, ...]]:
     """The costs, and the linear end of the program; `by_site`: kept apart also where they differ by sites alone."""
     leaves, tail = _leaves(eqns, value, env, by_site, rules)
@@ -152,7 +152,7 @@ def _split(
     return costs, tail
 
 
-def _cost(leaf: Any, reach: Reach) -> Cost:
+def _cost(leaf: Any, reach: Dependence) -> Cost:
     kept = sorted({a for axes in reach.values() for a in axes if a is not None})
     sizes = tuple(leaf.aval.shape[a] for a in kept)
     return Cost(sizes, moved(reach, kept.index), ((leaf, tuple(kept)),))
@@ -168,7 +168,7 @@ def _add(costs: list[Cost], new: Cost, by_site: bool) -> list[Cost]:
     return [*costs, new]
 
 
-def _mixes(one: Reach, other: Reach) -> bool:
+def _mixes(one: Dependence, other: Dependence) -> bool:
     """Whether a site reaches two values unlike: held one of them, and not so the other."""
     return any(isinstance(k, Mark) and k.path in b and k not in b for a, b in ((one, other), (other, one)) for k in a)
 
@@ -177,7 +177,7 @@ def _mixes(one: Reach, other: Reach) -> bool:
 
 
 def _leaves(
-    eqns: Sequence[Any], value: Any, env: Mapping[Any, Reach], by_site: bool, rules: Linear
+    eqns: Sequence[Any], value: Any, env: Mapping[Any, Dependence], by_site: bool, rules: Linear
 ) -> tuple[list[Any], tuple[Any, ...]]:
     """The leaves of the objective that a site reaches, and the linear equations that lead from them to it."""
     below: dict[Any, dict[Any, None]] = {}  # variable -> its leaves, where these tell more apart than it does
@@ -202,7 +202,7 @@ def _leaves(
     return list(below.get(value, {value: None})), tuple(sorted(tail, key=lambda eqn: order[id(eqn)]))
 
 
-def _tells_more(leaf: Reach, out: Reach, by_site: bool) -> bool:
+def _tells_more(leaf: Dependence, out: Dependence, by_site: bool) -> bool:
     """Whether a site does not reach a leaf, or reaches it lane by lane, and reaches what is made of it otherwise."""
     return _mixes(leaf, out) or any(
         (by_site and path not in leaf)
@@ -211,7 +211,7 @@ def _tells_more(leaf: Reach, out: Reach, by_site: bool) -> bool:
     )
 
 
-def _linear_operands(eqn: Any, env: Mapping[Any, Reach], linear: Linear) -> list[Any] | None:
+def _linear_operands(eqn: Any, env: Mapping[Any, Dependence], linear: Linear) -> list[Any] | None:
     """The operands that sites reach, if the equation is linear (or affine) in them; None: it is not."""
     rule = linear.get(eqn.primitive.name)
     if rule is None:
@@ -250,17 +250,17 @@ _PICKING: Linear = _LINEAR | {
 # --- compiled functions around the end ------------------------------------------------------------------------
 
 
-def opened(jaxpr: Any) -> Any:
+def inline_jits(jaxpr: Any) -> Any:
     """The same program, in which no `jit` hides sums at the linear end; nor a loop, where drawn values are held."""
     rules = _LINEAR
-    if any_meant(jaxpr) and holds_drawn_values(jaxpr, {p.path: len(p.loops) for p in places(jaxpr)}):
+    if any_meant(jaxpr) and holds_drawn_values(jaxpr, {p.path: len(p.loops) for p in list_sites(jaxpr)}):
         jaxpr, rules = summed_after(jaxpr), _PICKING
     while found := _closed(jaxpr, rules):
-        jaxpr = jax.make_jaxpr(functools.partial(_opened, jaxpr, found))()
+        jaxpr = jax.make_jaxpr(functools.partial(_inline_jits, jaxpr, found))()
     return floats_stacked(jaxpr) if rules is _PICKING else jaxpr
 
 
-def _opened(jaxpr: Any, found: set[int]) -> list[Any]:
+def _inline_jits(jaxpr: Any, found: set[int]) -> list[Any]:
     def visit(i, eqn, values):
         return walk(eqn.params["jaxpr"], values, plain) if i in found else plain(i, eqn, values)
 

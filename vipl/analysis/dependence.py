@@ -1,13 +1,13 @@
 """Which part of a value a site reaches: what is computed in one lane of a `vmap` stays in that lane.
 
-`reaches` says for every value of a program, for each of the sites that are asked for and for each loop around that
-site, along which axis of the value the loop runs. Under axis a, element i depends on pass i of the loop alone; None:
-any element may depend on any pass. A site that is not named does not reach the value at all.
+`find_dependence` says for every value of a program, for each of the sites that are asked for and for each loop around
+that site, along which axis of the value the loop runs. Under axis a, element i depends on pass i of the loop alone;
+None: any element may depend on any pass. A site that is not named does not reach the value at all.
 
 Where the user holds values by `stop_gradient`, it is also said of each site whether it reaches a value under one, or
 not, or both (`Mark`).
 
-Law (tests/test_reach.py): another value of a site in lane j changes no element i != j along the axis.
+Invariant (tests/test_reach.py): another value of a site in lane j changes no element i != j along the axis.
 
 It holds for every program: a primitive without a rule here loses the axes, and the steps of a `scan` have none.
 """
@@ -34,7 +34,7 @@ class Mark(NamedTuple):
     held: bool
 
 
-Reach = dict[Any, tuple[int | None, ...]]
+Dependence = dict[Any, tuple[int | None, ...]]
 """Site -> for each loop around it, outermost first, the axis of a value along which the loop runs, or None.
 
 Inside a lane its own loop has no axis: it is written as -1 - depth, the outermost lane being -1. In a program with
@@ -42,7 +42,7 @@ Inside a lane its own loop has no axis: it is written as -1 - depth, the outermo
 """
 
 
-class Reached(NamedTuple):
+class Dependences(NamedTuple):
     """What sites reach.
 
     Attributes:
@@ -52,12 +52,12 @@ class Reached(NamedTuple):
       stops: the sites that a meant `stop_gradient` may hold, and a line where one does.
     """
 
-    values: dict[Any, Reach] | None
-    sites: dict[Path, Reach]
+    values: dict[Any, Dependence] | None
+    sites: dict[Path, Dependence]
     stops: dict[Path, str]
 
 
-def reaches(jaxpr: Any, wanted: Mapping[Path, int]) -> Reached:
+def find_dependence(jaxpr: Any, wanted: Mapping[Path, int]) -> Dependences:
     """What the sites of a program without inputs reach.
 
     Args:
@@ -66,11 +66,11 @@ def reaches(jaxpr: Any, wanted: Mapping[Path, int]) -> Reached:
     """
     values, marked = _marked_run(jaxpr, wanted)
     if _passes_unseen(jaxpr):
-        return Reached(None, {}, marked.stops)
+        return Dependences(None, {}, marked.stops)
     if marked.stops:
-        return Reached(values, marked.sites, marked.stops)
+        return Dependences(values, marked.sites, marked.stops)
     plain = marked._replace(sites={}, marks=False)
-    return Reached(_follow(jaxpr, plain), plain.sites, {})
+    return Dependences(_follow(jaxpr, plain), plain.sites, {})
 
 
 def holds_drawn_values(jaxpr: Any, sites: Mapping[Path, int]) -> bool:
@@ -89,18 +89,18 @@ class Followed(NamedTuple):
     """
 
     wanted: Mapping[Path, int]
-    sites: dict[Path, Reach]
+    sites: dict[Path, Dependence]
     stops: dict[Path, str]
     marks: bool
 
 
-def _marked_run(jaxpr: Any, wanted: Mapping[Path, int]) -> tuple[dict[Any, Reach], Followed]:
+def _marked_run(jaxpr: Any, wanted: Mapping[Path, int]) -> tuple[dict[Any, Dependence], Followed]:
     followed = Followed(wanted, {}, {}, marks=True)
     return _follow(jaxpr, followed) if any_meant(jaxpr) else {}, followed
 
 
-def _follow(jaxpr: Any, followed: Followed) -> dict[Any, Reach]:
-    env: dict[Any, Reach] = {}
+def _follow(jaxpr: Any, followed: Followed) -> dict[Any, Dependence]:
+    env: dict[Any, Dependence] = {}
     _run(jaxpr, [], followed, (), (), env)
     return env
 
@@ -113,9 +113,9 @@ def _passes_unseen(part: Any) -> bool:
     return any(not isinstance(e, SampleEffect) and type(e).__name__ not in _HARMLESS for e in part.effects)
 
 
-def join(*parts: Reach) -> Reach:
+def join(*parts: Dependence) -> Dependence:
     """The reach of a value that is computed from several, elementwise."""
-    joined: Reach = {}
+    joined: Dependence = {}
     for part in parts:
         for path, axes in part.items():
             old = joined.get(path, axes)
@@ -123,7 +123,7 @@ def join(*parts: Reach) -> Reach:
     return joined
 
 
-def moved(reach: Reach, to: Callable[[int], int | None]) -> Reach:
+def moved(reach: Dependence, to: Callable[[int], int | None]) -> Dependence:
     """The reach after a change of axes; two loops along one axis are not told apart."""
     out = {}
     for path, axes in reach.items():
@@ -133,8 +133,8 @@ def moved(reach: Reach, to: Callable[[int], int | None]) -> Reach:
 
 
 def _run(
-    jaxpr: Any, ins: Sequence[Reach], followed: Followed, path: Path, loops: tuple[int | None, ...], env: dict
-) -> list[Reach]:
+    jaxpr: Any, ins: Sequence[Dependence], followed: Followed, path: Path, loops: tuple[int | None, ...], env: dict
+) -> list[Dependence]:
     """Extends `env` by the variables of a jaxpr; returns the reaches of its outputs."""
     _, _, invars, eqns, outvars = _jax.parts(jaxpr)
     env.update(zip(invars, ins, strict=True))
@@ -146,7 +146,7 @@ def _run(
     return [_of(env, v) for v in outvars]
 
 
-def _of(env: dict, v: Any) -> Reach:
+def _of(env: dict, v: Any) -> Dependence:
     return {} if isinstance(v, _jax.Literal) else env.get(v, {})
 
 
@@ -158,13 +158,13 @@ def _depth(loops: tuple[int | None, ...]) -> int:
     return -1 - sum(a is not None for a in loops)
 
 
-def _site(eqn: Any, operands: list[Reach], followed: Followed, path: Path, loops: Any) -> list[Reach]:
-    own: Reach = {path: loops} if path in followed.wanted else {}
+def _site(eqn: Any, operands: list[Dependence], followed: Followed, path: Path, loops: Any) -> list[Dependence]:
+    own: Dependence = {path: loops} if path in followed.wanted else {}
     site = eqn.params["site"]
     if followed.marks:
         own |= {Mark(p, False): () for p in own}
         if not site.makes_float:  # no law depends on its estimator
-            operands = operands[: site.num_source]
+            operands = operands[: site.num_distribution]
     reach = join(*(moved(r, _in_lane) for r in operands), own)
     followed.sites[path] = moved(reach, loops.index)
     return [reach] * len(eqn.outvars)
@@ -174,7 +174,7 @@ def _in_lane(a: int) -> int | None:
     return a if a < 0 else None
 
 
-def _lanes(eqn: Any, operands: list[Reach], followed: Followed, path: Path, loops: Any) -> list[Reach]:
+def _lanes(eqn: Any, operands: list[Dependence], followed: Followed, path: Path, loops: Any) -> list[Dependence]:
     mark = _depth(loops)
 
     def enter(mapped):
@@ -185,7 +185,7 @@ def _lanes(eqn: Any, operands: list[Reach], followed: Followed, path: Path, loop
     return [moved(r, lambda a: 0 if a == mark else a if a < 0 else a + 1) for r in outs]
 
 
-def _scan(eqn: Any, operands: list[Reach], followed: Followed, path: Path, loops: Any) -> list[Reach]:
+def _scan(eqn: Any, operands: list[Dependence], followed: Followed, path: Path, loops: Any) -> list[Dependence]:
     body, num_consts, num_carry, _ = _jax.scan_parts(eqn.params)
     xs = [moved(r, lambda a: a if a < 0 else a - 1 if a else None) for r in operands[num_consts + num_carry :]]
     consts, carry = operands[:num_consts], operands[num_consts:][:num_carry]
@@ -197,7 +197,7 @@ def _scan(eqn: Any, operands: list[Reach], followed: Followed, path: Path, loops
         carry = after
 
 
-def _cond(eqn: Any, operands: list[Reach], followed: Followed, path: Path, loops: Any) -> list[Reach]:
+def _cond(eqn: Any, operands: list[Dependence], followed: Followed, path: Path, loops: Any) -> list[Dependence]:
     index, *rest = operands
     if "branches_platforms" in eqn.params:
         return _plain(eqn, operands, followed, path, loops)
@@ -205,24 +205,24 @@ def _cond(eqn: Any, operands: list[Reach], followed: Followed, path: Path, loops
     return [join(moved(index, _in_lane), *outs) for outs in zip(*branches, strict=True)]
 
 
-def _composite(eqn: Any, operands: list[Reach], followed: Followed, path: Path, loops: Any) -> list[Reach]:
+def _composite(eqn: Any, operands: list[Dependence], followed: Followed, path: Path, loops: Any) -> list[Dependence]:
     composite = eqn.params["composite"]
     return _run(composite.draw, operands[: composite.num_draw], followed, path, loops, {})[:-1]
 
 
-def _call(eqn: Any, operands: list[Reach], followed: Followed, path: Path, loops: Any) -> list[Reach]:
+def _call(eqn: Any, operands: list[Dependence], followed: Followed, path: Path, loops: Any) -> list[Dependence]:
     inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
     if inner is None or len(_jax.parts(inner).invars) != len(operands):
         return _plain(eqn, operands, followed, path, loops)
     return _run(inner, operands, followed, path, loops, {})
 
 
-def _ruled(eqn: Any, operands: list[Reach], followed: Followed, path: Path, loops: Any) -> list[Reach]:
+def _ruled(eqn: Any, operands: list[Dependence], followed: Followed, path: Path, loops: Any) -> list[Dependence]:
     """As `_call`; the function's own rule says what its derivative is, whatever is held in it."""
     return _call(eqn, operands, followed._replace(marks=False), path, loops)
 
 
-def _while(eqn: Any, operands: list[Reach], followed: Followed, path: Path, loops: Any) -> list[Reach]:
+def _while(eqn: Any, operands: list[Dependence], followed: Followed, path: Path, loops: Any) -> list[Dependence]:
     """As any other equation, but for the marks: those of each carry, and of what decides how often the loop runs."""
     outs = _plain(eqn, operands, followed._replace(marks=False), path, loops)
     if not followed.marks:
@@ -256,7 +256,7 @@ _INSIDE: dict[Any, Callable] = {
 # --- other equations ------------------------------------------------------------------------------------------
 
 
-def _plain(eqn: Any, operands: list[Reach], followed: Followed, path: Path, loops: Any) -> list[Reach]:
+def _plain(eqn: Any, operands: list[Dependence], followed: Followed, path: Path, loops: Any) -> list[Dependence]:
     """Each operand's axes go where the primitive moves them; sites that are out of sight reach everything."""
     rule = _AXES.get(eqn.primitive.name)
     in_lane = any(a is not None and a < 0 for r in operands for axes in r.values() for a in axes)
@@ -273,7 +273,7 @@ def _plain(eqn: Any, operands: list[Reach], followed: Followed, path: Path, loop
     if eqn.primitive in GUARDS:
         return operands[:1]
     hidden = followed.marks and _passes_unseen(eqn)
-    unseen: Reach = {p: (None,) * n for p, n in followed.wanted.items() if hidden or p[: len(path)] == path}
+    unseen: Dependence = {p: (None,) * n for p, n in followed.wanted.items() if hidden or p[: len(path)] == path}
     if followed.marks:
         unseen |= {Mark(p, False): () for p in unseen}
     out = join(*(moved(r, to(k)) for k, r in enumerate(operands)), unseen)
@@ -282,7 +282,7 @@ def _plain(eqn: Any, operands: list[Reach], followed: Followed, path: Path, loop
     return [out for _ in eqn.outvars]
 
 
-def _marked(eqn: Any, out: Reach, followed: Followed) -> Reach:
+def _marked(eqn: Any, out: Dependence, followed: Followed) -> Dependence:
     """The reach behind a `stop_gradient`; of what has one inside, where it is not followed, both marks."""
     if is_meant(eqn):
         out = {Mark(k.path, True) if isinstance(k, Mark) else k: axes for k, axes in out.items()}

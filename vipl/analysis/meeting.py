@@ -6,7 +6,7 @@ for each of these, in all lanes at once:
 
     E[f] = Σ_e W_e g(h_1(e_1), ..., h_L(e_L)),   h_l(e) for all lanes l and values e first, then g for all joint values.
 
-Law: the same sum as by running the whole program at every joint value.
+Invariant: the same sum as by running the whole program at every joint value.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vipl import _jax
-from vipl.analysis.dependence import Reach
-from vipl.ir.batching import eqn_holds_site
+from vipl.analysis.dependence import Dependence
+from vipl.ir.batching import has_site
 from vipl.ir.primitives import Path
 from vipl.ir.purity import is_pure
 
@@ -33,14 +33,14 @@ class Meeting(NamedTuple):
 
     lanes: dict[Path, tuple[int, ...]]
     eqns: tuple[Any, ...]
-    leaves: dict[Any, Reach]
-    sites: dict[Path, Reach]
+    leaves: dict[Any, Dependence]
+    sites: dict[Path, Dependence]
 
 
 def find_meeting(
     jaxpr: Any,
-    values: Mapping[Any, Reach],
-    sites: Mapping[Path, Reach],
+    values: Mapping[Any, Dependence],
+    sites: Mapping[Path, Dependence],
     outs: Sequence[Any],
     lanes: Mapping[Path, tuple[int, ...]],
 ) -> Meeting | None:
@@ -68,7 +68,7 @@ def find_meeting(
                 leaves[v] = reach
                 continue
             number, eqn = made_by[v]
-            if eqn_holds_site(eqn) or not is_pure(eqn):
+            if has_site(eqn) or not is_pure(eqn):
                 blocked = met
                 break
             if number not in end:
@@ -82,6 +82,6 @@ def find_meeting(
     return None
 
 
-def _met(reach: Reach, lanes: Mapping[Path, tuple[int, ...]]) -> set[tuple[Path, int]]:
+def _met(reach: Dependence, lanes: Mapping[Path, tuple[int, ...]]) -> set[tuple[Path, int]]:
     """The sites and loops that a value no longer tells apart."""
     return {(p, i) for p, loops in lanes.items() if p in reach for i in loops if reach[p][i] is None}

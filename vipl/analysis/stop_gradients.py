@@ -20,7 +20,7 @@ from jax import lax
 from vipl import _jax
 from vipl.ir.batching import jaxprs_inside
 from vipl.ir.evaluate import plain, walk
-from vipl.ir.partition import Packed, pack
+from vipl.ir.partition import Skeleton, partition
 from vipl.ir.primitives import NOWHERE, is_users_file, show_frame
 
 LIBRARIES = ("jax", "numpyro", "flax", "optax", "distrax", "tensorflow_probability", "equinox", "chex", "blackjax")
@@ -40,19 +40,19 @@ def hold(fn: Callable, *args: Any) -> Any:
     """
     flat, treedef = jax.tree.flatten(args)
     traced = [isinstance(x, _jax.Tracer) for x in flat]
-    box: list[Packed] = []
+    box: list[Skeleton] = []
 
     def run(*inputs):
         rest = iter(inputs)
         values = [next(rest) if is_traced else x for x, is_traced in zip(flat, traced, strict=True)]
-        packed, outs = pack(fn(*jax.tree.unflatten(treedef, values)))
-        box.append(packed)
+        skeleton, outs = partition(fn(*jax.tree.unflatten(treedef, values)))
+        box.append(skeleton)
         return outs
 
     inputs = [x for x, is_traced in zip(flat, traced, strict=True) if is_traced]
     jaxpr = jax.make_jaxpr(run)(*inputs)
     held = _jax.with_consts(jaxpr, stopped(list(jaxpr.consts)))
-    return box[0].unpack(walk(held, inputs, plain))
+    return box[0].combine(walk(held, inputs, plain))
 
 
 _HERE = stopped.__code__.co_filename

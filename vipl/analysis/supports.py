@@ -1,7 +1,7 @@
 """Which site's draw a value is, and where it therefore lies: supports are carried through a program.
 
-Law: a value that `origin` or `check_marks` knows is a draw of the site that it names, or parts of draws, moved and
-converted: each of its numbers is one of the draw's, and together they lie in the region. Arithmetic forgets.
+Invariant: a value that `origin` or `check_marks` knows is a draw of the site that it names, or parts of draws, moved
+and converted: each of its numbers is one of the draw's, and together they lie in the region. Arithmetic forgets.
 
 `origin(x)` walks back from a value of the program that is being staged. What enters a function that is staged apart (a
 `jit`, the body of a `scan`) has no way back; there `mark` leaves an equation, which `check_marks` reads once the whole

@@ -1,7 +1,7 @@
 """What the code of a function names: globals, cells of closures, attributes, constants.
 
-Law: code of equal `body` does the same to equal things. Names of files, numbers of lines, documentation and annotations
-are not part of it.
+Invariant: code of equal `body` does the same to equal things. Names of files, numbers of lines, documentation and
+annotations are not part of it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Compiled programs, kept by what they read.
 
-Law of calls: a call from ordinary Python gives what it would give in a fresh process.
+Invariant of calls: a call from ordinary Python gives what it would give in a fresh process.
 
 `compiled(...)` reads the functions that a program is made of (`vipl.cache.fingerprint`), and compiles it once for all
 that read the same: a function that is defined again as it was is not compiled again, and one that calls something that
@@ -28,7 +28,7 @@ from vipl.cache.fingerprint import Reading, Same, read, reader_token
 from vipl.ir import devices
 from vipl.ir.batching import jaxprs_inside
 from vipl.ir.guards import ALARM
-from vipl.ir.partition import Packed, pack
+from vipl.ir.partition import Skeleton, partition
 
 _MANY = 512
 
@@ -72,15 +72,15 @@ def forget() -> None:
 class _Result:
     """What a program returns, where not all of it is arrays."""
 
-    def __init__(self, packed: Packed, leaves: Any):
-        self.packed, self.leaves = packed, leaves
+    def __init__(self, skeleton: Skeleton, leaves: Any):
+        self.skeleton, self.leaves = skeleton, leaves
 
     def tree_flatten(self) -> Any:
-        return (self.leaves,), self.packed
+        return (self.leaves,), self.skeleton
 
     @classmethod
-    def tree_unflatten(cls, packed: Any, children: Any) -> _Result:
-        return cls(packed, *children)
+    def tree_unflatten(cls, skeleton: Any, children: Any) -> _Result:
+        return cls(skeleton, *children)
 
 
 class Program:
@@ -101,8 +101,8 @@ class Program:
         self.traces += 1
         with generation_of(self.readings):
             out = devices.on_devices(self.fn)(*args)  # type: ignore[arg-type]
-        packed, leaves = pack(out)
-        return _Result(packed, leaves) if packed.types else out
+        skeleton, leaves = partition(out)
+        return _Result(skeleton, leaves) if skeleton.types else out
 
     def __call__(self, fn: Callable, readings: Sequence[Reading], args: Sequence[Any]) -> Any:
         """Runs it: `fn(*args)`."""
@@ -111,7 +111,7 @@ class Program:
             out = self.jitted(*args) if self.by_trace is None else self._by_trace(fn, readings, args)
         finally:
             self.fn, self.readings = None, ()
-        return out.packed.unpack(out.leaves) if type(out) is _Result else out
+        return out.skeleton.combine(out.leaves) if type(out) is _Result else out
 
     def _by_trace(self, fn: Callable, readings: Sequence[Reading], args: Sequence[Any]) -> Any:
         avals = _avals(args)
@@ -167,7 +167,7 @@ def compiled(
 
     Args:
       kind: of the program.
-      roots: what `fn` is made of, and nothing else but `static` and `args`: functions, objects, `Packed` arguments.
+      roots: what `fn` is made of, and nothing else but `static` and `args`: functions, objects, `Skeleton` arguments.
       static: what else it depends on.
       fn: the program.
       args: pytrees of arrays.
@@ -259,7 +259,7 @@ def reading_of(root: Any) -> Reading:
     if isinstance(root, types.MethodType):
         key: Any = id(root.__func__), id(root.__self__)
     else:
-        key = root if isinstance(root, Packed) else id(root)
+        key = root if isinstance(root, Skeleton) else id(root)
     found = _READINGS.find(key)  # beside what was read, so that no other object has its `id`
     if found is None or not found[1].holds():
         found = _READINGS.put(key, (root, _new_reading(root)))
@@ -267,22 +267,22 @@ def reading_of(root: Any) -> Reading:
 
 
 def _new_reading(root: Any) -> Reading:
-    reading = read((list(_nodes(root.treedef)), root.static, root.types) if isinstance(root, Packed) else root)
+    reading = read((list(_nodes(root.treedef)), root.static, root.types) if isinstance(root, Skeleton) else root)
     if reading.unreadable is None:
         reading.kept = _KEPT.find(reading.token) or _KEPT.put(reading.token, _Kept())
     return reading
 
 
-def parts_of(packed: Packed) -> tuple[tuple[Packed, ...], Hashable]:
+def parts_of(skeleton: Skeleton) -> tuple[tuple[Skeleton, ...], Hashable]:
     """Arguments as `roots` and `static` of `compiled`: to be read, where they hold more than Python's own values.
 
     Raises:
       TypeError: an argument is neither an array nor hashable.
     """
-    if _VALUES.issuperset(packed.types) and _plain(packed.treedef):
-        return (), (packed.treedef, packed.static, packed.types)
-    hash(packed)
-    return (packed,), None
+    if _VALUES.issuperset(skeleton.types) and _plain(skeleton.treedef):
+        return (), (skeleton.treedef, skeleton.static, skeleton.types)
+    hash(skeleton)
+    return (skeleton,), None
 
 
 _CONTAINERS = (None, type(None), dict, list, tuple, OrderedDict)

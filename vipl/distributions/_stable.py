@@ -296,16 +296,16 @@ _MENDED = {
 }  # fmt: skip
 
 
-def mended(d: Any) -> Any:
+def stabilize(d: Any) -> Any:
     """The same distribution, with the densities of this module in it and in its parts."""
     if not isinstance(d, dist.Distribution):
         return d
     changes = {}
     for name, part in vars(d).items():
         if isinstance(part, dist.Distribution):
-            new = mended(part)
+            new = stabilize(part)
         elif isinstance(part, (list, tuple)) and any(isinstance(x, (dist.Distribution, Transform)) for x in part):
-            new = type(part)([with_functions(x) if isinstance(x, Transform) else mended(x) for x in part])
+            new = type(part)([with_functions(x) if isinstance(x, Transform) else stabilize(x) for x in part])
             new = part if all(a is b for a, b in zip(new, part, strict=True)) else new
         else:
             continue

@@ -14,7 +14,7 @@ from jax.custom_derivatives import SymbolicZero
 from vipl._checks import is_integer, whole_number
 from vipl._jax import Tracer
 from vipl.distributions._points import Point, exp_inside
-from vipl.distributions._stable import mended
+from vipl.distributions._stable import stabilize
 from vipl.errors import EstimatorError
 from vipl.gen import Draw, Estimator, Law
 from vipl.gen._density import innermost
@@ -130,7 +130,7 @@ def _student_jvp(primals: Any, tangents: Any) -> Any:
         raise NotImplementedError("the distribution function of StudentT has no derivative in its degrees of freedom")
     if isinstance(z_dot, SymbolicZero):
         return _student_cdf(z, df), jnp.zeros_like(z)
-    return _student_cdf(z, df), jnp.exp(mended(dist.StudentT(df)).log_prob(z)) * z_dot
+    return _student_cdf(z, df), jnp.exp(stabilize(dist.StudentT(df)).log_prob(z)) * z_dot
 
 
 _student_cdf.defjvp(_student_jvp, symbolic_zeros=True)

@@ -25,11 +25,11 @@ from vipl.gen._program import with_estimators
 from vipl.gen._sample import check_estimator
 from vipl.ir.functions import check_function
 from vipl.ir.keys import as_key
-from vipl.ir.partition import Packed, is_array, not_arrays, pack, python_integer
+from vipl.ir.partition import Skeleton, is_array, not_arrays, partition, python_integer
 from vipl.ir.primitives import user_frame
 from vipl.ir.purity import check_unordered
 from vipl.ir.stage import Staged, stage_program
-from vipl.passes.cse import simplified
+from vipl.passes.cse import cse
 
 
 class Expectation:
@@ -50,7 +50,7 @@ class Expectation:
         """Wraps a program."""
         functools.update_wrapper(self, fn, updated=())
         self.fn, self.has_aux, self.estimators = fn, has_aux, estimators
-        self._lengths: set[Packed] = set()  # kinds of arguments of which an integer is used as a length
+        self._lengths: set[Skeleton] = set()  # kinds of arguments of which an integer is used as a length
 
     def __call__(self, *args: Any) -> Any:
         """Runs the program inside another one."""
@@ -75,42 +75,42 @@ class Expectation:
           f[], or `(f[], aux)`; with `num_samples > 1`, aux has a leading axis.
 
         Raises:
-          EstimatorError: an estimator cannot be honoured; or a second derivative is taken through one that has none.
-          ControlFlowError: a site stands where it cannot be honoured.
+          EstimatorError: an estimator is not supported; or a second derivative is taken through one that has none.
+          ControlFlowError: a site stands where it is not supported.
           ProgramError: the program does not return a float scalar.
         """
-        packed, leaves = pack(args)
+        skeleton, leaves = partition(args)
         num_samples = whole_number(num_samples, "num_samples", f"estimate of {self._name} in {user_frame()}")
         try:
-            hash(packed)
+            hash(skeleton)
         except TypeError:
             raise ProgramError(
                 "an argument of an objective is neither an array nor hashable.",
                 at=f"estimate of {self._name}",
-                got=", ".join(sorted({type(v).__name__ for kept, v in packed.static if kept})),
+                got=", ".join(sorted({type(v).__name__ for kept, v in skeleton.static if kept})),
                 expected="pytrees of arrays, and hashable objects",
                 mend="pass arrays, or close over the object",
             ) from None
         key = as_key(key)
-        if packed not in self._lengths:
+        if skeleton not in self._lengths:
             try:
-                return self._kept(key, packed, leaves, num_samples)
+                return self._kept(key, skeleton, leaves, num_samples)
             except ProgramError as error:
                 if not error.needs_number or not any(map(python_integer, jax.tree.leaves(args))):
                     raise
-        packed_lengths, leaves = pack(args, keep=python_integer)
-        estimate = self._kept(key, packed_lengths, leaves, num_samples)
-        self._lengths.add(packed)
+        skeleton_lengths, leaves = partition(args, keep=python_integer)
+        estimate = self._kept(key, skeleton_lengths, leaves, num_samples)
+        self._lengths.add(skeleton)
         return estimate
 
     def estimate_anew(self, key: Any, *args: Any, num_samples: int = 1) -> Any:
         """`estimate`, traced anew at each call, in the context of the call: nothing is kept."""
-        packed, leaves = pack(args)
-        return self._estimate(as_key(key), leaves, packed=packed, num_samples=num_samples)
+        skeleton, leaves = partition(args)
+        return self._estimate(as_key(key), leaves, skeleton=skeleton, num_samples=num_samples)
 
-    def _kept(self, key: Any, packed: Packed, leaves: Any, num_samples: int) -> Any:
-        roots, static = parts_of(packed)
-        program = functools.partial(self._estimate, packed=packed, num_samples=num_samples)
+    def _kept(self, key: Any, skeleton: Skeleton, leaves: Any, num_samples: int) -> Any:
+        roots, static = parts_of(skeleton)
+        program = functools.partial(self._estimate, skeleton=skeleton, num_samples=num_samples)
         return compiled("estimate", (self, *roots), (static, num_samples), program, (key, leaves))
 
     def value_and_grad(self, key: Any, *args: Any, num_samples: int = 1, argnums: Any = 0) -> Any:
@@ -187,11 +187,11 @@ class Expectation:
             return self.fn
         return functools.partial(with_estimators, self.fn, self.estimators, self._name)
 
-    def _estimate(self, key: Any, leaves: Any, *, packed: Packed, num_samples: int) -> Any:
-        return simplified(lambda key, leaves: self._average(key, packed, leaves, num_samples), key, leaves)
+    def _estimate(self, key: Any, leaves: Any, *, skeleton: Skeleton, num_samples: int) -> Any:
+        return cse(lambda key, leaves: self._average(key, skeleton, leaves, num_samples), key, leaves)
 
-    def _average(self, key: Any, packed: Packed, leaves: Any, num_samples: int) -> Any:
-        staged = stage_program(_floating(self._program(), self.has_aux), packed.unpack(leaves), {})
+    def _average(self, key: Any, skeleton: Skeleton, leaves: Any, num_samples: int) -> Any:
+        staged = stage_program(_floating(self._program(), self.has_aux), skeleton.combine(leaves), {})
         _check_result(staged, self.has_aux, self._name)
         plan = make_plan(staged)
         reasons = [f"the estimator of {p.site.at()}" for p in plan.runs_several]
@@ -255,7 +255,7 @@ def _floating(fn: Callable, has_aux: bool) -> Callable:
 
 def _check_result(staged: Staged, has_aux: bool, name: str) -> None:
     outs = [v.aval for v in staged.jaxpr.jaxpr.outvars]
-    result = staged.packed.unpack(outs)
+    result = staged.skeleton.combine(outs)
     if has_aux and (not isinstance(result, tuple) or len(result) != 2):
         raise ProgramError(
             "an objective with has_aux=True does not return a pair.",
@@ -264,7 +264,7 @@ def _check_result(staged: Staged, has_aux: bool, name: str) -> None:
             expected="(scalar, aux)",
             mend="return (value, aux), or drop has_aux=True",
         )
-    if has_aux and (others := not_arrays(staged.packed.unpack([0.0] * len(outs))[1])):
+    if has_aux and (others := not_arrays(staged.skeleton.combine([0.0] * len(outs))[1])):
         raise ProgramError(
             "the auxiliary output of an objective is not arrays.",
             at=name,

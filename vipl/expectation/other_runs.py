@@ -15,10 +15,10 @@ from vipl import _jax
 from vipl.analysis.decomposition import Cost
 from vipl.errors import EstimatorError
 from vipl.expectation.plan import Plan
-from vipl.expectation.run import RUNS, Given, Run, along, finished, interpreted, law_in, over_lanes
+from vipl.expectation.run import RUNS, Given, Run, along, collect_costs, law_in, over_lanes, run_program
 from vipl.ir.guards import undifferentiable
 from vipl.ir.primitives import Path
-from vipl.ir.sites import Place
+from vipl.ir.sites import SiteInfo
 
 MAX_SEPARATE = 2
 """Up to how many sites with alternatives run these apart."""
@@ -43,15 +43,15 @@ def alternatives_term(plan: Plan, given: dict[Path, Given], digits: dict[Path, A
         count = sum(math.prod(plan.run_shape(p)) for p in group)
         # A site by itself takes its values in order, one in each run; of several each is told which runs are its own.
         alone = group is not pruned and count == others[group[0].path].weights.shape[-1]
-        handed = still | {
+        inputs = still | {
             p.path: still[p.path]._replace(
                 alternative=(_still(others[p.path].values), None if alone else _run_numbers(plan, p))
             )
             for p in group
         }
 
-        def at(number, handed=handed):
-            return finished(plan, interpreted(plan, jaxpr, handed, digits, number), digits).weighted
+        def at(number, inputs=inputs):
+            return collect_costs(plan, run_program(plan, jaxpr, inputs, digits, number), digits).weighted
 
         if group is pruned:
             runs = plan.num_full + pick[None]
@@ -77,22 +77,22 @@ def alternatives_term(plan: Plan, given: dict[Path, Given], digits: dict[Path, A
     return jnp.sum(_first_order(names)(jnp.concatenate(weights), jnp.concatenate(differences), inputs))
 
 
-def _run_numbers(plan: Plan, place: Place) -> Any:
+def _run_numbers(plan: Plan, info: SiteInfo) -> Any:
     """i[*loops, alternatives]: the run in which a site takes an alternative."""
-    shape = plan.run_shape(place)
-    numbers = plan.branching[place.path] + jnp.arange(math.prod(shape), dtype=jnp.int32).reshape(shape)
-    return over_lanes(place, numbers, plan.apart[place.path], first=0)
+    shape = plan.run_shape(info)
+    numbers = plan.branching[info.path] + jnp.arange(math.prod(shape), dtype=jnp.int32).reshape(shape)
+    return over_lanes(info, numbers, plan.apart[info.path], first=0)
 
 
-def _run_weights(plan: Plan, place: Place, weights: Any, cost: Cost, pick: Any) -> Any:
+def _run_weights(plan: Plan, info: SiteInfo, weights: Any, cost: Cost, pick: Any) -> Any:
     """f[runs, ...]: the weights of a site's alternatives in the runs that are its own, broadcasting to a cost."""
-    apart = plan.apart[place.path]
+    apart = plan.apart[info.path]
     together, lanes = ([i for i, x in enumerate(apart) if x is kept] for kept in (False, True))
     x = jnp.transpose(weights, [*together, len(apart), *lanes])
-    x = x.reshape(math.prod(plan.run_shape(place)), *(place.loop_shape[i] for i in lanes))
-    axes = [cost.reach[place.path][i] for i in lanes]
+    x = x.reshape(math.prod(plan.run_shape(info)), *(info.loop_shape[i] for i in lanes))
+    axes = [cost.reach[info.path][i] for i in lanes]
     x = jax.vmap(lambda row: along(row, tuple(axes), len(cost.sizes)))(x)
-    number = plan.branching[place.path] - plan.num_full
+    number = plan.branching[info.path] - plan.num_full
     if number < 0 or not plan.num_pruned:
         return x
     mine = (pick >= number) & (pick < number + x.shape[0])

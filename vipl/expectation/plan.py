@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vipl import _jax
-from vipl.analysis.decomposition import Costs, find_costs, opened
-from vipl.analysis.dependence import Reached, reaches
+from vipl.analysis.decomposition import Costs, find_costs, inline_jits
+from vipl.analysis.dependence import Dependences, find_dependence
 from vipl.analysis.meeting import Meeting, find_meeting
 from vipl.analysis.supports import check_marks
 from vipl.errors import EstimatorError, ProgramError
@@ -22,11 +22,11 @@ from vipl.gen._density import is_factor
 from vipl.gen._sample import points_of
 from vipl.interpret.noise import SiteProgram
 from vipl.ir.keys import check_digests
-from vipl.ir.partition import pack
+from vipl.ir.partition import partition
 from vipl.ir.primitives import Path
-from vipl.ir.sites import Place, places
+from vipl.ir.sites import SiteInfo, list_sites
 from vipl.ir.stage import Staged
-from vipl.passes.unroll import Origin, origins, unrolled
+from vipl.passes.unroll import Origin, origins, unroll_scans
 
 
 class Plan(NamedTuple):
@@ -51,64 +51,64 @@ class Plan(NamedTuple):
     """
 
     staged: Staged
-    found: list[Place]
+    found: list[SiteInfo]
     origins: dict[Path, Origin]
     programs: dict[Path, SiteProgram]
-    enumerated: list[Place]
+    enumerated: list[SiteInfo]
     branching: dict[Path, int]
     num_full: int
     num_pruned: int
     pruned_order: np.ndarray | None
-    shares: list[Place]
+    shares: list[SiteInfo]
     costs: Costs
     apart: dict[Path, tuple[bool, ...]]
-    reached: Reached
+    reached: Dependences
     meeting: Meeting | None
 
     @property
-    def runs_several(self) -> list[Place]:
+    def runs_several(self) -> list[SiteInfo]:
         """The sites for which the program is run at several values."""
         return [*self.enumerated, *(p for p in self.found if p.path in self.branching)]
 
-    def together(self, place: Place) -> tuple[int, ...]:
+    def together(self, info: SiteInfo) -> tuple[int, ...]:
         """The sizes of the loops around a site whose passes take their values one by one, jointly."""
-        return tuple(n for n, apart in zip(place.loop_shape, self.apart[place.path], strict=True) if not apart)
+        return tuple(n for n, apart in zip(info.loop_shape, self.apart[info.path], strict=True) if not apart)
 
     def at(self, path: Path) -> str:
         """A site as messages write it."""
         return next(p.site.at() for p in self.found if p.path == path)
 
-    def run_shape(self, place: Place) -> tuple[int, ...]:
+    def run_shape(self, info: SiteInfo) -> tuple[int, ...]:
         """How many passes of each loop take alternatives one by one, and how many alternatives there are."""
-        points = self.programs[place.path].shape
+        points = self.programs[info.path].shape
         others = points.alternatives if points.pruned is None else points.pruned
-        return (*self.together(place), others.weights.shape[0])
+        return (*self.together(info), others.weights.shape[0])
 
 
 def make_plan(staged: Staged) -> Plan:
     """Finds the sites of a program, and asks their estimators what they will do."""
     check_marks(staged.jaxpr)
     before = origins(staged.jaxpr)
-    staged = staged._replace(jaxpr=opened(unrolled(staged.jaxpr)))
-    found = [_with_estimator(p) for p in places(staged.jaxpr)]
+    staged = staged._replace(jaxpr=inline_jits(unroll_scans(staged.jaxpr)))
+    found = [_with_estimator(p) for p in list_sites(staged.jaxpr)]
     came_from = {p.path: origin for p, origin in zip(found, before, strict=True)}
-    check_digests([origin.place for origin in before])
-    for place in found:
-        if is_factor(place.site):
+    check_digests([origin.info for origin in before])
+    for info in found:
+        if is_factor(info.site):
             raise ProgramError(
                 "a factor stands in an objective, outside every generative function, where it weighs nothing.",
-                at=place.site.at(),
+                at=info.site.at(),
                 got="vipl.factor in a program that is not simulated, assessed or generated",
                 expected="a factor inside a function decorated with @vipl.gen",
                 mend="add the log weight to the objective's value, or move it into the model",
             )
     # The operands of a step that is written out may be of weaker types than those of the loop's body.
-    programs = {p.path: points_of(p.site, came_from[p.path].place.avals) for p in found if p.outside_while is None}
+    programs = {p.path: points_of(p.site, came_from[p.path].info.avals) for p in found if p.outside_while is None}
     shapes = {path: program.shape for path, program in programs.items()}
     enumerated = [p for p in found if isinstance(shapes.get(p.path), Support)]
     whole = [path for path, points in shapes.items() if getattr(points, "control", None) is not None]
     weighing = {p.path: len(p.loops) for p in found if p.path in shapes and _weighs(shapes[p.path])}
-    reached = reaches(staged.jaxpr, weighing) if weighing else Reached({}, {}, {})
+    reached = find_dependence(staged.jaxpr, weighing) if weighing else Dependences({}, {}, {})
     # A baseline that is given from outside stands for the whole objective, which is then left whole for its site.
     costs = find_costs(staged.jaxpr, weighing, reached, whole)
     apart = {p.path: _apart(p, costs) for p in found if p.path in shapes}
@@ -137,9 +137,9 @@ def _pruned_order(plan: Plan) -> np.ndarray | None:
     pruned = [p for p in plan.found if plan.branching.get(p.path, -1) >= plan.num_full]
     if all(number is None for p in pruned for number in plan.origins[p.path].passes):
         return None
-    groups: dict[Any, list[Place]] = {}
+    groups: dict[Any, list[SiteInfo]] = {}
     for p in pruned:  # those that differ in which lanes are apart have no common numbers
-        groups.setdefault((plan.origins[p.path].place.path, plan.apart[p.path]), []).append(p)
+        groups.setdefault((plan.origins[p.path].info.path, plan.apart[p.path]), []).append(p)
     order, start = np.zeros(plan.num_pruned, np.int32), 0
     for members in groups.values():
         shapes = [plan.run_shape(p) for p in members]
@@ -152,7 +152,7 @@ def _pruned_order(plan: Plan) -> np.ndarray | None:
     return order
 
 
-def _loop_numbers(plan: Plan, members: list[Place]) -> np.ndarray:
+def _loop_numbers(plan: Plan, members: list[SiteInfo]) -> np.ndarray:
     """For passes of one loop, in order, the numbers that their runs have in the loop: i[runs]."""
     keys = []
     for p in members:
@@ -187,20 +187,20 @@ def _weighs(points: Draw | Support) -> bool:
     return isinstance(points, Support) or any(x is not None for x in points._replace(fixed=None, point=None)[1:])
 
 
-def _apart(place: Place, costs: Costs) -> tuple[bool, ...]:
+def _apart(info: SiteInfo, costs: Costs) -> tuple[bool, ...]:
     """For each loop around a site, whether it runs along an axis of everything that the site reaches."""
-    every = [cost.reach[place.path] for cost in (*costs.costs, *costs.aux) if place.path in cost.reach]
-    return tuple(all(axes[i] is not None for axes in every) for i in range(len(place.loops)))
+    every = [cost.reach[info.path] for cost in (*costs.costs, *costs.aux) if info.path in cost.reach]
+    return tuple(all(axes[i] is not None for axes in every) for i in range(len(info.loops)))
 
 
-def _with_estimator(place: Place) -> Place:
+def _with_estimator(info: SiteInfo) -> SiteInfo:
     """Gives a site without an estimator the default one."""
-    site = place.site
+    site = info.site
     if site.estimator is not None or is_factor(site):
-        return place
-    reparametrized = site.source.unpack(place.source_avals).has_rsample
-    packed, _ = pack(Reparam() if reparametrized else Score())
-    return place._replace(site=replace(site, estimator=packed))
+        return info
+    reparametrized = site.distribution.combine(info.distribution_avals).has_rsample
+    skeleton, _ = partition(Reparam() if reparametrized else Score())
+    return info._replace(site=replace(site, estimator=skeleton))
 
 
 def _check_enumeration(plan: Plan, shapes: dict[Path, Any]) -> None:

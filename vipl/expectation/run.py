@@ -23,7 +23,7 @@ from vipl.ir.evaluate import read_arrays
 from vipl.ir.guards import undifferentiable
 from vipl.ir.primitives import Path, Site
 from vipl.ir.probe import DRAWN, probe, watch
-from vipl.ir.sites import Place
+from vipl.ir.sites import SiteInfo
 
 
 class Emitted(NamedTuple):
@@ -90,15 +90,15 @@ _row_p = _jax.define_row_primitive("vipl_row")
 _NUMBERS = ("log_weight", "control", "shared_control")
 
 
-def interpreted(plan: Plan, jaxpr: Any, given: dict[Path, Given], digits: dict[Path, Any], number: Any) -> Outcome:
+def run_program(plan: Plan, jaxpr: Any, given: dict[Path, Given], digits: dict[Path, Any], number: Any) -> Outcome:
     """Runs the program at its points; with a `number`, at that alternative. The value is the environment."""
     constvars, consts, _, eqns, _ = _jax.parts(jaxpr)
     common = {path: d for path, d in digits.items() if d.ndim == 0}
-    handed = given | {path: given[path]._replace(digit=d) for path, d in digits.items() if path not in common}
-    return run_equations(eqns, dict(zip(constvars, consts, strict=True)), _interpreter(plan, common, number), handed)
+    inputs = given | {path: given[path]._replace(digit=d) for path, d in digits.items() if path not in common}
+    return run_equations(eqns, dict(zip(constvars, consts, strict=True)), _interpreter(plan, common, number), inputs)
 
 
-def finished(plan: Plan, out: Outcome, digits: dict[Path, Any]) -> Run:
+def collect_costs(plan: Plan, out: Outcome, digits: dict[Path, Any]) -> Run:
     """The costs of a run, and their weights."""
     outvars = _jax.parts(plan.staged.jaxpr).outvars
     costs = plan.costs.evaluate(out.value)
@@ -225,13 +225,13 @@ def along(x: Any, axes: tuple[int | None, ...], ndim: int) -> Any:
     return jnp.expand_dims(x, tuple(a for a in range(ndim) if a not in kept))
 
 
-def over_lanes(place: Place, x: Any, apart: Sequence[bool], first: int) -> Any:
+def over_lanes(info: SiteInfo, x: Any, apart: Sequence[bool], first: int) -> Any:
     """Repeats an array with axes for the loops that are taken together, from axis `first`, along the other loops."""
     where = [first + i for i, alone in enumerate(apart) if alone]
     x = jnp.expand_dims(x, where)
     shape = list(x.shape)
     for i in where:
-        shape[i] = place.loop_shape[i - first]
+        shape[i] = info.loop_shape[i - first]
     return jnp.broadcast_to(x, shape)
 
 

@@ -42,21 +42,21 @@ from vipl.expectation.run import (
     Given,
     Run,
     along,
-    finished,
-    interpreted,
+    collect_costs,
     law_in,
     over_lanes,
     probability,
+    run_program,
     values_axis,
     weighted,
 )
 from vipl.gen import box
 from vipl.interpret.interpreter import Outcome
-from vipl.interpret.noise import handed
+from vipl.interpret.noise import draw_noise
 from vipl.ir.evaluate import evaluate, plain, read
 from vipl.ir.keys import fold_tag
 from vipl.ir.primitives import Path
-from vipl.ir.sites import Loop, Place
+from vipl.ir.sites import Loop, SiteInfo
 
 
 class Sample(NamedTuple):
@@ -78,10 +78,10 @@ class Sample(NamedTuple):
 def draws(plan: Plan, key: Any, num_samples: int | None = None) -> tuple[dict[Path, Any], Any]:
     """What `one_sample` is handed: noise, and which of the pruned runs is made; for several samples, an axis more."""
     around, shape = ((), ()) if num_samples is None else ((Loop("sample", num_samples),), (num_samples,))
-    drawn = {path: origin for path, origin in plan.origins.items() if origin.place.outside_while is None}
-    programs = {origin.place.path: plan.programs[path] for path, origin in drawn.items()}
-    noise = handed(key, list({o.place.path: o.place for o in drawn.values()}.values()), programs, around)
-    mine = {path: [o.of_passes(x, len(around)) for x in noise[o.place.path]] for path, o in drawn.items()}
+    drawn = {path: origin for path, origin in plan.origins.items() if origin.info.outside_while is None}
+    programs = {origin.info.path: plan.programs[path] for path, origin in drawn.items()}
+    noise = draw_noise(key, list({o.info.path: o.info for o in drawn.values()}.values()), programs, around)
+    mine = {path: [o.of_passes(x, len(around)) for x in noise[o.info.path]] for path, o in drawn.items()}
     pick = jax.random.randint(fold_tag(key, "prune"), shape, 0, plan.num_pruned) if plan.num_pruned else None
     return mine, pick if plan.pruned_order is None else jnp.asarray(plan.pruned_order)[pick]
 
@@ -97,7 +97,7 @@ def one_sample(plan: Plan, noise: dict[Path, Any], pick: Any) -> Sample:
         if inner:
             return _where_lanes_meet(plan, noise, inner, chosen), None
         given = {path: Given(x, None) for path, x in noise.items()}
-        run = finished(plan, interpreted(plan, plan.staged.jaxpr, given, chosen, None), chosen)
+        run = collect_costs(plan, run_program(plan, plan.staged.jaxpr, given, chosen, None), chosen)
         correction = alternatives_term(plan, given, chosen, run, pick) if plan.branching else None
         return _weighed(plan, run, chosen), correction
 
@@ -119,16 +119,16 @@ def _summed(x: Any, axes: int) -> Any:
     return jax.tree.map(lambda x: jnp.sum(x, axis=tuple(range(axes))), x) if axes else x
 
 
-def _digits(plan: Plan, place: Place, apart: Sequence[bool]) -> Any:
+def _digits(plan: Plan, info: SiteInfo, apart: Sequence[bool]) -> Any:
     """For every joint value of a site's visits, the number of its value at each: i[size**count, *loops].
 
     Lanes that are kept apart all have the same; i[size] where all visits have.
     """
-    size = plan.programs[place.path].shape.log_weights.shape[0]
-    together = [n for n, alone in zip(place.loop_shape, apart, strict=True) if not alone]
+    size = plan.programs[info.path].shape.log_weights.shape[0]
+    together = [n for n, alone in zip(info.loop_shape, apart, strict=True) if not alone]
     if math.prod(together) == 1:
         return jnp.arange(size, dtype=jnp.int32)
-    return over_lanes(place, _numbers(size, together), apart, first=1)
+    return over_lanes(info, _numbers(size, together), apart, first=1)
 
 
 def _numbers(base: int, shape: Sequence[int]) -> Any:
@@ -139,7 +139,7 @@ def _numbers(base: int, shape: Sequence[int]) -> Any:
     return ((joint // powers) % base).reshape(base**count, *shape)
 
 
-def _where_lanes_meet(plan: Plan, noise: dict[Path, Any], inner: list[Place], digits: dict[Path, Any]) -> Sample:
+def _where_lanes_meet(plan: Plan, noise: dict[Path, Any], inner: list[SiteInfo], digits: dict[Path, Any]) -> Sample:
     """The sum over the values of sites whose lanes meet in the end of the program.
 
     What is before the end is run for every value of one lane, in all lanes at once; the end for all joint values.
@@ -152,7 +152,7 @@ def _where_lanes_meet(plan: Plan, noise: dict[Path, Any], inner: list[Place], di
     def before(*rows):
         chosen = digits | {p.path: row for p, row in zip(inner, rows, strict=True)}
         given = {path: Given(x, None) for path, x in noise.items()}
-        out = interpreted(plan, plan.staged.jaxpr, given, chosen, None)
+        out = run_program(plan, plan.staged.jaxpr, given, chosen, None)
         return read(out.value, list(meeting.leaves)), {path: out.emits[path] for path in meeting.sites}
 
     heads, emits = _for_each(before, {values_axis(p.path): t for p, t in zip(inner, tables, strict=True)})
@@ -174,7 +174,7 @@ def _where_lanes_meet(plan: Plan, noise: dict[Path, Any], inner: list[Place], di
             p.path: _looked_up(_over_loops(p, t), n, lanes[p.path])
             for p, t, n in zip(inner, tables, numbers, strict=True)
         }
-        return _weighed(plan, finished(plan, Outcome(env, {}, here), chosen), chosen)
+        return _weighed(plan, collect_costs(plan, Outcome(env, {}, here), chosen), chosen)
 
     joint = {
         f"joint {values_axis(p.path)}": _numbers(t.shape[0], [p.loop_shape[i] for i in lanes[p.path]])
@@ -183,11 +183,11 @@ def _where_lanes_meet(plan: Plan, noise: dict[Path, Any], inner: list[Place], di
     return _summed(_for_each(at, joint), len(inner))
 
 
-def _over_loops(place: Place, digits: Any) -> Any:
+def _over_loops(info: SiteInfo, digits: Any) -> Any:
     """i[..., *loops] of digits that all visits may share."""
-    if digits.ndim > 1 or not place.loops:
+    if digits.ndim > 1 or not info.loops:
         return digits
-    return jnp.broadcast_to(digits.reshape(-1, *[1] * len(place.loops)), (digits.size, *place.loop_shape))
+    return jnp.broadcast_to(digits.reshape(-1, *[1] * len(info.loops)), (digits.size, *info.loop_shape))
 
 
 def _looked_up(x: Any, number: Any, axes: Sequence[int]) -> Any:

@@ -1,6 +1,7 @@
 """The steps of a fit, compiled once: how many are taken is an argument of the compiled program.
 
-Law: step t depends on the key, on t, and on the parameters and the optimizer's state before it, and on nothing else.
+Invariant: step t depends on the key, on t, and on the parameters and the optimizer's state before it, and on nothing
+else.
 """
 
 from __future__ import annotations
@@ -98,8 +99,8 @@ def take_steps(job: Job, key: Any, state: State, args: Any, stop: Any) -> Any:
 def _step(job: Job, key: Any, state: State, args: Any) -> tuple[State, Any]:
     """One step; changes nothing but the order of the rows where a number is not finite."""
     i = state.taken
-    order, place = _order_at(job, key, state.order, i)
-    batch, step_key = _batch(job, args, order, place), fold_tag(key, "step", i.astype(jnp.uint32))
+    order, info = _order_at(job, key, state.order, i)
+    batch, step_key = _batch(job, args, order, info), fold_tag(key, "step", i.astype(jnp.uint32))
     value, grads = jax.value_and_grad(functools.partial(_estimate, job, step_key))(state.params, batch)
     sign = -1.0 if job.maximize else 1.0
     optimizer = optax.with_extra_args_support(job.optimizer)
@@ -117,8 +118,8 @@ def _step(job: Job, key: Any, state: State, args: Any) -> tuple[State, Any]:
 
 def what_is_not_finite(job: Job, key: Any, state: State, args: Any) -> str | None:
     """The sentence that names the site at which the step after `state` is not finite; runs the step once more."""
-    order, place = _order_at(job, key, state.order, state.taken)
-    batch, step_key = _batch(job, args, order, place), fold_tag(key, "step", state.taken.astype(jnp.uint32))
+    order, info = _order_at(job, key, state.order, state.taken)
+    batch, step_key = _batch(job, args, order, info), fold_tag(key, "step", state.taken.astype(jnp.uint32))
 
     def value(params):
         out = job.objective.estimate_anew(step_key, params, *batch, num_samples=job.num_samples)
@@ -156,13 +157,13 @@ def _order_at(job: Job, key: Any, order: Any, i: Any) -> Any:
     if job.batch_size is None:
         return order, 0
     per_epoch = order.shape[0] // job.batch_size
-    epoch, place = i // per_epoch, i % per_epoch
-    order = lax.cond(place == 0, lambda: _permutation(key, epoch, order), lambda: order)
-    return order, place * job.batch_size
+    epoch, info = i // per_epoch, i % per_epoch
+    order = lax.cond(info == 0, lambda: _permutation(key, epoch, order), lambda: order)
+    return order, info * job.batch_size
 
 
-def _batch(job: Job, args: Any, order: Any, place: Any) -> Any:
+def _batch(job: Job, args: Any, order: Any, info: Any) -> Any:
     if job.batch_size is None:
         return args
-    rows = lax.dynamic_slice_in_dim(order, place, job.batch_size)
+    rows = lax.dynamic_slice_in_dim(order, info, job.batch_size)
     return jax.tree.map(lambda x: x[rows], args)

@@ -1,7 +1,7 @@
 """The check of a value that is given to a site against the site's support, before anything runs.
 
-Law: a value that surely lies in the support is not looked at again when the program runs; one that can lie outside, or
-whose density refers to another measure, is an error; of all others the program looks at the value.
+Invariant: a value that surely lies in the support is not looked at again when the program runs; one that can lie
+outside, or whose density refers to another measure, is an error; of all others the program looks at the value.
 """
 
 from __future__ import annotations

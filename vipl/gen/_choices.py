@@ -14,7 +14,7 @@ from vipl.analysis.supports import Drawn, origin
 from vipl.errors import AddressError, ChoiceError, show_address, show_addresses, show_aval
 from vipl.ir.batching import sites_of_value
 from vipl.ir.partition import as_array
-from vipl.ir.sites import Place
+from vipl.ir.sites import SiteInfo
 
 Address = tuple[str, ...]
 
@@ -101,7 +101,7 @@ def _nested_hint(name: Any) -> str:
     return f'"{name}" instead'
 
 
-def match(choices: Any, found: Sequence[Place], program: str, *, complete: bool) -> dict[Address, Any]:
+def match(choices: Any, found: Sequence[SiteInfo], program: str, *, complete: bool) -> dict[Address, Any]:
     """The choices of a program by address, checked against its sites.
 
     Raises:
@@ -109,9 +109,9 @@ def match(choices: Any, found: Sequence[Place], program: str, *, complete: bool)
       ChoiceError: a value has the wrong shape or kind of dtype.
     """
     given = flatten(choices, f"the choices for {program}")
-    by_address: dict[Address, Place] = {}
-    for place in found:
-        by_address.setdefault(place.site.address, place)
+    by_address: dict[Address, SiteInfo] = {}
+    for info in found:
+        by_address.setdefault(info.site.address, info)
     for address, value in given.items():
         if address not in by_address:
             raise _unknown(address, value, given, by_address, program)
@@ -148,9 +148,9 @@ def _nearest(address: Address, known: Any) -> Address | None:
     return names[close[0]] if close else None
 
 
-def _checked(value: Any, place: Place) -> Any:
-    site = place.site
-    shape = place.loop_shape + site.shape
+def _checked(value: Any, info: SiteInfo) -> Any:
+    site = info.site
+    shape = info.loop_shape + site.shape
     expected = f"{np.dtype(site.dtype)}[{','.join(map(str, shape))}]"
     array = as_array(value)
     if array is None:
@@ -163,7 +163,7 @@ def _checked(value: Any, place: Place) -> Any:
         )
     array = array if isinstance(array, jax.Array) else jnp.asarray(array)
     if array.shape != shape:
-        loops = "".join(f"[{loop.size} {loop.kind}s]" for loop in place.loops)
+        loops = "".join(f"[{loop.size} {loop.kind}s]" for loop in info.loops)
         raise ChoiceError(
             "a given value has the wrong shape.",
             at=site.at(),

@@ -17,7 +17,7 @@ from vipl.distributions._stable import BernoulliLogits
 from vipl.errors import DistributionError, show_aval
 from vipl.gen._equivalents import equivalent, library_of
 from vipl.gen._supports import joins_zero, names_its_support, steps_of
-from vipl.ir.partition import Packed
+from vipl.ir.partition import Skeleton
 from vipl.ir.primitives import Site
 
 
@@ -52,7 +52,7 @@ class Factor:
 
 def is_factor(site: Site) -> bool:
     """Says whether a site is a factor."""
-    return site.source is not None and site.source.treedef == jax.tree.structure(Factor(0.0))
+    return site.distribution is not None and site.distribution.treedef == jax.tree.structure(Factor(0.0))
 
 
 class _NoSampler(Exception):
@@ -60,14 +60,14 @@ class _NoSampler(Exception):
 
 
 @functools.lru_cache(maxsize=4096)
-def _value_aval(packed: Packed, avals: tuple[Any, ...], mode: Any) -> tuple[Any, tuple[int, ...], tuple[int, ...]]:
+def _value_aval(skeleton: Skeleton, avals: tuple[Any, ...], mode: Any) -> tuple[Any, tuple[int, ...], tuple[int, ...]]:
     """Aval of a draw, shape of its log density, and the batch shape that the distribution claims."""
     del mode
     key = jax.eval_shape(lambda: jax.random.key(0))
     claimed: list[Any] = []
 
     def both(key, *leaves):
-        d = packed.unpack(leaves)
+        d = skeleton.combine(leaves)
         claimed.append(tuple(d.batch_shape))
         try:
             point = draw(d, key)
@@ -79,12 +79,12 @@ def _value_aval(packed: Packed, avals: tuple[Any, ...], mode: Any) -> tuple[Any,
     return value, tuple(log_prob.shape), claimed[0]
 
 
-def check_distribution(source: Any, packed: Packed, leaves: Sequence[Any], at: str) -> Any:
+def check_distribution(source: Any, skeleton: Skeleton, leaves: Sequence[Any], at: str) -> Any:
     """The aval of one draw; raises where the source is not a distribution with up-to-date shapes."""
     if not isinstance(source, (dist.Distribution, Factor)):
         raise _no_distribution(source, at)
     try:
-        hash(packed)
+        hash(skeleton)
     except TypeError:
         raise DistributionError(
             "a distribution holds something that is neither an array nor hashable.",
@@ -95,7 +95,7 @@ def check_distribution(source: Any, packed: Packed, leaves: Sequence[Any], at: s
         ) from None
     avals = tuple(_jax.typeof(x) for x in leaves)
     try:
-        value, log_prob_shape, batch_shape = _value_aval(packed, avals, _jax.numeric_mode())
+        value, log_prob_shape, batch_shape = _value_aval(skeleton, avals, _jax.numeric_mode())
     except _NoSampler:
         raise DistributionError(
             "a distribution cannot be drawn from.",
@@ -243,7 +243,7 @@ def site_log_prob(site: Site, operands: Sequence[Any], value: Any, *, check: boo
       check: whether the value may lie outside the support, or be NaN: its log density is then -inf, or NaN.
         (NumPyro's densities alone are neither, for many families.)
     """
-    d = without_event(site.source.unpack(operands[: site.num_source]))
+    d = without_event(site.distribution.combine(operands[: site.num_distribution]))
     try:
         log_prob = d.log_prob(value)
     except NotImplementedError:
@@ -280,7 +280,7 @@ def log_probs_of(site: Site, operands: Sequence[Any], value: Any, point: tuple[A
       value: [...], the value.
       point: another value, and its log densities, which are taken where the two agree.
     """
-    d = without_event(site.source.unpack(operands[: site.num_source]))
+    d = without_event(site.distribution.combine(operands[: site.num_distribution]))
     log_probs = d.log_prob(value)
     if point is None:
         return log_probs

@@ -85,9 +85,9 @@ class Estimated(Source):
         sites = [
             Site(
                 address=(*address, *a),
-                source=None,
+                distribution=None,
                 estimator=None,
-                num_source=0,
+                num_distribution=0,
                 shape=x.shape,
                 dtype=x.dtype,
                 support=None,

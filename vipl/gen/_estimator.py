@@ -75,7 +75,7 @@ def unmasked(d: Any) -> Any:
 
 
 class Alternatives(NamedTuple):
-    """Points whose weights are zero in value.
+    """Support whose weights are zero in value.
 
     Attributes:
       values: [n, ...], the other values of the site.

@@ -1,8 +1,8 @@
 """`hold`: a source of choices whose parameters are held.
 
-Law: what it draws and its densities are those of the source, bit for bit; a derivative is that with respect to values
-that are passed in (the choices of `assess`), and never one with respect to anything that the source was applied to or
-closes over. Its sites' laws have no derivative, whatever their estimators.
+Invariant: what it draws and its densities are those of the source, bit for bit; a derivative is that with respect to
+values that are passed in (the choices of `assess`), and never one with respect to anything that the source was applied
+to or closes over. Its sites' laws have no derivative, whatever their estimators.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vipl.analysis.stop_gradients import stopped
 from vipl.errors import ProgramError
 from vipl.gen._program import GenerativeFunction, Program
 from vipl.gen._source import Source, Trace
-from vipl.ir.partition import concrete_integer, pack
+from vipl.ir.partition import concrete_integer, partition
 from vipl.ir.primitives import user_frame
 
 
@@ -57,8 +57,8 @@ def hold(source: Any) -> Any:
     if isinstance(source, Source):
         return source if isinstance(source, HeldSource) else HeldSource(source)
     if isinstance(source, dist.Distribution):
-        packed, leaves = pack(source, keep=concrete_integer)
-        return packed.unpack(stopped(leaves))
+        skeleton, leaves = partition(source, keep=concrete_integer)
+        return skeleton.combine(stopped(leaves))
     is_function = callable(source) and hasattr(source, "__name__")
     raise ProgramError(
         "what is to be held is not a program with its arguments.",

@@ -30,10 +30,10 @@ from vipl.interpret.interpreter import Interpreter, Outcome, plain, run, walk
 from vipl.interpret.rewrite import rewrite
 from vipl.interpret.seed import violations
 from vipl.ir.functions import check_function
-from vipl.ir.partition import pack, python_integer
+from vipl.ir.partition import partition, python_integer
 from vipl.ir.primitives import Site, bind_site, user_frame
 from vipl.ir.probe import WEIGHED, probe, watch
-from vipl.ir.sites import Place, check_unique, places
+from vipl.ir.sites import SiteInfo, check_unique, list_sites
 from vipl.ir.stage import Staged, stage_program
 
 
@@ -211,17 +211,17 @@ class Program(Source):
         """Whether it is unnormalized."""
         return any(is_factor(p.site) for p in self.staged()[1])
 
-    def unknown(self, known: dict[str, Any]) -> list[Place]:
+    def unknown(self, known: dict[str, Any]) -> list[SiteInfo]:
         """The places of the choices that are not known."""
         _, found = self.staged()
         given = match(known, valued(found), self.name, complete=False)
         return [p for p in valued(found) if p.site.address not in given]
 
-    def staged(self) -> tuple[Staged, list[Place]]:
+    def staged(self) -> tuple[Staged, list[SiteInfo]]:
         """The program as a jaxpr, and its places; raises where two of them have one address."""
         fn = functools.partial(with_estimators, self.gf.fn, self.gf.estimators, self.name)
         staged = stage_program(fn if self.gf.estimators else self.gf.fn, self.args, self.kwargs)
-        found = places(staged.jaxpr, whole=True)
+        found = list_sites(staged.jaxpr, whole=True)
         check_unique(found, staged.jaxpr)
         return staged, found
 
@@ -263,7 +263,7 @@ class Program(Source):
             probe(WEIGHED, site, operands, value, log_prob)
             totals = _totals(log_prob, counts(site.address, is_given))
             if check:
-                totals["violations"] = violations(site.source.unpack(operands[: site.num_source]))
+                totals["violations"] = violations(site.distribution.combine(operands[: site.num_distribution]))
             return Outcome((value, log_prob) if site.weighs else value, totals, {visit.path: value})
 
         def compose(composite, operands, values, path):
@@ -294,9 +294,9 @@ def with_estimators(fn: Callable, estimators: Any, name: str, *args: Any, **kwar
       *args: its arguments.
       **kwargs: its keyword arguments.
     """
-    wanted = {a: pack(e, keep=python_integer) for a, e in estimators}
+    wanted = {a: partition(e, keep=python_integer) for a, e in estimators}
     staged = stage_program(fn, args, kwargs)
-    known = dict.fromkeys(p.site.address for p in places(staged.jaxpr))
+    known = dict.fromkeys(p.site.address for p in list_sites(staged.jaxpr))
     unknown = [a for a in wanted if a not in known]
     if unknown:
         raise AddressError(
@@ -309,8 +309,8 @@ def with_estimators(fn: Callable, estimators: Any, name: str, *args: Any, **kwar
 
     def change(site: Site, operands):
         if site.address in wanted:
-            packed, leaves = wanted[site.address]
-            site, operands = replace(site, estimator=packed), [*operands[: site.num_source], *leaves]
+            skeleton, leaves = wanted[site.address]
+            site, operands = replace(site, estimator=skeleton), [*operands[: site.num_distribution], *leaves]
         return site, operands
 
     return staged.result(rewrite(staged.jaxpr, [], lambda address: address, change))
@@ -318,13 +318,13 @@ def with_estimators(fn: Callable, estimators: Any, name: str, *args: Any, **kwar
 
 def draw_and_weigh(site: Site, operands: Sequence[Any]) -> tuple[Any, Any]:
     """Binds a site; its value, and the log density of it, from before it was rounded where the site knows more."""
-    if site.weighs or has_coordinates(site.source.unpack(operands[: site.num_source])):
+    if site.weighs or has_coordinates(site.distribution.combine(operands[: site.num_distribution])):
         return bind_site(operands, replace(site, weighs=True))
     value = bind_site(operands, site)
     return value, site_log_prob(site, operands, value, check=False)
 
 
-def valued(found: list[Place]) -> list[Place]:
+def valued(found: list[SiteInfo]) -> list[SiteInfo]:
     """The places that have choices: all but factors."""
     return [p for p in found if not is_factor(p.site)]
 
@@ -346,20 +346,20 @@ def partly_given(composite: Any, is_given: list[bool]) -> AddressError:
     )
 
 
-def merge_emits(found: list[Place], emits: dict[Any, Any]) -> dict[str, Any]:
+def merge_emits(found: list[SiteInfo], emits: dict[Any, Any]) -> dict[str, Any]:
     """Choices from what the sites handed out; branches of a `cond` that share an address are merged.
 
     Only one of them is taken, and the others handed out zeros, so their sum is the choice.
     """
     flat: dict[Address, Any] = {}
-    for place in valued(found):
-        address, value = place.site.address, emits[place.path]
+    for info in valued(found):
+        address, value = info.site.address, emits[info.path]
         if address in flat:
             other = flat[address]
             if other.shape != value.shape or other.dtype != value.dtype:
                 raise AddressError(
                     "branches of one `cond` give different kinds of value to one address.",
-                    at=place.site.at(),
+                    at=info.site.at(),
                     got=f"{value.dtype}{list(value.shape)} here, {other.dtype}{list(other.shape)} in another branch",
                     expected="one shape and dtype for one address",
                     mend="give the site in each branch its own address",

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from vipl import _jax
 from vipl.distributions._points import in_support, log_density
-from vipl.distributions._stable import mended
+from vipl.distributions._stable import stabilize
 from vipl.errors import ChoiceError, EstimatorError, ProgramError, ViplError, show_address, show_aval
 from vipl.gen._choices import check_address
 from vipl.gen._density import Factor, check_distribution, without_event
@@ -16,7 +16,7 @@ from vipl.gen._estimator import Draw, Estimator, Law, Support
 from vipl.gen._source import Source
 from vipl.gen._supports import describe
 from vipl.interpret.noise import SiteProgram, site_program
-from vipl.ir.partition import Packed, concrete_integer, is_array, pack, python_integer
+from vipl.ir.partition import Skeleton, concrete_integer, is_array, partition, python_integer
 from vipl.ir.primitives import Site, bind_site, user_frame
 from vipl.ir.staging_rules import check_context
 
@@ -60,19 +60,19 @@ def sample(address: str | tuple[str, ...], source: Any, estimator: Estimator | N
                 mend=f"name them: {source.name}(...).with_estimators({{'site': {_name(estimator)}()}})",
             )
         return source.inline(address, where)
-    source = mended(source)
-    packed, leaves = pack(source, keep=concrete_integer)
-    value = check_distribution(source, packed, leaves, at)
+    source = stabilize(source)
+    skeleton, leaves = partition(source, keep=concrete_integer)
+    value = check_distribution(source, skeleton, leaves, at)
     packed_estimator, extra = None, []
     if estimator is not None:
         check_estimator(estimator, at)
-        packed_estimator, extra = pack(estimator, keep=python_integer)
+        packed_estimator, extra = partition(estimator, keep=python_integer)
     makes_float = estimator is not None and estimator.makes_float and not jnp.issubdtype(value.dtype, jnp.floating)
     site = Site(
         address=address,
-        source=packed,
+        distribution=skeleton,
         estimator=packed_estimator,
-        num_source=len(leaves),
+        num_distribution=len(leaves),
         shape=tuple(value.shape),
         dtype=jnp.result_type(float) if makes_float else value.dtype,
         support=describe(source),
@@ -131,9 +131,9 @@ def factor(address: str | tuple[str, ...], log_weight: Any) -> None:
             expected="a float, or an array of floats",
             mend="pass a log weight such as -0.5 * error**2",
         )
-    packed, leaves = pack(Factor(log_weight))
+    skeleton, leaves = partition(Factor(log_weight))
     dtype = jnp.result_type(float)
-    site = Site(address, packed, None, 1, (0,), dtype, None, where)
+    site = Site(address, skeleton, None, 1, (0,), dtype, None, where)
     bind_site(leaves, site)
 
 
@@ -155,19 +155,19 @@ def _name(estimator: Any) -> str:
     return estimator.__name__ if isinstance(estimator, type) else type(estimator).__name__
 
 
-def points_program(config: tuple[Packed, Packed, int, bool, bool]) -> Any:
+def points_program(config: tuple[Skeleton, Skeleton, int, bool, bool]) -> Any:
     """The site program of an estimator: `(key, *operands) -> Draw or Support`.
 
     The point of a draw becomes the log densities of its parts, f[batch], where the site `weighs`; otherwise None.
     """
-    source, estimator, num_source, makes_float, weighs = config
+    source, estimator, num_distribution, makes_float, weighs = config
 
     def floating(x):
         return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(float)
 
     def points(key, *operands):
-        d = source.unpack(operands[:num_source])
-        points = estimator.unpack(operands[num_source:]).points(Law(d), key)
+        d = source.combine(operands[:num_distribution])
+        points = estimator.combine(operands[num_distribution:]).points(Law(d), key)
         if isinstance(points, Draw):
             points = _inside(points, without_event(d), weighs)
         if not makes_float:
@@ -193,13 +193,13 @@ def _inside(points: Draw, d: Any, weighs: bool) -> Draw:
 
 def points_of(site: Site, avals: tuple[Any, ...]) -> SiteProgram:
     """The estimator of a site, traced and checked; errors of the estimator are given the site's place."""
-    config = (site.source, site.estimator, site.num_source, site.makes_float, site.weighs)
+    config = (site.distribution, site.estimator, site.num_distribution, site.makes_float, site.weighs)
     try:
         program = site_program(points_program, config, avals)
     except ViplError as error:
         raise error.located(site.at()) if not error.at else error from None
     points = program.shape
-    estimator: Any = site.estimator.unpack(avals[site.num_source :])  # type: ignore[union-attr]
+    estimator: Any = site.estimator.combine(avals[site.num_distribution :])  # type: ignore[union-attr]
     name = type(estimator).__name__
     if not isinstance(points, (Draw, Support)):
         raise _malformed(site, name, f"`points` returned {show_aval(points)}", "vipl.Draw or vipl.Support")

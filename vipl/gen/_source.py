@@ -19,7 +19,7 @@ from vipl.cache.programs import compiled, parts_of
 from vipl.errors import ProgramError, show_aval
 from vipl.interpret.seed import seed
 from vipl.ir.keys import as_key, is_key
-from vipl.ir.partition import not_arrays, pack, python_integer
+from vipl.ir.partition import not_arrays, partition, python_integer
 from vipl.ir.primitives import user_frame
 
 
@@ -87,7 +87,7 @@ class Source(abc.ABC):
 
         Raises:
           AddressError: two sites have the same address.
-          ControlFlowError: a site stands in a `while_loop`, or where it cannot be honoured.
+          ControlFlowError: a site stands in a `while_loop`, or where it is not supported.
         """
         return self._simulate() if key is None else self._with_key("_simulate", key)
 
@@ -137,21 +137,23 @@ class Source(abc.ABC):
 
     def _with_key(self, verb: str, key: Any, *extra: Any) -> Any:
         key = as_key(key)
-        packed, leaves = pack(self, keep=python_integer)
-        packed_extra, extra_leaves = pack(extra)
+        skeleton, leaves = partition(self, keep=python_integer)
+        skeleton_extra, extra_leaves = partition(extra)
         try:
-            (roots, static), (more, rest) = parts_of(packed), parts_of(packed_extra)
+            (roots, static), (more, rest) = parts_of(skeleton), parts_of(skeleton_extra)
         except TypeError:
             raise ProgramError(
                 "an argument of a generative function is neither an array nor hashable.",
                 at=self.name,
-                got=", ".join(sorted({type(v).__name__ for kept, v in (*packed.static, *packed_extra.static) if kept})),
+                got=", ".join(
+                    sorted({type(v).__name__ for kept, v in (*skeleton.static, *skeleton_extra.static) if kept})
+                ),
                 expected="pytrees of arrays, and hashable objects",
                 mend="pass arrays, or close over the object",
             ) from None
 
         def run(key, leaves, extra_leaves):
-            source, extra = packed.unpack(leaves), packed_extra.unpack(extra_leaves)
+            source, extra = skeleton.combine(leaves), skeleton_extra.combine(extra_leaves)
             result = seed(lambda: getattr(source, verb)(*extra))(key)
             if others := not_arrays(result):
                 raise ProgramError(
@@ -173,15 +175,15 @@ class Source(abc.ABC):
 
         if staging():
             return plainly()
-        packed, leaves = pack(self, keep=python_integer)
-        packed_choices, values = pack(choices)
+        skeleton, leaves = partition(self, keep=python_integer)
+        packed_choices, values = partition(choices)
         try:
-            (roots, static), (more, rest) = parts_of(packed), parts_of(packed_choices)
+            (roots, static), (more, rest) = parts_of(skeleton), parts_of(packed_choices)
         except TypeError:
             return plainly()
 
         def run(leaves, values):
-            source, choices = packed.unpack(leaves), packed_choices.unpack(values)
+            source, choices = skeleton.combine(leaves), packed_choices.combine(values)
             return source._checked(verb, choices)
 
         return compiled(f"{verb} at once", (*roots, *more), (static, rest), run, (leaves, values), plainly)

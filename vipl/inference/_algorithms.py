@@ -31,7 +31,7 @@ from vipl.gen._arguments import call_maker, not_a_function
 from vipl.gen._choices import Address, flatten, merge, nest
 from vipl.inference._particles import Particles, log_mean_exp, positive
 from vipl.ir.primitives import user_frame
-from vipl.ir.sites import Place
+from vipl.ir.sites import SiteInfo
 
 
 class First(NamedTuple):
@@ -69,11 +69,11 @@ class Algorithm(abc.ABC):
     def conditional(self, program: Source, known: dict[str, Any], first: First) -> Any:
         """Runs with one particle given: log_normalizer with E[exp -log_normalizer] = 1 / Z for a posterior draw."""
 
-    def marginals(self, program: Source, known: dict[str, Any], place: Place) -> Any:
+    def marginals(self, program: Source, known: dict[str, Any], info: SiteInfo) -> Any:
         """The exact posterior marginals of one unknown choice: a NumPyro distribution, batched over the loops."""
         raise ProgramError(
             "posterior marginals are asked of an algorithm that does not have them.",
-            at=f"{show_address(place.site.address)} of {program.name}",
+            at=f"{show_address(info.site.address)} of {program.name}",
             got=f"{type(self).__name__}(...)",
             expected="Enumeration(), ForwardBackward() or Kalman()",
             mend="estimate moments with particles: normalize(...).particles(key).mean(fn)",
@@ -163,14 +163,14 @@ class Enumeration(Algorithm):
         del first
         return self.particles(program, known).log_normalizer
 
-    def marginals(self, program: Source, known: dict[str, Any], place: Place) -> Any:
+    def marginals(self, program: Source, known: dict[str, Any], info: SiteInfo) -> Any:
         """Categorical, of the choice's shape as batch shape."""
         particles = self.particles(program, known)
-        values = finite_values(place, "Enumeration()")
-        choice = flatten(particles.choices, program.name)[place.site.address]  # [n, ...]
+        values = finite_values(info, "Enumeration()")
+        choice = flatten(particles.choices, program.name)[info.site.address]  # [n, ...]
         here = choice[..., None] == jnp.asarray(values)
         log_w = particles.log_weights - positive(particles.log_normalizer, program.name)
-        return categorical(values, log_total(log_w.reshape(-1, *[1] * choice.ndim), here), place)
+        return categorical(values, log_total(log_w.reshape(-1, *[1] * choice.ndim), here), info)
 
 
 def as_program(source: Source) -> Program:
@@ -190,7 +190,7 @@ def log_total(log_w: Any, counts: Any = True) -> Any:
     return jnp.where(some, jax.nn.logsumexp(safe, axis=0), -jnp.inf)
 
 
-def categorical(values: np.ndarray, log_probs: Any, place: Place) -> Any:
+def categorical(values: np.ndarray, log_probs: Any, info: SiteInfo) -> Any:
     """A Categorical by log probabilities f[..., n] of n values, some of 0, 1, 2, ...; others have probability zero."""
     if values.dtype.kind == "b" or (values.dtype.kind in "iu" and values.size and values.min() >= 0):
         numbers = values.astype(int)
@@ -200,7 +200,7 @@ def categorical(values: np.ndarray, log_probs: Any, place: Place) -> Any:
         return dist.Categorical(logits=log_probs, validate_args=False)  # NumPyro takes no logits of -inf
     raise EstimatorError(
         "a choice has values that are no numbers of categories.",
-        at=place.site.at(),
+        at=info.site.at(),
         got=f"values {', '.join(map(str, values[:5]))}",
         expected="integers from 0 on",
         mend="shift the values in the program; or use particles(key).mean(fn)",
@@ -210,9 +210,9 @@ def categorical(values: np.ndarray, log_probs: Any, place: Place) -> Any:
 def finite_choices(program: Source, known: dict[str, Any]) -> dict[Address, tuple[Any, ...]]:
     """The values of one element of each unknown choice, where these are known to be finitely many."""
     found = {}
-    for place in as_program(program).unknown(known):
+    for info in as_program(program).unknown(known):
         try:
-            found[place.site.address] = tuple(finite_values(place, "an exact algorithm").tolist())
+            found[info.site.address] = tuple(finite_values(info, "an exact algorithm").tolist())
         except EstimatorError:
             continue
     return found
@@ -221,8 +221,8 @@ def finite_choices(program: Source, known: dict[str, Any]) -> dict[Address, tupl
 def joint_values(program: Program, known: dict[str, Any]) -> dict[str, Any]:
     """Nested dicts of [n, ...]: all joint values of the choices that are not known."""
     columns: dict[Any, list[Any]] = {}
-    for place in program.unknown(known):
-        columns[place.site.address] = [finite_values(place, "Enumeration()"), place.loop_shape + place.site.shape]
+    for info in program.unknown(known):
+        columns[info.site.address] = [finite_values(info, "Enumeration()"), info.loop_shape + info.site.shape]
     sizes = [len(v) for v, shape in columns.values() for _ in range(math.prod(shape))]
     total = math.prod(sizes)
     if total > MAX_POINTS:
@@ -242,10 +242,10 @@ def joint_values(program: Program, known: dict[str, Any]) -> dict[str, Any]:
     return nest(flat)
 
 
-def finite_values(place: Place, who: str) -> np.ndarray:
+def finite_values(info: SiteInfo, who: str) -> np.ndarray:
     """i[n], the values of one element of a site with a finite support."""
-    site = place.site
-    if place.in_branch:
+    site = info.site
+    if info.in_branch:
         raise EstimatorError(
             "a site in a branch of a `cond` cannot be enumerated: where it is not visited it has no values.",
             at=site.at(),
@@ -255,7 +255,7 @@ def finite_values(place: Place, who: str) -> np.ndarray:
         )
     if site.finite is not None:
         return np.asarray(site.finite, site.dtype)
-    if site.source is None:
+    if site.distribution is None:
         raise EstimatorError(
             "a choice of a composed distribution has no finite support that is known when the program is staged.",
             at=site.at(),
@@ -263,7 +263,7 @@ def finite_values(place: Place, who: str) -> np.ndarray:
             expected="sites with distributions; marginal(...) and normalize(...) of such, by exact algorithms",
             mend="use Importance(num_particles=...), or keep the site",
         )
-    law = Law(site.source.unpack([jnp.ones(a.shape, a.dtype) for a in place.source_avals]))
+    law = Law(site.distribution.combine([jnp.ones(a.shape, a.dtype) for a in info.distribution_avals]))
     try:
         with jax.ensure_compile_time_eval():
             return np.asarray(finite_support(law, who)[0])

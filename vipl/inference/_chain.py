@@ -15,7 +15,7 @@ from vipl.gen._density import is_factor, site_log_prob
 from vipl.inference._algorithms import require_exact
 from vipl.inference._smc import parts_of, steps_of
 from vipl.interpret.interpreter import Interpreter, Outcome, plain, read, run, run_equations, walk
-from vipl.ir.sites import Place
+from vipl.ir.sites import SiteInfo
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,14 @@ class Chain:
     """A program as a chain.
 
     Attributes:
-      place: of the unknown site.
+      info: of the unknown site.
       first: the carry before the first step, and the log weight of what came before it.
       step: (carry, inputs, value) -> (carry, log density of the step at that value).
       inputs: xs and known values, over the steps in the order of execution.
       reverse: whether that is the reverse of the order of the choices.
     """
 
-    place: Place
+    info: SiteInfo
     first: tuple[Any, Any]
     step: Any
     inputs: Any
@@ -44,12 +44,12 @@ def chain_of(program: Source, known: dict[str, Any], who: str) -> Chain:
     unknown = parts.in_steps
     if len(unknown) != 1 or len(parts.unknown) != 1:
         raise not_a_chain(parts.name, f"{len(unknown)} unknown sites in a step, {len(parts.unknown)} in all")
-    place = unknown[0]
-    if len(place.loops) != 1:
+    info = unknown[0]
+    if len(info.loops) != 1:
         raise not_a_chain(parts.name, "an unknown site in a loop of its own in each step")
     steps = steps_of(parts)
     num_carry = len(steps.carry)
-    _check_markov(steps.body, place.path[1:], len(steps.fixed), num_carry, parts.name)
+    _check_markov(steps.body, info.path[1:], len(steps.fixed), num_carry, parts.name)
     given = {path: {"known": x} for path, x in parts.known.items()}
     start = run_equations(steps.before, steps.env, _interpreter, given)
     carry = read(start.value, steps.carry)
@@ -57,15 +57,15 @@ def chain_of(program: Source, known: dict[str, Any], who: str) -> Chain:
 
     def step(carry, inputs, value):
         x, step_given = inputs
-        handed = step_given | {place.path: {"known": value.astype(place.site.dtype)}}
-        out = run(steps.body, [*steps.fixed, *carry, *x], _interpreter, handed, (parts.at,))
+        inputs = step_given | {info.path: {"known": value.astype(info.site.dtype)}}
+        out = run(steps.body, [*steps.fixed, *carry, *x], _interpreter, inputs, (parts.at,))
         return out.value[:num_carry], out.totals.get("log_w", jnp.zeros(()))
 
     reverse = steps.options.get("reverse", False)
     inputs = (steps.xs, step_given)
     inputs = jax.tree.map(lambda x: x[::-1], inputs) if reverse else inputs
     log_w = start.totals.get("log_w", jnp.zeros(()))
-    return Chain(place, (carry, log_w), step, inputs, reverse)
+    return Chain(info, (carry, log_w), step, inputs, reverse)
 
 
 def _check_markov(body: Any, at: Any, num_consts: int, num_carry: int, name: str) -> None:

@@ -15,7 +15,7 @@ from vipl.gen._choices import nest
 from vipl.inference._algorithms import Algorithm, First, categorical, finite_values, log_total
 from vipl.inference._chain import Chain, chain_of, not_a_chain
 from vipl.inference._particles import Particles, positive
-from vipl.ir.sites import Place
+from vipl.ir.sites import SiteInfo
 
 
 @jax.tree_util.register_dataclass
@@ -58,14 +58,14 @@ class ForwardBackward(Algorithm):
         _, states = lax.scan(back, last, (alphas[:-1], steps[1:]), reverse=True)
         path = values[jnp.append(states, last)]
         path = path[::-1] if chain.reverse else path
-        return Particles(nest({chain.place.site.address: path[None]}), jnp.zeros(1), jax.nn.logsumexp(alphas[-1]))
+        return Particles(nest({chain.info.site.address: path[None]}), jnp.zeros(1), jax.nn.logsumexp(alphas[-1]))
 
     def conditional(self, program: Source, known: dict[str, Any], first: First) -> Any:
         """Log Z."""
         del first
         return self.log_evidence(program, known)
 
-    def marginals(self, program: Source, known: dict[str, Any], place: Place) -> Any:
+    def marginals(self, program: Source, known: dict[str, Any], info: SiteInfo) -> Any:
         """Categorical of batch shape [T]: p(z_t | known) is in proportion to α_t β_t."""
         chain, values = _finite_chain(program, known)
         alphas, steps = _forward(chain, values)
@@ -78,15 +78,15 @@ class ForwardBackward(Algorithm):
         log_probs = alphas + jnp.concatenate([first[None], betas])
         log_probs = log_probs - positive(jax.nn.logsumexp(alphas[-1]), program.name)
         log_probs = log_probs[::-1] if chain.reverse else log_probs
-        return categorical(finite_values(chain.place, "ForwardBackward()"), log_probs, place)
+        return categorical(finite_values(chain.info, "ForwardBackward()"), log_probs, info)
 
 
 def _finite_chain(program: Source, known: dict[str, Any]) -> tuple[Chain, Any]:
     """A program as a chain, and the values of its states, i[S]."""
     chain = chain_of(program, known, "ForwardBackward()")
-    if chain.place.site.shape:
+    if chain.info.site.shape:
         raise not_a_chain(program.name, "an unknown site that is not one number in each step")
-    return chain, jnp.asarray(finite_values(chain.place, "ForwardBackward()"))
+    return chain, jnp.asarray(finite_values(chain.info, "ForwardBackward()"))
 
 
 def _forward(chain: Chain, values: Any) -> tuple[Any, Any]:

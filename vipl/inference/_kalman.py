@@ -20,7 +20,7 @@ from vipl.inference._algorithms import Algorithm, First
 from vipl.inference._chain import Chain, chain_of
 from vipl.inference._particles import Particles
 from vipl.ir.guards import alarm
-from vipl.ir.sites import Place
+from vipl.ir.sites import SiteInfo
 
 
 @jax.tree_util.register_dataclass
@@ -70,15 +70,15 @@ class Kalman(Algorithm):
         end = _draw(last.precision, last.shift)
         _, states = lax.scan(back, end, (before, steps), reverse=True)
         path = jnp.concatenate([states, end[None]])
-        path = (path[::-1] if chain.reverse else path).reshape(-1, *chain.place.site.shape)
-        return Particles(nest({chain.place.site.address: path[None]}), jnp.zeros(1), _integral(last))
+        path = (path[::-1] if chain.reverse else path).reshape(-1, *chain.info.site.shape)
+        return Particles(nest({chain.info.site.address: path[None]}), jnp.zeros(1), _integral(last))
 
     def conditional(self, program: Source, known: dict[str, Any], first: First) -> Any:
         """Log Z."""
         del first
         return self.log_evidence(program, known)
 
-    def marginals(self, program: Source, known: dict[str, Any], place: Place) -> Any:
+    def marginals(self, program: Source, known: dict[str, Any], info: SiteInfo) -> Any:
         """Normal of batch shape [T]; MultivariateNormal of that batch shape, where the state is an array."""
         chain = _gaussian_chain(program, known)
         last, before, steps = _forward(chain)
@@ -97,7 +97,7 @@ class Kalman(Algorithm):
             precision, shift = precision[::-1], shift[::-1]
         cov = jnp.linalg.inv(precision)
         mean = jnp.einsum("tij,tj->ti", cov, shift)
-        if not place.site.shape:
+        if not info.site.shape:
             return dist.Normal(mean[:, 0], jnp.sqrt(cov[:, 0, 0]))
         return dist.MultivariateNormal(mean, covariance_matrix=(cov + jnp.swapaxes(cov, 1, 2)) / 2)
 
@@ -138,14 +138,14 @@ def _integral(a: _Message) -> Any:
 
 def _forward(chain: Chain) -> tuple[_Message, _Message, _Step]:
     """The last α; the earlier ones and the steps that follow them, [T - 1]."""
-    size = math.prod(chain.place.site.shape)
-    dtype = jnp.result_type(chain.place.site.dtype)
+    size = math.prod(chain.info.site.shape)
+    dtype = jnp.result_type(chain.info.site.dtype)
     nowhere = jnp.zeros(size, dtype)
     carry, log_w = chain.first
     first_inputs = jax.tree.map(lambda x: x[0], chain.inputs)
 
     def value(v):
-        return v.reshape(chain.place.site.shape)
+        return v.reshape(chain.info.site.shape)
 
     def entry(v):
         return chain.step(carry, first_inputs, value(v))[1]
@@ -175,14 +175,14 @@ def _forward(chain: Chain) -> tuple[_Message, _Message, _Step]:
         return (new, after, inputs), (alpha, taken)
 
     rest = jax.tree.map(lambda x: x[1:], chain.inputs)
-    length = chain.place.loops[0].size - 1
+    length = chain.info.loops[0].size - 1
     (last, _, _), (before, steps) = lax.scan(step, (start, carry, first_inputs), rest, length=length)
     return last, before, steps
 
 
 def _gaussian_chain(program: Source, known: dict[str, Any]) -> Chain:
     chain = chain_of(program, known, "Kalman()")
-    site = chain.place.site
+    site = chain.info.site
     if site.support != EVERYWHERE or not jnp.issubdtype(site.dtype, jnp.floating):
         raise _not_linear(site.at(), "an unknown site whose support is not all of the real numbers")
     return chain
@@ -192,7 +192,7 @@ def _check_quadratic(fn: Any, x: Any, chain: Chain) -> None:
     """Raises where a function is not seen to be a polynomial of degree two."""
     (degree,) = _degrees(jax.make_jaxpr(fn)(x), [1])
     if degree > 2:
-        raise _not_linear(chain.place.site.at(), "a log density that is not seen to be quadratic in the states")
+        raise _not_linear(chain.info.site.at(), "a log density that is not seen to be quadratic in the states")
 
 
 # Linear in their first operand, or in all of them.

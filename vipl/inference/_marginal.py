@@ -193,19 +193,19 @@ class Normalized(Estimated):
           ProgramError: the algorithm does not have them.
         """
         address = check_address(address, f"marginals of {self.name}")
-        places = {p.site.address: p for p in as_program(self.program).unknown({})}
-        unknown = [a for a in places if a not in flatten(self.given, "given")]
+        list_sites = {p.site.address: p for p in as_program(self.program).unknown({})}
+        unknown = [a for a in list_sites if a not in flatten(self.given, "given")]
         if address not in unknown:
             raise AddressError(
                 "the marginals of a choice are asked for that is given."
-                if address in places
+                if address in list_sites
                 else "the marginals of a choice are asked for that the program does not have.",
                 at=self.name,
                 got=show_address(address),
                 expected=f"an address that is not given: {show_addresses(unknown)}",
                 mend="ask for one of these",
             )
-        return self.algorithm.marginals(self.program, self.given, places[address])
+        return self.algorithm.marginals(self.program, self.given, list_sites[address])
 
     def is_exact(self) -> bool:
         """Whether the algorithm is exact, and the program's density is."""

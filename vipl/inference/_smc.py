@@ -25,10 +25,10 @@ from vipl.inference._marginal import Normalized, normalize
 from vipl.inference._particles import Particles, log_mean_exp
 from vipl.inference._resampling import Multinomial, MultinomialDropped, Resampling
 from vipl.interpret.interpreter import Interpreter, Outcome, plain, read, run, run_equations, walk
-from vipl.ir.batching import eqn_holds_site
+from vipl.ir.batching import has_site
 from vipl.ir.partition import is_real
 from vipl.ir.primitives import Path, bind_site, sample_p, user_frame
-from vipl.ir.sites import Place
+from vipl.ir.sites import SiteInfo
 
 
 @jax.tree_util.register_dataclass
@@ -151,11 +151,11 @@ class Parts(NamedTuple):
     jaxpr: Any
     at: int
     known: dict[Path, Any]
-    unknown: list[Place]
+    unknown: list[SiteInfo]
     addresses: dict[Path, Address]
 
     @property
-    def in_steps(self) -> list[Place]:
+    def in_steps(self) -> list[SiteInfo]:
         """The places of the unknown choices in the scan."""
         return [p for p in self.unknown if p.path[0] == self.at]
 
@@ -165,16 +165,16 @@ def parts_of(program: Source, known: dict[str, Any]) -> Parts:
     if not isinstance(program, Program):
         raise _shape(program.name, f"a {type(program).__name__}")
     staged, found = program.staged()
-    places = valued(found)
-    given = match(known, places, program.name, complete=False)
-    holding = [i for i, e in enumerate(_jax.parts(staged.jaxpr).eqns) if eqn_holds_site(e)]
+    list_sites = valued(found)
+    given = match(known, list_sites, program.name, complete=False)
+    holding = [i for i, e in enumerate(_jax.parts(staged.jaxpr).eqns) if has_site(e)]
     scans = [i for i in holding if _jax.parts(staged.jaxpr).eqns[i].primitive is _jax.scan_p]
     if len(scans) != 1 or holding[-1] != scans[0]:
         after = "" if len(scans) != 1 else ", and sites after it"
         raise _shape(program.name, f"{len(scans)} scan(s) with sites at its top level{after}")
-    by_path = {p.path: given[p.site.address] for p in places if p.site.address in given}
-    unknown = [p for p in places if p.path not in by_path]
-    return Parts(program.name, staged.jaxpr, scans[0], by_path, unknown, {p.path: p.site.address for p in places})
+    by_path = {p.path: given[p.site.address] for p in list_sites if p.site.address in given}
+    unknown = [p for p in list_sites if p.path not in by_path]
+    return Parts(program.name, staged.jaxpr, scans[0], by_path, unknown, {p.path: p.site.address for p in list_sites})
 
 
 def _shape(name: str, got: str) -> ProgramError:
@@ -220,15 +220,15 @@ def _run(smc: SMC, parts: Parts, mine: dict[Path, Any]) -> Particles:
         log_w = jnp.where(resample, 0.0, log_w)
 
         def lane(k, carry, previous):
-            handed, log_q = step_given, jnp.zeros(())
+            inputs, log_q = step_given, jnp.zeros(())
             if smc.proposal is not None:
                 known = {parts.addresses[p]: g["known"] for p, g in step_given.items() if "known" in g}
                 source = call_maker(
                     smc.proposal, (number, merge_emits(in_steps, previous), nest(known)), "proposal", "SMC"
                 )
                 proposed, log_q = _proposed(source, k, step_given, parts)
-                handed = step_given | proposed
-            out = run(steps.body, [*steps.fixed, *carry, *x], _interpreter(k), handed, (parts.at,))
+                inputs = step_given | proposed
+            out = run(steps.body, [*steps.fixed, *carry, *x], _interpreter(k), inputs, (parts.at,))
             emits = {p.path: out.emits[p.path] for p in in_steps}
             return out.value[:num_carry], emits, out.totals.get("log_w", jnp.zeros(())) - log_q
 
@@ -342,7 +342,7 @@ def _shared_values(before: Sequence[Any], env: dict[Any, Any], parts: Parts) -> 
     for i, eqn in enumerate(before):
         if any(not isinstance(v, _jax.Literal) and v not in env for v in eqn.invars):
             continue
-        if not eqn_holds_site(eqn):
+        if not has_site(eqn):
             env.update(zip(eqn.outvars, plain(i, eqn, read(env, eqn.invars)), strict=True))
         elif eqn.primitive is sample_p and (i,) in parts.known:
             env[eqn.outvars[0]] = parts.known[i,]

@@ -11,7 +11,7 @@ here, and is the same for all interpreters:
 - `emits[path]` is what a site hands out. It is stacked by `scan` and lanes, and is zero where a `cond` took
   another branch.
 
-Law: with `handle` = "draw from the source with the key of the path" this is plain evaluation of the program,
+Invariant: with `handle` = "draw from the source with the key of the path" this is plain evaluation of the program,
 and every equation without a site is evaluated as JAX itself does.
 
 A *path* is the position of a site in a program: the numbers of the equations (and branches) that lead to it.
@@ -32,12 +32,12 @@ from jax import lax
 from vipl import _jax
 from vipl.errors import ControlFlowError
 from vipl.ir import devices
-from vipl.ir.batching import eqn_holds_site, sites_of
+from vipl.ir.batching import has_site, sites_of
 from vipl.ir.composite import Composite, composite_p
 from vipl.ir.evaluate import evaluate, plain, read, walk
 from vipl.ir.primitives import Lane, Path, Site, lanes_p, sample_p
 from vipl.ir.purity import check_unordered
-from vipl.ir.sites import places
+from vipl.ir.sites import list_sites
 from vipl.ir.stage import stage
 from vipl.passes import scan_fission as fission
 
@@ -68,7 +68,7 @@ class Interpreter(NamedTuple):
 
     Attributes:
       handle: `(visit, operands, given) -> Outcome`.
-      in_while: `(places, given, count) -> given` makes what the sites of one pass through a `while` loop are
+      in_while: `(list_sites, given, count) -> given` makes what the sites of one pass through a `while` loop are
         handed; None where an unknown number of draws has no meaning.
       name: what the interpreter does, for messages.
       compose: `(composite, operands, given, path) -> Outcome` takes a composite as a whole; `given` and `emits` have
@@ -106,7 +106,7 @@ def run_equations(
     emits: dict[Path, Any] = {}
 
     def visit(i: int, eqn: Any, values: list[Any]) -> Sequence[Any]:
-        if not eqn_holds_site(eqn):
+        if not has_site(eqn):
             return _jax.rebind(eqn, values)
         with _jax.eqn_context(eqn):
             out = _rule(eqn)(eqn, values, interpreter, given, (*path, i))
@@ -241,9 +241,9 @@ def _while_rule(eqn: Any, values: list[Any], interpreter: Interpreter, given: An
     given = _below(given, path)
 
     def part(number, jaxpr, consts, count, carry):
-        inner = places(jaxpr, (*path, number))
-        handed = make_given(inner, given, count)
-        return run(jaxpr, [*consts, *carry], interpreter, handed, (*path, number)).value
+        inner = list_sites(jaxpr, (*path, number))
+        inputs = make_given(inner, given, count)
+        return run(jaxpr, [*consts, *carry], interpreter, inputs, (*path, number)).value
 
     def goes_on(state):
         return part(0, p["cond_jaxpr"], cond_consts, *state)[0]
@@ -291,7 +291,7 @@ def _unsupported(eqn: Any, why: str, mend: str | None = None) -> ControlFlowErro
     site = next(sites_of(eqn), None)
     name = eqn.primitive.name
     return ControlFlowError(
-        f"a site stands inside `{name}`, where it cannot be honoured: {why}.",
+        f"a site stands inside `{name}`, where it is not supported: {why}.",
         at=site.at() if site else "a site that is out of sight",
         got=f"`sample` inside `{name}`",
         expected="sites in plain code, jit, vmap, scan, map, fori_loop, cond, switch or checkpoint",

@@ -30,9 +30,9 @@ import jax.numpy as jnp
 from vipl import _jax
 from vipl.errors import ProgramError, show_aval
 from vipl.interpret.interpreter import Path, evaluate, plain, read, walk
-from vipl.ir.keys import fold_loop, fold_tag, place_digest
+from vipl.ir.keys import fold_loop, fold_tag, site_digest
 from vipl.ir.purity import is_pure
-from vipl.ir.sites import Loop, Place
+from vipl.ir.sites import Loop, SiteInfo
 
 
 class SiteProgram(NamedTuple):
@@ -183,8 +183,8 @@ def site_program(build: Callable, config: Any, avals: Sequence[Any]) -> SiteProg
     return _split(build, config, tuple(avals), _jax.numeric_mode())
 
 
-def handed(
-    key: Any, found: Sequence[Place], programs: dict[Path, SiteProgram], around: Sequence[Loop] = ()
+def draw_noise(
+    key: Any, found: Sequence[SiteInfo], programs: dict[Path, SiteProgram], around: Sequence[Loop] = ()
 ) -> dict[Path, Any]:
     """What each site of a program is handed: its noise, with one leading axis for each loop around it.
 
@@ -193,13 +193,13 @@ def handed(
     A site inside a `while` loop is handed its key instead, with the axes of the loops outside that `while`.
     Sites with the same noise program and loops draw in one call.
     """
-    groups: dict[Any, list[Place]] = {}
-    for place in found:
-        kind = programs[place.path].signature if place.outside_while is None else "key"
-        groups.setdefault((kind, (*around, *place.known_loops)), []).append(place)
+    groups: dict[Any, list[SiteInfo]] = {}
+    for info in found:
+        kind = programs[info.path].signature if info.outside_while is None else "key"
+        groups.setdefault((kind, (*around, *info.known_loops)), []).append(info)
     if not groups:
         return {}
-    hashes = jnp.asarray([place_digest(p) for members in groups.values() for p in members], dtype=jnp.uint32)
+    hashes = jnp.asarray([site_digest(p) for members in groups.values() for p in members], dtype=jnp.uint32)
     every = jax.vmap(jax.random.fold_in, (None, 0))(key, hashes)  # the keys of all sites in one call
     out: dict[Path, Any] = {}
     start = 0
@@ -207,8 +207,8 @@ def handed(
         keys = every[start : start + len(members)] if len(members) > 1 else every[start]
         start += len(members)
         noise = [_folded(keys, loops)] if kind == "key" else _noise(programs[members[0].path], keys, loops)
-        for i, place in enumerate(members):
-            out[place.path] = [_own(x[i] if len(members) > 1 else x) for x in noise]
+        for i, info in enumerate(members):
+            out[info.path] = [_own(x[i] if len(members) > 1 else x) for x in noise]
     return out
 
 
@@ -217,15 +217,15 @@ def _own(x: Any) -> Any:
     return jax.random.clone(x) if _is_key(x) else x
 
 
-def handed_in_while(
-    keys: dict[Path, Any], found: Sequence[Place], programs: dict[Path, SiteProgram], count: Any
+def draw_noise_in_while(
+    keys: dict[Path, Any], found: Sequence[SiteInfo], programs: dict[Path, SiteProgram], count: Any
 ) -> dict[Path, Any]:
     """What the sites in one pass of a `while` loop are handed, from their keys before it."""
     out: dict[Path, Any] = {}
-    for place in found:
-        passed, loops = fold_tag(keys[place.path][0], "while", count), place.known_loops
-        inner = place.outside_while is not None
-        out[place.path] = [_folded(passed, loops)] if inner else _noise(programs[place.path], passed, loops)
+    for info in found:
+        passed, loops = fold_tag(keys[info.path][0], "while", count), info.known_loops
+        inner = info.outside_while is not None
+        out[info.path] = [_folded(passed, loops)] if inner else _noise(programs[info.path], passed, loops)
     return out
 
 

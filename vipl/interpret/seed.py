@@ -15,14 +15,14 @@ from vipl.cache.programs import compiled, parts_of
 from vipl.distributions._points import draw, log_density, total
 from vipl.errors import ControlFlowError
 from vipl.interpret.interpreter import Interpreter, Outcome, run
-from vipl.interpret.noise import handed, handed_in_while, site_program
+from vipl.interpret.noise import draw_noise, draw_noise_in_while, site_program
 from vipl.ir import devices
 from vipl.ir.functions import check_function
 from vipl.ir.guards import undifferentiable
 from vipl.ir.keys import as_key, check_digests
-from vipl.ir.partition import pack, python_integer
+from vipl.ir.partition import partition, python_integer
 from vipl.ir.primitives import Site
-from vipl.ir.sites import Place, places
+from vipl.ir.sites import SiteInfo, list_sites
 from vipl.ir.stage import stage_program
 
 
@@ -31,7 +31,7 @@ def draw_program(config: tuple[Any, bool]) -> Callable:
     source, weighs = config
 
     def program(key, *leaves):
-        d = source.unpack(leaves)
+        d = source.combine(leaves)
         point = draw(d, key)
         return [point.value, total(log_density(d, point))] if weighs else [point.value]
 
@@ -57,7 +57,7 @@ def seed(fn: Callable) -> Callable:
       `(key, *args, **kwargs) -> result`.
 
     Raises:
-      ControlFlowError: a site stands where it cannot be honoured; or the derivative of a draw is asked for.
+      ControlFlowError: a site stands where it is not supported; or the derivative of a draw is asked for.
 
     Example:
       >>> import jax, numpyro.distributions as dist, vipl
@@ -72,10 +72,10 @@ def seed(fn: Callable) -> Callable:
     def seeded(key, *args, **kwargs):
         key = as_key(key)
 
-        packed, leaves = pack((args, kwargs), keep=python_integer)
+        skeleton, leaves = partition((args, kwargs), keep=python_integer)
 
         def drawn(key, leaves):
-            args, kwargs = packed.unpack(leaves)
+            args, kwargs = skeleton.combine(leaves)
             staged = stage_program(fn, args, kwargs)
             return staged.result(seed_jaxpr(key, staged.jaxpr))
 
@@ -85,12 +85,12 @@ def seed(fn: Callable) -> Callable:
         if staging():
             return plainly()
         try:
-            roots, static = parts_of(packed)
+            roots, static = parts_of(skeleton)
         except TypeError:
             return plainly()
 
         def run(key, leaves):
-            args, kwargs = packed.unpack(leaves)
+            args, kwargs = skeleton.combine(leaves)
             staged = stage_program(fn, args, kwargs)
             out = _drawn(key, staged.jaxpr, check=True)
             return staged.result(out.value), out.totals.get("violations", 0) > 0
@@ -123,24 +123,26 @@ def violations(d: Any) -> Any:
 def _drawn(key: Any, jaxpr: Any, check: bool = False) -> Outcome:
     """Draws the sites of a program; with `check` it counts violations."""
     check_marks(jaxpr)
-    found = places(jaxpr)
+    found = list_sites(jaxpr)
     check_digests(found)
-    programs = {p.path: site_program(draw_program, (p.site.source, p.site.weighs), p.source_avals) for p in found}
+    programs = {
+        p.path: site_program(draw_program, (p.site.distribution, p.site.weighs), p.distribution_avals) for p in found
+    }
 
     def handle(visit, operands, noise):
         site: Site = visit.site
-        leaves = operands[: site.num_source]
-        source = site.source.unpack(leaves)
+        leaves = operands[: site.num_distribution]
+        source = site.distribution.combine(leaves)
         outs = programs[visit.path].rest(noise, leaves)
         outs[0] = outs[0].astype(site.dtype) if site.makes_float else outs[0]
         if not source.has_rsample:
             outs = [undifferentiable(_no_pathwise, site.at())(lax.stop_gradient(x), leaves) for x in outs]
         return Outcome(outs if site.weighs else outs[0], {"violations": violations(source)} if check else {}, {})
 
-    def in_while(inner: list[Place], keys: Any, count: Any) -> Any:
-        return handed_in_while(keys, inner, programs, count)
+    def in_while(inner: list[SiteInfo], keys: Any, count: Any) -> Any:
+        return draw_noise_in_while(keys, inner, programs, count)
 
-    return run(jaxpr, [], Interpreter(handle, in_while, "seed"), handed(key, found, programs))
+    return run(jaxpr, [], Interpreter(handle, in_while, "seed"), draw_noise(key, found, programs))
 
 
 def _no_pathwise(at: str) -> ControlFlowError:

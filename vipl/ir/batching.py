@@ -71,7 +71,7 @@ def _params_hold_site(eqn: Any) -> bool:
     return False
 
 
-def eqn_holds_site(eqn: Any) -> bool:
+def has_site(eqn: Any) -> bool:
     """Says whether an equation is or contains a site: by its effects, or by its parameters."""
     return eqn.primitive is sample_p or sample_effect in eqn.effects or _params_hold_site(eqn)
 
@@ -82,7 +82,7 @@ _HOLDS_SITE: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
 def holds_site(jaxpr: Any) -> bool:
     """Says whether a jaxpr contains a site."""
     if jaxpr not in _HOLDS_SITE:
-        _HOLDS_SITE[jaxpr] = any(eqn_holds_site(eqn) for eqn in _jax.parts(jaxpr).eqns)
+        _HOLDS_SITE[jaxpr] = any(has_site(eqn) for eqn in _jax.parts(jaxpr).eqns)
     return _HOLDS_SITE[jaxpr]
 
 

@@ -1,6 +1,6 @@
 """Programs over many devices.
 
-Law of devices: a program over many devices is the program on one.
+Invariant of devices: a program over many devices is the program on one.
 
 Inside a program all axes of a mesh are Auto: XLA spreads what is computed, whatever the types of the arguments say.
 What comes out is of the arguments' mesh, and the same on all devices. Inside `shard_map` all of a program differs along

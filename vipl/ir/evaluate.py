@@ -1,6 +1,7 @@
 """The equation loop: evaluation of a jaxpr, with a choice of what one equation means.
 
-Law: with `visit` = `plain` this is JAX's own evaluation: same parameters, context and source line of each equation.
+Invariant: with `visit` = `plain` this is JAX's own evaluation: same parameters, context and source line of each
+equation.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ import numpy as np
 
 from vipl.errors import AddressError, ProgramError, shortened, show_address, show_aval
 from vipl.ir.primitives import user_frame
-from vipl.ir.sites import Loop, Place
+from vipl.ir.sites import Loop, SiteInfo
 
 
 def digest(*parts: Any) -> int:
@@ -33,21 +33,21 @@ def digest(*parts: Any) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")
 
 
-def place_digest(place: Place) -> int:
+def site_digest(info: SiteInfo) -> int:
     """The hash of a site's address and occurrence."""
-    return digest("site", *place.site.address, place.occurrence)
+    return digest("site", *info.site.address, info.occurrence)
 
 
-def check_digests(found: Sequence[Place]) -> None:
+def check_digests(found: Sequence[SiteInfo]) -> None:
     """Raises where two addresses of one program have the same 32-bit hash: they would draw the same noise."""
-    seen: dict[int, Place] = {}
-    for place in found:
-        other = seen.setdefault(place_digest(place), place)
-        if (other.site.address, other.occurrence) != (place.site.address, place.occurrence):
+    seen: dict[int, SiteInfo] = {}
+    for info in found:
+        other = seen.setdefault(site_digest(info), info)
+        if (other.site.address, other.occurrence) != (info.site.address, info.occurrence):
             raise AddressError(
                 "two addresses have the same hash, so that their sites would draw the same noise.",
-                at=place.site.at(),
-                got=f"{show_address(place.site.address)} and {show_address(other.site.address)}",
+                at=info.site.at(),
+                got=f"{show_address(info.site.address)} and {show_address(other.site.address)}",
                 expected="addresses with different 32-bit hashes",
                 mend="rename one of them",
             )

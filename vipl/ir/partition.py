@@ -1,6 +1,6 @@
 """A pytree split into arrays (operands of an equation) and a hashable rest (a parameter of it).
 
-Law: `unpack(packed, leaves)` of `packed, leaves = pack(tree)` is `tree`, leaf for leaf.
+Invariant: `combine(skeleton, leaves)` of `skeleton, leaves = partition(tree)` is `tree`, leaf for leaf.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class _Integers:
 
 
 @dataclass(frozen=True)
-class Packed:
+class Skeleton:
     """The hashable rest of a pytree whose array leaves were taken out.
 
     Attributes:
@@ -42,7 +42,7 @@ class Packed:
     static: tuple[tuple[bool, Any], ...]
     types: tuple[type, ...]
 
-    def unpack(self, leaves: Any) -> Any:
+    def combine(self, leaves: Any) -> Any:
         """Puts the operands back."""
         operands = iter(leaves)
         values = [
@@ -105,7 +105,7 @@ def is_real(x: Any) -> bool:
     return is_array(x) and any(jnp.issubdtype(jnp.result_type(x), kind) for kind in (jnp.floating, jnp.integer))
 
 
-def pack(tree: Any, *, keep: Callable[[Any], bool] | None = None) -> tuple[Packed, list[Any]]:
+def partition(tree: Any, *, keep: Callable[[Any], bool] | None = None) -> tuple[Skeleton, list[Any]]:
     """Splits a pytree into a hashable rest and its array leaves.
 
     Args:
@@ -122,4 +122,4 @@ def pack(tree: Any, *, keep: Callable[[Any], bool] | None = None) -> tuple[Packe
             static.append((False, None))
         else:
             static.append((True, _hashable(leaf)))
-    return Packed(treedef, tuple(static), tuple(type(v) for kept, v in static if kept)), leaves
+    return Skeleton(treedef, tuple(static), tuple(type(v) for kept, v in static if kept)), leaves

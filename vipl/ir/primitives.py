@@ -30,7 +30,7 @@ import numpyro
 
 from vipl import _jax
 from vipl.errors import ControlFlowError, ProgramError, show_address
-from vipl.ir.partition import Packed
+from vipl.ir.partition import Skeleton
 
 _PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 # Frames that are not the user's; programs in the package's own demo are users.
@@ -71,9 +71,9 @@ class Site:
 
     Attributes:
       address: the path, outermost part first.
-      source: the distribution (or factor), packed; None for a value of a composite.
+      distribution: that (or factor), as a skeleton; None for a value of a composite.
       estimator: the gradient estimator, packed; None where the user named none.
-      num_source: how many operands belong to the source; the others are the estimator's.
+      num_distribution: how many operands belong to the source; the others are the estimator's.
       shape: the value's shape.
       dtype: the value's dtype.
       support: a hashable description of where the density is not zero, or None; only checks read it.
@@ -85,9 +85,9 @@ class Site:
     """
 
     address: tuple[str, ...]
-    source: Any
-    estimator: Packed | None
-    num_source: int
+    distribution: Any
+    estimator: Skeleton | None
+    num_distribution: int
     shape: tuple[int, ...]
     dtype: Any
     support: Any

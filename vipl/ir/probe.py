@@ -3,7 +3,7 @@
 While `probing()` is active, the sites of a program that is staged tell the host what they see when it runs: whether
 their parameters, their value and its log density are finite, and the derivatives that come back to their parameters.
 
-Law: outside `probing()` nothing is added to a program.
+Invariant: outside `probing()` nothing is added to a program.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def probe(kind: int, site: Site, operands: Sequence[Any], value: Any, log_prob: 
     if _active is None:
         return
     tell = functools.partial(_active.tell, (kind, next(_active.numbers)), site.at())
-    parameters = [jnp.ravel(x).astype(float) for x in operands[: site.num_source] if _is_float(x)]
+    parameters = [jnp.ravel(x).astype(float) for x in operands[: site.num_distribution] if _is_float(x)]
     jax.debug.callback(tell, jnp.concatenate([jnp.zeros(0), *parameters]), value, log_prob)
 
 

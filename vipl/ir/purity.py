@@ -1,7 +1,7 @@
 """Which equations may be merged, dropped, moved or evaluated once more: those known to be pure.
 
-Law: an equation that is not known to give the same for the same operands, and to do nothing else, stays where it is,
-as often as it stands there. `vipl._jax.PURE` is the one list; a primitive that is not on it is not pure.
+Invariant: an equation that is not known to give the same for the same operands, and to do nothing else, stays where it
+is, as often as it stands there. `vipl._jax.PURE` is the one list; a primitive that is not on it is not pure.
 """
 
 from __future__ import annotations

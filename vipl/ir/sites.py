@@ -1,6 +1,6 @@
 """Where the sites of a program stand: their paths, addresses, occurrences, and the loops around them.
 
-Law: `places(jaxpr)` lists the sites that `run` visits, in the order and with the paths of `run`.
+Invariant: `list_sites(jaxpr)` lists the sites that `run` visits, in the order and with the paths of `run`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from vipl import _jax
 from vipl.errors import AddressError, show_address
-from vipl.ir.batching import eqn_holds_site
+from vipl.ir.batching import has_site
 from vipl.ir.composite import composite_p
 from vipl.ir.primitives import Path, Site, lanes_p, sample_p
 
@@ -23,7 +23,7 @@ class Loop(NamedTuple):
     size: int
 
 
-class Place(NamedTuple):
+class SiteInfo(NamedTuple):
     """One site of a program.
 
     Attributes:
@@ -50,9 +50,9 @@ class Place(NamedTuple):
         return tuple(loop.size for loop in self.loops)
 
     @property
-    def source_avals(self) -> tuple[Any, ...]:
+    def distribution_avals(self) -> tuple[Any, ...]:
         """The abstract values of the source's operands."""
-        return self.avals[: self.site.num_source]
+        return self.avals[: self.site.num_distribution]
 
     @property
     def known_loops(self) -> tuple[Loop, ...]:
@@ -65,7 +65,7 @@ class Place(NamedTuple):
         return math.prod(self.loop_shape)
 
 
-def places(jaxpr: Any, path: Path = (), *, whole: bool = False) -> list[Place]:
+def list_sites(jaxpr: Any, path: Path = (), *, whole: bool = False) -> list[SiteInfo]:
     """Lists the sites of a program in order.
 
     Args:
@@ -85,8 +85,8 @@ def _walk(
     in_branch: bool,
     counts: dict[tuple[str, ...], int],
     whole: bool,
-) -> tuple[list[Place], dict[tuple[str, ...], int]]:
-    found: list[Place] = []
+) -> tuple[list[SiteInfo], dict[tuple[str, ...], int]]:
+    found: list[SiteInfo] = []
     for i, eqn in enumerate(_jax.parts(jaxpr).eqns):
         here = (*path, i)
         if eqn.primitive is sample_p or (whole and eqn.primitive is composite_p):
@@ -94,8 +94,8 @@ def _walk(
             for at, site in _sites(eqn, here):
                 occurrence = counts.get(site.address, 0)
                 counts = counts | {site.address: occurrence + 1}
-                found.append(Place(at, site, avals, loops, occurrence, outside_while, in_branch))
-        elif eqn_holds_site(eqn):
+                found.append(SiteInfo(at, site, avals, loops, occurrence, outside_while, in_branch))
+        elif has_site(eqn):
             alternatives = []
             for inner_path, inner, loop, is_while in _children(eqn, here):
                 start = alternatives[-1] if alternatives and is_while else counts
@@ -132,24 +132,24 @@ def _children(eqn: Any, path: Path) -> Sequence[tuple[Path, Any, tuple[Loop, ...
     return []  # `run` raises there
 
 
-def check_unique(found: Sequence[Place], jaxpr: Any) -> None:
+def check_unique(found: Sequence[SiteInfo], jaxpr: Any) -> None:
     """Raises where two sites of one address can both be met in one run.
 
     Branches of one `cond` may share an address: only one of them is taken.
     """
-    seen: dict[tuple[str, ...], list[Place]] = {}
-    for place in found:
-        address = place.site.address
+    seen: dict[tuple[str, ...], list[SiteInfo]] = {}
+    for info in found:
+        address = info.site.address
         for other in seen.get(address, []):
-            if not _exclusive(jaxpr, place.path, other.path):
+            if not _exclusive(jaxpr, info.path, other.path):
                 raise AddressError(
                     "two sites have the same address.",
-                    at=place.site.at(),
+                    at=info.site.at(),
                     got=f"{show_address(address)} again, first at {other.site.where}",
                     expected="every address at most once in a generative function",
-                    mend=_why_twice(place, other),
+                    mend=_why_twice(info, other),
                 )
-        seen.setdefault(address, []).append(place)
+        seen.setdefault(address, []).append(info)
         prefix = next((a for a in _prefixes(address) if a in seen), None)
         below = next((a for a in seen if address in _prefixes(a)), None)
         if below is not None:
@@ -157,7 +157,7 @@ def check_unique(found: Sequence[Place], jaxpr: Any) -> None:
         if prefix is not None:
             raise AddressError(
                 "one site's address is the beginning of another's.",
-                at=place.site.at(),
+                at=info.site.at(),
                 got=f"{show_address(address)} beside {show_address(prefix)}",
                 expected="an address that is a site, or holds sites, not both",
                 mend=f"rename the site {show_address(prefix)} ({seen[prefix][0].site.where})",
@@ -182,10 +182,10 @@ def _exclusive(jaxpr: Any, a: Path, b: Path) -> bool:
     return False
 
 
-def _why_twice(place: Place, other: Place) -> str:
+def _why_twice(info: SiteInfo, other: SiteInfo) -> str:
     if _jax.jit_disabled():
         return "rename one of them; under jax.disable_jit a loop is unrolled: stage the program with jit enabled"
-    if place.site.where == other.site.where:
+    if info.site.where == other.site.where:
         return (
             "call the function once per address, as sample(address, fn(...)) with fn a generative function; a lax.map "
             "with batch_size repeats the body for the remainder (use a batch_size that divides the length), and "

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from vipl.errors import ProgramError
-from vipl.ir.partition import Packed, pack
+from vipl.ir.partition import Skeleton, partition
 from vipl.ir.primitives import user_frame
 from vipl.ir.staging_rules import staging
 
@@ -18,15 +18,15 @@ class Staged(NamedTuple):
 
     Attributes:
       jaxpr: closed, no inputs; arrays of the arguments are its constants.
-      packed: the result's structure, with what in it is not an array.
+      skeleton: the result's structure, with what in it is not an array.
     """
 
     jaxpr: Any
-    packed: Packed
+    skeleton: Skeleton
 
     def result(self, outs: Any) -> Any:
         """The program's result from the jaxpr's outputs."""
-        return self.packed.unpack(outs)
+        return self.skeleton.combine(outs)
 
 
 def stage_program(fn: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Staged:
@@ -34,22 +34,22 @@ def stage_program(fn: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
     Python numbers among the arguments stay Python numbers, so that a length may depend on them.
     """
-    box: list[Packed] = []
+    box: list[Skeleton] = []
 
     def flat():
         with staging():  # inside: JAX takes the user's lines out of a traceback that leaves `make_jaxpr`
-            packed, leaves = pack(fn(*args, **kwargs))
+            skeleton, leaves = partition(fn(*args, **kwargs))
         try:
-            hash(packed)
+            hash(skeleton)
         except TypeError:
             raise ProgramError(
                 "a program returns something that is neither an array nor hashable.",
                 at=getattr(fn, "__qualname__", None) or user_frame(),
-                got=", ".join(type(v).__name__ for kept, v in packed.static if kept),
+                got=", ".join(type(v).__name__ for kept, v in skeleton.static if kept),
                 expected="a pytree of arrays",
                 mend="return arrays, in tuples or dicts",
             ) from None
-        box.append(packed)
+        box.append(skeleton)
         return leaves
 
     jaxpr = jax.make_jaxpr(flat)()

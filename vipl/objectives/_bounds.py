@@ -20,7 +20,7 @@ from vipl.gen._choices import merge
 from vipl.inference import Algorithm, Importance, importance, marginal
 from vipl.inference._algorithms import the_algorithm
 from vipl.inference._particles import log_mean_exp, log_shares, weighted_sum
-from vipl.ir.sites import places
+from vipl.ir.sites import list_sites
 from vipl.ir.stage import stage_program
 
 
@@ -329,12 +329,12 @@ def exact_guide(guide: Source, who: str) -> None:
 def _pathwise_guide(guide: Source, who: str) -> None:
     """As far as is seen before estimators are replaced from outside."""
     exact_guide(guide, who)
-    for place in places(stage_program(lambda: guide.simulate().choices, (), {}).jaxpr):
-        site = place.site
-        estimator = site.estimator and site.estimator.unpack(place.avals[site.num_source :])
+    for info in list_sites(stage_program(lambda: guide.simulate().choices, (), {}).jaxpr):
+        site = info.site
+        estimator = site.estimator and site.estimator.combine(info.avals[site.num_distribution :])
         name = "a site without a pathwise derivative" if estimator is None else type(estimator).__name__
         pathwise = isinstance(estimator, (Reparam, ImplicitReparam)) or (
-            estimator is None and site.source.unpack(place.source_avals).has_rsample
+            estimator is None and site.distribution.combine(info.distribution_avals).has_rsample
         )
         if not pathwise:
             raise EstimatorError(

@@ -15,7 +15,7 @@ from vipl.gen._density import is_factor, site_log_prob
 from vipl.gen._program import draw_and_weigh, merge_emits, valued
 from vipl.interpret.interpreter import Interpreter, Outcome, plain, run, walk
 from vipl.ir.primitives import Path, bind_site
-from vipl.ir.sites import Place
+from vipl.ir.sites import SiteInfo
 
 
 @checked
@@ -49,7 +49,7 @@ def elbo_with_kl(model: Program, guide: Program, data: dict[str, Any]) -> Any:
             return Outcome(value, {"log_q": site_log_prob(site, operands, value, check=False)}, {})
         if site.address in closed:
             value = bind_site(operands, site)
-            return Outcome(value, {}, {visit.path: (value, tuple(operands[: site.num_source]))})
+            return Outcome(value, {}, {visit.path: (value, tuple(operands[: site.num_distribution]))})
         value, log_q = draw_and_weigh(site, operands)
         return Outcome(value, {"log_q": log_q}, {visit.path: (value, ())})
 
@@ -61,8 +61,10 @@ def elbo_with_kl(model: Program, guide: Program, data: dict[str, Any]) -> Any:
     log_q = totals.get("log_q", jnp.zeros(()))
     choices = merge_emits(found_q, {path: value for path, (value, _) in emits.items()})
     given = match(merge(choices, data), valued(found_p), model.name, complete=True)
-    sources = {p.site.address: (p.site.source, emits[p.path][1]) for p in valued(found_q) if p.site.address in closed}
-    handed: dict[Path, Any] = {
+    sources = {
+        p.site.address: (p.site.distribution, emits[p.path][1]) for p in valued(found_q) if p.site.address in closed
+    }
+    inputs: dict[Path, Any] = {
         p.path: (given[p.site.address], sources[p.site.address][1] if p.site.address in closed else ())
         for p in valued(found_p)
     }
@@ -75,7 +77,7 @@ def elbo_with_kl(model: Program, guide: Program, data: dict[str, Any]) -> Any:
         value, leaves = given
         if site.address not in closed:
             return Outcome(value, {"log_p": site_log_prob(site, operands, value, check=True)}, {})
-        q, p = sources[site.address][0].unpack(leaves), site.source.unpack(operands[: site.num_source])
+        q, p = sources[site.address][0].combine(leaves), site.distribution.combine(operands[: site.num_distribution])
         return Outcome(value, {"log_p": -jnp.sum(_divergence(q, p)).astype(float)}, {})
 
     def weigh_whole(composite, operands, given, _):
@@ -83,11 +85,11 @@ def elbo_with_kl(model: Program, guide: Program, data: dict[str, Any]) -> Any:
         (log_p,) = walk(composite.weigh, [*operands[composite.num_draw :], *values], plain)
         return Outcome(values, {"log_p": log_p}, {})
 
-    _, totals, _ = run(staged_p.jaxpr, [], Interpreter(weigh, None, "assess", weigh_whole), handed)
+    _, totals, _ = run(staged_p.jaxpr, [], Interpreter(weigh, None, "assess", weigh_whole), inputs)
     return totals.get("log_p", jnp.zeros(())) - log_q
 
 
-def _in_closed_form(of_model: list[Place], of_guide: list[Place]) -> set[tuple[str, ...]]:
+def _in_closed_form(of_model: list[SiteInfo], of_guide: list[SiteInfo]) -> set[tuple[str, ...]]:
     """The addresses whose divergence is taken in closed form."""
     order_p = list(dict.fromkeys(p.site.address for p in of_model))
     order_q = list(dict.fromkeys(p.site.address for p in of_guide))
@@ -104,16 +106,16 @@ def _in_closed_form(of_model: list[Place], of_guide: list[Place]) -> set[tuple[s
     return closed
 
 
-def _plain(place: Place) -> bool:
-    return place.site.source is not None and not place.in_branch and all(loop.kind == "lane" for loop in place.loops)
+def _plain(info: SiteInfo) -> bool:
+    return info.site.distribution is not None and not info.in_branch and all(loop.kind == "lane" for loop in info.loops)
 
 
-def _has_divergence(q: Place, p: Place) -> bool:
+def _has_divergence(q: SiteInfo, p: SiteInfo) -> bool:
     def divergence(q_leaves, p_leaves):
-        return _divergence(q.site.source.unpack(q_leaves), p.site.source.unpack(p_leaves))
+        return _divergence(q.site.distribution.combine(q_leaves), p.site.distribution.combine(p_leaves))
 
     try:
-        jax.eval_shape(divergence, q.source_avals, p.source_avals)
+        jax.eval_shape(divergence, q.distribution_avals, p.distribution_avals)
     except (NotImplementedError, ValueError, TypeError):
         return False
     return True

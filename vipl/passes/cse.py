@@ -19,7 +19,7 @@ from vipl.ir.purity import is_pure
 from vipl.ir.stage import stage
 
 
-def simplified(fn: Callable, *args: Any) -> Any:
+def cse(fn: Callable, *args: Any) -> Any:
     """`fn(*args)`, each equation of the same operands evaluated once, those that nothing reads not at all.
 
     What is in a `jit` counts as if it stood outside. Equations that are not known to be pure stay, as often as they

@@ -7,8 +7,8 @@ equations are split in three:
     loop     what c' needs; every equation that is not known to be safe to move; and what these need
     after    what only l needs: one `vmap` after the loop, from the values of the loop that it reads
 
-Law: carry, ys and totals are those of the scan, and so are their derivatives; an equation is evaluated for the same
-steps, with the same operands, as in the scan.
+Invariant: carry, ys and totals are those of the scan, and so are their derivatives; an equation is evaluated for the
+same steps, with the same operands, as in the scan.
 
 - A carry whose next value is known ahead (the choices of an assessed chain) is no loop: it is that value, one step
   later. A loop of which nothing remains is not made.

@@ -4,8 +4,9 @@ Written out, each step's sites are sites of their own. What depends on a value o
 depends on one of a later step, and only that is evaluated again. In a loop all steps are one body, and what depends on
 any of its values is evaluated for all.
 
-Law: a program draws the same numbers, bit for bit, whether its loops are written out or not. So nothing is drawn for a
-site that was written out: noise is drawn for the loop's site, for all passes at once, and each pass is given its own.
+Invariant: a program draws the same numbers, bit for bit, whether its loops are written out or not. So nothing is drawn
+for a site that was written out: noise is drawn for the loop's site, for all passes at once, and each pass is given its
+own.
 """
 
 from __future__ import annotations
@@ -18,21 +19,21 @@ import jax.numpy as jnp
 from jax import lax
 
 from vipl import _jax
-from vipl.ir.batching import eqn_holds_site
+from vipl.ir.batching import has_site
 from vipl.ir.evaluate import plain, walk
 from vipl.ir.primitives import Path, lanes_p
-from vipl.ir.sites import Place, places
+from vipl.ir.sites import SiteInfo, list_sites
 
 
 class Origin(NamedTuple):
     """What a site was before loops were written out.
 
     Attributes:
-      place: the site in the program as it was.
+      info: the site in the program as it was.
       passes: for each loop around it there, outermost first, which pass of it this is; None: the loop is still a loop.
     """
 
-    place: Place
+    info: SiteInfo
     passes: tuple[int | None, ...]
 
     def of_passes(self, x: Any, first: int = 0) -> Any:
@@ -44,24 +45,24 @@ class Origin(NamedTuple):
 
 
 def origins(jaxpr: Any) -> list[Origin]:
-    """The sites of `unrolled(jaxpr)`, in the order of `places`, each with what it was in `jaxpr`."""
-    below: dict[Path, list[Place]] = {}
-    for place in places(jaxpr):
-        for n in range(len(place.path) + 1):
-            below.setdefault(place.path[:n], []).append(place)
+    """The sites of `unroll_scans(jaxpr)`, in the order of `list_sites`, each with what it was in `jaxpr`."""
+    below: dict[Path, list[SiteInfo]] = {}
+    for info in list_sites(jaxpr):
+        for n in range(len(info.path) + 1):
+            below.setdefault(info.path[:n], []).append(info)
     return list(_origins(jaxpr, (), (), below))
 
 
 def _origins(
-    jaxpr: Any, path: Path, passes: tuple[int | None, ...], below: dict[Path, list[Place]]
+    jaxpr: Any, path: Path, passes: tuple[int | None, ...], below: dict[Path, list[SiteInfo]]
 ) -> Iterator[Origin]:
     for i, eqn in enumerate(_jax.parts(jaxpr).eqns):
         here = (*path, i)
         if here not in below:
             continue
         if not _in_sight(eqn):
-            for place in below[here]:
-                yield Origin(place, passes + (None,) * (len(place.loops) - len(passes)))
+            for info in below[here]:
+                yield Origin(info, passes + (None,) * (len(info.loops) - len(passes)))
         elif eqn.primitive is _jax.scan_p:
             for k in _steps(_jax.scan_parts(eqn.params).options):
                 yield from _origins(eqn.params["jaxpr"], here, (*passes, k), below)
@@ -70,7 +71,7 @@ def _origins(
             yield from _origins(eqn.params["jaxpr"], here, inside, below)
 
 
-def unrolled(jaxpr: Any) -> Any:
+def unroll_scans(jaxpr: Any) -> Any:
     """The same program without such loops around sites, in plain code, `vmap` and `jit`."""
     if not _any(jaxpr):
         return jaxpr
@@ -82,7 +83,7 @@ def _visit(i: int, eqn: Any, values: list[Any]) -> Sequence[Any]:
     if not _in_sight(eqn):
         return plain(i, eqn, values)
     if eqn.primitive is lanes_p:
-        return lanes_p.bind(*values, **eqn.params | {"jaxpr": unrolled(eqn.params["jaxpr"])})
+        return lanes_p.bind(*values, **eqn.params | {"jaxpr": unroll_scans(eqn.params["jaxpr"])})
     if eqn.primitive is _jax.jit_p:
         return walk(eqn.params["jaxpr"], values, _visit)
     jaxpr, num_consts, num_carry, options = _jax.scan_parts(eqn.params)
@@ -106,7 +107,7 @@ def _any(jaxpr: Any) -> bool:
 
 def _in_sight(eqn: Any) -> bool:
     """Whether an equation is such a loop, or holds one."""
-    if not eqn_holds_site(eqn):
+    if not has_site(eqn):
         return False
     if eqn.primitive is _jax.scan_p:
         options = _jax.scan_parts(eqn.params).options
