@@ -245,7 +245,7 @@ def test_keys_of_all_sites_are_made_in_one_call():
 @pytest.mark.parametrize("x64", [True, False])
 def test_a_site_of_one_number_draws_from_the_stream_of_the_key(source, x64, monkeypatch):
     """Number i of the stream, where i is the hash of the address; of another generator, what fold_in(key, i) draws."""
-    monkeypatch.setattr(noise, "place_digest", lambda info: 7)
+    monkeypatch.setattr(noise, "site_digest", lambda info: 7)
     other = jax.random.key(3, impl="rbg")
     with jax.enable_x64(x64):
         draw = vipl.seed(lambda: sample("x", source))

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 from vipl import _jax
 from vipl.analysis.dependence import Dependence
-from vipl.ir.batching import has_site
 from vipl.ir.primitives import Path
 from vipl.ir.purity import is_pure
 
@@ -68,7 +67,7 @@ def find_meeting(
                 leaves[v] = reach
                 continue
             number, eqn = made_by[v]
-            if has_site(eqn) or not is_pure(eqn):
+            if not is_pure(eqn):  # a site, for one
                 blocked = met
                 break
             if number not in end:

@@ -242,7 +242,7 @@ def _moved(body: _Body, roots: list[Any]) -> Callable[[Any], bool]:
 
     def moved(v):
         i = maker[v]
-        if level[v] < LOOP or i in body.stays:
+        if level[v] < LOOP:
             return False
         if i not in loop:
             return True
