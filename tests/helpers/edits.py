@@ -122,7 +122,7 @@ EDITS: list[Edit] = [
          "test_estimators.py::test_local_enumeration_is_measure_valued_for_a_coin"),
         ("no score", "value if score is None else value * box(score).astype(dtype)", "value",
          "test_laws.py::test_elbo_with_a_bernoulli_latent_and_no_estimator_named"),
-        ("samples prune alike", "jax.random.randint(fold_tag(key, \"prune\"), shape, 0, plan.num_pruned)",
+        ("samples prune alike", "jax.random.randint(fold_tag(key, \"prune\"), shape, 0, plan.runs.num_pruned)",
          "jnp.zeros(shape, int)", "test_estimators.py::test_a_chain_of_flips -k estimator0"),
     ),
     *_in(
@@ -140,7 +140,7 @@ EDITS: list[Edit] = [
         "vipl/expectation/other_runs.py",
         ("impossible runs are looked at", "jnp.where(possible == 0, 0, difference)", "difference",
          "test_costs.py::test_the_run_at_an_impossible_value_is_not_looked_at"),
-        ("a survivor counts for itself", "plan.num_pruned * survivor", "survivor",
+        ("a survivor counts for itself", "plan.runs.num_pruned * survivor", "survivor",
          "test_estimators.py::test_a_chain_of_flips -k estimator0"),
         ("a second derivative passes", "tangents[0] * guard(differences, (weights, inputs)) + kept",
          "tangents[0] * differences", "test_laws.py -k 'no_second_derivative_passes_measure_valued and not loop'"),

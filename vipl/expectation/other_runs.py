@@ -30,16 +30,16 @@ def alternatives_term(plan: Plan, given: dict[Path, Given], digits: dict[Path, A
     Lanes that are kept apart take their alternatives in one run. Few sites have a `vmap` each, so that only what a site
     reaches is run again; many have one in common, so that the program does not grow with the square of their number.
     """
-    branching = [p for p in plan.found if p.path in plan.branching]
-    full = [p for p in branching if plan.branching[p.path] < plan.num_full]
-    pruned = [p for p in branching if plan.branching[p.path] >= plan.num_full]
+    branching = [p for p in plan.found if p.path in plan.runs.first]
+    full = [p for p in branching if plan.runs.first[p.path] < plan.runs.num_full]
+    pruned = [p for p in branching if plan.runs.first[p.path] >= plan.runs.num_full]
     groups = [[p] for p in full] if len(full) <= MAX_SEPARATE else [full]
     still = jax.tree.map(_still, given)
     jaxpr = _jax.with_consts(plan.staged.jaxpr, jax.tree.map(_still, list(plan.staged.jaxpr.consts)))
     weights, differences = [], []
-    for group in [*groups, pruned] if plan.num_pruned else groups:
+    for group in [*groups, pruned] if plan.runs.num_pruned else groups:
         others = {p.path: main.emits[p.path].alternatives for p in group}
-        start = plan.branching[group[0].path]
+        start = plan.runs.first[group[0].path]
         count = sum(math.prod(plan.run_shape(p)) for p in group)
         # A site by itself takes its values in order, one in each run; of several each is told which runs are its own.
         alone = group is not pruned and count == others[group[0].path].weights.shape[-1]
@@ -54,7 +54,7 @@ def alternatives_term(plan: Plan, given: dict[Path, Given], digits: dict[Path, A
             return collect_costs(plan, run_program(plan, jaxpr, inputs, digits, number), digits).weighted
 
         if group is pruned:
-            runs = plan.num_full + pick[None]
+            runs = plan.runs.num_full + pick[None]
         else:
             runs = jnp.arange(count, dtype=jnp.int32) + (0 if alone else start)
         results = jax.vmap(at, axis_name=RUNS)(runs)
@@ -63,7 +63,7 @@ def alternatives_term(plan: Plan, given: dict[Path, Given], digits: dict[Path, A
                 if p.path in cost.reach and p.path not in cost.held:
                     change = law_in(plan, cost, p.path, others[p.path].weights)
                     weight = _run_weights(plan, p, change, cost, pick)
-                    first = 0 if group is pruned else plan.branching[p.path] - start
+                    first = 0 if group is pruned else plan.runs.first[p.path] - start
                     difference = other[first : first + weight.shape[0]] - value
                     if others[p.path].possible is not None:
                         possible = _run_weights(plan, p, others[p.path].possible.astype(weight.dtype), cost, pick)
@@ -80,7 +80,7 @@ def alternatives_term(plan: Plan, given: dict[Path, Given], digits: dict[Path, A
 def _run_numbers(plan: Plan, info: SiteInfo) -> Any:
     """i[*loops, alternatives]: the run in which a site takes an alternative."""
     shape = plan.run_shape(info)
-    numbers = plan.branching[info.path] + jnp.arange(math.prod(shape), dtype=jnp.int32).reshape(shape)
+    numbers = plan.runs.first[info.path] + jnp.arange(math.prod(shape), dtype=jnp.int32).reshape(shape)
     return over_lanes(info, numbers, plan.apart[info.path], first=0)
 
 
@@ -92,12 +92,12 @@ def _run_weights(plan: Plan, info: SiteInfo, weights: Any, cost: Cost, pick: Any
     x = x.reshape(math.prod(plan.run_shape(info)), *(info.loop_shape[i] for i in lanes))
     axes = [cost.reach[info.path][i] for i in lanes]
     x = jax.vmap(lambda row: along(row, tuple(axes), len(cost.sizes)))(x)
-    number = plan.branching[info.path] - plan.num_full
-    if number < 0 or not plan.num_pruned:
+    number = plan.runs.first[info.path] - plan.runs.num_full
+    if number < 0 or not plan.runs.num_pruned:
         return x
     mine = (pick >= number) & (pick < number + x.shape[0])
     survivor = lax.dynamic_index_in_dim(x, pick - number, keepdims=True)
-    return jnp.where(mine, plan.num_pruned * survivor, 0)
+    return jnp.where(mine, plan.runs.num_pruned * survivor, 0)
 
 
 def _still(x: Any) -> Any:

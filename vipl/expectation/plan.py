@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from vipl import _jax
-from vipl.analysis.decomposition import Costs, find_costs, inline_jits
+from vipl.analysis.decomposition import Costs, find_costs
 from vipl.analysis.dependence import Dependences, find_dependence
 from vipl.analysis.meeting import Meeting, find_meeting
 from vipl.analysis.supports import check_marks
@@ -26,10 +27,12 @@ from vipl.ir.partition import partition
 from vipl.ir.primitives import Path
 from vipl.ir.sites import SiteInfo, list_sites
 from vipl.ir.stage import Staged
-from vipl.passes.unroll import Origin, origins, unroll_scans
+from vipl.passes.pipeline import prepare
+from vipl.passes.unroll import Origin, origins
 
 
-class Plan(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Plan:
     """What is known of a program before it runs.
 
     Attributes:
@@ -37,38 +40,56 @@ class Plan(NamedTuple):
       found: its sites.
       origins: path -> what the site was before loops were written out; noise is drawn for that.
       programs: path -> the site's program.
-      enumerated: the sites that are evaluated at all their values.
-      branching: the sites with alternatives, and the number of the first run of each; the pruned ones last.
-      num_full: how many runs these need.
-      num_pruned: how many runs there are of which one is run.
-      pruned_order: for each of these, its number where no loop is written out -> its number; None: the same.
-      shares: sites whose baseline is the other samples' value.
+      reached: what the sites that weigh anything reach.
       costs: the objective, taken apart.
       apart: for each site with several values, and each loop around it: whether all that it reaches stays in its
         lane. Then all lanes take their values at once.
-      reached: what the sites that weigh anything reach.
-      meeting: the end of the program in which lanes of enumerated sites meet, if they meet nowhere else.
     """
 
     staged: Staged
     found: list[SiteInfo]
     origins: dict[Path, Origin]
     programs: dict[Path, SiteProgram]
-    enumerated: list[SiteInfo]
-    branching: dict[Path, int]
-    num_full: int
-    num_pruned: int
-    pruned_order: np.ndarray | None
-    shares: list[SiteInfo]
+    reached: Dependences
     costs: Costs
     apart: dict[Path, tuple[bool, ...]]
-    reached: Dependences
-    meeting: Meeting | None
+
+    @functools.cached_property
+    def enumerated(self) -> list[SiteInfo]:
+        """The sites that are evaluated at all their values."""
+        return [p for p in self.found if p.path in self.programs and isinstance(self.points(p), Support)]
+
+    @functools.cached_property
+    def runs(self) -> Runs:
+        """The runs at other values."""
+        full, num_full = self._number_runs("alternatives", 0)
+        pruned, end = self._number_runs("pruned", num_full)
+        return Runs(full | pruned, num_full, end - num_full)
+
+    @functools.cached_property
+    def pruned_order(self) -> np.ndarray | None:
+        """For each run of which one is made, its number where no loop is written out -> its number; None: the same."""
+        return _pruned_order(self)
+
+    @functools.cached_property
+    def shares(self) -> list[SiteInfo]:
+        """The sites whose baseline is the other samples' value."""
+        return [p for p, points in self._draws() if points.shared_control is not None]
+
+    @functools.cached_property
+    def meeting(self) -> Meeting | None:
+        """The end of the program in which lanes of enumerated sites meet, if they meet nowhere else."""
+        has_control = any(points.control is not None for _, points in self._draws())
+        return None if has_control or self.runs.first else _find_meeting(self)
 
     @property
     def runs_several(self) -> list[SiteInfo]:
         """The sites for which the program is run at several values."""
-        return [*self.enumerated, *(p for p in self.found if p.path in self.branching)]
+        return [*self.enumerated, *(p for p in self.found if p.path in self.runs.first)]
+
+    def points(self, info: SiteInfo) -> Any:
+        """What the estimator of a site puts in its place: the shapes of a `Draw` or of a `Support`."""
+        return self.programs[info.path].shape
 
     def together(self, info: SiteInfo) -> tuple[int, ...]:
         """The sizes of the loops around a site whose passes take their values one by one, jointly."""
@@ -80,19 +101,61 @@ class Plan(NamedTuple):
 
     def run_shape(self, info: SiteInfo) -> tuple[int, ...]:
         """How many passes of each loop take alternatives one by one, and how many alternatives there are."""
-        points = self.programs[info.path].shape
+        points = self.points(info)
         others = points.alternatives if points.pruned is None else points.pruned
         return (*self.together(info), others.weights.shape[0])
+
+    def _draws(self) -> list[tuple[SiteInfo, Draw]]:
+        shapes = [(p, self.points(p)) for p in self.found if p.path in self.programs]
+        return [(p, points) for p, points in shapes if isinstance(points, Draw)]
+
+    def _number_runs(self, kind: str, start: int) -> tuple[dict[Path, int], int]:
+        first = {}
+        for p, points in self._draws():
+            if getattr(points, kind) is not None:
+                first[p.path] = start
+                start += math.prod(self.run_shape(p))
+        return first, start
+
+
+class Runs(NamedTuple):
+    """The runs of a program in which a site has another value than its draw.
+
+    Attributes:
+      first: the sites with alternatives, and the number of the first run of each; the pruned ones last.
+      num_full: how many runs are made.
+      num_pruned: how many runs there are besides, of which one is made.
+    """
+
+    first: dict[Path, int]
+    num_full: int
+    num_pruned: int
 
 
 def make_plan(staged: Staged) -> Plan:
     """Finds the sites of a program, and asks their estimators what they will do."""
     check_marks(staged.jaxpr)
     before = origins(staged.jaxpr)
-    staged = staged._replace(jaxpr=inline_jits(unroll_scans(staged.jaxpr)))
+    staged = staged._replace(jaxpr=prepare(staged.jaxpr))
     found = [_with_estimator(p) for p in list_sites(staged.jaxpr)]
     came_from = {p.path: origin for p, origin in zip(found, before, strict=True)}
     check_digests([origin.info for origin in before])
+    _check_factors(found)
+    # The operands of a step that is written out may be of weaker types than those of the loop's body.
+    programs = {p.path: points_of(p.site, came_from[p.path].info.avals) for p in found if p.outside_while is None}
+    weighing = {p.path: len(p.loops) for p in found if p.path in programs and _weighs(programs[p.path].shape)}
+    reached = find_dependence(staged.jaxpr, weighing) if weighing else Dependences({}, {}, {})
+    # A baseline that is given from outside stands for the whole objective, which is then left whole for its site.
+    whole = [path for path, program in programs.items() if getattr(program.shape, "control", None) is not None]
+    costs = find_costs(staged.jaxpr, weighing, reached, whole)
+    # A control is one number for the whole program: its expected value is one over all joint values.
+    apart = {p.path: _apart(p, costs, programs[p.path].shape, bool(whole)) for p in found if p.path in programs}
+    plan = Plan(staged, found, came_from, programs, reached, costs, apart)
+    _check_enumeration(plan)
+    return plan
+
+
+def _check_factors(found: list[SiteInfo]) -> None:
     for info in found:
         if is_factor(info.site):
             raise ProgramError(
@@ -102,50 +165,22 @@ def make_plan(staged: Staged) -> Plan:
                 expected="a factor inside a function decorated with @vipl.gen",
                 mend="add the log weight to the objective's value, or move it into the model",
             )
-    # The operands of a step that is written out may be of weaker types than those of the loop's body.
-    programs = {p.path: points_of(p.site, came_from[p.path].info.avals) for p in found if p.outside_while is None}
-    shapes = {path: program.shape for path, program in programs.items()}
-    enumerated = [p for p in found if isinstance(shapes.get(p.path), Support)]
-    whole = [path for path, points in shapes.items() if getattr(points, "control", None) is not None]
-    weighing = {p.path: len(p.loops) for p in found if p.path in shapes and _weighs(shapes[p.path])}
-    reached = find_dependence(staged.jaxpr, weighing) if weighing else Dependences({}, {}, {})
-    # A baseline that is given from outside stands for the whole objective, which is then left whole for its site.
-    costs = find_costs(staged.jaxpr, weighing, reached, whole)
-    apart = {p.path: _apart(p, costs) for p in found if p.path in shapes}
-    if whole:  # a control is one number for the whole program: its expected value is one over all joint values
-        apart |= {p.path: (False,) * len(p.loops) for p in enumerated}
-    plan = Plan(staged, found, came_from, programs, enumerated, {}, 0, 0, None, [], costs, apart, reached, None)
-    _check_enumeration(plan, shapes)
-    branching, counts = {}, [0]
-    for name in ("alternatives", "pruned"):
-        count = 0
-        for p in found:
-            shape = shapes.get(p.path)
-            if isinstance(shape, Draw) and getattr(shape, name) is not None:
-                branching[p.path] = sum(counts) + count
-                count += math.prod(plan.run_shape(p))
-        counts.append(count)
-    _, num_full, num_pruned = counts
-    shares = [p for p in found if isinstance(s := shapes.get(p.path), Draw) and s.shared_control is not None]
-    meeting = None if whole or branching else _meeting(plan)
-    plan = plan._replace(branching=branching, num_full=num_full, num_pruned=num_pruned, shares=shares, meeting=meeting)
-    return plan._replace(pruned_order=_pruned_order(plan))
 
 
 def _pruned_order(plan: Plan) -> np.ndarray | None:
     """See `Plan.pruned_order`: with the same key the same run is picked, whether loops are written out or not."""
-    pruned = [p for p in plan.found if plan.branching.get(p.path, -1) >= plan.num_full]
+    pruned = [p for p in plan.found if plan.runs.first.get(p.path, -1) >= plan.runs.num_full]
     if all(number is None for p in pruned for number in plan.origins[p.path].passes):
         return None
     groups: dict[Any, list[SiteInfo]] = {}
     for p in pruned:  # those that differ in which lanes are apart have no common numbers
         groups.setdefault((plan.origins[p.path].info.path, plan.apart[p.path]), []).append(p)
-    order, start = np.zeros(plan.num_pruned, np.int32), 0
+    order, start = np.zeros(plan.runs.num_pruned, np.int32), 0
     for members in groups.values():
         shapes = [plan.run_shape(p) for p in members]
         count = sum(map(math.prod, shapes))
         numbers = _loop_numbers(plan, members).reshape(-1) + start
-        firsts = [plan.branching[p.path] - plan.num_full for p in members]
+        firsts = [plan.runs.first[p.path] - plan.runs.num_full for p in members]
         own = [first + np.arange(math.prod(shape)) for first, shape in zip(firsts, shapes, strict=True)]
         order[numbers] = np.concatenate(own)
         start += count
@@ -166,7 +201,7 @@ def _loop_numbers(plan: Plan, members: list[SiteInfo]) -> np.ndarray:
     return numbers
 
 
-def _meeting(plan: Plan) -> Meeting | None:
+def _find_meeting(plan: Plan) -> Meeting | None:
     """Where the lanes of enumerated sites meet that are not apart in the costs."""
     if plan.reached.values is None or any(p.path not in plan.reached.sites for p in plan.found):
         return None
@@ -187,8 +222,10 @@ def _weighs(points: Draw | Support) -> bool:
     return isinstance(points, Support) or any(x is not None for x in points._replace(fixed=None, point=None)[1:])
 
 
-def _apart(info: SiteInfo, costs: Costs) -> tuple[bool, ...]:
+def _apart(info: SiteInfo, costs: Costs, points: Draw | Support, has_control: bool) -> tuple[bool, ...]:
     """For each loop around a site, whether it runs along an axis of everything that the site reaches."""
+    if has_control and isinstance(points, Support):
+        return (False,) * len(info.loops)
     every = [cost.reach[info.path] for cost in (*costs.costs, *costs.aux) if info.path in cost.reach]
     return tuple(all(axes[i] is not None for axes in every) for i in range(len(info.loops)))
 
@@ -200,13 +237,13 @@ def _with_estimator(info: SiteInfo) -> SiteInfo:
         return info
     reparametrized = site.distribution.combine(info.distribution_avals).has_rsample
     skeleton, _ = partition(Reparam() if reparametrized else Score())
-    return info._replace(site=replace(site, estimator=skeleton))
+    return info._replace(site=dataclasses.replace(site, estimator=skeleton))
 
 
-def _check_enumeration(plan: Plan, shapes: dict[Path, Any]) -> None:
+def _check_enumeration(plan: Plan) -> None:
     total = 1
     for p in plan.enumerated:
-        size, count = shapes[p.path].log_weights.shape[0], math.prod(plan.together(p))
+        size, count = plan.points(p).log_weights.shape[0], math.prod(plan.together(p))
         total *= size**count
         if total > MAX_POINTS:
             loops = [loop for loop, apart in zip(p.loops, plan.apart[p.path], strict=True) if not apart]

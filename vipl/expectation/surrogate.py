@@ -82,7 +82,7 @@ def draws(plan: Plan, key: Any, num_samples: int | None = None) -> tuple[dict[Pa
     programs = {origin.info.path: plan.programs[path] for path, origin in drawn.items()}
     noise = draw_noise(key, list({o.info.path: o.info for o in drawn.values()}.values()), programs, around)
     mine = {path: [o.of_passes(x, len(around)) for x in noise[o.info.path]] for path, o in drawn.items()}
-    pick = jax.random.randint(fold_tag(key, "prune"), shape, 0, plan.num_pruned) if plan.num_pruned else None
+    pick = jax.random.randint(fold_tag(key, "prune"), shape, 0, plan.runs.num_pruned) if plan.runs.num_pruned else None
     return mine, pick if plan.pruned_order is None else jnp.asarray(plan.pruned_order)[pick]
 
 
@@ -98,7 +98,7 @@ def one_sample(plan: Plan, noise: dict[Path, Any], pick: Any) -> Sample:
             return _where_lanes_meet(plan, noise, inner, chosen), None
         given = {path: Given(x, None) for path, x in noise.items()}
         run = collect_costs(plan, run_program(plan, plan.staged.jaxpr, given, chosen, None), chosen)
-        correction = alternatives_term(plan, given, chosen, run, pick) if plan.branching else None
+        correction = alternatives_term(plan, given, chosen, run, pick) if plan.runs.first else None
         return _weighed(plan, run, chosen), correction
 
     sample, correction = _for_each(at, {values_axis(p.path): _digits(plan, p, plan.apart[p.path]) for p in outer})
