@@ -28,7 +28,7 @@ from vipl.analysis.dependence import Dependence, Dependences, Mark, holds_drawn_
 from vipl.analysis.stop_gradients import any_meant
 from vipl.analysis.sums import floats_stacked, summed_after
 from vipl.ir import devices
-from vipl.ir.evaluate import evaluate, plain, read, read_arrays, walk
+from vipl.ir.dataflow import evaluate, plain, read, read_arrays, walk
 from vipl.ir.primitives import Path
 from vipl.ir.sites import list_sites
 

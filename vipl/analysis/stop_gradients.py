@@ -19,7 +19,7 @@ from jax import lax
 
 from vipl import _jax
 from vipl.ir.batching import jaxprs_inside
-from vipl.ir.evaluate import plain, walk
+from vipl.ir.dataflow import plain, walk
 from vipl.ir.partition import Skeleton, partition
 from vipl.ir.primitives import NOWHERE, is_users_file, show_frame
 

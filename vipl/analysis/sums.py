@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from vipl import _jax
-from vipl.ir.evaluate import evaluate, plain, read, walk
+from vipl.ir.dataflow import evaluate, plain, read, walk
 from vipl.ir.primitives import lanes_p
 
 Terms = list[tuple[int, Any]]

@@ -19,7 +19,7 @@ from vipl.expectation.plan import Plan
 from vipl.gen import Support
 from vipl.gen._density import log_probs_of
 from vipl.interpret.interpreter import Interpreter, Outcome, run_equations
-from vipl.ir.evaluate import read_arrays
+from vipl.ir.dataflow import read_arrays
 from vipl.ir.guards import undifferentiable
 from vipl.ir.primitives import Path, Site
 from vipl.ir.probe import DRAWN, probe, watch

@@ -53,7 +53,7 @@ from vipl.expectation.run import (
 from vipl.gen import box
 from vipl.interpret.interpreter import Outcome
 from vipl.interpret.noise import draw_noise
-from vipl.ir.evaluate import evaluate, plain, read
+from vipl.ir.dataflow import evaluate, plain, read
 from vipl.ir.keys import fold_tag
 from vipl.ir.primitives import Path
 from vipl.ir.sites import Loop, SiteInfo

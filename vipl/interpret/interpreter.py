@@ -34,7 +34,7 @@ from vipl.errors import ControlFlowError
 from vipl.ir import devices
 from vipl.ir.batching import has_site, sites_of
 from vipl.ir.composite import Composite, composite_p
-from vipl.ir.evaluate import evaluate, plain, read, walk
+from vipl.ir.dataflow import evaluate, plain, read, walk
 from vipl.ir.primitives import Lane, Path, Site, lanes_p, sample_p
 from vipl.ir.purity import check_unordered
 from vipl.ir.sites import list_sites

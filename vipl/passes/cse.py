@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vipl import _jax
-from vipl.ir.evaluate import plain, read
+from vipl.ir.dataflow import plain, read
 from vipl.ir.purity import is_pure
 from vipl.ir.stage import stage
 

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from vipl import _jax
-from vipl.ir.evaluate import evaluate, plain, read, walk
+from vipl.ir.dataflow import evaluate, plain, read, walk
 from vipl.ir.purity import is_pure
 
 FIXED, AHEAD, LOOP = range(3)  # the levels of a variable: equal in all steps; known before the loop; made by it

@@ -20,7 +20,7 @@ from jax import lax
 
 from vipl import _jax
 from vipl.ir.batching import has_site
-from vipl.ir.evaluate import plain, walk
+from vipl.ir.dataflow import plain, walk
 from vipl.ir.primitives import Path, lanes_p
 from vipl.ir.sites import SiteInfo, list_sites
 
