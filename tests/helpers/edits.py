@@ -354,8 +354,8 @@ EDITS: list[Edit] = [
     ),
     *_in(
         "vipl/inference/_kalman.py",
-        ("a square is linear", "degree = 2 * inputs[0]", "degree = inputs[0]", "test_smc.py -k not_quadratic"),
-        ("a product is no more than its factors", "degree = sum(inputs)", "degree = max(inputs)",
+        ("a square is linear", "degree = 2 * degrees[0]", "degree = degrees[0]", "test_smc.py -k not_quadratic"),
+        ("a product is no more than its factors", "degree = sum(degrees)", "degree = max(degrees)",
          "test_smc.py -k not_quadratic"),
         ("degree four will do", "if degree > 2:", "if degree > 4:", "test_smc.py -k not_quadratic"),
         ("a determinant of the wrong sign", "* math.log(2 * math.pi)) - log_det",

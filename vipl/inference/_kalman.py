@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import lax
 
-from vipl import _jax
 from vipl.errors import ProgramError
 from vipl.gen import Source, sample
 from vipl.gen._choices import nest
@@ -19,6 +18,7 @@ from vipl.gen._supports import EVERYWHERE
 from vipl.inference._algorithms import Algorithm, First
 from vipl.inference._chain import Chain, chain_of
 from vipl.inference._particles import Particles
+from vipl.ir.dataflow import walk_through_jits
 from vipl.ir.guards import alarm
 from vipl.ir.sites import SiteInfo
 
@@ -190,7 +190,7 @@ def _gaussian_chain(program: Source, known: dict[str, Any]) -> Chain:
 
 def _check_quadratic(fn: Any, x: Any, chain: Chain) -> None:
     """Raises where a function is not seen to be a polynomial of degree two."""
-    (degree,) = _degrees(jax.make_jaxpr(fn)(x), [1])
+    (degree,) = walk_through_jits(jax.make_jaxpr(fn)(x), [1], _degree, constant=lambda _: 0)
     if degree > 2:
         raise _not_linear(chain.info.site.at(), "a log density that is not seen to be quadratic in the states")
 
@@ -203,40 +203,27 @@ _LINEAR_IN_ALL = set(
 )
 
 
-def _degrees(jaxpr: Any, degrees: list[float]) -> list[float]:
-    """The degrees of the outputs as polynomials in the inputs; infinite where that is not seen.
+def _degree(_: int, eqn: Any, degrees: list[float]) -> list[float]:
+    """The degrees of an equation's results as polynomials in the states; infinite where that is not seen.
 
     It goes by the operations, not by derivatives: |x| and floor(x) have second derivatives of zero.
     """
-    constvars, _, invars, eqns, outvars = _jax.parts(jaxpr)
-    found: dict[Any, float] = dict.fromkeys(constvars, 0) | dict(zip(invars, degrees, strict=True))
-
-    def of(v):
-        return 0 if isinstance(v, _jax.Literal) else found[v]
-
-    for eqn in eqns:
-        name, inputs = eqn.primitive.name, [of(v) for v in eqn.invars]
-        if eqn.primitive is _jax.jit_p:
-            outs = _degrees(eqn.params["jaxpr"], inputs)
-        else:
-            degree = math.inf
-            if not any(inputs):
-                degree = 0
-            elif any(not jnp.issubdtype(v.aval.dtype, jnp.floating) for v in eqn.outvars):
-                pass
-            elif name in ("mul", "dot_general"):
-                degree = sum(inputs)
-            elif name == "square" or (name == "integer_pow" and eqn.params["y"] == 2):
-                degree = 2 * inputs[0]
-            elif name in _LINEAR_IN_ALL:
-                degree = max(inputs)
-            elif name in _LINEAR_IN_FIRST and not any(inputs[1:]):
-                degree = inputs[0]
-            elif name in ("select_n", "triangular_solve") and not inputs[0]:
-                degree = max(inputs[1:])
-            outs = [degree] * len(eqn.outvars)
-        found.update(zip(eqn.outvars, outs, strict=True))
-    return [of(v) for v in outvars]
+    name, degree = eqn.primitive.name, math.inf
+    if not any(degrees):
+        degree = 0
+    elif any(not jnp.issubdtype(v.aval.dtype, jnp.floating) for v in eqn.outvars):
+        pass
+    elif name in ("mul", "dot_general"):
+        degree = sum(degrees)
+    elif name == "square" or (name == "integer_pow" and eqn.params["y"] == 2):
+        degree = 2 * degrees[0]
+    elif name in _LINEAR_IN_ALL:
+        degree = max(degrees)
+    elif name in _LINEAR_IN_FIRST and not any(degrees[1:]):
+        degree = degrees[0]
+    elif name in ("select_n", "triangular_solve") and not degrees[0]:
+        degree = max(degrees[1:])
+    return [degree] * len(eqn.outvars)
 
 
 def _improper(at: str) -> ProgramError:
