@@ -24,8 +24,9 @@ from vipl.inference._algorithms import Algorithm, First, require_exact
 from vipl.inference._marginal import Normalized, normalize
 from vipl.inference._particles import Particles, log_mean_exp
 from vipl.inference._resampling import Multinomial, MultinomialDropped, Resampling
-from vipl.interpret.interpreter import Interpreter, Outcome, plain, read, run, run_equations, walk
+from vipl.interpret.interpreter import Interpreter, Outcome, run, run_equations
 from vipl.ir.batching import has_site
+from vipl.ir.dataflow import evaluate, plain, read, walk
 from vipl.ir.partition import is_real
 from vipl.ir.primitives import Path, bind_site, sample_p, user_frame
 from vipl.ir.sites import SiteInfo
@@ -337,22 +338,24 @@ def steps_of(parts: Parts) -> Steps:
 
 
 def _shared_values(before: Sequence[Any], env: dict[Any, Any], parts: Parts) -> dict[Any, Any]:
-    """The values before the scan that do not depend on unknown choices, the same for all particles."""
-    env = dict(env)
-    for i, eqn in enumerate(before):
-        if any(not isinstance(v, _jax.Literal) and v not in env for v in eqn.invars):
-            continue
-        if not has_site(eqn):
-            env.update(zip(eqn.outvars, plain(i, eqn, read(env, eqn.invars)), strict=True))
-        elif eqn.primitive is sample_p and (i,) in parts.known:
-            env[eqn.outvars[0]] = parts.known[i,]
-    return env
+    """The values before the scan, the same for all particles; None where they depend on unknown choices."""
+
+    def visit(i, eqn, values):
+        unknown = [None] * len(eqn.outvars)
+        if any(x is None for x in values):
+            return unknown
+        if has_site(eqn):
+            return [parts.known[i,], *unknown[1:]] if eqn.primitive is sample_p and (i,) in parts.known else unknown
+        return plain(i, eqn, values)
+
+    return evaluate(before, env, visit)
 
 
 def _entering(env: dict[Any, Any], variables: Sequence[Any], name: str) -> list[Any]:
     """What enters the scan beside the carry; raises where it depends on unknown choices."""
-    if all(isinstance(v, _jax.Literal) or v in env for v in variables):
-        return read(env, variables)
+    values = read(env, variables)
+    if all(x is not None for x in values):
+        return values
     raise ProgramError(
         "what a program draws before its scan enters the steps otherwise than by the carry.",
         at=name,
