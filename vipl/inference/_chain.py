@@ -14,7 +14,8 @@ from vipl.gen import Source
 from vipl.gen._density import is_factor, site_log_prob
 from vipl.inference._algorithms import require_exact
 from vipl.inference._smc import parts_of, steps_of
-from vipl.interpret.interpreter import Interpreter, Outcome, plain, read, run, run_equations, walk
+from vipl.interpret.interpreter import Interpreter, Outcome, run, run_equations
+from vipl.ir.dataflow import plain, read, walk, walk_through_jits
 from vipl.ir.sites import SiteInfo
 
 
@@ -73,14 +74,16 @@ def _check_markov(body: Any, at: Any, num_consts: int, num_carry: int, name: str
 
     A part of the carry that depends on itself and known things alone, such as a counter, is the same for all values.
     """
-    _, _, invars, eqns, outvars = _jax.parts(body)
-    carry = invars[num_consts : num_consts + num_carry]
+    _, _, invars, eqns, _ = _jax.parts(body)
     state = num_carry  # the unknown value counts as one more source
     if len(at) > 1:
         raise not_a_chain(name, "an unknown site inside another construct in the step")
-    drawn = eqns[at[0]].outvars
-    reached = reach(eqns, {v: {i} for i, v in enumerate(carry)} | {v: {state} for v in drawn})
-    leaving = [_sources(reached, v) for v in outvars[:num_carry]]
+
+    def visit(_, eqn, sources):
+        return [{state} if eqn is eqns[at[0]] else set().union(*sources)] * len(eqn.outvars)
+
+    entering = [{i - num_consts} if 0 <= i - num_consts < num_carry else set() for i in range(len(invars))]
+    leaving = walk_through_jits(body, entering, visit, constant=lambda _: set())[:num_carry]
     # what may differ from value to value, from the state on
     differs = {i for i, sources in enumerate(leaving) if state in sources}
     while True:
@@ -90,27 +93,6 @@ def _check_markov(body: Any, at: Any, num_consts: int, num_carry: int, name: str
         differs = more
     if any(leaving[i] & differs for i in differs):
         raise not_a_chain(name, "a carry that depends on earlier steps by more than the unknown value of this one")
-
-
-def reach(eqns: Any, reached: dict[Any, set[int]]) -> dict[Any, set[int]]:
-    """For every variable, the sources that it depends on; those given stay as they are."""
-    reached = dict(reached)
-    for eqn in eqns:
-        if all(v in reached for v in eqn.outvars):
-            continue
-        sources = [_sources(reached, v) for v in eqn.invars]
-        if eqn.primitive is _jax.jit_p:
-            _, _, invars, inner, outvars = _jax.parts(eqn.params["jaxpr"])
-            within = reach(inner, dict(zip(invars, sources, strict=True)))
-            outs = [_sources(within, v) for v in outvars]
-        else:
-            outs = [set().union(*sources)] * len(eqn.outvars)
-        reached.update(zip(eqn.outvars, outs, strict=True))
-    return reached
-
-
-def _sources(reached: dict[Any, set[int]], v: Any) -> set[int]:
-    return set() if isinstance(v, _jax.Literal) else reached.get(v, set())
 
 
 def not_a_chain(name: str, got: str) -> ProgramError:
