@@ -29,8 +29,9 @@ import jax.numpy as jnp
 
 from vipl import _jax
 from vipl.errors import ProgramError, show_aval
-from vipl.interpret.interpreter import Path, evaluate, plain, read, walk
+from vipl.ir.dataflow import evaluate, plain, read, walk_through_jits
 from vipl.ir.keys import fold_loop, fold_tag, site_digest
+from vipl.ir.primitives import Path
 from vipl.ir.purity import is_pure
 from vipl.ir.sites import Loop, SiteInfo
 
@@ -59,33 +60,15 @@ def _split(build: Callable, config: Any, avals: tuple[Any, ...], mode: Any) -> S
     fn = build(config)
     key = _jax.drawn_aval((), jax.eval_shape(lambda: jax.random.key(0)).dtype)
     jaxpr, shape = jax.make_jaxpr(fn, return_shape=True)(key, *avals)
-    flat = jax.make_jaxpr(lambda *args: walk(jaxpr, args, _inline))(key, *avals)
+    flat = jax.make_jaxpr(lambda *args: walk_through_jits(jaxpr, args, plain))(key, *avals)
     constvars, consts, invars, eqns, outvars = _jax.parts(flat)
-    if any(isinstance(c, _jax.Tracer) for c in consts):
-        raise ProgramError(
-            "a function that a site holds closes over a value that is computed in the program.",
-            at="",
-            got=f"a closure over {', '.join(show_aval(c) for c in consts if isinstance(c, _jax.Tracer))}",
-            expected="values as fields of the estimator, parameters of the distribution, or a part of the function",
-            mend="write jax.tree_util.Partial(fn, value) for a function that closes over it, such as the network of a "
-            "flow; for a baseline pass the value itself, Score(baseline=value)",
-        )
+    _check_closed([c for c in consts if isinstance(c, _jax.Tracer)])
     treedef = jax.tree.structure(shape)
-
-    # 0: a constant, evaluated wherever it is read.  1: depends on the key, not on operands.  2: depends on operands, or
-    # is not known to be pure.
-    level = dict.fromkeys(constvars, 0) | {invars[0]: 1} | dict.fromkeys(invars[1:], 2)
-    parts: tuple[list[Any], list[Any], list[Any]] = ([], [], [])
-    for eqn in eqns:
-        here = max((level.get(v, 0) for v in eqn.invars if not isinstance(v, _jax.Literal)), default=0)
-        here = here if is_pure(eqn) else 2
-        level.update(dict.fromkeys(eqn.outvars, here))
-        parts[here].append(eqn)
-    constant, drawn, other = parts
-    needed = [v for e in other for v in e.invars] + list(outvars)
-    residuals = list(dict.fromkeys(v for v in needed if not isinstance(v, _jax.Literal) and level.get(v) == 1))
+    levels = dict.fromkeys(constvars, FIXED) | {invars[0]: KEY} | dict.fromkeys(invars[1:], OTHER)
+    levels, (constant, made, shaped, other) = _by_level(eqns, levels)
+    residuals = [v for v in _read_by(other, outvars) if levels[v] in (KEY, DRAWN)]
     base = dict(zip(constvars, consts, strict=True))
-    made, ends, shaped = _split_key(invars[0], drawn, residuals, lambda v: level.get(v, 0) == 0)
+    ends = _ends(made, levels, _read_by(shaped, residuals))
     alone = len(made) == len(ends) == 1 and made[0].primitive.name == _jax.RANDOM_BITS and not ends[0].aval.shape
 
     def bits(key, loops):
@@ -107,24 +90,46 @@ def _split(build: Callable, config: Any, avals: tuple[Any, ...], mode: Any) -> S
     return SiteProgram(bits, noise, rest, text if not consts else (text, object()), shape)
 
 
-def _split_key(
-    key: Any, drawn: list[Any], needed: Sequence[Any], constant: Callable[[Any], bool]
-) -> tuple[list[Any], list[Any], list[Any]]:
-    """Splits equations that depend on a key: those that make bits or keys of it; what these end in; all others."""
-    keys, made, bits, shaped = {key: None}, [], [], []
-    for eqn in drawn:
-        variables = [v for v in eqn.invars if not isinstance(v, _jax.Literal)]
-        others = [v for v in variables if v not in keys]
-        if len(others) < len(variables) and eqn.primitive.name == _jax.RANDOM_BITS:
-            made.append(eqn)
-            bits += eqn.outvars
-        elif len(others) < len(variables) and eqn.primitive.name in _jax.KEYS_OF_KEYS and all(map(constant, others)):
-            made.append(eqn)
-            keys |= dict.fromkeys(eqn.outvars)
-        else:
-            shaped.append(eqn)
-    used = {v for e in shaped for v in e.invars if not isinstance(v, _jax.Literal)} | set(needed)
-    return made, bits + [v for v in keys if v in used], shaped
+def _check_closed(traced: list[Any]) -> None:
+    if traced:
+        raise ProgramError(
+            "a function that a site holds closes over a value that is computed in the program.",
+            at="",
+            got=f"a closure over {', '.join(map(show_aval, traced))}",
+            expected="values as fields of the estimator, parameters of the distribution, or a part of the function",
+            fix="write jax.tree_util.Partial(fn, value) for a function that closes over it, such as the network of a "
+            "flow; for a baseline pass the value itself, Score(baseline=value)",
+        )
+
+
+# The levels of a variable: a constant, evaluated wherever it is read; a key, made of the key and constants alone; what
+# depends on the key otherwise, not on operands; what depends on operands, or is not known to be pure.
+FIXED, KEY, DRAWN, OTHER = range(4)
+
+
+def _by_level(eqns: Sequence[Any], levels: dict[Any, int]) -> tuple[dict[Any, int], tuple[list[Any], ...]]:
+    """The levels of all variables, and the equations of each; bits of keys are drawn by those that make keys."""
+    parts: tuple[list[Any], ...] = ([], [], [], [])
+
+    def visit(_, eqn, levels):
+        here, name = max(levels, default=FIXED) if is_pure(eqn) else OTHER, eqn.primitive.name
+        out = DRAWN if here == KEY and name not in _jax.KEYS_OF_KEYS else here
+        parts[here if name == _jax.RANDOM_BITS else out].append(eqn)
+        return [out] * len(eqn.outvars)
+
+    return evaluate(eqns, levels, visit, constant=lambda _: FIXED), parts
+
+
+def _ends(made: Sequence[Any], levels: dict[Any, int], used: dict[Any, None]) -> list[Any]:
+    """All bits that are made, and the keys that are used otherwise."""
+    bits = [v for eqn in made if eqn.primitive.name == _jax.RANDOM_BITS for v in eqn.outvars]
+    return bits + [v for v, level in levels.items() if level == KEY and v in used]
+
+
+def _read_by(eqns: Sequence[Any], outs: Sequence[Any]) -> dict[Any, None]:
+    """The variables that equations read, and those among `outs`."""
+    variables = [v for eqn in eqns for v in eqn.invars] + list(outs)
+    return dict.fromkeys(v for v in variables if not isinstance(v, _jax.Literal))
 
 
 def _for_passes(loops: Sequence[Loop], number: int, eqn: Any, values: list[Any]) -> list[Any]:
@@ -164,12 +169,6 @@ def _in_front(x: Any, axes: int) -> Any:
 
 def _is_key(x: Any) -> bool:
     return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-
-
-def _inline(_: int, eqn: Any, values: list[Any]) -> Sequence[Any]:
-    if eqn.primitive is _jax.jit_p:
-        return walk(eqn.params["jaxpr"], values, _inline)
-    return plain(_, eqn, values)
 
 
 def site_program(build: Callable, config: Any, avals: Sequence[Any]) -> SiteProgram:
