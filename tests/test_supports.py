@@ -12,11 +12,14 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 from jax import lax
+from jax.experimental import pallas
+from jax.experimental.pallas import tpu
 from numpyro.distributions import constraints as c
 from numpyro.distributions import transforms as t
 
 import vipl
 from vipl import sample
+from vipl.analysis import supports
 from vipl.analysis.regions import included
 from vipl.gen._density import verdict
 from vipl.gen._supports import describe, moving_parameters, region_of
@@ -535,3 +538,20 @@ def test_parameters_that_move_a_support():
     assert moving(T(dist.LogNormal(x, 1.0), t.PowerTransform(scale))) == set()
     assert moving(dist.Pareto(scale, 3.0)) == {"scale"}
     assert moving(dist.GaussianCopula(dist.Uniform(loc, jnp.full(2, 9.0)), jnp.eye(2))) == {"loc"}
+
+
+def test_a_kernel_with_memory_of_its_own_is_passed_over():
+    """The program inside has constants whose values stand nowhere."""
+
+    def kernel(x, out):
+        def body(memory):
+            memory[...] = x[...]
+            out[...] = memory[...]
+
+        pallas.run_scoped(body, tpu.VMEM((8,), jnp.float32))
+
+    def program(x):
+        supports.mark(x, (), lambda *_: ValueError(), "x")
+        return pallas.pallas_call(kernel, out_shape=jax.ShapeDtypeStruct((8,), jnp.float32), interpret=True)(x)
+
+    supports.check_marks(jax.make_jaxpr(lambda: program(jnp.ones(8, jnp.float32)))())

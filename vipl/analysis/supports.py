@@ -22,6 +22,7 @@ import numpy as np
 from vipl import _jax
 from vipl.analysis.regions import Region, concatenated, coordinates, included, part, rearranged, reshaped, union
 from vipl.ir.composite import composite_p
+from vipl.ir.dataflow import walk
 from vipl.ir.primitives import lanes_p, sample_p
 
 _mark_p = _jax.define_mark_primitive("vipl_mark")
@@ -109,7 +110,8 @@ def _inner(primitive: Any, params: dict[str, Any]) -> list[Any]:
         return [params["composite"].draw]
     names = ("jaxpr", "call_jaxpr", "fun_jaxpr", "body_jaxpr", "cond_jaxpr")
     found = [params[name] for name in names if name in params] + list(params.get("branches", ()))
-    return [x for x in found if _jax.is_jaxpr(x)]
+    whole = (x for x in found if _jax.is_jaxpr(x))  # in a kernel there are others, whose constants are elsewhere
+    return [x for x in whole if len(_jax.parts(x).constvars) == len(_jax.parts(x).consts)]
 
 
 # --- two ways through a program ---------------------------------------------------------------------------
@@ -118,7 +120,7 @@ def _inner(primitive: Any, params: dict[str, Any]) -> list[Any]:
 def origin(x: Any, depth: int = 64) -> Known:
     """What is known of a value of the program that is being staged."""
     if not isinstance(x, _jax.Tracer) or not depth:
-        return ZERO if _is_zero(x) else LOST
+        return _of_constant(x)
     if (below := _jax.beneath(x)) is not None:
         inner, lanes = below
         known = origin(inner, depth - 1)
@@ -139,34 +141,27 @@ def origin(x: Any, depth: int = 64) -> Known:
 
 def _flow(jaxpr: Any, ins: Sequence[Known], check: bool) -> list[Known]:
     """What is known of a program's results, from what is known of its arguments."""
-    constvars, consts, invars, eqns, outvars = _jax.parts(jaxpr)
-    known: dict[Any, Known] = {v: ZERO if _is_zero(x) else LOST for v, x in zip(constvars, consts, strict=False)}
-    known |= dict(zip(invars, ins, strict=True))
 
-    def read(v):
-        if isinstance(v, _jax.Literal):
-            return ZERO if _is_zero(v.val) else LOST
-        return known.get(v, LOST)
-
-    for eqn in eqns:
-        values = [read(v) for v in eqn.invars]
+    def visit(_, eqn, values):
         if eqn.primitive is _mark_p:
             (value,), p = values, eqn.params
             if check and verdict(value, p["wanted"]) is False:
                 raise p["refuse"](value, p["about"])
-        if _carries(eqn.primitive) or (check and _inner(eqn.primitive, eqn.params)):
-            step = _Step(eqn.primitive, eqn.params, [v.aval for v in eqn.invars], [v.aval for v in eqn.outvars])
-            known.update(zip(eqn.outvars, _carry(step, values, check), strict=True))
-    return [read(v) for v in outvars]
+        if not _carries(eqn.primitive) and not (check and _inner(eqn.primitive, eqn.params)):
+            return [LOST] * len(eqn.outvars)
+        step = _Step(eqn.primitive, eqn.params, [v.aval for v in eqn.invars], [v.aval for v in eqn.outvars])
+        return _carry(step, values, check)
+
+    return walk(jaxpr, ins, visit, _of_constant)
 
 
-def _is_zero(x: Any) -> bool:
+def _of_constant(x: Any) -> Known:
     if isinstance(x, _jax.Tracer) or np.ndim(x):
-        return False
+        return LOST
     try:
-        return bool(x == 0)
+        return ZERO if x == 0 else LOST
     except TypeError:
-        return False
+        return LOST
 
 
 def _carries(primitive: Any) -> bool:
