@@ -23,6 +23,7 @@ from vipl import _jax
 from vipl.analysis.stop_gradients import any_meant, is_meant, line_of, meant_inside
 from vipl.ir.batching import jaxprs_inside
 from vipl.ir.composite import composite_p
+from vipl.ir.dataflow import Visit, evaluate, walk
 from vipl.ir.guards import GUARDS
 from vipl.ir.primitives import Path, SampleEffect, lanes_p, sample_p
 
@@ -100,9 +101,8 @@ def _marked_run(jaxpr: Any, wanted: Mapping[Path, int]) -> tuple[dict[Any, Depen
 
 
 def _follow(jaxpr: Any, followed: Followed) -> dict[Any, Dependence]:
-    env: dict[Any, Dependence] = {}
-    _run(jaxpr, [], followed, (), (), env)
-    return env
+    constvars, _, _, eqns, _ = _jax.parts(jaxpr)
+    return evaluate(eqns, dict.fromkeys(constvars, {}), _visitor(followed, (), ()), _of_constant)
 
 
 _HARMLESS = ("DebugEffect", "OrderedDebugEffect")
@@ -132,22 +132,20 @@ def moved(reach: Dependence, to: Callable[[int], int | None]) -> Dependence:
     return out
 
 
-def _run(
-    jaxpr: Any, ins: Sequence[Dependence], followed: Followed, path: Path, loops: tuple[int | None, ...], env: dict
-) -> list[Dependence]:
-    """Extends `env` by the variables of a jaxpr; returns the reaches of its outputs."""
-    _, _, invars, eqns, outvars = _jax.parts(jaxpr)
-    env.update(zip(invars, ins, strict=True))
-    for i, eqn in enumerate(eqns):
-        operands = [_of(env, v) for v in eqn.invars]
-        here = (*path, i)
-        rule = _INSIDE.get(eqn.primitive, _plain)
-        env.update(zip(eqn.outvars, rule(eqn, operands, followed, here, loops), strict=True))
-    return [_of(env, v) for v in outvars]
+def _run(jaxpr: Any, ins: Sequence[Dependence], followed: Followed, path: Path, loops: Any) -> list[Dependence]:
+    """The reaches of a program's outputs."""
+    return walk(jaxpr, ins, _visitor(followed, path, loops), _of_constant)
 
 
-def _of(env: dict, v: Any) -> Dependence:
-    return {} if isinstance(v, _jax.Literal) else env.get(v, {})
+def _visitor(followed: Followed, path: Path, loops: tuple[int | None, ...]) -> Visit:
+    def visit(i, eqn, operands):
+        return _INSIDE.get(eqn.primitive, _plain)(eqn, operands, followed, (*path, i), loops)
+
+    return visit
+
+
+def _of_constant(_: Any) -> Dependence:
+    return {}
 
 
 # --- equations with programs inside ---------------------------------------------------------------------------
@@ -181,7 +179,7 @@ def _lanes(eqn: Any, operands: list[Dependence], followed: Followed, path: Path,
         return lambda a: a if a < 0 or not mapped else mark if a == 0 else a - 1
 
     ins = [moved(r, enter(m)) for r, m in zip(operands, eqn.params["lane"].mapped, strict=True)]
-    outs = _run(eqn.params["jaxpr"], ins, followed, path, (*loops, mark), {})
+    outs = _run(eqn.params["jaxpr"], ins, followed, path, (*loops, mark))
     return [moved(r, lambda a: 0 if a == mark else a if a < 0 else a + 1) for r in outs]
 
 
@@ -190,7 +188,7 @@ def _scan(eqn: Any, operands: list[Dependence], followed: Followed, path: Path, 
     xs = [moved(r, lambda a: a if a < 0 else a - 1 if a else None) for r in operands[num_consts + num_carry :]]
     consts, carry = operands[:num_consts], operands[num_consts:][:num_carry]
     while True:
-        outs = _run(body, [*consts, *carry, *xs], followed, path, (*loops, None), {})
+        outs = _run(body, [*consts, *carry, *xs], followed, path, (*loops, None))
         after = [join(old, new) for old, new in zip(carry, outs[:num_carry], strict=True)]
         if after == carry:
             return [*carry, *(moved(r, lambda a: a if a < 0 else a + 1) for r in outs[num_carry:])]
@@ -201,20 +199,20 @@ def _cond(eqn: Any, operands: list[Dependence], followed: Followed, path: Path, 
     index, *rest = operands
     if "branches_platforms" in eqn.params:
         return _plain(eqn, operands, followed, path, loops)
-    branches = [_run(b, rest, followed, (*path, k), loops, {}) for k, b in enumerate(eqn.params["branches"])]
+    branches = [_run(b, rest, followed, (*path, k), loops) for k, b in enumerate(eqn.params["branches"])]
     return [join(moved(index, _in_lane), *outs) for outs in zip(*branches, strict=True)]
 
 
 def _composite(eqn: Any, operands: list[Dependence], followed: Followed, path: Path, loops: Any) -> list[Dependence]:
     composite = eqn.params["composite"]
-    return _run(composite.draw, operands[: composite.num_draw], followed, path, loops, {})[:-1]
+    return _run(composite.draw, operands[: composite.num_draw], followed, path, loops)[:-1]
 
 
 def _call(eqn: Any, operands: list[Dependence], followed: Followed, path: Path, loops: Any) -> list[Dependence]:
     inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
     if inner is None or len(_jax.parts(inner).invars) != len(operands):
         return _plain(eqn, operands, followed, path, loops)
-    return _run(inner, operands, followed, path, loops, {})
+    return _run(inner, operands, followed, path, loops)
 
 
 def _ruled(eqn: Any, operands: list[Dependence], followed: Followed, path: Path, loops: Any) -> list[Dependence]:
@@ -231,8 +229,8 @@ def _while(eqn: Any, operands: list[Dependence], followed: Followed, path: Path,
     n, m = p["cond_nconsts"], p["body_nconsts"]
     carry = operands[n + m :]
     while True:
-        (again,) = _run(p["cond_jaxpr"], [*operands[:n], *carry], followed, (*path, 0), loops, {})
-        outs = _run(p["body_jaxpr"], [*operands[n : n + m], *carry], followed, (*path, 1), loops, {})
+        (again,) = _run(p["cond_jaxpr"], [*operands[:n], *carry], followed, (*path, 0), loops)
+        outs = _run(p["body_jaxpr"], [*operands[n : n + m], *carry], followed, (*path, 1), loops)
         after = [join(old, new, again) for old, new in zip(carry, outs, strict=True)]
         if after == carry:
             return [{k: whole.get(k, ()) for k in r} for r in carry]
