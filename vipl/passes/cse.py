@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vipl import _jax
-from vipl.ir.dataflow import plain, read
+from vipl.ir.dataflow import evaluate, follow_back, plain, read
 from vipl.ir.purity import is_pure
 from vipl.ir.stage import stage
 
@@ -32,29 +32,24 @@ def cse(fn: Callable, *args: Any) -> Any:
 def _evaluated(jaxpr: Any, args: Sequence[Any], done: dict[Any, Any]) -> list[Any]:
     """The outputs; `done`: what decides an equation's results -> its operands and results."""
     constvars, consts, invars, eqns, outvars = _jax.parts(jaxpr)
-    env = dict(zip([*constvars, *invars], [*consts, *args], strict=True))
-    for eqn in _that_are_read(eqns, outvars):
-        values = read(env, eqn.invars)
+
+    def visit(i, eqn, values):
         if _jax.is_plain_jit(eqn):
-            outs = _evaluated(eqn.params["jaxpr"], values, done)
-        elif (identity := _identity(eqn, values)) is None:
-            outs = plain(0, eqn, values)
-        else:
-            if identity not in done:  # the operands are kept, so that no other object has their `id`
-                done[identity] = values, plain(0, eqn, values)
-            _, outs = done[identity]
-        env.update(zip(eqn.outvars, outs, strict=True))
-    return read(env, outvars)
+            return _evaluated(eqn.params["jaxpr"], values, done)
+        if (identity := _identity(eqn, values)) is None:
+            return plain(i, eqn, values)
+        if identity not in done:  # the operands are kept, so that no other object has their `id`
+            done[identity] = values, plain(i, eqn, values)
+        return done[identity][1]
+
+    env = dict(zip([*constvars, *invars], [*consts, *args], strict=True))
+    return read(evaluate(_that_are_read(eqns, outvars), env, visit), outvars)
 
 
 def _that_are_read(eqns: Sequence[Any], outvars: Sequence[Any]) -> list[Any]:
-    needed = {v for v in outvars if not isinstance(v, _jax.Literal)}
-    kept = []
-    for eqn in reversed(eqns):
-        if not is_pure(eqn) or not needed.isdisjoint(eqn.outvars):
-            needed.update(v for v in eqn.invars if not isinstance(v, _jax.Literal))
-            kept.append(eqn)
-    return kept[::-1]
+    stay = {i for i, eqn in enumerate(eqns) if not is_pure(eqn)}
+    needed, _ = follow_back(eqns, [*outvars, *(v for i in stay for v in eqns[i].invars)])
+    return [eqns[i] for i in sorted(needed | stay)]
 
 
 def _identity(eqn: Any, values: Sequence[Any]) -> Any:
