@@ -24,7 +24,7 @@ Moving trades memory for time: the loop stacks what the rest reads, also where n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -32,7 +32,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from vipl import _jax
-from vipl.ir.dataflow import evaluate, plain, read, walk
+from vipl.ir.dataflow import evaluate, follow_back, plain, read, walk
 from vipl.ir.purity import is_pure
 
 FIXED, AHEAD, LOOP = range(3)  # the levels of a variable: equal in all steps; known before the loop; made by it
@@ -46,7 +46,6 @@ class _Body(NamedTuple):
       carry: variables of the carry, before and after a step.
       steps: variables of the xs.
       outs: what is stacked.
-      maker: variable -> the number of the equation that makes it.
       level: variable -> its level.
       stays: numbers of the equations that are not moved.
       rounds: numbers of the carries that are known ahead; those of a round need those of the rounds before.
@@ -56,7 +55,6 @@ class _Body(NamedTuple):
     carry: list[tuple[Any, Any]]
     steps: Sequence[Any]
     outs: Sequence[Any]
-    maker: dict[Any, int]
     level: dict[Any, int]
     stays: set[int]
     rounds: list[list[int]]
@@ -122,7 +120,6 @@ def scan(
 
 def _analyse(constvars: Any, invars: Any, eqns: Any, outvars: Any, n: int) -> _Body:
     carry = list(zip(invars[:n], outvars[:n], strict=True))
-    maker = {v: i for i, eqn in enumerate(eqns) for v in eqn.outvars}
     kinds = [_kind(eqn) for eqn in eqns]
     base = dict.fromkeys(constvars, FIXED) | dict.fromkeys(invars[n:], AHEAD)
     base |= {before: FIXED if before is after else LOOP for before, after in carry}
@@ -131,23 +128,24 @@ def _analyse(constvars: Any, invars: Any, eqns: Any, outvars: Any, n: int) -> _B
         level, stays = _levels(eqns, kinds, base)
         known = [i for i, (a, b) in enumerate(carry) if base[a] == LOOP and _of(level, b) < LOOP and not _is_key(a)]
         if not known:
-            return _Body(eqns, carry, invars[n:], outvars[n:], maker, level, stays, rounds)
+            return _Body(eqns, carry, invars[n:], outvars[n:], level, stays, rounds)
         rounds.append(known)
         base |= {carry[i][0]: AHEAD for i in known}
 
 
 def _levels(eqns: Any, kinds: list[int], base: dict[Any, int]) -> tuple[dict[Any, int], set[int]]:
-    level, stays, handed = dict(base), set(), {v for v, at in base.items() if at == LOOP}
-    for i, eqn in enumerate(eqns):
+    stays, handed = set(), {v for v, at in base.items() if at == LOOP}
+
+    def visit(i, eqn, levels):
         size = sum(v.aval.size for v in eqn.outvars)
         # A part of an array is handed over, not the array: a history in the carry is as long as the loop.
         picks = kinds[i] == _jax.PICKS and any(_has(handed, v) and v.aval.size > size for v in eqn.invars)
         if kinds[i] == _jax.STAYS or picks:
             stays.add(i)
             handed.update(eqn.outvars)
-        here = LOOP if i in stays else max((_of(level, v) for v in eqn.invars), default=FIXED)
-        level.update(dict.fromkeys(eqn.outvars, here))
-    return level, stays
+        return [LOOP if i in stays else max(levels, default=FIXED)] * len(eqn.outvars)
+
+    return evaluate(eqns, base, visit, constant=lambda _: FIXED), stays
 
 
 def _kind(eqn: Any) -> int:
@@ -177,21 +175,6 @@ def _has(some: Any, v: Any) -> bool:
     return not isinstance(v, _jax.Literal) and v in some
 
 
-def _cone(body: _Body, roots: Iterable[Any], enter: Callable[[Any], bool]) -> tuple[set[int], dict[Any, None]]:
-    """The equations that make `roots`, followed back through the variables that `enter` admits; and where it ends."""
-    found, ends, left = set(), {}, list(roots)
-    while left:
-        v = left.pop()
-        if isinstance(v, _jax.Literal) or body.maker.get(v) in found:
-            continue
-        if v in body.maker and enter(v):
-            found.add(body.maker[v])
-            left += body.eqns[body.maker[v]].invars
-        else:
-            ends[v] = None
-    return found, ends
-
-
 # --- the split ----------------------------------------------------------------------------------------------
 
 
@@ -199,62 +182,80 @@ def _split(body: _Body, totals: list[Any]) -> _Split | None:
     """Decides what goes where; None where nothing can be moved."""
     level = body.level
     carried = [i for i, (before, _) in enumerate(body.carry) if level[before] == LOOP]
+    roots = _roots(body, carried)
+    moved = _move(body, totals, roots)
+    if moved is None:
+        return None
+    after, read_after, kept = moved
+    stacked = [v for v in dict.fromkeys([*read_after, *kept]) if level[v] == LOOP]
+    late = _late(body, carried, stacked)
+    stacked = [v for v in stacked if v not in {body.carry[i][0] for i in late}]
+    known = [body.carry[i][1] for i in sum(body.rounds, [])]
+    before = [v for v in [*read_after, *known, *body.outs] if _of(level, v) < LOOP]
+    ahead, _ = follow_back(body.eqns, before)
+    loop, ends = follow_back(body.eqns, [*roots, *stacked], lambda i, v: i not in ahead or _grows(body.eqns[i], v))
+    return _Split(ahead, loop | body.stays, after, carried, [v for v in ends if level[v] == AHEAD], stacked, late)
+
+
+def _roots(body: _Body, carried: list[int]) -> list[Any]:
+    """What the loop makes, whatever is moved: the carries, and the results of the equations that stay."""
     staying = [body.eqns[i] for i in sorted(body.stays)]
     roots = [body.carry[i][1] for i in carried]
-    roots += [v for eqn in staying for v in eqn.outvars or eqn.invars]  # a print makes nothing
-    kept: list[Any] = []  # outs that the loop computes for themselves
+    return roots + [v for eqn in staying for v in eqn.outvars or eqn.invars]  # a print makes nothing
+
+
+def _move(body: _Body, totals: list[Any], roots: list[Any]) -> tuple[set[int], dict[Any, Any], list[Any]] | None:
+    """What is evaluated after the loop that makes `roots`, what that reads, and the outs that the loop computes."""
+    level, kept = body.level, []
     while True:
-        later = _moved(body, [*roots, *kept])
-        after, ends = _cone(body, totals, later)
-        if not after and not any(_has(body.maker, v) and level[v] < LOOP for v in totals):
+        later = _later(body, [*roots, *kept])
+        after, ends = follow_back(body.eqns, totals, later)
+        if not after and not any(i is not None and level[v] < LOOP for v, i in ends.items()):
             return None
         new = []
         for v in body.outs:
             if _of(level, v) == LOOP and v not in kept:
-                more, more_ends = _cone(body, [v], later)
+                more, more_ends = follow_back(body.eqns, [v], later)
                 if sum(u.aval.size for u in more_ends if level[u] == LOOP and u not in ends) <= v.aval.size:
                     after, ends = after | more, ends | more_ends
                 else:
                     new.append(v)
         if not new:
-            break
+            return after, ends, kept
         kept += new
 
-    stacked = [v for v in dict.fromkeys([*ends, *kept]) if level[v] == LOOP]
+
+def _late(body: _Body, carried: list[int], stacked: list[Any]) -> list[int]:
+    """The carries that are stacked before and after a step; none of them is made of another."""
     late: list[int] = []
-    for i in carried:  # none of them is made of another
+    for i in carried:
         others = [v for j in late for v in body.carry[j]]
         if all(_has(stacked, v) and v not in others for v in body.carry[i]):
             late.append(i)
-    stacked = [v for v in stacked if v not in {body.carry[i][0] for i in late}]
-    known = [body.carry[i][1] for i in sum(body.rounds, [])]
-    ahead, _ = _cone(body, [v for v in [*ends, *known, *body.outs] if _of(level, v) < LOOP], lambda _: True)
-    loop, ends = _cone(body, [*roots, *stacked], lambda v: body.maker[v] not in ahead or _grows(body, v))
-    return _Split(ahead, loop | body.stays, after, carried, [v for v in ends if level[v] == AHEAD], stacked, late)
+    return late
 
 
-def _moved(body: _Body, roots: list[Any]) -> Callable[[Any], bool]:
+def _later(body: _Body, roots: list[Any]) -> Callable[[int, Any], bool]:
     """Says of a variable whether its equation is evaluated after the loop that makes `roots`, or is read from it."""
-    level, maker = body.level, body.maker
-    loop, _ = _cone(body, roots, lambda v: level[v] == LOOP)
-    slope, _ = _cone(body, roots, lambda v: level[v] == LOOP and _has_derivative(body.eqns[maker[v]]))
+    level, eqns = body.level, body.eqns
+    loop, _ = follow_back(eqns, roots, lambda _, v: level[v] == LOOP)
+    slope, _ = follow_back(eqns, roots, lambda i, v: level[v] == LOOP and _has_derivative(eqns[i]))
     outs = {v for v in [*body.outs, *(after for _, after in body.carry)] if not isinstance(v, _jax.Literal)}
 
-    def moved(v):
-        i = maker[v]
-        if level[v] < LOOP:
+    def later(i, v):
+        if level[v] < LOOP or i in body.stays:
             return False
         if i not in loop:
             return True
-        cheap = v not in outs and _kind(body.eqns[i]) == _jax.CHEAP
-        return _has_derivative(body.eqns[i]) and (i not in slope or cheap)
+        cheap = v not in outs and _kind(eqns[i]) == _jax.CHEAP
+        return _has_derivative(eqns[i]) and (i not in slope or cheap)
 
-    return moved
+    return later
 
 
-def _grows(body: _Body, v: Any) -> bool:
+def _grows(eqn: Any, v: Any) -> bool:
     """Whether a variable has more numbers than what it is made of: it is then not stacked to be read by the loop."""
-    inputs = [u.aval.size for u in body.eqns[body.maker[v]].invars if not isinstance(u, _jax.Literal)]
+    inputs = [u.aval.size for u in eqn.invars if not isinstance(u, _jax.Literal)]
     return v.aval.size > max(inputs, default=0)
 
 
@@ -322,7 +323,8 @@ def _evaluate(
     steps.fixed = evaluate(steps.select(constant), fixed, plain)
     last, done = dict(enumerate(init)), constant
     for known in body.rounds:
-        now, _ = _cone(body, [body.carry[i][1] for i in known], lambda v: not _has(steps.stacks, v))
+        made = [body.carry[i][1] for i in known]
+        now, _ = follow_back(body.eqns, made, lambda _, v: not _has(steps.stacks, v))
         steps.evaluate(now - constant)
         done = done | now
         last |= {i: steps.delay(i, init[i]) for i in known}
