@@ -28,7 +28,7 @@ from vipl.analysis.dependence import Dependence, Dependences, Mark, holds_drawn_
 from vipl.analysis.stop_gradients import any_meant
 from vipl.analysis.sums import floats_stacked, summed_after
 from vipl.ir import devices
-from vipl.ir.dataflow import evaluate, plain, read, read_arrays, walk
+from vipl.ir.dataflow import evaluate, follow_back, plain, read, read_arrays, walk
 from vipl.ir.primitives import Path
 from vipl.ir.sites import list_sites
 
@@ -181,7 +181,6 @@ def _leaves(
 ) -> tuple[list[Any], tuple[Any, ...]]:
     """The leaves of the objective that a site reaches, and the linear equations that lead from them to it."""
     below: dict[Any, dict[Any, None]] = {}  # variable -> its leaves, where these tell more apart than it does
-    linear: dict[Any, Any] = {}
     for eqn in eqns:
         operands = _linear_operands(eqn, env, rules)
         if operands is None:
@@ -189,17 +188,9 @@ def _leaves(
         (out,) = eqn.outvars
         found = {leaf: None for v in operands for leaf in below.get(v, {v: None})}
         if any(_tells_more(env[leaf], env[out], by_site) for leaf in found):
-            below[out], linear[out] = found, (eqn, operands)
-    tail, todo, seen = [], [value], set()
-    while todo:
-        v = todo.pop()
-        if v in linear and v not in seen:
-            seen.add(v)
-            eqn, operands = linear[v]
-            tail.append(eqn)
-            todo += operands
-    order = {id(eqn): i for i, eqn in enumerate(eqns)}
-    return list(below.get(value, {value: None})), tuple(sorted(tail, key=lambda eqn: order[id(eqn)]))
+            below[out] = found
+    tail, _ = follow_back(eqns, [value], lambda _, v: v in below)
+    return list(below.get(value, {value: None})), tuple(eqns[i] for i in sorted(tail))
 
 
 def _tells_more(leaf: Dependence, out: Dependence, by_site: bool) -> bool:
@@ -270,20 +261,9 @@ def _inline_jits(jaxpr: Any, found: set[int]) -> list[Any]:
 def _closed(jaxpr: Any, rules: Linear) -> set[int]:
     """The numbers of `jit` equations that the objective is a linear function of, and that end in a linear equation."""
     _, _, _, eqns, (value, *_) = _jax.parts(jaxpr)
-    made_by = {v: i for i, eqn in enumerate(eqns) for v in eqn.outvars}
-    found: set[int] = set()
-    todo, seen = [value], set()
-    while todo:
-        v = todo.pop()
-        if isinstance(v, _jax.Literal) or v not in made_by or v in seen:
-            continue
-        seen.add(v)
-        eqn = eqns[made_by[v]]
-        if eqn.primitive is _jax.jit_p and _ends_linearly(eqn, v, rules):
-            found.add(made_by[v])
-        elif eqn.primitive.name in rules:
-            todo += eqn.invars
-    return found
+    _, ends = follow_back(eqns, [value], lambda i, _: eqns[i].primitive.name in rules)
+    made = [(i, v) for v, i in ends.items() if i is not None and eqns[i].primitive is _jax.jit_p]
+    return {i for i, v in made if _ends_linearly(eqns[i], v, rules)}
 
 
 def _ends_linearly(eqn: Any, out: Any, rules: Linear) -> bool:
