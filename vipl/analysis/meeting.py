@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 from vipl import _jax
 from vipl.analysis.dependence import Dependence
+from vipl.ir.batching import has_site
+from vipl.ir.dataflow import follow_back
 from vipl.ir.primitives import Path
 from vipl.ir.purity import is_pure
 
@@ -52,33 +54,33 @@ def find_meeting(
       outs: the variables that are wanted.
       lanes: the loops to look for, of each site; those that meet before or at another site are left out.
     """
-    made_by = {v: (i, eqn) for i, eqn in enumerate(_jax.parts(jaxpr).eqns) for v in eqn.outvars}
-    lanes = dict(lanes)
-    while any(lanes.values()):
-        end, leaves, blocked = {}, {}, None
-        todo = list(outs)
-        while todo:
-            v = todo.pop()
-            if isinstance(v, _jax.Literal) or v in leaves:
-                continue
-            reach = values.get(v, {})
-            met = _met(reach, lanes)
-            if not met:
-                leaves[v] = reach
-                continue
-            number, eqn = made_by[v]
-            if not is_pure(eqn):  # a site, for one
-                blocked = met
-                break
-            if number not in end:
-                end[number] = eqn
-                todo += eqn.invars
-        if blocked is None:
-            kept = {path: loops for path, loops in lanes.items() if loops}
+    eqns = _jax.parts(jaxpr).eqns
+    kept = {path: loops for path, loops in lanes.items() if loops}
+    while kept:
+        end, leaves, blocked = _end(eqns, values, outs, kept)
+        if not blocked:
+            reaches = {v: values.get(v, {}) for v in leaves}
             before = {path: reach for path, reach in sites.items() if not _met(reach, kept)}
-            return Meeting(kept, tuple(end[i] for i in sorted(end)), leaves, before)
-        lanes = {p: tuple(i for i in loops if (p, i) not in blocked) for p, loops in lanes.items()}
+            return Meeting(kept, tuple(eqns[i] for i in sorted(end)), reaches, before)
+        left = {p: tuple(i for i in loops if (p, i) not in blocked) for p, loops in kept.items()}
+        kept = {path: loops for path, loops in left.items() if loops}
     return None
+
+
+def _end(
+    eqns: Sequence[Any], values: Mapping[Any, Dependence], outs: Sequence[Any], lanes: Mapping[Path, tuple[int, ...]]
+) -> tuple[set[int], dict[Any, Any], set[tuple[Path, int]]]:
+    """The equations behind the lanes, what they read, and which lanes meet in one that has to stay before them."""
+    blocked: set[tuple[Path, int]] = set()
+
+    def meets(i, v):
+        met = set() if blocked else _met(values.get(v, {}), lanes)
+        if met and (has_site(eqns[i]) or not is_pure(eqns[i])):
+            blocked.update(met)
+        return bool(met)
+
+    end, leaves = follow_back(eqns, outs, meets)
+    return end, leaves, blocked
 
 
 def _met(reach: Dependence, lanes: Mapping[Path, tuple[int, ...]]) -> set[tuple[Path, int]]:
