@@ -407,20 +407,14 @@ def double_precision() -> bool:
     return bool(_config.enable_x64.value)
 
 
-def equations_behind(tracer: Any) -> list[Any]:
-    """The equations that a traced value depends on, as far as they are known, in order; for messages."""
+def equations_around(tracer: Any) -> tuple[Sequence[Any], set[Any]]:
+    """The equations of the program that a traced value is in, as far as they are known, and its variable there."""
     while isinstance(getattr(tracer, "val", None), Tracer):  # in one lane of a `vmap`
         tracer = tracer.val
     try:
-        eqns, wanted = tracer._trace.frame.get_eqns(), {tracer.val}
+        return tracer._trace.frame.get_eqns(), {tracer.val}
     except (AttributeError, TypeError):  # of another kind of trace
-        return []
-    found = []
-    for eqn in reversed(eqns):
-        if not wanted.isdisjoint(eqn.outvars):
-            wanted.update(v for v in eqn.invars if not isinstance(v, Literal))
-            found.append(eqn)
-    return found[::-1]
+        return [], set()
 
 
 def stream_of_hashes() -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from vipl import _jax
+from vipl.ir.dataflow import follow_back
 from vipl.ir.primitives import Lane, Site, defer_lanes, sample_effect, sample_p
 
 _SIMPLE = (type(None), bool, int, float, complex, str, bytes, type)
@@ -105,7 +106,9 @@ def sites_of(eqn: Any) -> Iterator[Site]:
 
 def sites_of_value(tracer: Any) -> Iterator[Site]:
     """The sites that a traced value depends on, as far as the equations behind it are known."""
-    for eqn in _jax.equations_behind(tracer):
+    eqns, wanted = _jax.equations_around(tracer)
+    behind, _ = follow_back(eqns, wanted)
+    for eqn in (eqns[i] for i in sorted(behind)):
         if eqn.primitive is sample_p:
             yield eqn.params["site"]
         else:
