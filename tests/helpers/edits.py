@@ -263,6 +263,15 @@ EDITS: list[Edit] = [
          "test_control_flow.py::test_while_loop_draws_differ_between_passes_and_in_its_condition"),
     ),
     *_in(
+        "vipl/ir/dataflow.py",
+        ("the way back goes through everything", "if i is not None and enter(i, v):", "if i is not None:",
+         "test_control_flow.py -k what_a_loop_keeps"),
+        ("the way back goes one step", "left += eqns[i].invars", "pass",
+         "test_costs.py -k 'stays_in_a_lane or neither_merged_nor_dropped'"),
+        ("what is in a jit is not seen", "if eqn.primitive is _jax.jit_p:", "if False:",
+         "test_smc.py -k kalman_is_the_joint"),
+    ),
+    *_in(
         "vipl/ir/keys.py",
         ("two draws of one address are one", "*info.site.address, info.occurrence)", "*info.site.address)",
          "test_laws.py::test_a_program_simulated_twice_draws_twice"),
