@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 from vipl import _jax
 from vipl.analysis.dependence import Dependence
-from vipl.ir.batching import has_site
 from vipl.ir.dataflow import follow_back
 from vipl.ir.primitives import Path
 from vipl.ir.purity import is_pure
@@ -75,7 +74,7 @@ def _end(
 
     def meets(i, v):
         met = set() if blocked else _met(values.get(v, {}), lanes)
-        if met and (has_site(eqns[i]) or not is_pure(eqns[i])):
+        if met and not is_pure(eqns[i]):  # a site, for one
             blocked.update(met)
         return bool(met)
 

@@ -243,7 +243,7 @@ def _later(body: _Body, roots: list[Any]) -> Callable[[int, Any], bool]:
     outs = {v for v in [*body.outs, *(after for _, after in body.carry)] if not isinstance(v, _jax.Literal)}
 
     def later(i, v):
-        if level[v] < LOOP or i in body.stays:
+        if level[v] < LOOP:
             return False
         if i not in loop:
             return True
