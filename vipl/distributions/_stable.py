@@ -7,10 +7,12 @@
 - `CategoricalProbs` draws its first value, also an impossible one, where the uniform number is 0.
 - A truncated family has NaN as its derivative where a bound is infinite.
 - `StudentT` squares a number that may overflow.
-- A zero-inflated family takes the logarithm of a sum of probabilities that may underflow.
-- `OrderedLogistic` subtracts probabilities that round to the same number.
-- `DoublyTruncatedPowerLaw` has other derivatives in its bounds than its density has.
-- JAX's `betaln` is exact to 1e-8, also in double precision, and its `log_ndtr` to 4e-9 in the tail.
+- A zero-inflated family takes the logarithm of a sum of probabilities that may underflow; a hurdle of a Poisson that of
+  1 - exp(-r) of a small r.
+- Log probabilities of large counts, and of StudentT with many degrees of freedom, are differences of large log gamma
+  functions. Here they are those of `_special`.
+- Others lose digits, or have wrong derivatives, at single points; each class below says what it does instead.
+- `MultinomialProbs` draws an impossible value where a uniform number is 0.
 """
 
 from __future__ import annotations
@@ -21,11 +23,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jax.scipy.special import betaln, gammaln, log_ndtr
+from jax.scipy.linalg import solve_triangular
+from jax.scipy.special import gammaln, i0e
 from numpyro.distributions import discrete
 from numpyro.distributions.transforms import Transform
 
+from vipl._jax import Tracer
+from vipl.distributions import _special
 from vipl.distributions._flows import with_functions
+from vipl.distributions._special import log_ndtr
 
 
 class BernoulliLogits(dist.BernoulliLogits):
@@ -87,17 +93,9 @@ class BinomialLogits(dist.BinomialLogits):
 
     def log_prob(self, value: Any) -> Any:
         """f[...], the log probability."""
-        n = jnp.asarray(self.total_count)
-        choose = gammaln(n + 1.0) - gammaln(value + 1.0) - gammaln(n - value + 1.0)
-        return choose + _logit_log_prob(value, n, self.logits)
-
-
-def _logit_log_prob(value: Any, n: Any, logits: Any) -> Any:
-    """X φ - n softplus(φ), without 0 · inf at infinite logits."""
-    up, down = -jax.nn.softplus(-logits), -jax.nn.softplus(logits)  # log p, log (1 - p)
-    return jnp.where(value == 0, 0.0, value * jnp.where(value == 0, 0.0, up)) + jnp.where(
-        value == n, 0.0, (n - value) * jnp.where(value == n, 0.0, down)
-    )
+        value, n, logits = _floating(value), _floating(self.total_count), jnp.asarray(self.logits)
+        p, q = jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits)
+        return _special.log_binomial(value, n - value, p, q, -jax.nn.softplus(-logits), -jax.nn.softplus(logits))
 
 
 # --- by probabilities ------------------------------------------------------------------------------------------
@@ -131,9 +129,9 @@ class BinomialProbs(dist.BinomialProbs):
 
     def log_prob(self, value: Any) -> Any:
         """f[...], the log probability."""
-        value, n, p = _floating(value), jnp.asarray(self.total_count), jnp.asarray(self.probs)
-        choose = gammaln(n + 1.0) - gammaln(value + 1.0) - gammaln(n - value + 1.0)
-        return choose + times_log(value, p) + times_log1m(n - value, p)
+        value, n, p = _floating(value), _floating(self.total_count), jnp.asarray(self.probs)
+        one = jnp.ones_like(p)
+        return _special.log_binomial(value, n - value, p, 1 - p, times_log(one, p), times_log1m(one, p))
 
 
 class GeometricProbs(dist.GeometricProbs):
@@ -146,7 +144,22 @@ class GeometricProbs(dist.GeometricProbs):
 
 
 class MultinomialProbs(dist.MultinomialProbs):
-    """log p(x) = log n! + Σ_i (x_i log p_i - log x_i!)."""
+    """log p(x) = log n! + Σ_i (x_i log p_i - log x_i!); draws are those of a Categorical, counted."""
+
+    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Any:
+        """i[...], a draw; nothing of probability 0 is counted."""
+        p, n = jnp.asarray(self.probs), jnp.asarray(self.total_count)
+        most = self.total_count_max
+        if most is None:
+            if isinstance(n, Tracer):
+                return super().sample(key, sample_shape)  # which says what is missing
+            most = int(jnp.max(n)) if n.size else 0
+        p = jnp.broadcast_to(p, (*self.batch_shape, p.shape[-1]))
+        drawn = CategoricalProbs.sample(dist.CategoricalProbs(p), key, (most, *sample_shape))
+        counted = jnp.arange(most) < n[..., None]
+        counted = jnp.moveaxis(jnp.broadcast_to(counted, (*self.batch_shape, most)), -1, 0)
+        counted = counted.reshape(most, *(1 for _ in sample_shape), *self.batch_shape)
+        return jnp.sum((drawn[..., None] == jnp.arange(p.shape[-1])) & counted[..., None], axis=0)
 
     def log_prob(self, value: Any) -> Any:
         """f[...], the log probability."""
@@ -177,6 +190,36 @@ class ZeroInflatedProbs(discrete.ZeroInflatedProbs):
         one = jnp.ones_like(gate)
         log_prob = times_log1m(one, gate) + self.base_dist.log_prob(value)
         return jnp.where(value == 0, jnp.logaddexp(times_log(one, gate), log_prob), log_prob)
+
+
+class HurdleProbs(discrete.HurdleProbs):
+    """p(0) = gate; p(x) = (1 - gate) base(x) / (1 - base(0)), where 1 - base(0) of a Poisson may be small."""
+
+    def log_prob(self, value: Any) -> Any:
+        """f[...], the log probability."""
+        base = self.base_dist
+        while isinstance(base, dist.ExpandedDistribution):
+            base = base.base_dist
+        if not isinstance(base, dist.Poisson):
+            return discrete.HurdleProbs.log_prob(self, value)
+        rate, value = _floating(base.rate), _floating(value)
+        x = jnp.where(value == 0, 1.0, value)
+        few, many = jnp.where(rate < 20, rate, 1.0), jnp.where(rate < 20, 20.0, rate)
+        ratio = jnp.where(rate < 20, 0.5 * few - _log_sinhc(0.5 * few), jnp.log(many) - jnp.log1p(-jnp.exp(-many)))
+        log_prob = _special.log_poisson(x - 1, rate, jnp.log(rate)) - jnp.log(x) + ratio
+        return jnp.where(value == 0, self._log_gate(), self._log_one_minus_gate() + log_prob)
+
+
+class HurdlePoisson(dist.HurdlePoisson):
+    """A HurdleProbs."""
+
+    log_prob = HurdleProbs.log_prob
+
+
+class HurdleLogits(dist.HurdleLogits):
+    """A HurdleProbs."""
+
+    log_prob = HurdleProbs.log_prob
 
 
 def _floating(x: Any) -> Any:
@@ -220,6 +263,8 @@ class TwoSidedTruncatedDistribution(dist.TwoSidedTruncatedDistribution):
         base = _base(self)
         if isinstance(base, dist.Normal):
             return log_normal_mass(_standard(base, self.low), _standard(base, self.high))
+        if isinstance(base, dist.Cauchy):
+            return _log_cauchy_mass(_standard(base, self.low), _standard(base, self.high))
         return jnp.log(self._side() * (self._tail_prob_at_high - self._tail_prob_at_low))
 
 
@@ -233,6 +278,9 @@ class LeftTruncatedDistribution(dist.LeftTruncatedDistribution):
 
     def log_prob(self, value: Any) -> Any:
         """f[...], the log density."""
+        if isinstance(_base(self), dist.Cauchy):
+            bound = _standard(_base(self), self.low)
+            return _base(self).log_prob(value) - jnp.log(jnp.atan2(1.0, bound) / jnp.pi)
         if not isinstance(_base(self), dist.Normal):
             return super().log_prob(value)
         low = _standard(_base(self), self.low)
@@ -248,10 +296,23 @@ class RightTruncatedDistribution(dist.RightTruncatedDistribution):
 
     def log_prob(self, value: Any) -> Any:
         """f[...], the log density."""
+        if isinstance(_base(self), dist.Cauchy):
+            bound = _standard(_base(self), self.high)
+            return _base(self).log_prob(value) - jnp.log(jnp.atan2(1.0, -bound) / jnp.pi)
         if not isinstance(_base(self), dist.Normal):
             return super().log_prob(value)
         high = _standard(_base(self), self.high)
         return _base(self).log_prob(value) - log_normal_mass(jnp.full_like(high, -jnp.inf), high)
+
+
+def _log_cauchy_mass(low: Any, high: Any) -> Any:
+    """Log of the mass between two bounds, which may be infinite: of the angle between (1, low) and (1, high)."""
+    left, right = jnp.isfinite(low), jnp.isfinite(high)
+    a, b = jnp.where(left, low, 0.0), jnp.where(right, high, 0.0)
+    both = left & right
+    y = jnp.where(both, jnp.where(both, b - a, 1.0), 1.0)
+    x = jnp.where(both, 1 + a * b, jnp.where(left, a, jnp.where(right, -b, -1.0)))
+    return jnp.where(left | right, jnp.log(jnp.atan2(y, x) / jnp.pi), 0.0)
 
 
 def log_normal_mass(low: Any, high: Any) -> Any:
@@ -263,18 +324,8 @@ def log_normal_mass(low: Any, high: Any) -> Any:
 
 
 def _log_ndtr(x: Any) -> Any:
-    """Log Φ(x), also at infinite x; in the tail  log φ(x) - log |x| + log Σ_n (-1)^n (2 n - 1)!! / x^(2 n)."""
-    x = jnp.asarray(x)
-    start = -20.0 if x.dtype == jnp.float64 else -10.0
-    tail = jnp.isfinite(x) & (x < start)
-    far = jnp.where(tail, x, 2 * start)
-    series, term = jnp.ones_like(far), jnp.ones_like(far)
-    for n in range(1, 9):
-        term = -term * (2 * n - 1) / far**2
-        series = series + term
-    far = -0.5 * far**2 - jnp.log(-far) - 0.5 * jnp.log(2 * jnp.pi) + jnp.log(series)
-    near = jnp.where(jnp.isfinite(x) & ~tail, x, 0.0)
-    return jnp.where(jnp.isfinite(x), jnp.where(tail, far, log_ndtr(near)), jnp.where(x > 0, 0.0, -jnp.inf))
+    finite = jnp.isfinite(x)
+    return jnp.where(finite, log_ndtr(jnp.where(finite, x, 0.0)), jnp.where(x > 0, 0.0, -jnp.inf))
 
 
 def log1mexp(x: Any) -> Any:
@@ -283,143 +334,228 @@ def log1mexp(x: Any) -> Any:
     return jnp.where(near, jnp.log(-jnp.expm1(jnp.where(near, x, -0.5))), jnp.log1p(-jnp.exp(jnp.where(near, -1.0, x))))
 
 
+def _log1p_square(z: Any, df: Any) -> Any:
+    """Log (1 + z² / df), of a z whose square may overflow."""
+    far = jnp.abs(z) > 1e6
+    big = jnp.where(far, jnp.abs(z), 1.0)
+    far_log = 2.0 * jnp.log(big) - jnp.log(df) + jnp.log1p(df / big / big)
+    return jnp.where(far, far_log, jnp.log1p(jnp.where(far, 0.0, z) ** 2 / df))
+
+
 class StudentT(dist.StudentT):
     """log p(x) of z = (x - loc) / scale, by log (1 + z² / ν) of a z whose square may overflow."""
 
     def log_prob(self, value: Any) -> Any:
         """f[...], the log density."""
         df, scale = jnp.asarray(self.df), jnp.asarray(self.scale)
-        z = (value - self.loc) / scale
+        tail = 0.5 * (df + 1.0) * _log1p_square((value - self.loc) / scale, df)
         normalizer = jnp.log(scale) + 0.5 * jnp.log(df) + 0.5 * jnp.log(jnp.pi)
-        normalizer = normalizer + gammaln(0.5 * df) - gammaln(0.5 * (df + 1.0))
-        far = jnp.abs(z) > 1e6
-        near_log = jnp.log1p(jnp.where(far, 0.0, z) ** 2 / df)
-        big = jnp.where(far, jnp.abs(z), 1.0)
-        far_log = 2.0 * jnp.log(big) - jnp.log(df) + jnp.log1p(df / big / big)
-        return -0.5 * (df + 1.0) * jnp.where(far, far_log, near_log) - normalizer
+        return _special.log_gamma_ratio(0.5 * df, 0.5) - normalizer - tail
 
 
-class DoublyTruncatedPowerLaw(dist.DoublyTruncatedPowerLaw):
-    """log p(x) = α log x - log ∫ t^α dt from low to high."""
+class MultivariateStudentT(dist.MultivariateStudentT):
+    """log p(x), with a ratio of gamma functions that holds for large ν."""
 
     def log_prob(self, value: Any) -> Any:
         """f[...], the log density."""
-        low, power = jnp.asarray(self.low), 1.0 + jnp.asarray(self.alpha)
-        length = jnp.log(jnp.asarray(self.high) / low)
-        log_mass = power * jnp.log(low) + jnp.log(length) + _log_mean_exp(power * length)
-        return self.alpha * jnp.log(value) - log_mass
+        df, n = jnp.asarray(self.df), self.event_shape[0]
+        z = _whiten(self.scale_tril, value - self.loc)
+        log_det = jnp.sum(jnp.log(jnp.diagonal(jnp.asarray(self.scale_tril), axis1=-2, axis2=-1)), axis=-1)
+        normalizer = 0.5 * n * (jnp.log(df) + jnp.log(jnp.pi)) + log_det - _special.log_gamma_ratio(0.5 * df, 0.5 * n)
+        return -0.5 * (df + n) * jnp.log1p(jnp.sum(z * z, axis=-1) / df) - normalizer
 
 
-def _log_mean_exp(u: Any) -> Any:
-    """Log ((exp(u) - 1) / u), the mean of exp on [0, u]."""
-    small = jnp.abs(u) < 1e-2
-    v = jnp.where(small, 1.0, u)
-    large = jnp.maximum(v, 0.0) + jnp.log(-jnp.expm1(-jnp.abs(v)) / jnp.abs(v))
-    near = jnp.where(small, u, 0.0)
-    return jnp.where(small, near / 2 + near**2 / 24 - near**4 / 2880 + near**6 / 181440, large)
+def _whiten(scale_tril: Any, x: Any) -> Any:
+    """L⁻¹ x, with batches on both."""
+    shape = jnp.broadcast_shapes(jnp.shape(scale_tril)[:-2], jnp.shape(x)[:-1])
+    scale_tril = jnp.broadcast_to(scale_tril, (*shape, *jnp.shape(scale_tril)[-2:]))
+    x = jnp.broadcast_to(x, (*shape, jnp.shape(x)[-1]))
+    return solve_triangular(scale_tril, x[..., None], lower=True)[..., 0]
 
 
-# --- counts --------------------------------------------------------------------------------------------------
+class Cauchy(dist.Cauchy):
+    """log p(x) of a z = (x - loc) / scale whose square may overflow."""
+
+    def log_prob(self, value: Any) -> Any:
+        """f[...], the log density."""
+        scale = jnp.asarray(self.scale)
+        return -jnp.log(jnp.pi) - jnp.log(scale) - _log1p_square((value - self.loc) / scale, 1.0)
 
 
-def log_factorial(k: Any) -> Any:
-    """Log k!, exactly 0 at 0 and 1."""
-    return jnp.where(k < 2, 0.0, gammaln(jnp.where(k < 2, 1.0, k) + 1.0))
+class VonMises(dist.VonMises):
+    """log p(x) = -2 κ sin² ((x - loc) / 2) - log (2π I0(κ) exp(-κ))."""
+
+    def log_prob(self, value: Any) -> Any:
+        """f[...], the log density."""
+        k = jnp.asarray(self.concentration)
+        return -2 * k * jnp.sin(0.5 * (value - self.loc)) ** 2 - jnp.log(2 * jnp.pi) - jnp.log(i0e(k))
 
 
-def log_beta(a: Any, b: Any) -> Any:
-    """Log B(a, b)."""
-    if jnp.result_type(a, b) == jnp.float64:
-        return gammaln(a) + gammaln(b) - gammaln(a + b)
-    return betaln(a, b)
+class Kumaraswamy(dist.Kumaraswamy):
+    """log p(x) = log a b + (a - 1) log x + (b - 1) log (1 - x^a), with 1 - x^a not clipped."""
+
+    def log_prob(self, value: Any) -> Any:
+        """f[...], the log density."""
+        a, b = jnp.asarray(self.concentration1), jnp.asarray(self.concentration0)
+        log_x = jnp.log(value)
+        return jnp.log(a) + jnp.log(b) + (a - 1) * log_x + (b - 1) * log1mexp(a * log_x)
+
+
+class DoublyTruncatedPowerLaw(dist.DoublyTruncatedPowerLaw):
+    """log p(x) = α log x - log ∫ t^α dt, the integral by sinh(w) / w of w = (α + 1) log (high / low) / 2.
+
+    NumPyro's derivatives in the bounds are those of the density, not of its logarithm.
+    """
+
+    def log_prob(self, value: Any) -> Any:
+        """f[...], the log density."""
+        alpha, low, high = (jnp.asarray(t) for t in (self.alpha, self.low, self.high))
+        low, high = jnp.log(low), jnp.log(high)
+        gap = high - low
+        mass = jnp.log(gap) + 0.5 * (alpha + 1) * (high + low) + _log_sinhc(0.5 * (alpha + 1) * gap)
+        return alpha * jnp.log(value) - mass
+
+
+def _log_sinhc(w: Any) -> Any:
+    """Log (sinh(w) / w), even and smooth."""
+    near = jnp.abs(w) < 0.3
+    y = jnp.where(near, w, 0.0) ** 2
+    series = jnp.log1p(y / 6 * (1 + y / 20 * (1 + y / 42 * (1 + y / 72 * (1 + y / 110 * (1 + y / 156))))))
+    v = jnp.where(near, 1.0, jnp.abs(w))
+    return jnp.where(near, series, v + jnp.log(-jnp.expm1(-2 * v)) - jnp.log(2 * v))
+
+
+class TruncatedPolyaGamma(dist.TruncatedPolyaGamma):
+    """The density of a Polya-Gamma(1, 0), by whichever of its two series converges at once."""
+
+    def log_prob(self, value: Any) -> Any:
+        """f[...], the log density."""
+        n = jnp.arange(6) + 0.5
+        sign = jnp.where(jnp.arange(6) % 2 == 0, 1.0, -1.0)
+        small = value < 0.16
+        x = jnp.where(small, value, 0.16)
+        ratio = jnp.sum(sign * 2 * n * jnp.exp(-(n**2 - 0.25) / 2 / x[..., None]), axis=-1)
+        left = -0.125 / x - 1.5 * jnp.log(x) - 0.5 * jnp.log(2 * jnp.pi) + jnp.log(ratio)
+        y = jnp.where(small, 0.16, value)
+        ratio = jnp.sum(sign * 2 * n * jnp.exp(-2 * jnp.pi**2 * (n**2 - 0.25) * y[..., None]), axis=-1)
+        return jnp.where(small, left, jnp.log(2 * jnp.pi) - 0.5 * jnp.pi**2 * y + jnp.log(ratio))
+
+
+# --- counts ---------------------------------------------------------------------------------------------------
 
 
 class Poisson(dist.Poisson):
-    """log p(k) = k log λ - λ - log k!."""
+    """log p(x) = x log r - r - log x!, also of large counts, and of a rate of 0."""
 
     def log_prob(self, value: Any) -> Any:
         """f[...], the log probability."""
-        k, rate = _floating(value), jnp.asarray(self.rate)
-        return times_log(k, rate) - rate - log_factorial(k)
+        rate = _floating(self.rate)
+        return _special.log_poisson(_floating(value), rate, times_log(jnp.ones_like(rate), rate))
 
 
-class _GammaPoisson:
-    """log p(k) = -log B(α, k + 1) - log (α + k) - α log (1 + 1 / λ) - k log (1 + λ)."""
-
-    concentration: Any
-    rate: Any
+class GammaPoisson(dist.GammaPoisson):
+    """log p(x) = log (Γ(a + x) / Γ(a) / x!) - a log (1 + 1 / r) - x log (1 + r)."""
 
     def log_prob(self, value: Any) -> Any:
         """f[...], the log probability."""
-        k, a, rate = _floating(value), jnp.asarray(self.concentration), jnp.asarray(self.rate)
-        choose = -log_beta(a, k + 1.0) - jnp.log(a + k)
-        return choose - a * jnp.log1p(1.0 / rate) - jnp.where(k == 0, 0.0, k * jnp.log1p(rate))
+        a, r = _floating(self.concentration), _floating(self.rate)
+        log_p = -jax.nn.softplus(-jnp.log(r))
+        return _special.log_negative_binomial(_floating(value), a, r / (1 + r), 1 / (1 + r), log_p, -jnp.log1p(r))
 
 
-class GammaPoisson(_GammaPoisson, dist.GammaPoisson):
-    """With the density above."""
+class NegativeBinomial2(dist.NegativeBinomial2):
+    """A GammaPoisson."""
+
+    log_prob = GammaPoisson.log_prob
 
 
-class NegativeBinomial2(_GammaPoisson, dist.NegativeBinomial2):
-    """With the density above."""
+class NegativeBinomialProbs(dist.NegativeBinomialProbs):
+    """log p(x) = log (Γ(a + x) / Γ(a) / x!) + a log (1 - p) + x log p."""
+
+    def log_prob(self, value: Any) -> Any:
+        """f[...], the log probability."""
+        a, p = _floating(self.total_count), _floating(self.probs)
+        one = jnp.ones_like(p)
+        logs = times_log1m(one, p), times_log(one, p)
+        return _special.log_negative_binomial(_floating(value), a, 1 - p, p, *logs)
 
 
-class NegativeBinomialProbs(_GammaPoisson, dist.NegativeBinomialProbs):
-    """With the density above."""
+class NegativeBinomialLogits(dist.NegativeBinomialLogits):
+    """log p(x) = log (Γ(a + x) / Γ(a) / x!) - a softplus(φ) - x softplus(-φ)."""
+
+    def log_prob(self, value: Any) -> Any:
+        """f[...], the log probability."""
+        a, logits = _floating(self.total_count), _floating(self.logits)
+        probs, logs = jax.nn.sigmoid, jax.nn.softplus
+        return _special.log_negative_binomial(
+            _floating(value), a, probs(-logits), probs(logits), -logs(logits), -logs(-logits)
+        )
+
+
+def _beta_binomial(x: Any, n: Any, a: Any, b: Any) -> Any:
+    parts = _special.log_polya(x, a, n, a + b) + _special.log_polya(n - x, b, n, a + b)
+    return parts - _special.log_polya(n, a + b, n, a + b)
 
 
 class BetaBinomial(dist.BetaBinomial):
-    """log p(k) = log (n choose k) + log B(k + a, n - k + b) - log B(a, b)."""
+    """log p(x) = log (n choose x) + log B(a + x, b + n - x) - log B(a, b)."""
 
     def log_prob(self, value: Any) -> Any:
         """f[...], the log probability."""
-        k, n = _floating(value), _floating(self.total_count)
-        a, b = jnp.asarray(self.concentration1), jnp.asarray(self.concentration0)
-        choose = -jnp.log1p(n) - log_beta(n - k + 1.0, k + 1.0)
-        return choose + log_beta(k + a, n - k + b) - log_beta(a, b)
+        a, b = _floating(self.concentration1), _floating(self.concentration0)
+        return _beta_binomial(_floating(value), _floating(self.total_count), a, b)
 
 
 class BetaNegativeBinomial(dist.BetaNegativeBinomial):
-    """log p(k) = log (n + k - 1 choose k) + log B(a + k, b + n) - log B(a, b)."""
+    """log p(x) = log (Γ(n + x) / Γ(n) / x!) + log B(a + x, b + n) - log B(a, b)."""
 
     def log_prob(self, value: Any) -> Any:
         """f[...], the log probability."""
-        k, n = _floating(value), jnp.asarray(self.n)
-        a, b = jnp.asarray(self.concentration1), jnp.asarray(self.concentration0)
-        choose = -log_beta(n, k + 1.0) - jnp.log(n + k)
-        return choose + log_beta(a + k, b + n) - log_beta(a, b)
+        x, n = _floating(value), _floating(self.n)
+        a, b = _floating(self.concentration1), _floating(self.concentration0)
+        total = x + n
+        ways = jnp.log(n) - jnp.log(total)
+        parts = _special.log_polya(x, a, total, a + b) + _special.log_polya(n, b, total, a + b)
+        return ways + parts - _special.log_polya(total, a + b, total, a + b)
+
+
+class DirichletMultinomial(dist.DirichletMultinomial):
+    """log p(x) = log n! + log B(a + x) - log B(a) - Σ_i log x_i!."""
+
+    def log_prob(self, value: Any) -> Any:
+        """f[...], the log probability."""
+        x, a = _floating(value), _floating(self.concentration)
+        n, total = jnp.sum(x, axis=-1), jnp.sum(a, axis=-1)
+        parts = _special.log_polya(x, a, n[..., None], total[..., None])
+        return jnp.sum(parts, axis=-1) - _special.log_polya(n, total, n, total)
 
 
 class OrderedLogistic(dist.OrderedLogistic):
-    """p(k) = σ(c_k - η) - σ(c_(k-1) - η) = σ(c_k - η) σ(η - c_(k-1)) (1 - exp(c_(k-1) - c_k))."""
-
-    sample = CategoricalProbs.sample
+    """p(k) = σ(c_k - φ) - σ(c_{k-1} - φ) = σ(c_k - φ) σ(φ - c_{k-1}) (1 - exp(c_{k-1} - c_k))."""
 
     def log_prob(self, value: Any) -> Any:
         """f[...], the log probability."""
-        cuts = jnp.asarray(self.cutpoints) - jnp.expand_dims(jnp.asarray(self.predictor), -1)
+        c = jnp.asarray(self.cutpoints)
+        t = jnp.asarray(self.predictor)[..., None]
+        up, gaps = -jax.nn.softplus(t - c), log1mexp(-jnp.diff(c, axis=-1))
+        down = -jax.nn.softplus(c - t)
+        middle = up[..., 1:] + down[..., :-1] + gaps
+        table = jnp.concatenate([up[..., :1], middle, down[..., -1:]], axis=-1)
         value = jnp.asarray(value)
-        cuts = jnp.broadcast_to(cuts, (*jnp.broadcast_shapes(cuts.shape[:-1], value.shape), cuts.shape[-1]))
-        number, last = jnp.broadcast_to(value, cuts.shape[:-1]).astype(int), cuts.shape[-1]
-
-        def cut(i: Any) -> Any:
-            return jnp.take_along_axis(cuts, jnp.clip(i, 0, last - 1)[..., None], axis=-1)[..., 0]
-
-        above, below = cut(number), cut(number - 1)
-        first, end = number == 0, number == last
-        gap = jnp.where(first | end, -1.0, below - above)
-        log_prob = jnp.where(end, 0.0, jax.nn.log_sigmoid(above)) + jnp.where(first, 0.0, jax.nn.log_sigmoid(-below))
-        log_prob = log_prob + jnp.where(first | end, 0.0, log1mexp(gap))
-        return jnp.where((number < 0) | (number > last), -jnp.inf, log_prob)
+        table = jnp.broadcast_to(table, (*jnp.broadcast_shapes(value.shape, table.shape[:-1]), table.shape[-1]))
+        index = jnp.broadcast_to(value, table.shape[:-1]).astype(int)[..., None]
+        return jnp.take_along_axis(table, index, axis=-1)[..., 0]
 
 
 _STABLE = {
-    cls.__bases__[-1]: cls
+    cls.__base__: cls
     for cls in (
         BernoulliLogits, BinomialLogits, BernoulliProbs, BinomialProbs, GeometricProbs, MultinomialProbs,
         CategoricalProbs, ZeroInflatedProbs, TwoSidedTruncatedDistribution, LeftTruncatedDistribution,
-        RightTruncatedDistribution, StudentT, DoublyTruncatedPowerLaw, Poisson, GammaPoisson, NegativeBinomial2,
-        NegativeBinomialProbs, BetaBinomial, BetaNegativeBinomial, OrderedLogistic,
+        RightTruncatedDistribution, StudentT, MultivariateStudentT, Cauchy, VonMises, Kumaraswamy,
+        DoublyTruncatedPowerLaw, TruncatedPolyaGamma, Poisson, GammaPoisson, NegativeBinomial2, NegativeBinomialProbs,
+        NegativeBinomialLogits, HurdleProbs, HurdlePoisson, HurdleLogits, BetaBinomial, BetaNegativeBinomial,
+        DirichletMultinomial, OrderedLogistic,
     )
 }  # fmt: skip
 
