@@ -27,8 +27,10 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import lax
-from jax.scipy.special import betaln, gammaln
+from jax.scipy.special import gammaln
 from numpyro.distributions import constraints, transforms
+
+from vipl.distributions import _special, _stable
 
 
 class Point(NamedTuple):
@@ -55,7 +57,9 @@ def has_coordinates(d: Any) -> bool:
     """Whether draws of a distribution keep more than their value."""
     d = innermost(d)
     cls = next((c for c in _FAMILIES if isinstance(d, c)), None)
-    return cls is not None and type(d).sample is cls.sample and type(d).log_prob is cls.log_prob
+    if cls is None or type(d).sample is not cls.sample:
+        return False
+    return type(d).log_prob in (cls.log_prob, *(stable.log_prob for stable in _FAMILIES[cls]))
 
 
 def innermost(d: Any) -> Any:
@@ -65,7 +69,13 @@ def innermost(d: Any) -> Any:
     return d
 
 
-_FAMILIES = (dist.Gamma, dist.Beta, dist.Dirichlet, dist.TransformedDistribution)
+# with the classes of `_stable` that compute the same density from a value
+_FAMILIES = {
+    dist.Gamma: (_stable.Gamma,),
+    dist.Beta: (_stable.Beta,),
+    dist.Dirichlet: (_stable.Dirichlet,),
+    dist.TransformedDistribution: (_stable.InverseGamma,),
+}
 
 
 def log_density(d: Any, point: Point) -> Any:
@@ -308,8 +318,8 @@ def _(d: dist.Gamma, key: Any, sample_shape: tuple[int, ...]) -> Point:
 
 @_log_density.register
 def _(d: dist.Gamma, y: Any) -> Any:
-    a, log_rate = jnp.asarray(d.concentration), jnp.log(jnp.asarray(d.rate))
-    return a * log_rate - gammaln(a) + (a - 1) * y - jnp.exp(y + log_rate)
+    log_rate = jnp.log(jnp.asarray(d.rate))
+    return log_rate + _special.log_gamma(d.concentration, jnp.exp(y + log_rate), y + log_rate)
 
 
 @_coordinates_of.register(dist.Gamma)
@@ -329,8 +339,9 @@ def _(d: dist.Beta, key: Any, sample_shape: tuple[int, ...]) -> Point:
 
 @_log_density.register
 def _(d: dist.Beta, y: Any) -> Any:
-    a, b = jnp.asarray(d.concentration1), jnp.asarray(d.concentration0)
-    return -(a - 1) * jax.nn.softplus(-y) - (b - 1) * jax.nn.softplus(y) - betaln(a, b)
+    a = jnp.stack(jnp.broadcast_arrays(*map(jnp.asarray, (d.concentration1, d.concentration0))), axis=-1)
+    y = jnp.stack([y, -y], axis=-1)
+    return _special.log_dirichlet(a, jax.nn.sigmoid(y), -jax.nn.softplus(-y))
 
 
 @_coordinates_of.register
@@ -347,8 +358,8 @@ def _(d: dist.Dirichlet, key: Any, sample_shape: tuple[int, ...]) -> Point:
 
 @_log_density.register
 def _(d: dist.Dirichlet, y: Any) -> Any:
-    a = jnp.asarray(d.concentration)
-    return jnp.sum((a - 1) * y - gammaln(a), axis=-1) + gammaln(jnp.sum(a, axis=-1))
+    x = jnp.exp(y)
+    return _special.log_dirichlet(jnp.asarray(d.concentration), x, y, jnp.sum(x, axis=-1) - 1)
 
 
 # --- transforms: what each of them was applied to -------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Special functions whose large parts cancel: log probabilities of large counts, tails of the Normal.
+"""Special functions whose large parts cancel: log probabilities of large counts, of large concentrations, normal tails.
 
 Log Γ of a large number is large, and so is its rounding error; a log probability is a small difference of such numbers.
 Here log Γ(a) = (a - 1/2) log a - a + (log 2π) / 2 + δ(a), where δ is small, and what cancels is cancelled on paper
@@ -53,12 +53,35 @@ def log_poisson(x: Any, mean: Any, log_mean: Any) -> Any:
     """X log m - m - log Γ(x + 1), for x >= 0; 0 log 0 is 0."""
     x, mean, log_mean = jnp.broadcast_arrays(x, mean, log_mean)
     large = x >= _LARGE
-    b = jnp.where(large, x, _LARGE)
     small = jnp.where(large, 0.0, x)
     power = jnp.where(small == 0, 0.0, small * jnp.where(small == 0, 0.0, log_mean))
     direct = power - mean - _log_factorial(small)
-    stable = -_deviance(b, mean, log_mean) - _HALF_LOG_2PI - 0.5 * jnp.log(b) - _delta(b)
-    return jnp.where(large, stable, direct)
+    return jnp.where(large, _log_poisson_large(jnp.where(large, x, _LARGE), mean, log_mean), direct)
+
+
+def _log_poisson_large(x: Any, mean: Any, log_mean: Any) -> Any:
+    return -_deviance(x, mean, log_mean) - _HALF_LOG_2PI - 0.5 * jnp.log(x) - _delta(x)
+
+
+def log_gamma(a: Any, mean: Any, log_mean: Any) -> Any:
+    """(a - 1) log m - m - log Γ(a), for a > 0: a Gamma of m = r x, without the factor r."""
+    a, mean, log_mean = jnp.broadcast_arrays(a, mean, log_mean)
+    large = a >= _LARGE + 1
+    small = jnp.where(large, 1.0, a)
+    direct = (small - 1) * jnp.where(large, 0.0, log_mean) - mean - gammaln(small)
+    return jnp.where(large, _log_poisson_large(jnp.where(large, a - 1, _LARGE), mean, log_mean), direct)
+
+
+def log_dirichlet(a: Any, x: Any, log_x: Any, excess: Any = 0.0) -> Any:
+    """Log Γ(Σ a_i) + Σ_i ((a_i - 1) log x_i - log Γ(a_i)), of Σ x_i = 1 + `excess`.
+
+    Each part is that of a Gamma with the mean t x_i. The sum does not depend on t, and t = Σ a_i makes the parts small.
+    """
+    total = jnp.sum(a, axis=-1)
+    t = jax.lax.stop_gradient(total)
+    log_t = jnp.log(t)
+    parts = log_gamma(a, t[..., None] * x, log_t[..., None] + log_x)
+    return jnp.sum(parts, axis=-1) - log_gamma(total, t, log_t) + (a.shape[-1] - 1) * log_t + t * excess
 
 
 def log_binomial(x: Any, y: Any, p: Any, q: Any, log_p: Any, log_q: Any) -> Any:
@@ -105,3 +128,35 @@ def log_ndtr(x: Any) -> Any:
     tail = -0.5 * z * z - jnp.log(-z) - _HALF_LOG_2PI + jnp.log(series)
     near = jnp.where(right, jnp.log1p(-ndtr(-jnp.where(right, x, 0.0))), jnp.log(ndtr(middle)))
     return jnp.where(far, tail, near)
+
+
+def log_ray(t: Any, square: Any, across: Any, n: int) -> Any:
+    """Log ∫ r^n N(r x; c, 1) dr over r > 0, but for n log √2π: t = c x, square = |c|², across = |c|² - t²; n is 1 or 2.
+
+    The moments of N(t, 1) over r > 0 are φ(t) + t Φ(t) and t φ(t) + (1 + t²) Φ(t), which lose all digits far below 0.
+    There Φ(t) = φ(t) / (z + K) with K = 1 / (z + L), L = 2 / (z + 3 / (z + ...)) and z = -t.
+    """
+    far = t < -2.5
+    z = jnp.where(far, -t, 2.5)
+    fraction = 0.5 * (z + jnp.sqrt(z * z + 4 * 81))  # where f = z + 81 / f, which the rest of the fraction is next to
+    for k in range(80, 2, -1):
+        fraction = z + k / fraction
+    second = 2 / fraction
+    first = 1 / (z + second)
+    ratio = first / (z + first) if n == 1 else second / ((z + second) * (z + first))
+    near = jnp.where(far, 0.0, t)
+    density, mass = jnp.exp(-0.5 * near**2 - _HALF_LOG_2PI), ndtr(near)
+    moment = density + near * mass if n == 1 else near * density + (1 + near**2) * mass
+    return jnp.where(far, jnp.log(ratio) - _HALF_LOG_2PI - 0.5 * square, jnp.log(moment) - 0.5 * across)
+
+
+def log_ndtr_of_bound(x: Any) -> Any:
+    """Log Φ(x), of an x that may be infinite."""
+    finite = jnp.isfinite(x)
+    return jnp.where(finite, log_ndtr(jnp.where(finite, x, 0.0)), jnp.where(x > 0, 0.0, -jnp.inf))
+
+
+def log1mexp(x: Any) -> Any:
+    """Log (1 - exp(x)) for x < 0."""
+    near = x > -0.6931472
+    return jnp.where(near, jnp.log(-jnp.expm1(jnp.where(near, x, -0.5))), jnp.log1p(-jnp.exp(jnp.where(near, -1.0, x))))

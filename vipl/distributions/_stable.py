@@ -8,9 +8,11 @@
 - A truncated family has NaN as its derivative where a bound is infinite.
 - `StudentT` squares a number that may overflow.
 - A zero-inflated family takes the logarithm of a sum of probabilities that may underflow; a hurdle of a Poisson that of
-  1 - exp(-r) of a small r.
+  1 - exp(-r) of a small r. Both have NaN as their derivative at a gate of exactly 0 or 1.
 - Log probabilities of large counts, and of StudentT with many degrees of freedom, are differences of large log gamma
   functions. Here they are those of `_special`.
+- Log densities of large concentrations are differences of large numbers, too: those of `_gammas`.
+- A censored family clips probabilities, so that far in a tail it is a constant: those of `_censored`.
 - Others lose digits, or have wrong derivatives, at single points; each class below says what it does instead.
 - `MultinomialProbs` draws an impossible value where a uniform number is 0.
 """
@@ -30,8 +32,10 @@ from numpyro.distributions.transforms import Transform
 
 from vipl._jax import Tracer
 from vipl.distributions import _special
+from vipl.distributions._censored import LeftCensored, RightCensored
 from vipl.distributions._flows import with_functions
-from vipl.distributions._special import log_ndtr
+from vipl.distributions._gammas import Beta, BetaProportion, Chi2, Dirichlet, Gamma, InverseGamma
+from vipl.distributions._special import log1mexp, log_ndtr_of_bound
 
 
 class BernoulliLogits(dist.BernoulliLogits):
@@ -186,10 +190,29 @@ class ZeroInflatedProbs(discrete.ZeroInflatedProbs):
 
     def log_prob(self, value: Any) -> Any:
         """f[...], the log probability."""
-        gate = jnp.asarray(self.gate)
-        one = jnp.ones_like(gate)
-        log_prob = times_log1m(one, gate) + self.base_dist.log_prob(value)
-        return jnp.where(value == 0, jnp.logaddexp(times_log(one, gate), log_prob), log_prob)
+        gate, base = jnp.asarray(self.gate), self.base_dist.log_prob(value)
+        return jnp.where(value == 0, _log_of_zero(gate, base), times_log1m(jnp.ones_like(gate), gate) + base)
+
+
+def _log_of_zero(gate: Any, base: Any) -> Any:
+    """Log (g + (1 - g) exp(base)) for base <= 0, with its derivatives at g = 0 and g = 1, too.
+
+    Large g: log (1 - (1 - g) (1 - exp(base))). Else base + log (1 + g (exp(-base) - 1)), unless exp(-base) is large.
+    """
+    gate, base = jnp.broadcast_arrays(gate, base)
+    often, ratio = gate >= 0.5, (gate == 0) | (base > -30)
+    g = jnp.where(often, 0.25, gate)
+    odds = jnp.expm1(jnp.minimum(jnp.where(ratio, -base, 1.0), 0.99 * jnp.log(jnp.finfo(base.dtype).max)))
+    by_ratio = base + jnp.log1p(jnp.where(ratio, g, 0.0) * odds)
+    by_sum = jnp.logaddexp(jnp.log(jnp.where(ratio, 0.25, g)), jnp.log1p(-g) + base)
+    by_rest = jnp.log1p((1 - jnp.where(often, gate, 1.0)) * jnp.expm1(base))
+    return jnp.where(often, by_rest, jnp.where(ratio, by_ratio, by_sum))
+
+
+class ZeroInflatedPoisson(dist.ZeroInflatedPoisson):
+    """A ZeroInflatedProbs."""
+
+    log_prob = ZeroInflatedProbs.log_prob
 
 
 class HurdleProbs(discrete.HurdleProbs):
@@ -209,11 +232,30 @@ class HurdleProbs(discrete.HurdleProbs):
         log_prob = _special.log_poisson(x - 1, rate, jnp.log(rate)) - jnp.log(x) + ratio
         return jnp.where(value == 0, self._log_gate(), self._log_one_minus_gate() + log_prob)
 
+    def _log_gate(self) -> Any:
+        return times_log(jnp.ones_like(jnp.asarray(self.gate)), jnp.asarray(self.gate))
+
+    def _log_one_minus_gate(self) -> Any:
+        return times_log1m(jnp.ones_like(jnp.asarray(self.gate)), jnp.asarray(self.gate))
+
 
 class HurdlePoisson(dist.HurdlePoisson):
     """A HurdleProbs."""
 
     log_prob = HurdleProbs.log_prob
+    _log_gate, _log_one_minus_gate = HurdleProbs._log_gate, HurdleProbs._log_one_minus_gate
+
+
+class HurdleGamma(dist.HurdleGamma):
+    """With the gate of a HurdleProbs."""
+
+    _log_gate, _log_one_minus_gate = HurdleProbs._log_gate, HurdleProbs._log_one_minus_gate
+
+
+class HurdleLogNormal(dist.HurdleLogNormal):
+    """With the gate of a HurdleProbs."""
+
+    _log_gate, _log_one_minus_gate = HurdleProbs._log_gate, HurdleProbs._log_one_minus_gate
 
 
 class HurdleLogits(dist.HurdleLogits):
@@ -318,20 +360,9 @@ def _log_cauchy_mass(low: Any, high: Any) -> Any:
 def log_normal_mass(low: Any, high: Any) -> Any:
     """Log (Φ(high) - Φ(low)), from the tail in which the interval lies; bounds may be infinite."""
     low, high = jnp.where(low > 0, -high, low), jnp.where(low > 0, -low, high)
-    log_high, log_low = _log_ndtr(high), _log_ndtr(low)
+    log_high, log_low = log_ndtr_of_bound(high), log_ndtr_of_bound(low)
     gap = jnp.where(jnp.isfinite(low), log_low - log_high, -1.0)
     return log_high + jnp.where(jnp.isfinite(low), log1mexp(gap), 0.0)
-
-
-def _log_ndtr(x: Any) -> Any:
-    finite = jnp.isfinite(x)
-    return jnp.where(finite, log_ndtr(jnp.where(finite, x, 0.0)), jnp.where(x > 0, 0.0, -jnp.inf))
-
-
-def log1mexp(x: Any) -> Any:
-    """Log (1 - exp(x)) for x < 0."""
-    near = x > -0.6931472
-    return jnp.where(near, jnp.log(-jnp.expm1(jnp.where(near, x, -0.5))), jnp.log1p(-jnp.exp(jnp.where(near, -1.0, x))))
 
 
 def _log1p_square(z: Any, df: Any) -> Any:
@@ -439,6 +470,20 @@ class TruncatedPolyaGamma(dist.TruncatedPolyaGamma):
         y = jnp.where(small, 0.16, value)
         ratio = jnp.sum(sign * 2 * n * jnp.exp(-2 * jnp.pi**2 * (n**2 - 0.25) * y[..., None]), axis=-1)
         return jnp.where(small, left, jnp.log(2 * jnp.pi) - 0.5 * jnp.pi**2 * y + jnp.log(ratio))
+
+
+class ProjectedNormal(dist.ProjectedNormal):
+    """log p(x) = log ∫ r^(d - 1) N(r x; c, 1) dr over r > 0, also opposite to c."""
+
+    def log_prob(self, value: Any, intermediates: Any = None) -> Any:
+        """f[...], the log density."""
+        c, x = jnp.broadcast_arrays(jnp.asarray(self.concentration), value)
+        n = c.shape[-1] - 1
+        if n not in (1, 2):
+            return super().log_prob(value, intermediates)
+        across = jnp.cross(c, x) if n == 2 else c[..., :1] * x[..., 1:] - c[..., 1:] * x[..., :1]
+        ray = _special.log_ray(jnp.sum(c * x, -1), jnp.sum(c * c, -1), jnp.sum(across**2, -1), n)
+        return ray - 0.5 * n * jnp.log(2 * jnp.pi)
 
 
 # --- counts ---------------------------------------------------------------------------------------------------
@@ -555,7 +600,9 @@ _STABLE = {
         RightTruncatedDistribution, StudentT, MultivariateStudentT, Cauchy, VonMises, Kumaraswamy,
         DoublyTruncatedPowerLaw, TruncatedPolyaGamma, Poisson, GammaPoisson, NegativeBinomial2, NegativeBinomialProbs,
         NegativeBinomialLogits, HurdleProbs, HurdlePoisson, HurdleLogits, BetaBinomial, BetaNegativeBinomial,
-        DirichletMultinomial, OrderedLogistic,
+        DirichletMultinomial, OrderedLogistic, Gamma, Chi2, InverseGamma, Beta, BetaProportion, Dirichlet,
+        ProjectedNormal, LeftCensored, RightCensored, ZeroInflatedPoisson, HurdleGamma,
+        HurdleLogNormal,
     )
 }  # fmt: skip
 
