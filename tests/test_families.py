@@ -136,7 +136,7 @@ def test_log_densities_and_their_derivatives_are_exact_but_for_rounding(name):
 def test_a_point_that_is_named_as_not_exact_is_not(name):
     """A point whose density has become exact goes into the table."""
     make, formula, _, *at = FAMILIES[name]
-    assert max(max(off) for _, _, off in errors((make, formula, [NOT_EXACT[name][0]], *at))) > C
+    assert any(max(off) > C for _, _, off in errors((make, formula, [NOT_EXACT[name][0]], *at)))
 
 
 @pytest.mark.parametrize("name", ["Gamma", "Chi2", "InverseGamma", "Beta", "BetaProportion", "Dirichlet"])

@@ -25,9 +25,7 @@ def log_tails(base: Any, x: Any) -> tuple[Any, Any]:
     y = jnp.where(below | above, 1.0, x)  # so that no derivative is NaN there
     if isinstance(base, (dist.Exponential, dist.Weibull)):
         exponential = isinstance(base, dist.Exponential)
-        hazard = (
-            base.rate * y if exponential else jnp.power(y / jnp.asarray(base.scale), jnp.asarray(base.concentration))
-        )
+        hazard = base.rate * y if exponential else (y / jnp.asarray(base.scale)) ** jnp.asarray(base.concentration)
         log_f, log_s = log1mexp(-hazard), -hazard
     else:
         z = ((jnp.log(y) if isinstance(base, dist.LogNormal) else y) - base.loc) / base.scale
@@ -47,7 +45,7 @@ class LeftCensored(dist.LeftCensoredDistribution):
         if not isinstance(self.base_dist, _BASES):
             return super().log_prob(value)
         log_f, _ = log_tails(self.base_dist, jnp.where(self.censored, value, 1.0))
-        return jnp.where(self.censored, log_f, self.base_dist.log_prob(value))
+        return jnp.where(self.censored, log_f, self.base_dist.log_prob(jnp.where(self.censored, 1.0, value)))
 
 
 class RightCensored(dist.RightCensoredDistribution):
@@ -58,4 +56,4 @@ class RightCensored(dist.RightCensoredDistribution):
         if not isinstance(self.base_dist, _BASES):
             return super().log_prob(value)
         _, log_s = log_tails(self.base_dist, jnp.where(self.censored, value, 1.0))
-        return jnp.where(self.censored, log_s, self.base_dist.log_prob(value))
+        return jnp.where(self.censored, log_s, self.base_dist.log_prob(jnp.where(self.censored, 1.0, value)))

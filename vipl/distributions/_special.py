@@ -64,8 +64,10 @@ def _log_poisson_large(x: Any, mean: Any, log_mean: Any) -> Any:
 
 
 def log_gamma(a: Any, mean: Any, log_mean: Any) -> Any:
-    """(a - 1) log m - m - log Γ(a), for a > 0: a Gamma of m = r x, without the factor r."""
-    a, mean, log_mean = jnp.broadcast_arrays(a, mean, log_mean)
+    """(a - 1) log m - m - log Γ(a), for a > 0: a Gamma of m = r x, without the factor r.
+
+    What depends on a alone is computed in its shape, which is often far smaller than that of x.
+    """
     large = a >= _LARGE + 1
     small = jnp.where(large, 1.0, a)
     direct = (small - 1) * jnp.where(large, 0.0, log_mean) - mean - gammaln(small)
@@ -105,14 +107,19 @@ def log_negative_binomial(x: Any, a: Any, p: Any, q: Any, log_p: Any, log_q: Any
     return -jnp.log1p(x / a) + log_binomial(a, x, p, q, log_p, log_q)
 
 
-def log_polya(x: Any, a: Any, n: Any, total: Any) -> Any:
-    """Log (Γ(a + x) / Γ(a) / Γ(x + 1)) + x log q + a log p, of a p = total / (total + n).
+def log_polya(x: Any, a: Any) -> Any:
+    """Log (Γ(n + 1) Γ(A) / Γ(A + n)) + Σ_i log (Γ(a_i + x_i) / Γ(a_i) / Γ(x_i + 1)), of n = Σ x_i and A = Σ a_i.
 
-    A ratio of these, for the parts and for the whole, does not depend on p, which makes each of them small.
+    Each part, and the whole, is that of a negative binomial with p = A / (A + n). The sum does not depend on p, and
+    this p makes the parts small. They are computed as one array, since programs of log Γ are slow to compile.
     """
+    x, a = jnp.broadcast_arrays(x, a)
+    n, total = jnp.sum(x, axis=-1, keepdims=True), jnp.sum(a, axis=-1, keepdims=True)
+    x, a = jnp.concatenate([x, n], axis=-1), jnp.concatenate([a, total], axis=-1)
     n, total = jax.lax.stop_gradient((n, total))
     log_p, log_q = -jnp.log1p(n / total), -jnp.log1p(total / jnp.where(n > 0, n, 1.0))
-    return log_negative_binomial(x, a, total / (total + n), n / (total + n), log_p, log_q)
+    parts = log_negative_binomial(x, a, total / (total + n), n / (total + n), log_p, log_q)
+    return jnp.sum(parts[..., :-1], axis=-1) - parts[..., -1]
 
 
 def log_ndtr(x: Any) -> Any:

@@ -537,9 +537,8 @@ class NegativeBinomialLogits(dist.NegativeBinomialLogits):
         )
 
 
-def _beta_binomial(x: Any, n: Any, a: Any, b: Any) -> Any:
-    parts = _special.log_polya(x, a, n, a + b) + _special.log_polya(n - x, b, n, a + b)
-    return parts - _special.log_polya(n, a + b, n, a + b)
+def _pair(a: Any, b: Any) -> Any:
+    return jnp.stack(jnp.broadcast_arrays(a, b), axis=-1)
 
 
 class BetaBinomial(dist.BetaBinomial):
@@ -548,7 +547,8 @@ class BetaBinomial(dist.BetaBinomial):
     def log_prob(self, value: Any) -> Any:
         """f[...], the log probability."""
         a, b = _floating(self.concentration1), _floating(self.concentration0)
-        return _beta_binomial(_floating(value), _floating(self.total_count), a, b)
+        x = _floating(value)
+        return _special.log_polya(_pair(x, _floating(self.total_count) - x), _pair(a, b))
 
 
 class BetaNegativeBinomial(dist.BetaNegativeBinomial):
@@ -558,10 +558,7 @@ class BetaNegativeBinomial(dist.BetaNegativeBinomial):
         """f[...], the log probability."""
         x, n = _floating(value), _floating(self.n)
         a, b = _floating(self.concentration1), _floating(self.concentration0)
-        total = x + n
-        ways = jnp.log(n) - jnp.log(total)
-        parts = _special.log_polya(x, a, total, a + b) + _special.log_polya(n, b, total, a + b)
-        return ways + parts - _special.log_polya(total, a + b, total, a + b)
+        return jnp.log(n) - jnp.log(x + n) + _special.log_polya(_pair(x, n), _pair(a, b))
 
 
 class DirichletMultinomial(dist.DirichletMultinomial):
@@ -569,10 +566,7 @@ class DirichletMultinomial(dist.DirichletMultinomial):
 
     def log_prob(self, value: Any) -> Any:
         """f[...], the log probability."""
-        x, a = _floating(value), _floating(self.concentration)
-        n, total = jnp.sum(x, axis=-1), jnp.sum(a, axis=-1)
-        parts = _special.log_polya(x, a, n[..., None], total[..., None])
-        return jnp.sum(parts, axis=-1) - _special.log_polya(n, total, n, total)
+        return _special.log_polya(_floating(value), _floating(self.concentration))
 
 
 class OrderedLogistic(dist.OrderedLogistic):
