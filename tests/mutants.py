@@ -3,7 +3,7 @@
 The edits stand in `tests/helpers/edits.py`. Each is made in a copy of the tree, and the tests that should catch it run
 there; it is caught if one of them fails. First these tests run on the code as it is, where all have to pass.
 
-    python -m tests.mutants                  all edits, about ten minutes
+    python -m tests.mutants                  all edits, about 20 minutes
     python -m tests.mutants smc kalman       those whose file or name holds one of these words
     python -m tests.mutants --jobs 4         four at a time
 

@@ -1,7 +1,7 @@
 """Every family of NumPyro against its formula: log density and derivatives, at ordinary and extreme points.
 
-The law. All inputs t are numbers of float32; the exact f, its gradient g and its Hessian H are those at these numbers.
-Evaluated in float32 or in float64, with that precision's eps,
+Invariant. All inputs t are numbers of float32; the exact f, its gradient g and its Hessian H are those at these
+numbers. Evaluated in float32 or in float64, with that precision's eps,
 
     |error of f|   <= C eps (1 + |f|   + Σ_j |t_j g_j|)
     |error of g_i| <= C eps (1 + |g_i| + Σ_j |t_j H_ij|)
@@ -99,7 +99,7 @@ def evaluate(make, points, dtype, at=lambda x: x):
 
 
 def errors(entry):
-    """Pairs (point, dtype, errors in units of what the law allows with C = 1): value first, then derivatives."""
+    """Pairs (point, dtype, errors in units of what the invariant allows with C = 1): value first, then derivatives."""
     make, formula, points, *at = entry
     truth = [exact(formula, p) for p in points]
     for dtype in (np.float32, np.float64):

@@ -373,6 +373,11 @@ def varying(x: Any) -> frozenset:
     return typeof(x).mat.varying
 
 
+def mesh_of(x: Any) -> Any:
+    """The mesh of devices that the type of an array names; an empty one where it names none."""
+    return typeof(x).sharding.mesh
+
+
 def is_explicit(axis_data: Any) -> bool:
     """Whether the lanes of the axis that a batching rule is called with are spread over explicit axes of a mesh."""
     return axis_data.explicit_mesh_axis is not None

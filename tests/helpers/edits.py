@@ -1,4 +1,4 @@
-"""The edits of `python -m tests.mutants`: text of a file, what stands in its info, and the tests that should see it.
+"""The edits of `python -m tests.mutants`: text of a file, what stands in its place, and the tests that should see it.
 
 `old` stands in its file exactly once; it is short, so that it outlives changes beside it. `tests` are arguments of
 pytest, paths below `tests/`: as few as catch the edit, and quick ones.
@@ -71,7 +71,7 @@ EDITS: list[Edit] = [
          f"{_EXACT} sites"),
         ("a baseline is for a part", "c.reach | {p: everywhere[p] for p in whole if p not in c.held}", "c.reach",
          "test_costs.py::test_a_baseline_is_for_the_objective_as_a_whole"),
-        ("no jit is inline_jits", "while found := _closed(jaxpr, rules):", "while found := set():",
+        ("no jit is inlined", "while found := _closed(jaxpr, rules):", "while found := set():",
          "test_costs.py::test_forty_enumerated_lanes_of_which_a_jit_takes_the_mean"),
         ("coefficients of another dtype", "if any(v.aval.dtype != dtype for v in counted):",
          "if False:", "test_costs.py::test_coefficients_do_not_pass_through_a_narrower_dtype"),
@@ -424,13 +424,30 @@ EDITS: list[Edit] = [
          "estimate(key, params, *batch)", "test_fit.py -k number_of_samples_arrives"),
     ),
     *_in(
-        "vipl/distributions/_stable.py",
+        "vipl/distributions/_tails.py",
         ("a power law's mass forgets where it begins", "+ 0.5 * (alpha + 1) * (high + low)", "",
          "test_families.py -k DoublyTruncated"),
-        ("a step of an ordered logistic law is a tail", "down[..., :-1] + gaps", "down[..., :-1]",
-         "test_families.py -k OrderedLogistic"),
         ("a tangent half as long", "sin(0.5 * (value - self.loc)) ** 2", "sin(0.5 * (value - self.loc))",
          "test_families.py -k VonMises"),
+    ),
+    *_in(
+        "vipl/distributions/_flips.py",
+        ("a step of an ordered logistic law is a tail", "down[..., :-1] + gaps", "down[..., :-1]",
+         "test_families.py -k OrderedLogistic"),
+    ),
+    *_in(
+        "vipl/distributions/_inflated.py",
+        ("a gate of 1 has no slope", "jnp.where(often, gate, 1.0)", "jnp.where(often, jnp.minimum(gate, 0.9), 1.0)",
+         "test_families.py -k ZeroInflated"),
+    ),
+    *_in(
+        "vipl/distributions/_censored.py",
+        ("the other tail counts", "_, log_s = log_tails", "log_s, _ = log_tails",
+         "test_families.py -k RightCensored"),
+    ),
+    *_in(
+        "vipl/distributions/_gammas.py",
+        ("a Dirichlet of a sum of one alone", ", jnp.sum(value, axis=-1) - 1)", ")", "test_families.py -k Dirichlet"),
     ),
     *_in(
         "vipl/distributions/_special.py",
@@ -438,6 +455,12 @@ EDITS: list[Edit] = [
          "test_families.py -k Truncated"),
         ("a series of one term", "for c in reversed(_SERIES):", "for c in _SERIES[:1]:",
          "test_families.py -k 'Poisson or Binomial'"),
+    ),
+    *_in(
+        "vipl/ir/devices.py",
+        ("what is drawn in a shard does not vary", "axes | _jax.axes_that_vary()", "_jax.axes_that_vary()",
+         "test_devices.py"),
+        ("axes are explicit inside", "if mesh is None:", "if True:", "test_devices.py"),
     ),
     *_in(
         "vipl/distributions/_linear_gaussian.py",

@@ -5,8 +5,8 @@
 
 Integers that are stacked and then made floats, as draws of a loop that is written out are, are made floats first.
 
-So the terms can be told apart, where some of them hold a value by `stop_gradient` and others do not. Law: the same
-values, up to the order in which they are added.
+So the terms can be told apart, where some of them hold a value by `stop_gradient` and others do not. Invariant: the
+same values, up to the order in which they are added.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Censored families by the logarithms of both tails, which NumPyro clips: beyond that its derivatives are 0.
 
-The law: with F the distribution function of the base and S = 1 - F, log F and log S are computed for themselves, so
+Invariant: with F the distribution function of the base and S = 1 - F, log F and log S are computed for themselves, so
 that neither is log (1 - p) of a p next to 1. A base that is not in `log_tails` keeps NumPyro's log densities.
 """
 

@@ -1,6 +1,6 @@
 """Gamma and the families made of it, by log densities that keep their digits where concentrations are large.
 
-The law: `log_prob` is NumPyro's up to rounding. What cancels in it is cancelled on paper, in `_special.log_gamma`.
+Invariant: `log_prob` is NumPyro's up to rounding. What cancels in it is cancelled on paper, in `_special.log_gamma`.
 """
 
 from __future__ import annotations

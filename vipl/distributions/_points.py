@@ -30,7 +30,7 @@ from jax import lax
 from jax.scipy.special import gammaln
 from numpyro.distributions import constraints, transforms
 
-from vipl.distributions import _special, _stable
+from vipl.distributions import _gammas, _special
 
 
 class Point(NamedTuple):
@@ -69,12 +69,12 @@ def innermost(d: Any) -> Any:
     return d
 
 
-# with the classes of `_stable` that compute the same density from a value
+# with the classes of `_gammas` that compute the same density from a value
 _FAMILIES = {
-    dist.Gamma: (_stable.Gamma,),
-    dist.Beta: (_stable.Beta,),
-    dist.Dirichlet: (_stable.Dirichlet,),
-    dist.TransformedDistribution: (_stable.InverseGamma,),
+    dist.Gamma: (_gammas.Gamma,),
+    dist.Beta: (_gammas.Beta,),
+    dist.Dirichlet: (_gammas.Dirichlet,),
+    dist.TransformedDistribution: (_gammas.InverseGamma,),
 }
 
 

@@ -167,3 +167,30 @@ def log1mexp(x: Any) -> Any:
     """Log (1 - exp(x)) for x < 0."""
     near = x > -0.6931472
     return jnp.where(near, jnp.log(-jnp.expm1(jnp.where(near, x, -0.5))), jnp.log1p(-jnp.exp(jnp.where(near, -1.0, x))))
+
+
+def log_sinhc(w: Any) -> Any:
+    """Log (sinh(w) / w), even and smooth."""
+    near = jnp.abs(w) < 0.3
+    y = jnp.where(near, w, 0.0) ** 2
+    series = jnp.log1p(y / 6 * (1 + y / 20 * (1 + y / 42 * (1 + y / 72 * (1 + y / 110 * (1 + y / 156))))))
+    v = jnp.where(near, 1.0, jnp.abs(w))
+    return jnp.where(near, series, v + jnp.log(-jnp.expm1(-2 * v)) - jnp.log(2 * v))
+
+
+def floating(x: Any) -> Any:
+    return jnp.asarray(x, jnp.result_type(float))
+
+
+def times_log(x: Any, p: Any) -> Any:
+    """X log p: 0 where x is 0, otherwise -inf with a derivative of 0 where p is 0."""
+    possible = p > 0
+    log_p = jnp.where(possible, jnp.log(jnp.where(possible, p, 1)), -jnp.inf)
+    return jnp.where(x == 0, 0, x * jnp.where(x == 0, 0, log_p))
+
+
+def times_log1m(x: Any, p: Any) -> Any:
+    """X log (1 - p): 0 where x is 0, otherwise -inf with a derivative of 0 where p is 1."""
+    possible = p < 1
+    log_q = jnp.where(possible, jnp.log1p(-jnp.where(possible, p, 0)), -jnp.inf)
+    return jnp.where(x == 0, 0, x * jnp.where(x == 0, 0, log_q))

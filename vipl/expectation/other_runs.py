@@ -43,15 +43,15 @@ def alternatives_term(plan: Plan, given: dict[Path, Given], digits: dict[Path, A
         count = sum(math.prod(plan.run_shape(p)) for p in group)
         # A site by itself takes its values in order, one in each run; of several each is told which runs are its own.
         alone = group is not pruned and count == others[group[0].path].weights.shape[-1]
-        inputs = still | {
+        site_inputs = still | {
             p.path: still[p.path]._replace(
                 alternative=(_still(others[p.path].values), None if alone else _run_numbers(plan, p))
             )
             for p in group
         }
 
-        def at(number, inputs=inputs):
-            return collect_costs(plan, run_program(plan, jaxpr, inputs, digits, number), digits).weighted
+        def at(number, site_inputs=site_inputs):
+            return collect_costs(plan, run_program(plan, jaxpr, site_inputs, digits, number), digits).weighted
 
         if group is pruned:
             runs = plan.runs.num_full + pick[None]

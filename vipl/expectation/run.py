@@ -94,8 +94,9 @@ def run_program(plan: Plan, jaxpr: Any, given: dict[Path, Given], digits: dict[P
     """Runs the program at its points; with a `number`, at that alternative. The value is the environment."""
     constvars, consts, _, eqns, _ = _jax.parts(jaxpr)
     common = {path: d for path, d in digits.items() if d.ndim == 0}
-    inputs = given | {path: given[path]._replace(digit=d) for path, d in digits.items() if path not in common}
-    return run_equations(eqns, dict(zip(constvars, consts, strict=True)), _interpreter(plan, common, number), inputs)
+    site_inputs = given | {path: given[path]._replace(digit=d) for path, d in digits.items() if path not in common}
+    env = dict(zip(constvars, consts, strict=True))
+    return run_equations(eqns, env, _interpreter(plan, common, number), site_inputs)
 
 
 def collect_costs(plan: Plan, out: Outcome, digits: dict[Path, Any]) -> Run:

@@ -4,7 +4,7 @@
 
 with ∇̂L the derivative of `objective.estimate`, and the update's sign that of ascent or descent.
 
-Laws:
+Invariants:
 
 - What step t does depends on the key, on t, and on the parameters before it; not on how many steps are taken, or taken
   together, nor on the progress bar. So n steps and then m more are n + m steps, bit for bit.

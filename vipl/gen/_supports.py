@@ -1,8 +1,8 @@
 """The sets that NumPyro's distributions draw on, as `Region`s.
 
-A support is described when its site is made, where concrete bounds are still numbers. Law: a distribution draws in
-`describe(d)`, and its `log_prob` is a density with respect to the measure that it names. NumPyro's own `support` of a
-transformed distribution is the range of its last transform, which is neither; here the base's support is pushed
+A support is described when its site is made, where concrete bounds are still numbers. Invariant: a distribution draws
+in `describe(d)`, and its `log_prob` is a density with respect to the measure that it names. NumPyro's own `support` of
+a transformed distribution is the range of its last transform, which is neither; here the base's support is pushed
 through all transforms (`image_of`). None: nothing is known, and values are looked at when the program runs.
 """
 

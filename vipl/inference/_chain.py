@@ -58,8 +58,8 @@ def chain_of(program: Source, known: dict[str, Any], who: str) -> Chain:
 
     def step(carry, inputs, value):
         x, step_given = inputs
-        inputs = step_given | {info.path: {"known": value.astype(info.site.dtype)}}
-        out = run(steps.body, [*steps.fixed, *carry, *x], _interpreter, inputs, (parts.at,))
+        site_inputs = step_given | {info.path: {"known": value.astype(info.site.dtype)}}
+        out = run(steps.body, [*steps.fixed, *carry, *x], _interpreter, site_inputs, (parts.at,))
         return out.value[:num_carry], out.totals.get("log_w", jnp.zeros(()))
 
     reverse = steps.options.get("reverse", False)

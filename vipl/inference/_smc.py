@@ -221,15 +221,15 @@ def _run(smc: SMC, parts: Parts, mine: dict[Path, Any]) -> Particles:
         log_w = jnp.where(resample, 0.0, log_w)
 
         def lane(k, carry, previous):
-            inputs, log_q = step_given, jnp.zeros(())
+            site_inputs, log_q = step_given, jnp.zeros(())
             if smc.proposal is not None:
                 known = {parts.addresses[p]: g["known"] for p, g in step_given.items() if "known" in g}
                 source = call_maker(
                     smc.proposal, (number, merge_emits(in_steps, previous), nest(known)), "proposal", "SMC"
                 )
                 proposed, log_q = _proposed(source, k, step_given, parts)
-                inputs = step_given | proposed
-            out = run(steps.body, [*steps.fixed, *carry, *x], _interpreter(k), inputs, (parts.at,))
+                site_inputs = step_given | proposed
+            out = run(steps.body, [*steps.fixed, *carry, *x], _interpreter(k), site_inputs, (parts.at,))
             emits = {p.path: out.emits[p.path] for p in in_steps}
             return out.value[:num_carry], emits, out.totals.get("log_w", jnp.zeros(())) - log_q
 

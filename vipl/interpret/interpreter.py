@@ -242,8 +242,8 @@ def _while_rule(eqn: Any, values: list[Any], interpreter: Interpreter, given: An
 
     def part(number, jaxpr, consts, count, carry):
         inner = list_sites(jaxpr, (*path, number))
-        inputs = make_given(inner, given, count)
-        return run(jaxpr, [*consts, *carry], interpreter, inputs, (*path, number)).value
+        site_inputs = make_given(inner, given, count)
+        return run(jaxpr, [*consts, *carry], interpreter, site_inputs, (*path, number)).value
 
     def goes_on(state):
         return part(0, p["cond_jaxpr"], cond_consts, *state)[0]

@@ -24,13 +24,14 @@ _OF_EXPLICIT_AXES = ("context mesh", "axis names that are of type Auto")  # mess
 def on_devices(fn: Callable) -> Callable:
     """A function of pytrees of arrays, as programs run over the devices of its arguments."""
 
+    def run(*args: Any) -> Any:
+        axes = frozenset().union(*map(_jax.varying, jax.tree.leaves(args)))
+        with _jax.vary_along(axes | _jax.axes_that_vary()):
+            return fn(*jax.tree.map(vary, args))
+
     def over(*args: Any) -> Any:
-        arrays = [x for x in jax.tree.leaves(args) if hasattr(x, "dtype")]
-        avals = [_jax.typeof(x) for x in arrays]
-        meshes = (jax.sharding.get_abstract_mesh(), *(a.sharding.mesh for a in avals))
+        meshes = (jax.sharding.get_abstract_mesh(), *map(_jax.mesh_of, jax.tree.leaves(args)))
         mesh = next((m for m in meshes if jax.sharding.AxisType.Explicit in (m.axis_types or ())), None)
-        axes = frozenset().union(*map(_jax.varying, arrays))
-        run = fn if not axes else lambda *args: _varying(axes, args, fn)
         if mesh is None:
             return run(*args)
         everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
@@ -42,11 +43,6 @@ def on_devices(fn: Callable) -> Callable:
             raise explicit_inside() from error
 
     return over
-
-
-def _varying(axes: frozenset, args: Any, fn: Callable) -> Any:
-    with _jax.vary_along(axes | _jax.axes_that_vary()):
-        return fn(*jax.tree.map(vary, args))
 
 
 def vary(x: Any, axes: frozenset | None = None) -> Any:

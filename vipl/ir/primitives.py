@@ -72,7 +72,7 @@ class Site:
     Attributes:
       address: the path, outermost part first.
       distribution: that (or factor), as a skeleton; None for a value of a composite.
-      estimator: the gradient estimator, packed; None where the user named none.
+      estimator: the gradient estimator, as a skeleton; None where the user named none.
       num_distribution: how many operands belong to the source; the others are the estimator's.
       shape: the value's shape.
       dtype: the value's dtype.

@@ -1,7 +1,7 @@
 """What holds while a program is staged: no statement of another system, no number where there is none yet.
 
 Staging runs a Python function on abstract values. What it does besides binding equations would be lost, or would fail
-with a message about JAX's inside. Law: in a program
+with a message about JAX's inside. Invariant: in a program
 
 - a statement of NumPyro (`numpyro.sample`, `factor`, `param`, `plate`, ...) is an error, unless a `handlers.trace` that
   was entered in the program records it (as `numpyro.infer.util.log_density` does: nothing is lost then);

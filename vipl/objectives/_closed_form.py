@@ -64,7 +64,7 @@ def elbo_with_kl(model: Program, guide: Program, data: dict[str, Any]) -> Any:
     sources = {
         p.site.address: (p.site.distribution, emits[p.path][1]) for p in valued(found_q) if p.site.address in closed
     }
-    inputs: dict[Path, Any] = {
+    site_inputs: dict[Path, Any] = {
         p.path: (given[p.site.address], sources[p.site.address][1] if p.site.address in closed else ())
         for p in valued(found_p)
     }
@@ -85,7 +85,7 @@ def elbo_with_kl(model: Program, guide: Program, data: dict[str, Any]) -> Any:
         (log_p,) = walk(composite.weigh, [*operands[composite.num_draw :], *values], plain)
         return Outcome(values, {"log_p": log_p}, {})
 
-    _, totals, _ = run(staged_p.jaxpr, [], Interpreter(weigh, None, "assess", weigh_whole), inputs)
+    _, totals, _ = run(staged_p.jaxpr, [], Interpreter(weigh, None, "assess", weigh_whole), site_inputs)
     return totals.get("log_p", jnp.zeros(())) - log_q
 
 

@@ -37,7 +37,7 @@ class Origin(NamedTuple):
     passes: tuple[int | None, ...]
 
     def of_passes(self, x: Any, first: int = 0) -> Any:
-        """This site's part of an array that has the loops around `place` as axes, from axis `first`."""
+        """This site's part of an array that has the loops around `info` as axes, from axis `first`."""
         for axis in reversed(range(len(self.passes))):
             if (number := self.passes[axis]) is not None:
                 x = lax.index_in_dim(x, number, first + axis, keepdims=False)
