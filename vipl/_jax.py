@@ -61,9 +61,14 @@ def is_jaxpr(x: Any) -> bool:
     return hasattr(x, "eqns") and (hasattr(x, "invars") or hasattr(x, "jaxpr"))
 
 
+def is_closed(jaxpr: Any) -> bool:
+    """Says whether a jaxpr can hold constants."""
+    return hasattr(jaxpr, "consts")
+
+
 def parts(jaxpr: Any) -> JaxprParts:
     """Splits a closed or open jaxpr into its parts."""
-    if hasattr(jaxpr, "consts"):
+    if is_closed(jaxpr):
         inner = jaxpr.jaxpr
         consts = list(jaxpr.consts)
         return JaxprParts(inner.constvars[: len(consts)], consts, inner.invars, inner.eqns, inner.outvars)
@@ -73,6 +78,21 @@ def parts(jaxpr: Any) -> JaxprParts:
 def with_consts(jaxpr: Any, consts: Sequence[Any]) -> Any:
     """The same closed jaxpr with other values for its constants."""
     return jaxpr.replace(consts=list(consts))
+
+
+def with_parts(
+    jaxpr: Any, constvars: Sequence[Any], consts: Sequence[Any], eqns: Sequence[Any], outvars: Sequence[Any]
+) -> Any:
+    """A jaxpr of the same kind and inputs; one that is open has no constants."""
+    if not is_closed(jaxpr):
+        return jaxpr.replace(eqns=list(eqns), outvars=list(outvars))
+    inner = jaxpr.jaxpr.replace(constvars=list(constvars), eqns=list(eqns), outvars=list(outvars))
+    return jaxpr.replace(jaxpr=inner, consts=list(consts))
+
+
+def new_variable(v: Any) -> Any:
+    """Another variable of the same type."""
+    return _core.Var(v.aval)
 
 
 class ScanParts(NamedTuple):
@@ -548,17 +568,21 @@ KEYS_OF_KEYS = frozenset("random_split random_fold_in random_clone slice squeeze
 """Primitives by which keys are made of keys."""
 
 
-def pure_body(eqn: Any) -> Any:
-    """The program of an equation that only evaluates it, as `jit` does; else None."""
-    if eqn.primitive is jit_p:
-        return eqn.params["jaxpr"]
-    return eqn.params["call_jaxpr"] if eqn.primitive is custom_jvp_call_p else None
-
-
 def bodies(eqn: Any) -> list[Any]:
     """The programs inside an equation."""
     each = [x for value in eqn.params.values() for x in (value if isinstance(value, tuple) else (value,))]
     return [x for x in each if is_jaxpr(x)]
+
+
+def map_bodies(eqn: Any, fn: Callable[[Any], Any]) -> dict[str, Any]:
+    """The parameters of an equation, with `fn` of each program in them."""
+
+    def mapped(value: Any) -> Any:
+        if isinstance(value, tuple) and any(map(is_jaxpr, value)):
+            return tuple(map(mapped, value))
+        return fn(value) if is_jaxpr(value) else value
+
+    return {name: mapped(value) for name, value in eqn.params.items()}
 
 
 def is_ordered(effect: Any) -> bool:

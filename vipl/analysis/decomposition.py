@@ -28,7 +28,7 @@ from vipl.analysis.dependence import Dependence, Dependences, Mark, holds_drawn_
 from vipl.analysis.stop_gradients import any_meant
 from vipl.analysis.sums import floats_stacked, summed_after
 from vipl.ir import devices
-from vipl.ir.dataflow import evaluate, follow_back, plain, read, read_arrays, walk
+from vipl.ir.dataflow import evaluate, follow_back, plain, read, read_arrays
 from vipl.ir.primitives import Path
 from vipl.ir.sites import list_sites
 
@@ -238,36 +238,11 @@ _PICKING: Linear = _LINEAR | {
 """The same with those that leave out parts of their operands."""
 
 
-# --- compiled functions around the end ------------------------------------------------------------------------
+# --- sums that loops and branches hide ------------------------------------------------------------------------
 
 
-def inline_jits(jaxpr: Any) -> Any:
-    """The same program, in which no `jit` hides sums at the linear end; nor a loop, where drawn values are held."""
-    rules = _LINEAR
+def expose_sums(jaxpr: Any) -> Any:
+    """The same program; where drawn values are held, no loop, branch or checkpoint hides sums of its linear end."""
     if any_meant(jaxpr) and holds_drawn_values(jaxpr, {p.path: len(p.loops) for p in list_sites(jaxpr)}):
-        jaxpr, rules = summed_after(jaxpr), _PICKING
-    while found := _closed(jaxpr, rules):
-        jaxpr = jax.make_jaxpr(functools.partial(_inline_jits, jaxpr, found))()
-    return floats_stacked(jaxpr) if rules is _PICKING else jaxpr
-
-
-def _inline_jits(jaxpr: Any, found: set[int]) -> list[Any]:
-    def visit(i, eqn, values):
-        return walk(eqn.params["jaxpr"], values, plain) if i in found else plain(i, eqn, values)
-
-    return walk(jaxpr, [], visit)
-
-
-def _closed(jaxpr: Any, rules: Linear) -> set[int]:
-    """The numbers of `jit` equations that the objective is a linear function of, and that end in a linear equation."""
-    _, _, _, eqns, (value, *_) = _jax.parts(jaxpr)
-    _, ends = follow_back(eqns, [value], lambda i, _: eqns[i].primitive.name in rules)
-    made = [(i, v) for v, i in ends.items() if i is not None and eqns[i].primitive is _jax.jit_p]
-    return {i for i, v in made if _ends_linearly(eqns[i], v, rules)}
-
-
-def _ends_linearly(eqn: Any, out: Any, rules: Linear) -> bool:
-    _, _, _, eqns, outvars = _jax.parts(eqn.params["jaxpr"])
-    inner = outvars[list(eqn.outvars).index(out)]
-    ends = [e.primitive for e in eqns for v in e.outvars if v is inner]
-    return any(p is _jax.jit_p or p.name in rules for p in ends)
+        return floats_stacked(summed_after(jaxpr))
+    return jaxpr

@@ -110,7 +110,5 @@ def meant_inside(eqn: Any) -> bool:
     """Whether a program in an equation holds one; in a function with a rule of its own, the rule says what it means."""
     if eqn.primitive.name in _jax.MOVES or eqn.primitive in (_jax.custom_jvp_call_p, _jax.custom_vjp_call_p):
         return False
-    if eqn.primitive is _jax.jit_p:
-        return any_meant(eqn.params["jaxpr"])
     seen: set[int] = set()
     return any(any_meant(jaxpr) for value in eqn.params.values() for jaxpr in jaxprs_inside(value, seen))

@@ -69,7 +69,7 @@ def _inside(eqn: Any) -> Sequence[Any]:
     """The programs in an equation that are looked into."""
     if eqn.primitive is _jax.cond_p and "branches_platforms" not in eqn.params:
         return eqn.params["branches"]
-    known = eqn.primitive in (_jax.scan_p, _jax.remat_p, _jax.jit_p, lanes_p)
+    known = eqn.primitive in (_jax.scan_p, _jax.remat_p, lanes_p)
     return (eqn.params["jaxpr"],) if known else ()
 
 
@@ -77,7 +77,7 @@ def _in_sight(eqn: Any) -> bool:
     inside = _inside(eqn)
     if any(map(_any, inside)):
         return True
-    if not inside or eqn.primitive is _jax.jit_p:  # those at the linear end are opened anyway
+    if not inside:
         return False
     num_carry = 0
     if eqn.primitive is _jax.scan_p:
@@ -90,8 +90,6 @@ def _in_sight(eqn: Any) -> bool:
 def _visit(i: int, eqn: Any, values: list[Any]) -> Sequence[Any]:
     if not _in_sight(eqn):
         return plain(i, eqn, values)
-    if eqn.primitive is _jax.jit_p:
-        return walk(eqn.params["jaxpr"], values, _visit)
     with _jax.eqn_context(eqn):
         if eqn.primitive is _jax.scan_p:
             return _scan(eqn.params | {"jaxpr": summed_after(eqn.params["jaxpr"])}, values)

@@ -15,7 +15,7 @@ from vipl.gen._density import is_factor, site_log_prob
 from vipl.inference._algorithms import require_exact
 from vipl.inference._smc import parts_of, steps_of
 from vipl.interpret.interpreter import Interpreter, Outcome, run, run_equations
-from vipl.ir.dataflow import plain, read, walk, walk_through_jits
+from vipl.ir.dataflow import plain, read, walk
 from vipl.ir.sites import SiteInfo
 
 
@@ -83,7 +83,7 @@ def _check_markov(body: Any, at: Any, num_consts: int, num_carry: int, name: str
         return [{state} if eqn is eqns[at[0]] else set().union(*sources)] * len(eqn.outvars)
 
     entering = [{i - num_consts} if 0 <= i - num_consts < num_carry else set() for i in range(len(invars))]
-    leaving = walk_through_jits(body, entering, visit, constant=lambda _: set())[:num_carry]
+    leaving = walk(body, entering, visit, constant=lambda _: set())[:num_carry]
     # what may differ from value to value, from the state on
     differs = {i for i, sources in enumerate(leaving) if state in sources}
     while True:

@@ -18,9 +18,10 @@ from vipl.gen._supports import EVERYWHERE
 from vipl.inference._algorithms import Algorithm, First
 from vipl.inference._chain import Chain, chain_of
 from vipl.inference._particles import Particles
-from vipl.ir.dataflow import walk_through_jits
+from vipl.ir.dataflow import walk
 from vipl.ir.guards import alarm
 from vipl.ir.sites import SiteInfo
+from vipl.ir.stage import stage
 
 
 @jax.tree_util.register_dataclass
@@ -190,7 +191,7 @@ def _gaussian_chain(program: Source, known: dict[str, Any]) -> Chain:
 
 def _check_quadratic(fn: Any, x: Any, chain: Chain) -> None:
     """Raises where a function is not seen to be a polynomial of degree two."""
-    (degree,) = walk_through_jits(jax.make_jaxpr(fn)(x), [1], _degree, constant=lambda _: 0)
+    (degree,) = walk(stage(fn, x)[0], [1], _degree, constant=lambda _: 0)
     if degree > 2:
         raise _not_linear(chain.info.site.at(), "a log density that is not seen to be quadratic in the states")
 

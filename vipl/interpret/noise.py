@@ -29,11 +29,12 @@ import jax.numpy as jnp
 
 from vipl import _jax
 from vipl.errors import ProgramError, show_aval
-from vipl.ir.dataflow import evaluate, plain, read, walk_through_jits
+from vipl.ir.dataflow import evaluate, plain, read
 from vipl.ir.keys import fold_loop, fold_tag, site_digest
 from vipl.ir.primitives import Path
 from vipl.ir.purity import is_pure
 from vipl.ir.sites import Loop, SiteInfo
+from vipl.ir.stage import stage
 
 
 class SiteProgram(NamedTuple):
@@ -59,9 +60,8 @@ def _split(build: Callable, config: Any, avals: tuple[Any, ...], mode: Any) -> S
     del mode  # part of the cache key only
     fn = build(config)
     key = _jax.drawn_aval((), jax.eval_shape(lambda: jax.random.key(0)).dtype)
-    jaxpr, shape = jax.make_jaxpr(fn, return_shape=True)(key, *avals)
-    flat = jax.make_jaxpr(lambda *args: walk_through_jits(jaxpr, args, plain))(key, *avals)
-    constvars, consts, invars, eqns, outvars = _jax.parts(flat)
+    jaxpr, shape = stage(fn, key, *avals)
+    constvars, consts, invars, eqns, outvars = _jax.parts(jaxpr)
     _check_closed([c for c in consts if isinstance(c, _jax.Tracer)])
     treedef = jax.tree.structure(shape)
     levels = dict.fromkeys(constvars, FIXED) | {invars[0]: KEY} | dict.fromkeys(invars[1:], OTHER)

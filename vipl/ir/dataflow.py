@@ -55,17 +55,6 @@ def plain(_: int, eqn: Any, values: list[Any]) -> list[Any]:
     return _jax.rebind(eqn, values)
 
 
-def walk_through_jits(jaxpr: Any, args: Sequence[Any], visit: Visit, constant: Constant = _itself) -> list[Any]:
-    """As `walk`; what is in a `jit` is visited as if it stood outside, numbered anew."""
-
-    def enter(i, eqn, values):
-        if eqn.primitive is _jax.jit_p:
-            return walk(eqn.params["jaxpr"], values, enter, constant)
-        return visit(i, eqn, values)
-
-    return walk(jaxpr, args, enter, constant)
-
-
 def follow_back(
     eqns: Sequence[Any], wanted: Iterable[Any], enter: Callable[[int, Any], bool] = lambda *_: True
 ) -> tuple[set[int], dict[Any, int | None]]:

@@ -1,4 +1,4 @@
-"""Staging: a program and its arguments become a jaxpr without arguments."""
+"""Staging: a program and its arguments become a jaxpr without arguments, in which no plain `jit` is left."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from vipl.errors import ProgramError
+from vipl.ir.inline import inline_jits
 from vipl.ir.partition import Skeleton, partition
 from vipl.ir.primitives import user_frame
 from vipl.ir.staging_rules import staging
@@ -53,11 +54,11 @@ def stage_program(fn: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         return leaves
 
     jaxpr = jax.make_jaxpr(flat)()
-    return Staged(jaxpr, box[0])
+    return Staged(inline_jits(jaxpr), box[0])
 
 
 def stage(fn: Callable, *args: Any) -> tuple[Any, Any]:
-    """Traces `fn(*args)` to a jaxpr of the flat arguments, and the shapes of its result."""
+    """Traces `fn(*args)` to a jaxpr of the flat arguments, without plain `jit`s, and the shapes of its result."""
     flat, treedef = jax.tree.flatten(args)
     jaxpr, shape = jax.make_jaxpr(lambda *flat: fn(*jax.tree.unflatten(treedef, flat)), return_shape=True)(*flat)
-    return jaxpr, shape
+    return inline_jits(jaxpr), shape

@@ -22,28 +22,23 @@ from vipl.ir.stage import stage
 def cse(fn: Callable, *args: Any) -> Any:
     """`fn(*args)`, each equation of the same operands evaluated once, those that nothing reads not at all.
 
-    What is in a `jit` counts as if it stood outside. Equations that are not known to be pure stay, as often as they
+    Plain `jit`s are inlined. Equations that are not known to be pure stay, as often as they
     stand there. Those that make keys are not merged, each of which may be used but once.
     """
     jaxpr, shape = stage(fn, *args)
-    return jax.tree.unflatten(jax.tree.structure(shape), _evaluated(jaxpr, jax.tree.leaves(args), {}))
-
-
-def _evaluated(jaxpr: Any, args: Sequence[Any], done: dict[Any, Any]) -> list[Any]:
-    """The outputs; `done`: what decides an equation's results -> its operands and results."""
     constvars, consts, invars, eqns, outvars = _jax.parts(jaxpr)
+    done: dict[Any, Any] = {}  # what decides an equation's results -> its operands and results
 
     def visit(i, eqn, values):
-        if _jax.is_plain_jit(eqn):
-            return _evaluated(eqn.params["jaxpr"], values, done)
         if (identity := _identity(eqn, values)) is None:
             return plain(i, eqn, values)
         if identity not in done:  # the operands are kept, so that no other object has their `id`
             done[identity] = values, plain(i, eqn, values)
         return done[identity][1]
 
-    env = dict(zip([*constvars, *invars], [*consts, *args], strict=True))
-    return read(evaluate(_that_are_read(eqns, outvars), env, visit), outvars)
+    env = dict(zip([*constvars, *invars], [*consts, *jax.tree.leaves(args)], strict=True))
+    outs = read(evaluate(_that_are_read(eqns, outvars), env, visit), outvars)
+    return jax.tree.unflatten(jax.tree.structure(shape), outs)
 
 
 def _that_are_read(eqns: Sequence[Any], outvars: Sequence[Any]) -> list[Any]:

@@ -152,9 +152,8 @@ def _kind(eqn: Any) -> int:
     """How an equation may be moved; of one that holds a program, the worst in it."""
     if not is_pure(eqn) or any(map(_is_key, [*eqn.invars, *eqn.outvars])):
         return _jax.STAYS
-    inner = _jax.pure_body(eqn)
-    if inner is not None:
-        return max(map(_kind, _jax.parts(inner).eqns), default=_jax.CHEAP)
+    if eqn.primitive is _jax.custom_jvp_call_p:
+        return max(map(_kind, _jax.parts(eqn.params["call_jaxpr"]).eqns), default=_jax.CHEAP)
     return _jax.MOVES.get(eqn.primitive.name, _jax.STAYS)
 
 

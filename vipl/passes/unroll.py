@@ -72,7 +72,7 @@ def _origins(
 
 
 def unroll_scans(jaxpr: Any) -> Any:
-    """The same program without such loops around sites, in plain code, `vmap` and `jit`."""
+    """The same program without such loops around sites, in plain code and `vmap`."""
     if not _any(jaxpr):
         return jaxpr
     avals = [v.aval for v in _jax.parts(jaxpr).invars]
@@ -84,8 +84,6 @@ def _visit(i: int, eqn: Any, values: list[Any]) -> Sequence[Any]:
         return plain(i, eqn, values)
     if eqn.primitive is lanes_p:
         return lanes_p.bind(*values, **eqn.params | {"jaxpr": unroll_scans(eqn.params["jaxpr"])})
-    if eqn.primitive is _jax.jit_p:
-        return walk(eqn.params["jaxpr"], values, _visit)
     jaxpr, num_consts, num_carry, options = _jax.scan_parts(eqn.params)
     consts, carry, xs = values[:num_consts], values[num_consts:][:num_carry], values[num_consts + num_carry :]
     steps: list[Any] = [None] * options["length"]
@@ -112,4 +110,4 @@ def _in_sight(eqn: Any) -> bool:
     if eqn.primitive is _jax.scan_p:
         options = _jax.scan_parts(eqn.params).options
         return 0 < options["length"] <= options["unroll"]
-    return eqn.primitive in (lanes_p, _jax.jit_p) and _any(eqn.params["jaxpr"])
+    return eqn.primitive is lanes_p and _any(eqn.params["jaxpr"])
