@@ -412,7 +412,7 @@ EDITS: list[Edit] = [
     ),
     *_in(
         "vipl/objectives/_closed_form.py",
-        ("a closed form of the wrong sign", "-jnp.sum(_divergence(q, p))", "jnp.sum(_divergence(q, p))",
+        ("a closed form of the wrong sign", "return -jnp.sum(kl).astype(float)", "return jnp.sum(kl).astype(float)",
          f"'{_OBJECTIVE}[elbo_with_kl]'"),
     ),
     # --- fits and distributions -------------------------------------------------------------------------------

@@ -11,28 +11,27 @@ Contracts, with p the density of all choices (times the factors):
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from vipl.distributions._points import has_coordinates
 from vipl.errors import AddressError, ProgramError, show_addresses
 from vipl.gen._checks import lies_inside
 from vipl.gen._choices import Address, flatten, match, merge, nest
-from vipl.gen._density import is_factor, site_log_prob
+from vipl.gen._density import is_factor
 from vipl.gen._estimator import Estimator
 from vipl.gen._sample import check_estimator
 from vipl.gen._source import Source, Trace
-from vipl.interpret.interpreter import Interpreter, Outcome, plain, run, walk
+from vipl.gen._weighing import Drawn, Given, density, density_inside, weighing
+from vipl.interpret.interpreter import Interpreter, run
 from vipl.interpret.rewrite import rewrite
 from vipl.interpret.seed import violations
 from vipl.ir.functions import check_function
 from vipl.ir.partition import partition, python_integer
-from vipl.ir.primitives import Site, bind_site, user_frame
-from vipl.ir.probe import WEIGHED, probe, watch
+from vipl.ir.primitives import Site, user_frame
 from vipl.ir.sites import SiteInfo, check_unique, list_sites
 from vipl.ir.stage import Staged, stage_program
 
@@ -248,36 +247,18 @@ class Program(Source):
         surely_inside = {a for a, x in given.items() if lies_inside(x, [p.site for p in found if p.site.address == a])}
         by_path = {p.path: given[p.site.address] for p in found if p.site.address in given}
 
-        def handle(visit, operands, value):
-            site = visit.site
-            if is_factor(site):
-                operands = watch(WEIGHED, site, operands)
-                log_weight = site_log_prob(site, operands, jnp.zeros((0,)), check=False)
-                probe(WEIGHED, site, (), jnp.zeros(()), log_weight)
-                return Outcome(jnp.zeros(site.shape), {"log_prob": log_weight, "log_w": log_weight}, {})
-            operands, is_given = watch(WEIGHED, site, operands), value is not None
-            if is_given:
-                log_prob = site_log_prob(site, operands, value, check=site.address not in surely_inside)
-            else:
-                value, log_prob = draw_and_weigh(site, operands)
-            probe(WEIGHED, site, operands, value, log_prob)
-            totals = _totals(log_prob, counts(site.address, is_given))
-            if check:
-                totals["violations"] = violations(site.distribution.combine(operands[: site.num_distribution]))
-            return Outcome((value, log_prob) if site.weighs else value, totals, {visit.path: value})
+        def policy(site, value):
+            if value is None:
+                return Drawn()
+            return Given(value, density_inside if site.address in surely_inside else density)
 
-        def compose(composite, operands, values, path):
-            n, is_given = composite.num_draw, [x is not None for x in values]
-            if all(is_given):
-                (log_prob,) = walk(composite.weigh, [*operands[n:], *values], plain)
-            elif not any(is_given):
-                *values, log_prob = walk(composite.draw, operands[:n], plain)
-            else:
-                raise partly_given(composite, is_given)
-            weighs = all(counts(s.address, all(is_given)) for s in composite.sites)
-            return Outcome(values, _totals(log_prob, weighs), {(*path, k): x for k, x in enumerate(values)})
+        def total(sites, log_prob, is_given):
+            weighs = all(is_factor(s) or counts(s.address, is_given) for s in sites)
+            return {"log_prob": log_prob} | ({"log_w": log_prob} if weighs else {})
 
-        outs, totals, emits = run(staged.jaxpr, [], Interpreter(handle, None, verb, compose), by_path)
+        interpreter = weighing(policy, total, name=verb)
+        interpreter = _counting_violations(interpreter) if check else interpreter
+        outs, totals, emits = run(staged.jaxpr, [], interpreter, by_path)
         zero = jnp.zeros(())
         made = nest(given) if complete else merge_emits(found, emits)
         trace = Trace(made, totals.get("log_prob", zero), staged.result(outs))
@@ -316,34 +297,20 @@ def with_estimators(fn: Callable, estimators: Any, name: str, *args: Any, **kwar
     return staged.result(rewrite(staged.jaxpr, [], lambda address: address, change))
 
 
-def draw_and_weigh(site: Site, operands: Sequence[Any]) -> tuple[Any, Any]:
-    """Binds a site; its value, and the log density of it, from before it was rounded where the site knows more."""
-    if site.weighs or has_coordinates(site.distribution.combine(operands[: site.num_distribution])):
-        return bind_site(operands, replace(site, weighs=True))
-    value = bind_site(operands, site)
-    return value, site_log_prob(site, operands, value, check=False)
+def _counting_violations(interpreter: Interpreter) -> Interpreter:
+    """The same interpreter, which counts the parameters that violate their constraints, too."""
+
+    def handle(visit, operands, given):
+        site, out = visit.site, interpreter.handle(visit, operands, given)
+        number = violations(site.distribution.combine(operands[: site.num_distribution]))
+        return out._replace(totals=out.totals | {"violations": number})
+
+    return interpreter._replace(handle=handle)
 
 
 def valued(found: list[SiteInfo]) -> list[SiteInfo]:
     """The places that have choices: all but factors."""
     return [p for p in found if not is_factor(p.site)]
-
-
-def _totals(log_prob: Any, weighs: bool) -> dict[str, Any]:
-    return {"log_prob": log_prob} | ({"log_w": log_prob} if weighs else {})
-
-
-def partly_given(composite: Any, is_given: list[bool]) -> AddressError:
-    """The error where some values of a composite are given, and others are not."""
-    given = [s.address for s, g in zip(composite.sites, is_given, strict=True) if g]
-    every = [s.address for s in composite.sites]
-    return AddressError(
-        "some values of an estimated distribution are given, and others are not.",
-        at=composite.sites[0].at(),
-        got=f"choices at {show_addresses(given)}",
-        expected=f"all of {show_addresses(every)}, or none",
-        mend="give the others, too; or keep them apart, in two distributions",
-    )
 
 
 def merge_emits(found: list[SiteInfo], emits: dict[Any, Any]) -> dict[str, Any]:

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from vipl import _jax
 from vipl.errors import ProgramError
 from vipl.gen import Source
-from vipl.gen._density import is_factor, site_log_prob
+from vipl.gen._weighing import Given, weighing
 from vipl.inference._algorithms import require_exact
 from vipl.inference._smc import parts_of, steps_of
-from vipl.interpret.interpreter import Interpreter, Outcome, run, run_equations
-from vipl.ir.dataflow import plain, read, walk
+from vipl.interpret.interpreter import run, run_equations
+from vipl.ir.dataflow import read, walk
 from vipl.ir.sites import SiteInfo
 
 
@@ -106,21 +106,4 @@ def not_a_chain(name: str, got: str) -> ProgramError:
     )
 
 
-def _weigh(visit: Any, operands: Any, given: Any) -> Outcome:
-    site = visit.site
-    if is_factor(site):
-        return Outcome(
-            jnp.zeros(site.shape), {"log_w": site_log_prob(site, operands, jnp.zeros((0,)), check=False)}, {}
-        )
-    value = given["known"]
-    return Outcome(value, {"log_w": site_log_prob(site, operands, value, check=True)}, {})
-
-
-def _weigh_whole(composite: Any, operands: Any, given: Any, path: Any) -> Outcome:
-    del path
-    values = [g["known"] for g in given]
-    (log_w,) = walk(composite.weigh, [*operands[composite.num_draw :], *values], plain)
-    return Outcome(values, {"log_w": log_w}, {})
-
-
-_interpreter = Interpreter(_weigh, None, "the algorithm", _weigh_whole)
+_interpreter = weighing(lambda _, given: Given(given["known"]), emit=None, name="the algorithm")

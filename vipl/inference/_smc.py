@@ -17,18 +17,18 @@ from vipl.errors import ProgramError, shortened
 from vipl.gen import Estimator, Program, Source
 from vipl.gen._arguments import call_maker, not_a_function
 from vipl.gen._choices import Address, match, nest
-from vipl.gen._density import is_factor, site_log_prob
 from vipl.gen._estimated import only
-from vipl.gen._program import merge_emits, partly_given, valued
+from vipl.gen._program import merge_emits, valued
+from vipl.gen._weighing import Drawn, Given, weighing
 from vipl.inference._algorithms import Algorithm, First, require_exact
 from vipl.inference._marginal import Normalized, normalize
 from vipl.inference._particles import Particles, log_mean_exp
 from vipl.inference._resampling import Multinomial, MultinomialDropped, Resampling
-from vipl.interpret.interpreter import Interpreter, Outcome, run, run_equations
+from vipl.interpret.interpreter import Interpreter, run, run_equations
 from vipl.ir.batching import has_site
-from vipl.ir.dataflow import evaluate, plain, read, walk
+from vipl.ir.dataflow import evaluate, plain, read
 from vipl.ir.partition import is_real
-from vipl.ir.primitives import Path, bind_site, sample_p, user_frame
+from vipl.ir.primitives import Path, sample_p, user_frame
 from vipl.ir.sites import SiteInfo
 
 
@@ -258,35 +258,15 @@ def _run(smc: SMC, parts: Parts, mine: dict[Path, Any]) -> Particles:
 def _interpreter(k: Any) -> Interpreter:
     """Weighs known and proposed values, draws the others; the first lane takes a value that is `mine`."""
 
-    def handle(visit, operands, given):
-        site = visit.site
-        if is_factor(site):
-            log_weight = site_log_prob(site, operands, jnp.zeros((0,)), check=False)
-            return Outcome(jnp.zeros(site.shape), {"log_w": log_weight}, {})
-        given = given or {}
-        if "known" in given or "proposed" in given:
-            value = given["known"] if "known" in given else given["proposed"]
-            log_prob = site_log_prob(site, operands, value, check=True)
-            return Outcome(value, {"log_w": log_prob}, {visit.path: value})
-        value = bind_site(operands, site)
-        if "mine" in given:
-            value = jnp.where(k == 0, given["mine"], value)
-        return Outcome(value, {}, {visit.path: value})
+    def policy(_, given):
+        if not given:
+            return Drawn(weighs=False)
+        ((kind, value),) = given.items()
+        if kind == "mine":
+            return Drawn(weighs=False, change=lambda drawn: jnp.where(k == 0, value, drawn))
+        return Given(value)
 
-    def compose(composite, operands, given, path):
-        n = composite.num_draw
-        kinds = [next(iter(g)) if g else "drawn" for g in given]
-        values: list[Any] = [next(iter(g.values())) if g else None for g in given]
-        if all(kind in ("known", "proposed") for kind in kinds):
-            (log_w,) = walk(composite.weigh, [*operands[n:], *values], plain)
-            return Outcome(values, {"log_w": log_w}, {(*path, i): x for i, x in enumerate(values)})
-        if any(kind in ("known", "proposed") for kind in kinds):
-            raise partly_given(composite, [kind in ("known", "proposed") for kind in kinds])
-        drawn = walk(composite.draw, operands[:n], plain)[:-1]
-        drawn = [x if mine is None else jnp.where(k == 0, mine, x) for x, mine in zip(drawn, values, strict=True)]
-        return Outcome(drawn, {}, {(*path, i): x for i, x in enumerate(drawn)})
-
-    return Interpreter(handle, None, "smc", compose)
+    return weighing(policy, name="smc")
 
 
 def _proposed(source: Source, k: Any, given: dict[Path, Any], parts: Parts) -> tuple[dict[Path, Any], Any]:

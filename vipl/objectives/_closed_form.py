@@ -11,10 +11,10 @@ import numpyro.distributions as dist
 from vipl.gen import Program
 from vipl.gen._arguments import checked
 from vipl.gen._choices import match, merge
-from vipl.gen._density import is_factor, site_log_prob
-from vipl.gen._program import draw_and_weigh, merge_emits, valued
-from vipl.interpret.interpreter import Interpreter, Outcome, plain, run, walk
-from vipl.ir.primitives import Path, bind_site
+from vipl.gen._program import merge_emits, valued
+from vipl.gen._weighing import Drawn, Given, weighing
+from vipl.interpret.interpreter import run
+from vipl.ir.primitives import Path
 from vipl.ir.sites import SiteInfo
 
 
@@ -42,23 +42,12 @@ def elbo_with_kl(model: Program, guide: Program, data: dict[str, Any]) -> Any:
     staged_p, found_p = model.staged()
     closed = _in_closed_form(valued(found_p), valued(found_q))
 
-    def draw(visit, operands, _):
-        site = visit.site
-        if is_factor(site):
-            value = jnp.zeros((0,))
-            return Outcome(value, {"log_q": site_log_prob(site, operands, value, check=False)}, {})
-        if site.address in closed:
-            value = bind_site(operands, site)
-            return Outcome(value, {}, {visit.path: (value, tuple(operands[: site.num_distribution]))})
-        value, log_q = draw_and_weigh(site, operands)
-        return Outcome(value, {"log_q": log_q}, {visit.path: (value, ())})
+    def with_parameters(site, operands, value):
+        return value, tuple(operands[: site.num_distribution]) if site.address in closed else ()
 
-    def draw_whole(composite, operands, _, path):
-        *values, log_q = walk(composite.draw, operands[: composite.num_draw], plain)
-        return Outcome(values, {"log_q": log_q}, {(*path, k): (x, ()) for k, x in enumerate(values)})
-
-    _, totals, emits = run(staged_q.jaxpr, [], Interpreter(draw, None, "simulate", draw_whole), {})
-    log_q = totals.get("log_q", jnp.zeros(()))
+    drawing = weighing(lambda site, _: Drawn(weighs=site.address not in closed), emit=with_parameters, name="simulate")
+    _, totals, emits = run(staged_q.jaxpr, [], drawing, {})
+    log_q = totals.get("log_w", jnp.zeros(()))
     choices = merge_emits(found_q, {path: value for path, (value, _) in emits.items()})
     given = match(merge(choices, data), valued(found_p), model.name, complete=True)
     sources = {
@@ -69,24 +58,18 @@ def elbo_with_kl(model: Program, guide: Program, data: dict[str, Any]) -> Any:
         for p in valued(found_p)
     }
 
-    def weigh(visit, operands, given):
-        site = visit.site
-        if is_factor(site):
-            value = jnp.zeros((0,))
-            return Outcome(value, {"log_p": site_log_prob(site, operands, value, check=False)}, {})
+    def policy(site, given):
         value, leaves = given
-        if site.address not in closed:
-            return Outcome(value, {"log_p": site_log_prob(site, operands, value, check=True)}, {})
-        q, p = sources[site.address][0].combine(leaves), site.distribution.combine(operands[: site.num_distribution])
-        return Outcome(value, {"log_p": -jnp.sum(_divergence(q, p)).astype(float)}, {})
 
-    def weigh_whole(composite, operands, given, _):
-        values = [value for value, _ in given]
-        (log_p,) = walk(composite.weigh, [*operands[composite.num_draw :], *values], plain)
-        return Outcome(values, {"log_p": log_p}, {})
+        def minus_divergence(site, operands, _):
+            q, p = sources[site.address][0], site.distribution
+            kl = _divergence(q.combine(leaves), p.combine(operands[: site.num_distribution]))
+            return -jnp.sum(kl).astype(float)
 
-    _, totals, _ = run(staged_p.jaxpr, [], Interpreter(weigh, None, "assess", weigh_whole), site_inputs)
-    return totals.get("log_p", jnp.zeros(())) - log_q
+        return Given(value, minus_divergence) if site.address in closed else Given(value)
+
+    _, totals, _ = run(staged_p.jaxpr, [], weighing(policy, emit=None, name="assess"), site_inputs)
+    return totals.get("log_w", jnp.zeros(())) - log_q
 
 
 def _in_closed_form(of_model: list[SiteInfo], of_guide: list[SiteInfo]) -> set[tuple[str, ...]]:
