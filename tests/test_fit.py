@@ -413,7 +413,7 @@ def test_a_fit_does_not_go_on_with(case):
     given = {"objective": square, "params": 0.37, "optimizer": optax.adam(0.1), "key": KEY, "num_steps": 2} | OPTIONS
     resume = fit(**given)
     changed, text = RESUMED[case]
-    with pytest.raises(vipl.ProgramError) as error:
+    with pytest.raises(vipl.errors.ProgramError) as error:
         fit(**given | {"resume": resume} | changed)
     assert text in str(error.value)
     assert str(error.value).count("\n  ") == 4
@@ -707,7 +707,7 @@ WRONG = {
 def test_messages(case):
     changed, text = WRONG[case]
     arguments = {"objective": plain, "params": 0.0, "optimizer": optax.sgd(0.1), "num_steps": 3} | changed
-    with pytest.raises(vipl.ProgramError) as error:
+    with pytest.raises(vipl.errors.ProgramError) as error:
         fit(**arguments, key=KEY, progress=False)
     assert text in str(error.value)
     assert str(error.value).count("\n  ") == 4
@@ -744,7 +744,7 @@ def test_a_flax_module_with_other_state_is_refused():
     nnx = pytest.importorskip("flax.nnx")
     from vipl.interop.flax import functional
 
-    with pytest.raises(vipl.ProgramError) as error:
+    with pytest.raises(vipl.errors.ProgramError) as error:
         functional(nnx.BatchNorm(3, rngs=nnx.Rngs(0)))
     assert str(error.value) == (
         "a module has state that is not parameters, which a program would lose.\n"
@@ -753,7 +753,7 @@ def test_a_flax_module_with_other_state_is_refused():
         "  expected:  nnx.Param only\n"
         "  mend:      leave out Dropout and BatchNorm (LayerNorm has no state), and write noise as sites of the program"
     )
-    with pytest.raises(vipl.ProgramError, match=r"got:       RngCount at rngs.count, RngKey at rngs.key"):
+    with pytest.raises(vipl.errors.ProgramError, match=r"got:       RngCount at rngs.count, RngKey at rngs.key"):
         functional(nnx.Dropout(0.5, rngs=nnx.Rngs(0)))
-    with pytest.raises(vipl.ProgramError, match=r"not a Flax NNX module.*\n.*\n  got:       Linear itself"):
+    with pytest.raises(vipl.errors.ProgramError, match=r"not a Flax NNX module.*\n.*\n  got:       Linear itself"):
         functional(nnx.Linear)

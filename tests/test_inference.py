@@ -11,7 +11,8 @@ import scipy.stats
 from jax import lax
 
 import vipl
-from vipl import Enumeration, Importance, MeasureValued, Reparam, Score, importance, marginal, normalize, sample
+from vipl import MeasureValued, Reparam, Score, marginal, normalize, sample
+from vipl.inference import Enumeration, Importance, importance
 from vipl.testing import assert_unbiased
 
 KEY = jax.random.key(23)

@@ -172,7 +172,7 @@ TABLE = {
         lambda t, f: ob.diwhvi(model(t), nested_guide(f), Y, "z", num_outer=2, num_inner=1),
         hierarchical(1, 2),
     ),
-    "fivo": (lambda t, f: ob.fivo(model(t), Y, vipl.Importance(2, lambda _: guide(f))), iw),
+    "fivo": (lambda t, f: ob.fivo(model(t), Y, vipl.inference.Importance(2, lambda _: guide(f))), iw),
     "renyi": (
         lambda t, f: ob.renyi(model(t), guide(f), Y, 0.4, **K),
         two(lambda p1, q1, p2, q2: lme(0.6 * (p1 - q1), 0.6 * (p2 - q2)) / 0.6),

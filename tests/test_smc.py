@@ -11,7 +11,8 @@ import scipy.stats
 from jax import lax
 
 import vipl
-from vipl import (
+from vipl import marginal, normalize, sample
+from vipl.inference import (
     SMC,
     Enumeration,
     ForwardBackward,
@@ -21,9 +22,6 @@ from vipl import (
     Stratified,
     Systematic,
     importance,
-    marginal,
-    normalize,
-    sample,
     smc,
 )
 from vipl.testing import assert_unbiased
@@ -461,7 +459,7 @@ def test_kalman_refuses_a_density_that_is_not_quadratic(density):
 
         lax.scan(step, 0.3, None, length=2)
 
-    with pytest.raises(vipl.ProgramError, match="not linear and Gaussian"):
+    with pytest.raises(vipl.errors.ProgramError, match="not linear and Gaussian"):
         Kalman().log_evidence(walk(density), {})
     assert jnp.isfinite(Kalman().log_evidence(walk(jnp.square), {}))
 

@@ -16,6 +16,17 @@ import functools
 from collections.abc import Iterable
 from typing import Any
 
+__all__ = [
+    "AddressError",
+    "ChoiceError",
+    "ControlFlowError",
+    "DistributionError",
+    "EstimatorError",
+    "ProgramError",
+    "SupportError",
+    "ViplError",
+]
+
 
 class ViplError(Exception):
     """Base of all errors of this package.

@@ -202,7 +202,7 @@ EDITS: list[Edit] = [
         ("a pair that is not antithetic", "u > jax.nn.sigmoid(-fixed)", "u > jax.nn.sigmoid(fixed)",
          "test_estimators.py -k antithetic_pairs"),
         ("other values that are the draw's", "(here + jnp.arange(1, n)", "(here + jnp.arange(0, n - 1)",
-         f"{_CONFORMS} scan-binomial-CoupledFlips"),
+         f"{_CONFORMS} scan-binomial-CoupledAlternative"),
     ),
     *_in(
         "vipl/estimators/_measure_valued.py",

@@ -17,14 +17,9 @@ from jax import lax
 
 import vipl
 from vipl import (
-    SMC,
     DisARM,
     Enumerate,
-    Enumeration,
-    Estimator,
-    ForwardBackward,
     ImplicitReparam,
-    Kalman,
     LeaveOneOut,
     MeasureValued,
     RejectionReparam,
@@ -32,12 +27,12 @@ from vipl import (
     Reparam,
     Score,
     StraightThrough,
-    Systematic,
-    importance,
     marginal,
     normalize,
     sample,
 )
+from vipl.estimators import Estimator
+from vipl.inference import SMC, Enumeration, ForwardBackward, Kalman, Systematic, importance
 
 KEY = jax.random.key(0)
 MALFORMED = {}
@@ -467,7 +462,7 @@ class WrongShape(Estimator):
     """Returns too many values."""
 
     def points(self, law, key):
-        return vipl.Draw(jnp.zeros(3))
+        return vipl.estimators.Draw(jnp.zeros(3))
 
 
 @malformed
@@ -846,7 +841,7 @@ def weight_by_name():
 
 @malformed
 def algorithm_class():
-    objective("fivo", normal(0.0), {}, vipl.Importance)
+    objective("fivo", normal(0.0), {}, vipl.inference.Importance)
 
 
 @malformed
@@ -866,7 +861,7 @@ def sleep_with_a_function_that_makes_no_program():
 
 @malformed
 def proposal_already_applied():
-    vipl.Importance(5, normal(0.0))
+    vipl.inference.Importance(5, normal(0.0))
 
 
 @malformed
@@ -876,12 +871,12 @@ def proposal_not_applied():
 
 @malformed
 def smc_with_a_proposal_already_applied():
-    vipl.SMC(5, normal(0.0))
+    vipl.inference.SMC(5, normal(0.0))
 
 
 @malformed
 def resampling_by_name():
-    vipl.SMC(5, resampling="systematic")
+    vipl.inference.SMC(5, resampling="systematic")
 
 
 @malformed
@@ -1244,12 +1239,12 @@ def held_and_not_held():
 
 @malformed
 def hold_of_a_function():
-    vipl.hold(regression)
+    vipl.detach(regression)
 
 
 @malformed
 def hold_of_an_array():
-    vipl.hold(jnp.ones(3))
+    vipl.detach(jnp.ones(3))
 
 
 # --- sequential Monte Carlo -----------------------------------------------------------------------------------
@@ -1412,8 +1407,8 @@ def doubly_reparametrized_with_a_score():
 def alternatives_of_two_kinds():
     class Both(Estimator):
         def points(self, law, key):
-            other = vipl.Alternatives(jnp.zeros(1), jnp.zeros(1))
-            return vipl.Draw(law.sample(key), alternatives=other, pruned=other)
+            other = vipl.estimators.Alternatives(jnp.zeros(1), jnp.zeros(1))
+            return vipl.estimators.Draw(law.sample(key), alternatives=other, pruned=other)
 
     expected(lambda: sample("x", dist.Normal(0.0, 1.0), Both()))
 
@@ -1431,14 +1426,14 @@ def straight_through_of_many_trials():
 @malformed
 def particles_that_all_weigh_zero():
     model = vipl.gen(lambda: sample("y", dist.Uniform(0.0, sample("x", dist.Uniform(0.0, 1.0)))))
-    vipl.importance(model(), {"y": 2.0}, num_particles=5).particles(KEY).mean(lambda z: z["x"])
+    vipl.inference.importance(model(), {"y": 2.0}, num_particles=5).particles(KEY).mean(lambda z: z["x"])
 
 
 @malformed
 def proposal_with_a_wider_support():
     model = vipl.gen(lambda: sample("y", dist.Normal(sample("x", dist.HalfNormal(1.0)), 1.0)))
     proposal = vipl.gen(lambda: sample("x", dist.Normal(0.0, 1.0)))
-    vipl.importance(model(), {"y": 2.0}, proposal(), num_particles=5).particles(KEY)
+    vipl.inference.importance(model(), {"y": 2.0}, proposal(), num_particles=5).particles(KEY)
 
 
 def kalman(transition):

@@ -102,7 +102,7 @@ class LocalEnumerate(Estimator):
         return Draw(x, alternatives=all_values(x, *finite_support(law, "LocalEnumerate()")))
 
 
-class CoupledFlips(Estimator):
+class CoupledAlternative(Estimator):
     """Measure-valued derivative with one surviving alternative for all sites that have this estimator.
 
     Of the N runs that `LocalEnumerate` would make, over elements, steps and lanes, one is drawn uniformly, and
@@ -121,7 +121,7 @@ class CoupledFlips(Estimator):
     def points(self, law: Law, key: Any) -> Draw:
         """The draw, and all other values, to be pruned."""
         x = law.sample(key)
-        others = other_values(x, *finite_support(law, "CoupledFlips()"))
+        others = other_values(x, *finite_support(law, "CoupledAlternative()"))
         return Draw(x, pruned=one_at_a_time(x, others) if len(others.values) else None)
 
 

@@ -12,7 +12,7 @@ from vipl.distributions._stable import stabilize
 from vipl.errors import ChoiceError, EstimatorError, ProgramError, ViplError, show_address, show_aval
 from vipl.gen._choices import check_address
 from vipl.gen._density import Factor, check_distribution, without_event
-from vipl.gen._estimator import Draw, Estimator, Law, Support
+from vipl.gen._estimator import Draw, Estimator, Law, Points
 from vipl.gen._source import Source
 from vipl.gen._supports import describe
 from vipl.interpret.noise import SiteProgram, site_program
@@ -172,7 +172,7 @@ def points_program(config: tuple[Skeleton, Skeleton, int, bool, bool]) -> Any:
             points = _inside(points, without_event(d), weighs)
         if not makes_float:
             return points
-        if isinstance(points, Support):
+        if isinstance(points, Points):
             return points._replace(values=floating(points.values))
         if not isinstance(points, Draw):
             return points
@@ -201,8 +201,10 @@ def points_of(site: Site, avals: tuple[Any, ...]) -> SiteProgram:
     points = program.shape
     estimator: Any = site.estimator.combine(avals[site.num_distribution :])  # type: ignore[union-attr]
     name = type(estimator).__name__
-    if not isinstance(points, (Draw, Support)):
-        raise _malformed(site, name, f"`points` returned {show_aval(points)}", "vipl.Draw or vipl.Support")
+    if not isinstance(points, (Draw, Points)):
+        raise _malformed(
+            site, name, f"`points` returned {show_aval(points)}", "vipl.estimators.Draw or vipl.estimators.Points"
+        )
     values = points.value if isinstance(points, Draw) else points.values
     shape = values.shape if isinstance(points, Draw) else values.shape[1:]
     if isinstance(points, Draw) and points.alternatives is not None and points.pruned is not None:
@@ -217,7 +219,7 @@ def points_of(site: Site, avals: tuple[Any, ...]) -> SiteProgram:
         )
     if shape != site.shape or values.dtype != site.dtype:
         expected = f"{jnp.dtype(site.dtype)}[{','.join(map(str, site.shape))}]"
-        if isinstance(points, Support):
+        if isinstance(points, Points):
             expected += " with a leading axis over the points"
         raise _malformed(site, name, f"a value {show_aval(values)}", expected)
     return program
@@ -229,5 +231,5 @@ def _malformed(site: Site, name: str, got: str, expected: str) -> EstimatorError
         at=site.at(),
         got=got,
         expected=expected,
-        mend="return vipl.Draw(value, ...) or vipl.Support(values, log_weights) of the site's shape and dtype",
+        mend="return Draw(value, ...) or Points(values, log_weights) of vipl.estimators, of the site's shape and dtype",
     )

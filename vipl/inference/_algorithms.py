@@ -299,8 +299,8 @@ def the_algorithm(algorithm: Any, verb: str) -> Algorithm:
             f"the algorithm of {verb} is not one.",
             at=f"{verb} in {user_frame()}",
             got=f"{algorithm.name}(...)" if isinstance(algorithm, Program) else shortened(algorithm),
-            expected="an algorithm object, such as vipl.Importance(5)",
-            mend="pass vipl.Importance(num_particles=...), or vipl.Enumeration()",
+            expected="an algorithm object, such as vipl.inference.Importance(5)",
+            mend="pass vipl.inference.Importance(num_particles=...), or vipl.inference.Enumeration()",
         )
     return algorithm
 

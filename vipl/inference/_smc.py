@@ -75,7 +75,7 @@ class SMC(Algorithm):
         if isinstance(self.proposal, (Source, dist.Distribution)):
             raise not_a_function(self.proposal, "proposal", "SMC")
         if isinstance(self.resampling, (str, type)):
-            raise self._refused("resampling", "vipl.Multinomial()")
+            raise self._refused("resampling", "vipl.inference.Multinomial()")
         if not is_real(self.ess_threshold):
             raise self._refused("ess_threshold", "0.5")
 
@@ -100,7 +100,7 @@ class SMC(Algorithm):
                 at=program.name,
                 got=f"{type(self.resampling).__name__}()",
                 expected="Multinomial() or MultinomialDropped()",
-                mend="pass SMC(..., resampling=vipl.Multinomial())",
+                mend="pass SMC(..., resampling=vipl.inference.Multinomial())",
             )
         require_exact(program, "SMC(...), one trajectory kept,")
         parts = parts_of(program, known)

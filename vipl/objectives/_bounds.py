@@ -17,8 +17,9 @@ from vipl.estimators import ImplicitReparam, Reparam
 from vipl.gen import Source
 from vipl.gen._arguments import Real, checked
 from vipl.gen._choices import merge
-from vipl.inference import Algorithm, Importance, importance, marginal
+from vipl.inference import Algorithm, Importance, importance
 from vipl.inference._algorithms import the_algorithm
+from vipl.inference._marginal import marginal
 from vipl.inference._particles import log_mean_exp, log_shares, weighted_sum
 from vipl.ir.sites import list_sites
 from vipl.ir.stage import stage_program
