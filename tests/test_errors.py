@@ -34,7 +34,7 @@ def test_a_malformed_program_gets_its_message(name):
         "at",
         "got",
         "expected",
-        "mend",
+        "fix",
     ]
 
 

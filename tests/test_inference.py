@@ -381,7 +381,7 @@ def test_weights_that_are_all_zero_raise_when_compiled_code_runs(what):
     run = jax.jit(jax.vmap(vipl.seed(IMPOSSIBLE[what]), in_axes=(0, None)))
     keys = jax.random.split(KEY, 4)
     assert jnp.all(jnp.isfinite(run(keys, 0.1)))
-    with pytest.raises(Exception, match="all weights are zero(.|\n)*mend: "):
+    with pytest.raises(Exception, match="all weights are zero(.|\n)*fix: "):
         jax.block_until_ready(run(keys, 1.2))
 
 

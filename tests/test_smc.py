@@ -474,5 +474,5 @@ def test_a_chain_without_a_finite_integral_raises():
 
         lax.scan(step, 0.0, None, length=3)
 
-    with pytest.raises(Exception, match="no finite integral(.|\n)*mend: "):
+    with pytest.raises(Exception, match="no finite integral(.|\n)*fix: "):
         jax.block_until_ready(vipl.seed(lambda: Kalman().log_evidence(growing(), {}))(KEY))

@@ -58,7 +58,7 @@ class Enumerate(Estimator):
                 at="",
                 got=f"{size}^{count} values",
                 expected=f"at most {MAX_POINTS}",
-                mend="use MeasureValued() or Score(); or split the site",
+                fix="use MeasureValued() or Score(); or split the site",
             )
         if count == 1:
             log_weights = log_probs.reshape(size)
@@ -106,7 +106,7 @@ def finite_support(law: Law, who: str) -> tuple[Any, Any]:
             at="",
             got=f"{who} for {type(law.dist).__name__}",
             expected="Bernoulli, Categorical, Binomial, DiscreteUniform, ... with sizes that are Python integers",
-            mend="use Score(), or MeasureValued() where it exists; pass sizes as Python integers",
+            fix="use Score(), or MeasureValued() where it exists; pass sizes as Python integers",
         ) from error
     if isinstance(d, (dist.CategoricalLogits, dist.CategoricalProbs)):  # the row itself, instead of a gather
         row: Any = d.logits

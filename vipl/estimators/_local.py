@@ -177,7 +177,7 @@ def _antithetic(law: Law, key: Any, who: str, slope: Any) -> Draw:
             at="",
             got=f"{who} for {type(law.dist).__name__}",
             expected="Bernoulli",
-            mend="use LocalEnumerate(), MeasureValued() or Score()",
+            fix="use LocalEnumerate(), MeasureValued() or Score()",
         )
     u = jax.random.uniform(key, phi.shape, phi.dtype)
     fixed = lax.stop_gradient(phi)

@@ -69,7 +69,7 @@ def others_of(d: Any, x: Any, key: Any) -> Others:
         at="",
         got=f"MeasureValued() for {type(d).__name__}",
         expected="Bernoulli, Categorical, Binomial, Poisson, Geometric, Normal, Laplace, Exponential, Gamma, ...",
-        mend="use Score(), or Reparam() where the distribution is reparametrized",
+        fix="use Score(), or Reparam() where the distribution is reparametrized",
     )
 
 

@@ -89,7 +89,7 @@ class Expectation:
                 at=f"estimate of {self._name}",
                 got=", ".join(sorted({type(v).__name__ for kept, v in skeleton.static if kept})),
                 expected="pytrees of arrays, and hashable objects",
-                mend="pass arrays, or close over the object",
+                fix="pass arrays, or close over the object",
             ) from None
         key = as_key(key)
         if skeleton not in self._lengths:
@@ -160,7 +160,7 @@ class Expectation:
                     at=at,
                     got=f"argnums={shortened(argnums)} of {len(args)} argument{'' if len(args) == 1 else 's'}",
                     expected="an integer, or a tuple of them; the key does not count",
-                    mend="pass argnums=0 for the first argument after the key",
+                    fix="pass argnums=0 for the first argument after the key",
                 )
             numbers.append(number)
             self._check_differentiable(args[number], number % len(args), at)
@@ -175,7 +175,7 @@ class Expectation:
                     at=at,
                     got=f"{show_aval(leaf)} at argument {number}{jax.tree_util.keystr(path)}",
                     expected="a pytree of floats",
-                    mend="write 1.0 for 1; pass what is not to be differentiated as another argument",
+                    fix="write 1.0 for 1; pass what is not to be differentiated as another argument",
                 )
 
     @property
@@ -262,7 +262,7 @@ def _check_result(staged: Staged, has_aux: bool, name: str) -> None:
             at=name,
             got=show_aval(result),
             expected="(scalar, aux)",
-            mend="return (value, aux), or drop has_aux=True",
+            fix="return (value, aux), or drop has_aux=True",
         )
     if has_aux and (others := not_arrays(staged.skeleton.combine([0.0] * len(outs))[1])):
         raise ProgramError(
@@ -270,7 +270,7 @@ def _check_result(staged: Staged, has_aux: bool, name: str) -> None:
             at=name,
             got=", ".join(map(show_aval, others)),
             expected="a pytree of arrays",
-            mend="return arrays, and close over the rest",
+            fix="return arrays, and close over the rest",
         )
     value: Any = result[0] if has_aux else result
     if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, jnp.floating):
@@ -279,7 +279,7 @@ def _check_result(staged: Staged, has_aux: bool, name: str) -> None:
             at=name,
             got=show_aval(value),
             expected="float[]" + (" first, then aux" if has_aux else ""),
-            mend="reduce it with jnp.sum or jnp.mean; return aux with @vipl.expectation(has_aux=True)",
+            fix="reduce it with jnp.sum or jnp.mean; return aux with @vipl.expectation(has_aux=True)",
         )
 
 
@@ -289,5 +289,5 @@ def _needs_samples(plan: Plan) -> EstimatorError:
         at=plan.shares[0].site.at(),
         got="num_samples=1",
         expected="num_samples of at least 2",
-        mend="call estimate(key, ..., num_samples=4), or use another baseline",
+        fix="call estimate(key, ..., num_samples=4), or use another baseline",
     )

@@ -163,7 +163,7 @@ def _check_factors(found: list[SiteInfo]) -> None:
                 at=info.site.at(),
                 got="vipl.factor in a program that is not simulated, assessed or generated",
                 expected="a factor inside a function decorated with @vipl.gen",
-                mend="add the log weight to the objective's value, or move it into the model",
+                fix="add the log weight to the objective's value, or move it into the model",
             )
 
 
@@ -253,5 +253,5 @@ def _check_enumeration(plan: Plan) -> None:
                 at=p.site.at(),
                 got=f"{size} values at each of {count} visits ({around}), and {len(plan.enumerated)} enumerated sites",
                 expected=f"at most {MAX_POINTS} joint values",
-                mend="use MeasureValued() or Score() there; or map `estimate` over independent data, not the site",
+                fix="use MeasureValued() or Score() there; or map `estimate` over independent data, not the site",
             )

@@ -242,5 +242,5 @@ def _no_derivative(at: str) -> EstimatorError:
         at=at,
         got="MeasureValued() of Gamma or ImplicitReparam() of Beta, say, with a derivative in the concentration",
         expected="parameters that are not differentiated, or an estimator for all of them",
-        mend="use Reparam() or Score() at the site, or jax.lax.stop_gradient around the parameter",
+        fix="use Reparam() or Score() at the site, or jax.lax.stop_gradient around the parameter",
     )

@@ -65,7 +65,7 @@ def detach(source: Any) -> Any:
         at=user_frame(),
         got=f"the function {source.__name__} itself" if is_function else type(source).__name__,
         expected="program(*args), with @vipl.gen on program; another source; or a distribution",
-        mend=f"write detach({source.__name__}(...))" if is_function else "for arrays, write jax.lax.stop_gradient(x)",
+        fix=f"write detach({source.__name__}(...))" if is_function else "for arrays, write jax.lax.stop_gradient(x)",
     )
 
 

@@ -57,7 +57,7 @@ def sample(address: str | tuple[str, ...], source: Any, estimator: Estimator | N
                 at=at,
                 got=f"{_name(estimator)} for {source.name}",
                 expected="one estimator for each of its sites",
-                mend=f"name them: {source.name}(...).with_estimators({{'site': {_name(estimator)}()}})",
+                fix=f"name them: {source.name}(...).with_estimators({{'site': {_name(estimator)}()}})",
             )
         return source.inline(address, where)
     source = stabilize(source)
@@ -106,7 +106,7 @@ def _no_keyword(keyword: str, address: tuple[str, ...], at: str) -> ProgramError
         at=at,
         got=f"{keyword}=...",
         expected="sample(address, source, estimator)",
-        mend=_KEYWORDS.get(keyword, "leave it out").format(name=show_address(address)),
+        fix=_KEYWORDS.get(keyword, "leave it out").format(name=show_address(address)),
     )
 
 
@@ -129,7 +129,7 @@ def factor(address: str | tuple[str, ...], log_weight: Any) -> None:
             at=f"{show_address(address)} in {where}",
             got=show_aval(log_weight),
             expected="a float, or an array of floats",
-            mend="pass a log weight such as -0.5 * error**2",
+            fix="pass a log weight such as -0.5 * error**2",
         )
     skeleton, leaves = partition(Factor(log_weight))
     dtype = jnp.result_type(float)
@@ -147,7 +147,7 @@ def check_estimator(estimator: Any, at: str) -> None:
         at=at,
         got=f"the class {estimator.__name__}" if is_class else repr(estimator),
         expected="an estimator object, such as vipl.Score()",
-        mend=f"write {estimator.__name__}()" if is_class else "pass an object, not its name",
+        fix=f"write {estimator.__name__}()" if is_class else "pass an object, not its name",
     )
 
 
@@ -215,7 +215,7 @@ def points_of(site: Site, avals: tuple[Any, ...]) -> SiteProgram:
             at=site.at(),
             got=f"{name} for a site that is {jnp.dtype(site.dtype)}",
             expected="a site whose value is a float, which it is only if a relaxation is named where it is sampled",
-            mend=f'write sample("{site.address[-1]}", ..., {name}(...)) in the program itself',
+            fix=f'write sample("{site.address[-1]}", ..., {name}(...)) in the program itself',
         )
     if shape != site.shape or values.dtype != site.dtype:
         expected = f"{jnp.dtype(site.dtype)}[{','.join(map(str, site.shape))}]"
@@ -231,5 +231,5 @@ def _malformed(site: Site, name: str, got: str, expected: str) -> EstimatorError
         at=site.at(),
         got=got,
         expected=expected,
-        mend="return Draw(value, ...) or Points(values, log_weights) of vipl.estimators, of the site's shape and dtype",
+        fix="return Draw(value, ...) or Points(values, log_weights) of vipl.estimators, of the site's shape and dtype",
     )

@@ -76,7 +76,7 @@ class Algorithm(abc.ABC):
             at=f"{show_address(info.site.address)} of {program.name}",
             got=f"{type(self).__name__}(...)",
             expected="Enumeration(), ForwardBackward() or Kalman()",
-            mend="estimate moments with particles: normalize(...).particles(key).mean(fn)",
+            fix="estimate moments with particles: normalize(...).particles(key).mean(fn)",
         )
 
 
@@ -203,7 +203,7 @@ def categorical(values: np.ndarray, log_probs: Any, info: SiteInfo) -> Any:
         at=info.site.at(),
         got=f"values {', '.join(map(str, values[:5]))}",
         expected="integers from 0 on",
-        mend="shift the values in the program; or use particles(key).mean(fn)",
+        fix="shift the values in the program; or use particles(key).mean(fn)",
     )
 
 
@@ -231,7 +231,7 @@ def joint_values(program: Program, known: dict[str, Any]) -> dict[str, Any]:
             at=program.name,
             got=f"{total} joint values of {len(sizes)} choices",
             expected=f"at most {MAX_POINTS}",
-            mend="use Importance(num_particles=...), or keep some of the choices",
+            fix="use Importance(num_particles=...), or keep some of the choices",
         )
     digits = np.stack(np.unravel_index(np.arange(total), sizes or [1]), axis=1)  # i[total, choices]
     flat, start = {}, 0
@@ -251,7 +251,7 @@ def finite_values(info: SiteInfo, who: str) -> np.ndarray:
             at=site.at(),
             got=who,
             expected="sites that are always visited",
-            mend="draw before the `cond`, and use the value in the branch; or use Importance(num_particles=...)",
+            fix="draw before the `cond`, and use the value in the branch; or use Importance(num_particles=...)",
         )
     if site.finite is not None:
         return np.asarray(site.finite, site.dtype)
@@ -261,7 +261,7 @@ def finite_values(info: SiteInfo, who: str) -> np.ndarray:
             at=site.at(),
             got=who,
             expected="sites with distributions; marginal(...) and normalize(...) of such, by exact algorithms",
-            mend="use Importance(num_particles=...), or keep the site",
+            fix="use Importance(num_particles=...), or keep the site",
         )
     law = Law(site.distribution.combine([jnp.ones(a.shape, a.dtype) for a in info.distribution_avals]))
     try:
@@ -273,7 +273,7 @@ def finite_values(info: SiteInfo, who: str) -> np.ndarray:
             at=site.at(),
             got=raised.got,
             expected=raised.expected,
-            mend="use Importance(num_particles=...), or keep the site",
+            fix="use Importance(num_particles=...), or keep the site",
         ) from None
 
 
@@ -286,7 +286,7 @@ def require_exact(program: Source, who: str) -> None:
         at=program.name,
         got=f"{who} with a program that samples from an estimated distribution",
         expected="sites with distributions, or algorithms that allow for estimates",
-        mend="use Importance(num_particles=...), or write the estimated part's choices into the program",
+        fix="use Importance(num_particles=...), or write the estimated part's choices into the program",
     )
 
 
@@ -300,7 +300,7 @@ def the_algorithm(algorithm: Any, verb: str) -> Algorithm:
             at=f"{verb} in {user_frame()}",
             got=f"{algorithm.name}(...)" if isinstance(algorithm, Program) else shortened(algorithm),
             expected="an algorithm object, such as vipl.inference.Importance(5)",
-            mend="pass vipl.inference.Importance(num_particles=...), or vipl.inference.Enumeration()",
+            fix="pass vipl.inference.Importance(num_particles=...), or vipl.inference.Enumeration()",
         )
     return algorithm
 

@@ -62,7 +62,7 @@ class Marginal(Estimated):
                 at=self.name,
                 got=f"vipl.factor in {self.program.name}, which draws do not heed",
                 expected="a program without factors; or `assess` alone",
-                mend="leave the factor out, or draw from normalize(program, given, algorithm)",
+                fix="leave the factor out, or draw from normalize(program, given, algorithm)",
             )
         trace, log_known = self.program.simulate_split(self._keeps)
         drawn = flatten(trace.choices, self.name)
@@ -74,7 +74,7 @@ class Marginal(Estimated):
                     at=self.name,
                     got=show_address(address),
                     expected=f"{self.program.name}'s addresses {show_addresses(drawn)}",
-                    mend="keep addresses of the program",
+                    fix="keep addresses of the program",
                 )
         others = {a: x for a, x in drawn.items() if a not in kept}
         first = First(nest(others), trace.log_prob, log_known)
@@ -135,7 +135,7 @@ def marginal(program: Source, keep: Any, algorithm: Algorithm | None = None) -> 
             at=f"marginal of {program.name} in {user_frame()}",
             got=shortened(keep),
             expected="at least one address",
-            mend=f'name what to keep: marginal({program.name}(...), "x")',
+            fix=f'name what to keep: marginal({program.name}(...), "x")',
         )
     addresses = tuple(check_address(a, f"marginal of {program.name}") for a in parts)
     return Marginal(program, the_algorithm(algorithm, "marginal"), addresses, single)
@@ -203,7 +203,7 @@ class Normalized(Estimated):
                 at=self.name,
                 got=show_address(address),
                 expected=f"an address that is not given: {show_addresses(unknown)}",
-                mend="ask for one of these",
+                fix="ask for one of these",
             )
         return self.algorithm.marginals(self.program, self.given, list_sites[address])
 

@@ -85,7 +85,7 @@ class SMC(Algorithm):
             at=f"SMC in {user_frame()}",
             got=shortened(getattr(self, name)),
             expected="a resampling object" if name == "resampling" else "a number from 0 to 1",
-            mend=f"pass SMC(..., {name}={example})",
+            fix=f"pass SMC(..., {name}={example})",
         )
 
     def particles(self, program: Source, known: dict[str, Any]) -> Particles:
@@ -100,7 +100,7 @@ class SMC(Algorithm):
                 at=program.name,
                 got=f"{type(self.resampling).__name__}()",
                 expected="Multinomial() or MultinomialDropped()",
-                mend="pass SMC(..., resampling=vipl.inference.Multinomial())",
+                fix="pass SMC(..., resampling=vipl.inference.Multinomial())",
             )
         require_exact(program, "SMC(...), one trajectory kept,")
         parts = parts_of(program, known)
@@ -184,7 +184,7 @@ def _shape(name: str, got: str) -> ProgramError:
         at=name,
         got=got,
         expected="sites before one lax.scan, and in it, at the top level of a generative function",
-        mend="write the steps as one lax.scan (not inside jit, cond or vmap), and sites of the last step inside it",
+        fix="write the steps as one lax.scan (not inside jit, cond or vmap), and sites of the last step inside it",
     )
 
 
@@ -361,5 +361,5 @@ def _entering(env: dict[Any, Any], variables: Sequence[Any], name: str) -> list[
         at=name,
         got="a scan whose body closes over a drawn value, or runs over it",
         expected="unknown values from before the scan in its carry",
-        mend="put the drawn value into the carry, and hand it on unchanged",
+        fix="put the drawn value into the carry, and hand it on unchanged",
     )

@@ -151,5 +151,5 @@ def _no_pathwise(at: str) -> ControlFlowError:
         at=at,
         got="jax.grad or jax.jvp of `seed` or of `simulate(key)`",
         expected="parameters of the site that are not differentiated, or an expectation",
-        mend="differentiate vipl.expectation(...).estimate, or put jax.lax.stop_gradient around the parameters",
+        fix="differentiate vipl.expectation(...).estimate, or put jax.lax.stop_gradient around the parameters",
     )

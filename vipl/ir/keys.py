@@ -49,7 +49,7 @@ def check_digests(found: Sequence[SiteInfo]) -> None:
                 at=info.site.at(),
                 got=f"{show_address(info.site.address)} and {show_address(other.site.address)}",
                 expected="addresses with different 32-bit hashes",
-                mend="rename one of them",
+                fix="rename one of them",
             )
 
 
@@ -65,7 +65,7 @@ def as_key(key: Any) -> Any:
         at=user_frame(),
         got=show_aval(key) if hasattr(key, "dtype") else shortened(key),
         expected="one key, as jax.random.key(0) makes it",
-        mend="pass jax.random.key(seed); map over several keys with jax.vmap",
+        fix="pass jax.random.key(seed); map over several keys with jax.vmap",
     )
 
 

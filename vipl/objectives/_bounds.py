@@ -323,7 +323,7 @@ def exact_guide(guide: Source, who: str) -> None:
             at=guide.name,
             got=f"{who} with an estimated guide",
             expected="a guide with an exact density",
-            mend="use elbo or iwelbo",
+            fix="use elbo or iwelbo",
         )
 
 
@@ -343,7 +343,7 @@ def _pathwise_guide(guide: Source, who: str) -> None:
                 at=site.at(),
                 got=f"{who} with {name}",
                 expected="Reparam() or ImplicitReparam() at every site of the guide",
-                mend="use iwelbo, whose gradient is unbiased for every estimator",
+                fix="use iwelbo, whose gradient is unbiased for every estimator",
             )
 
 

@@ -93,7 +93,7 @@ def sleep(model: Source, guide: Callable[[dict[str, Any]], Source], data: Any) -
             at=user_frame(),
             got=shortened(data),
             expected="a string, or a tuple of strings; their values are drawn from the model",
-            mend='name them: sleep(model, guide, "y")',
+            fix='name them: sleep(model, guide, "y")',
         )
     dreamt = flatten(hold(lambda: model.simulate().choices), "sleep")
     y = nest({a: x for a, x in dreamt.items() if a in names})
