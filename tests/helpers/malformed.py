@@ -742,7 +742,17 @@ def argnums_by_name():
 
 @malformed
 def argnums_out_of_range():
-    vipl.expectation(lambda t: t).value_and_grad(KEY, 1.0, argnums=(0, 1))
+    vipl.expectation(lambda t: t).value_and_grad(KEY, 1.0, argnums=(1, 2))
+
+
+@malformed
+def gradient_in_the_key():
+    vipl.expectation(lambda t: t).value_and_grad(KEY, 1.0, argnums=0)
+
+
+@malformed
+def gradient_in_the_key_and_more():
+    vipl.expectation(lambda t, s: t + s).value_and_grad(KEY, 1.0, 2.0, argnums=(0, 1))
 
 
 @malformed
