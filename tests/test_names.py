@@ -1,6 +1,8 @@
 """The public names: where they are, where those of before 0.2 went, and what an import brings along."""
 
 import importlib
+import subprocess
+import sys
 
 import pytest
 
@@ -49,3 +51,17 @@ def test_a_star_import_brings_the_names():
     namespace = {}
     exec("from vipl import *", namespace)
     assert set(vipl.__all__) <= set(namespace)
+
+
+def modules_after(code):
+    """What a fresh process has imported."""
+    code += "\nimport sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_importing_vipl_imports_no_package_for_later():
+    """Flax, matplotlib and tqdm are imported by what needs them, if JAX, NumPyro and optax have not done it."""
+    brought = modules_after("import vipl") - modules_after("import numpyro.distributions, optax, jax")
+    assert {"vipl", "vipl.interop.flax"} <= brought
+    assert {name.split(".")[0] for name in brought} & {"flax", "matplotlib", "tqdm", "sklearn", "scipy"} == set()
