@@ -193,16 +193,19 @@ EDITS: list[Edit] = [
          "test_estimators.py::test_the_shape_of_a_gamma -k estimator0"),
     ),
     *_in(
-        "vipl/estimators/_local.py",
+        "vipl/estimators/_alternatives.py",
         ("all elements change at once", "jnp.where(here, others.values[:, None], x)",
          "jnp.where(here | True, others.values[:, None], x)", "test_estimators.py -k in_each_element"),
+        ("other values that are the draw's", "(here + jnp.arange(1, n)", "(here + jnp.arange(0, n - 1)",
+         f"{_CONFORMS} scan-binomial-CoupledAlternative"),
+    ),
+    *_in(
+        "vipl/estimators/_arm.py",
         ("a slope for positive logits", "jax.nn.sigmoid(jnp.abs(phi))", "jax.nn.sigmoid(phi)",
          "test_estimators.py -k antithetic_pairs"),
         ("ARM of the wrong sign", "0.5 - u", "u - 0.5", "test_estimators.py -k antithetic_pairs"),
         ("a pair that is not antithetic", "u > jax.nn.sigmoid(-fixed)", "u > jax.nn.sigmoid(fixed)",
          "test_estimators.py -k antithetic_pairs"),
-        ("other values that are the draw's", "(here + jnp.arange(1, n)", "(here + jnp.arange(0, n - 1)",
-         f"{_CONFORMS} scan-binomial-CoupledAlternative"),
     ),
     *_in(
         "vipl/estimators/_measure_valued.py",

@@ -12,7 +12,8 @@ from jax import lax
 
 from vipl.distributions._points import Point, Steps, in_support, innermost, transformed
 from vipl.errors import EstimatorError
-from vipl.estimators._local import LocalEnumerate, Others, change, one_at_a_time, stacked
+from vipl.estimators._alternatives import Others, change, one_at_a_time, stacked
+from vipl.estimators._local import LocalEnumerate
 from vipl.gen import Draw, Estimator, Law
 
 FINITE = (dist.BernoulliProbs, dist.BernoulliLogits, dist.CategoricalProbs, dist.CategoricalLogits)
