@@ -163,10 +163,10 @@ CALLS = {
     "generate": lambda n: n["model"]().generate({"y": 0.1}, key=KEY)[1],
     "generate all": lambda n: n["model"]().generate({"x": 0.2, "y": 0.1})[1],
     "seed": lambda n: vipl.seed(n["drawn"])(KEY),
-    "particles": lambda n: vipl.inference.importance(n["model"](), {"y": 0.1}, num_particles=3)
+    "particles": lambda n: vipl.normalize(n["model"](), {"y": 0.1}, vipl.inference.Importance(3))
     .particles(KEY)
     .log_weights,
-    "proposal": lambda n: vipl.inference.importance(n["model"](), {"y": 0.1}, n["guide"](0.2), num_particles=3)
+    "proposal": lambda n: vipl.normalize(n["model"](), {"y": 0.1}, vipl.inference.Importance(3, n["guide"](0.2)))
     .particles(KEY)
     .log_weights,
     "proposal function": lambda n: vipl.normalize(

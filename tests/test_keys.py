@@ -8,7 +8,6 @@ import optax
 import pytest
 
 import vipl
-from vipl.inference import importance
 
 KEY = jax.random.key(3)
 
@@ -68,8 +67,8 @@ CALLS = {
     ),
     "simulate": (lambda: model().simulate(KEY).choices, lambda: model().simulate(key=KEY).choices),
     "particles": (
-        lambda: importance(model(), {"y": 0.1}, num_particles=3).particles(KEY).log_weights,
-        lambda: importance(model(), {"y": 0.1}, num_particles=3).particles(key=KEY).log_weights,
+        lambda: vipl.normalize(model(), {"y": 0.1}, vipl.inference.Importance(3)).particles(KEY).log_weights,
+        lambda: vipl.normalize(model(), {"y": 0.1}, vipl.inference.Importance(3)).particles(key=KEY).log_weights,
     ),
     "assess": (
         lambda: model().assess(CHOICES).log_prob,

@@ -645,11 +645,13 @@ HELD = {
     )(KEY),
     "particles": lambda hold, m: vipl.seed(
         lambda: (
-            hold(vipl.inference.importance(observed(jnp.exp(m)), {"y": m}, num_particles=3)).particles().log_normalizer
+            hold(vipl.normalize(observed(jnp.exp(m)), {"y": m}, vipl.inference.Importance(3)))
+            .particles()
+            .log_normalizer
         )
     )(KEY),
     "a posterior": lambda hold, m: vipl.seed(
-        lambda: hold(vipl.inference.importance(observed(jnp.exp(m)), {"y": m}, num_particles=3)).simulate().log_prob
+        lambda: hold(vipl.normalize(observed(jnp.exp(m)), {"y": m}, vipl.inference.Importance(3))).simulate().log_prob
     )(KEY),
     "twice": lambda hold, m: hold(hold(closed_over(m))).assess(CHOICES).log_prob,
     "inside another": lambda hold, m: (

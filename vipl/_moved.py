@@ -7,8 +7,9 @@ import sys
 _ERRORS = (
     "AddressError ChoiceError ControlFlowError DistributionError EstimatorError ProgramError SupportError ViplError"
 )
-_ALGORITHMS = "Algorithm Enumeration ForwardBackward Importance Kalman SMC importance sir smc"
+_ALGORITHMS = "Algorithm Enumeration ForwardBackward Importance Kalman SMC"
 _RESAMPLING = "Dropped Multinomial MultinomialDropped Particles Resampling Stratified Systematic"
+_POSTERIOR = "vipl.normalize(program, given, vipl.inference"
 
 MOVED = {
     "hold": "vipl.detach",
@@ -17,6 +18,9 @@ MOVED = {
     **{name: f"vipl.errors.{name}" for name in _ERRORS.split()},
     **{name: f"vipl.inference.{name}" for name in f"{_ALGORITHMS} {_RESAMPLING}".split()},
     **{name: f"vipl.estimators.{name}" for name in ("Alternatives", "Draw", "Estimator", "Law", "box")},
+    "importance": f"{_POSTERIOR}.Importance(num_particles, proposal))",
+    "sir": f"{_POSTERIOR}.Importance(num_particles, proposal))",
+    "smc": f"{_POSTERIOR}.SMC(num_particles, proposal))",
 }
 
 

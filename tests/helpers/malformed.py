@@ -32,7 +32,7 @@ from vipl import (
     sample,
 )
 from vipl.estimators import Estimator
-from vipl.inference import SMC, Enumeration, ForwardBackward, Kalman, Systematic, importance
+from vipl.inference import SMC, Enumeration, ForwardBackward, Kalman, Systematic
 
 KEY = jax.random.key(0)
 MALFORMED = {}
@@ -870,13 +870,13 @@ def sleep_with_a_function_that_makes_no_program():
 
 
 @malformed
-def proposal_already_applied():
-    vipl.inference.Importance(5, normal(0.0))
+def proposal_that_is_a_distribution():
+    vipl.inference.Importance(5, dist.Normal(0.0, 1.0))
 
 
 @malformed
 def proposal_not_applied():
-    importance(normal(0.0), {}, normal, num_particles=3)
+    normalize(pair(), {"x": 0.3}, vipl.inference.Importance(3, lambda known: normal)).simulate(KEY)
 
 
 @malformed
@@ -891,12 +891,12 @@ def resampling_by_name():
 
 @malformed
 def particles_without_a_key():
-    importance(pair(), {"x": 0.5}, num_particles=3).particles()
+    normalize(pair(), {"x": 0.5}, vipl.inference.Importance(3)).particles()
 
 
 @malformed
 def pick_without_a_key():
-    importance(pair(), {"x": 0.5}, num_particles=3).particles(KEY).pick()
+    normalize(pair(), {"x": 0.5}, vipl.inference.Importance(3)).particles(KEY).pick()
 
 
 @malformed
@@ -1155,7 +1155,7 @@ def marginal_assessed_at_another_address():
 
 @malformed
 def no_particles():
-    importance(pair(), {"x": 0.3}, num_particles=0).particles(KEY)
+    normalize(pair(), {"x": 0.3}, vipl.inference.Importance(0)).particles(KEY)
 
 
 @malformed
@@ -1192,7 +1192,8 @@ def given_an_unknown_address():
 
 @malformed
 def proposal_without_an_address():
-    importance(pair(), {"x": 0.3}, vipl.gen(lambda: sample("a", dist.Bernoulli(0.5)))(), num_particles=2).particles(KEY)
+    proposal = vipl.gen(lambda: sample("a", dist.Bernoulli(0.5)))
+    normalize(pair(), {"x": 0.3}, vipl.inference.Importance(2, proposal())).particles(KEY)
 
 
 # --- more estimators ------------------------------------------------------------------------------------------
@@ -1436,14 +1437,14 @@ def straight_through_of_many_trials():
 @malformed
 def particles_that_all_weigh_zero():
     model = vipl.gen(lambda: sample("y", dist.Uniform(0.0, sample("x", dist.Uniform(0.0, 1.0)))))
-    vipl.inference.importance(model(), {"y": 2.0}, num_particles=5).particles(KEY).mean(lambda z: z["x"])
+    normalize(model(), {"y": 2.0}, vipl.inference.Importance(5)).particles(KEY).mean(lambda z: z["x"])
 
 
 @malformed
 def proposal_with_a_wider_support():
     model = vipl.gen(lambda: sample("y", dist.Normal(sample("x", dist.HalfNormal(1.0)), 1.0)))
     proposal = vipl.gen(lambda: sample("x", dist.Normal(0.0, 1.0)))
-    vipl.inference.importance(model(), {"y": 2.0}, proposal(), num_particles=5).particles(KEY)
+    normalize(model(), {"y": 2.0}, vipl.inference.Importance(5, proposal())).particles(KEY)
 
 
 def kalman(transition):

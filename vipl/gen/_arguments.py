@@ -41,7 +41,7 @@ def check_source(source: Any, role: str, who: str, *, program: bool = False) -> 
         f"the {role} of {who} is not a generative function with its arguments.",
         at=user_frame(),
         got=got,
-        expected=expected if program else f"{expected}; or marginal(...), normalize(...), importance(...)",
+        expected=expected if program else f"{expected}; or marginal(...), normalize(...)",
         fix=fix,
     )
 

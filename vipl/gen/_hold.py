@@ -36,7 +36,7 @@ def detach(source: Any) -> Any:
     Draws, densities, addresses and estimators are those of the source.
 
     Args:
-      source: a program `guide(phi)`; what `marginal`, `normalize` or `importance` returns; or a NumPyro distribution.
+      source: a program `guide(phi)`; what `marginal` or `normalize` returns; or a NumPyro distribution.
 
     Returns:
       A source of the same kind.

@@ -27,7 +27,7 @@ from vipl._checks import whole_number
 from vipl.errors import EstimatorError, ProgramError, shortened, show_address
 from vipl.estimators._enumerate import MAX_POINTS, finite_support
 from vipl.gen import Law, Program, Source, gen
-from vipl.gen._arguments import call_maker, not_a_function
+from vipl.gen._arguments import call_maker, check_source
 from vipl.gen._choices import Address, flatten, merge, nest
 from vipl.inference._particles import Particles, log_mean_exp, positive
 from vipl.ir.primitives import user_frame
@@ -46,6 +46,10 @@ class First(NamedTuple):
     choices: dict[str, Any]
     log_joint: Any
     log_known: Any
+
+
+Proposal = Source | Callable[[dict[str, Any]], Source]
+"""A source over unknown choices, or a function of the known choices that makes one."""
 
 
 class Algorithm(abc.ABC):
@@ -91,22 +95,23 @@ class Importance(Algorithm):
 
     Attributes:
       num_particles: K.
-      proposal: known choices -> a source over the unknown ones; it may depend on parameters that are trained jointly.
-        None: the program itself, with the known choices given (`generate`): the weights are then the likelihood.
+      proposal: a source over the unknown choices, or a function of the known ones that makes it; it may depend on
+        parameters that are trained jointly. None: the program itself, with the known choices given (`generate`): the
+        weights are then the likelihood.
 
     Reference: Burda, Grosse and Salakhutdinov (2016), section 3, for Ẑ; Cremer, Morris and Duvenaud (2017) and
     Naesseth et al. (2018), appendix A, for the conditional side.
     """
 
     num_particles: int = field(default=1, metadata={"static": True})
-    proposal: Callable[[dict[str, Any]], Source] | None = None
+    proposal: Proposal | None = None
 
     def __post_init__(self):
         """Checks the number of particles."""
         count = whole_number(self.num_particles, "num_particles", f"Importance in {user_frame()}")
         object.__setattr__(self, "num_particles", count)
-        if isinstance(self.proposal, (Source, dist.Distribution)):
-            raise not_a_function(self.proposal, "proposal", "Importance")
+        if isinstance(self.proposal, dist.Distribution):
+            check_source(self.proposal, "proposal", "Importance")
 
     def particles(self, program: Source, known: dict[str, Any]) -> Particles:
         """K independent proposals with their weights."""
@@ -117,19 +122,23 @@ class Importance(Algorithm):
         """The given particle, and K - 1 independent proposals."""
         log_weight = first.log_known
         if self.proposal is not None:
-            proposal = call_maker(self.proposal, (known,), "proposal", "Importance")
-            log_weight = first.log_joint - proposal.assess(first.choices).log_prob
+            log_weight = first.log_joint - self._proposed(known).assess(first.choices).log_prob
         if self.num_particles == 1:
             return log_weight
         _, others, _ = self._many(program, known, self.num_particles - 1)
         return log_mean_exp(jnp.append(others, log_weight))
+
+    def _proposed(self, known: dict[str, Any]) -> Source:
+        if isinstance(self.proposal, Source):
+            return self.proposal
+        return call_maker(self.proposal, (known,), "proposal", "Importance")
 
     def _many(self, program: Source, known: dict[str, Any], count: int) -> tuple[dict[str, Any], Any, Any]:
         def one():
             if self.proposal is None:
                 trace, log_w = program.generate(known)
                 return without(trace.choices, known), log_w, trace.log_prob
-            proposed = call_maker(self.proposal, (known,), "proposal", "Importance").simulate()
+            proposed = self._proposed(known).simulate()
             log_prob = program.assess(merge(known, proposed.choices)).log_prob
             return proposed.choices, log_prob - proposed.log_prob, log_prob
 

@@ -16,7 +16,6 @@ from vipl.gen._sample import check_estimator
 from vipl.inference._algorithms import (
     Algorithm,
     First,
-    Importance,
     as_program,
     finite_choices,
     require_exact,
@@ -265,36 +264,3 @@ def normalize(
     if estimator is not None:
         check_estimator(estimator, f"normalize in {user_frame()}")
     return Normalized(program, given, the_algorithm(algorithm, "normalize"), estimator)
-
-
-def importance(
-    program: Source,
-    given: dict[str, Any],
-    proposal: Source | None = None,
-    *,
-    num_particles: int,
-    estimator: Estimator | None = None,
-) -> Normalized:
-    """Importance sampling of the choices that are not given.
-
-    z_i ~ r,  w_i = p(given, z_i) / r(z_i).
-
-    `.particles(key)` are all K of them, with log_normalizer = log (1/K) Σ_i w_i. As a distribution (as the source of
-    `sample`, as a guide) it is one of them, picked by its weight: `normalize(program, given, Importance(...))`; see
-    `normalize` for its two weights.
-
-    Args:
-      program: a generative function with its arguments, or another source.
-      given: some of its choices.
-      proposal: a source over the others. None: the program itself.
-      num_particles: K.
-      estimator: of the gradient through the choice of a particle; None: `Score()`.
-    """
-    check_source(program, "program", "importance")
-    if proposal is not None:
-        check_source(proposal, "proposal", "importance")
-    algorithm = Importance(num_particles, None if proposal is None else lambda _: proposal)
-    return normalize(program, given, algorithm, estimator=estimator)
-
-
-sir = importance  # sampling importance resampling: the name of the distribution

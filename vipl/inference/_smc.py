@@ -14,14 +14,13 @@ from jax import lax
 from vipl import _jax
 from vipl._checks import whole_number
 from vipl.errors import ProgramError, shortened
-from vipl.gen import Estimator, Program, Source
+from vipl.gen import Program, Source
 from vipl.gen._arguments import call_maker, not_a_function
 from vipl.gen._choices import Address, match, nest
 from vipl.gen._density import is_factor, site_log_prob
 from vipl.gen._estimated import only
 from vipl.gen._program import merge_emits, partly_given, valued
 from vipl.inference._algorithms import Algorithm, First, require_exact
-from vipl.inference._marginal import Normalized, normalize
 from vipl.inference._particles import Particles, log_mean_exp
 from vipl.inference._resampling import Multinomial, MultinomialDropped, Resampling
 from vipl.interpret.interpreter import Interpreter, Outcome, run, run_equations
@@ -106,34 +105,6 @@ class SMC(Algorithm):
         parts = parts_of(program, known)
         mine = match(first.choices, parts.unknown, program.name, complete=True)
         return _run(self, parts, {p.path: mine[p.site.address] for p in parts.unknown}).log_normalizer
-
-
-def smc(
-    program: Source,
-    given: dict[str, Any],
-    proposal: Callable[[Any, dict[str, Any], dict[str, Any]], Source] | None = None,
-    *,
-    num_particles: int,
-    resampling: Resampling | None = None,
-    ess_threshold: float = 1.0,
-    estimator: Estimator | None = None,
-) -> Normalized:
-    """Sequential Monte Carlo for the choices that are not given; `normalize(program, given, SMC(...))`.
-
-    `.particles(key)` are all K trajectories with their last weights and log_normalizer, E[exp log_normalizer] =
-    p(given). As a distribution it is one trajectory, picked by its weight.
-
-    Args:
-      program: a generative function with its arguments, shaped as `SMC` says.
-      given: some of its choices.
-      proposal: see `SMC`.
-      num_particles: K.
-      resampling: see `SMC`; None: `Multinomial()`.
-      ess_threshold: see `SMC`.
-      estimator: of the gradient through the choice of a trajectory; None: `Score()`.
-    """
-    algorithm = SMC(num_particles, proposal, Multinomial() if resampling is None else resampling, ess_threshold)
-    return normalize(program, given, algorithm, estimator=estimator)
 
 
 class Parts(NamedTuple):

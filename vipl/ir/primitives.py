@@ -180,7 +180,7 @@ def outside(*_: Any, **params: Any) -> Any:
         at=site.at() if site else "a `cond` that holds a site",
         got="`sample`, `pick`, `simulate()` or `particles()`, called as ordinary Python and without a key",
         expected="a call inside a program, or a key",
-        fix="pass a key: program.simulate(key), importance(...).particles(key), objective.estimate(key, ...), or "
+        fix="pass a key: program.simulate(key), normalize(...).particles(key), objective.estimate(key, ...), or "
         "vipl.seed(fn)(key, ...) for any other function",
     )
 
