@@ -163,12 +163,14 @@ CALLS = {
     "generate": lambda n: n["model"]().generate({"y": 0.1}, key=KEY)[1],
     "generate all": lambda n: n["model"]().generate({"x": 0.2, "y": 0.1})[1],
     "seed": lambda n: vipl.seed(n["drawn"])(KEY),
-    "particles": lambda n: vipl.importance(n["model"](), {"y": 0.1}, num_particles=3).particles(KEY).log_weights,
-    "proposal": lambda n: vipl.importance(n["model"](), {"y": 0.1}, n["guide"](0.2), num_particles=3)
+    "particles": lambda n: vipl.normalize(n["model"](), {"y": 0.1}, vipl.inference.Importance(3))
+    .particles(KEY)
+    .log_weights,
+    "proposal": lambda n: vipl.normalize(n["model"](), {"y": 0.1}, vipl.inference.Importance(3, n["guide"](0.2)))
     .particles(KEY)
     .log_weights,
     "proposal function": lambda n: vipl.normalize(
-        n["model"](), {"y": 0.1}, vipl.Importance(2, lambda _: n["guide"](0.2))
+        n["model"](), {"y": 0.1}, vipl.inference.Importance(2, lambda _: n["guide"](0.2))
     ).assess({"x": 0.3}, key=KEY).log_prob,
     "marginal": lambda n: vipl.marginal(n["model"](), "y").assess({"y": 0.1}, key=KEY).log_prob,
     "simulate of a marginal": lambda n: vipl.marginal(n["model"](), "x").simulate(KEY).choices,
@@ -209,10 +211,10 @@ def test_estimators_and_distributions_that_read():
     notebook = Cell(
         """
 scale = 1.0
-class Scored(vipl.Estimator):
+class Scored(vipl.estimators.Estimator):
     def points(self, law, key):
         x = jax.lax.stop_gradient(law.sample(key))
-        return vipl.Draw(x, log_weight=scale * law.log_prob(x))
+        return vipl.estimators.Draw(x, log_weight=scale * law.log_prob(x))
 class Stretched(dist.Normal):
     def sample(self, key, sample_shape=()):
         return scale * super().sample(key, sample_shape)
@@ -480,17 +482,17 @@ def test_an_alarm_rings_at_the_call():
         sample("u", dist.Uniform(0.0, 1.0 + k))
 
     def posterior(u):
-        return vipl.normalize(model(), {"u": u}, vipl.Enumeration()).assess({"k": 1})
+        return vipl.normalize(model(), {"u": u}, vipl.inference.Enumeration()).assess({"k": 1})
 
     np.testing.assert_allclose(jnp.exp(posterior(0.5).log_prob), 1 / 3, rtol=1e-12)
-    with pytest.raises(vipl.ProgramError, match="all weights are zero"):
+    with pytest.raises(vipl.errors.ProgramError, match="all weights are zero"):
         posterior(5.0)
     np.testing.assert_allclose(jnp.exp(posterior(1.5).log_prob), 1.0, rtol=1e-12)
 
 
 def test_sites_that_are_left_are_refused():
     for _ in range(2):
-        with pytest.raises(vipl.ProgramError, match="outside every program"):
+        with pytest.raises(vipl.errors.ProgramError, match="outside every program"):
             flip(0.5, 1.0).generate({"b": 1})
 
 

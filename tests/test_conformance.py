@@ -16,7 +16,7 @@ import pytest
 
 import vipl
 from tests.helpers.cases import FAMILIES, exact_value, program, table
-from vipl import ARM, CoupledFlips, DisARM, ImplicitReparam, LocalEnumerate, MeasureValued, Reparam
+from vipl import ARM, CoupledAlternative, DisARM, ImplicitReparam, LocalEnumerate, MeasureValued, Reparam
 from vipl.testing import assert_unbiased
 
 TABLE = table()
@@ -31,7 +31,7 @@ def _id(case):
 
 def second_order(estimator, family):
     """Where a Hessian is promised; JAX's second derivatives of implicit draws are slow and checked for one family."""
-    if isinstance(estimator, (MeasureValued, LocalEnumerate, CoupledFlips, ARM, DisARM)):
+    if isinstance(estimator, (MeasureValued, LocalEnumerate, CoupledAlternative, ARM, DisARM)):
         return False
     if isinstance(estimator, ImplicitReparam) and family == "gamma_shape":
         return False  # JAX has no second derivative of the incomplete gamma function in its shape
@@ -65,7 +65,7 @@ def test_value_gradient_and_hessian_are_unbiased(case, key):
 
 
 def test_the_table_is_complete():
-    every = {e for e in vars(vipl).values() if isinstance(e, type) and issubclass(e, vipl.Estimator)}
+    every = {e for e in vars(vipl).values() if isinstance(e, type) and issubclass(e, vipl.estimators.Estimator)}
     biased = {e for e in every if issubclass(e, vipl.Biased)}
-    assert {type(e) for _, _, e in TABLE} == every - biased - {vipl.Estimator}
+    assert {type(e) for _, _, e in TABLE} == every - biased - {vipl.estimators.Estimator}
     print(f"\nconformance: {len(TABLE)} cases, each with value, gradient, Hessian where promised, and a broken twin")

@@ -657,7 +657,7 @@ def test_no_step_no_derivative():
         )
         return last + jnp.sum(roots)
 
-    for estimator in (vipl.Score(), vipl.Enumerate(), vipl.MeasureValued(), vipl.CoupledFlips()):
+    for estimator in (vipl.Score(), vipl.Enumerate(), vipl.MeasureValued(), vipl.CoupledAlternative()):
         objective = vipl.expectation(program).with_estimators({"x": estimator})
         assert objective.value_and_grad(KEY, 0.0) == (0.0, 1.0)
 

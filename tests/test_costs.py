@@ -11,7 +11,7 @@ from jax import lax
 
 import vipl
 from tests.helpers.jaxprs import equations, sizes
-from vipl import CoupledFlips, Enumerate, LeaveOneOut, LocalEnumerate, MeasureValued, Score, sample
+from vipl import CoupledAlternative, Enumerate, LeaveOneOut, LocalEnumerate, MeasureValued, Score, sample
 from vipl.ir.sites import list_sites
 from vipl.testing import assert_unbiased
 
@@ -210,8 +210,8 @@ def test_enumeration_is_exact(program):
     np.testing.assert_allclose(got, answer(program), rtol=1e-10)
 
 
-MIXED = {"a": LocalEnumerate(), "b": Score(), "c": CoupledFlips(), "w": MeasureValued(), "z": Score()}
-OTHERWISE = {"a": Score(), "b": CoupledFlips(), "c": Enumerate(), "w": Score(0.3), "z": LocalEnumerate()}
+MIXED = {"a": LocalEnumerate(), "b": Score(), "c": CoupledAlternative(), "w": MeasureValued(), "z": Score()}
+OTHERWISE = {"a": Score(), "b": CoupledAlternative(), "c": Enumerate(), "w": Score(0.3), "z": LocalEnumerate()}
 BESIDE = {"a": Score(), "b": Enumerate(), "c": Score(), "w": Score(), "z": Enumerate()}
 
 
@@ -332,7 +332,7 @@ def test_a_loop_that_is_written_out_is_the_loop(wrap, reverse):
     np.testing.assert_allclose(jax.jit(every(g))(0.7), jax.jit(every(f))(0.7), rtol=1e-10)
 
 
-@pytest.mark.parametrize("estimator", [LocalEnumerate(), Score(), CoupledFlips()], ids=repr)
+@pytest.mark.parametrize("estimator", [LocalEnumerate(), Score(), CoupledAlternative()], ids=repr)
 def test_a_loop_that_is_written_out_is_unbiased(estimator):
     exact = under(looped(1), Enumerate()).value_and_grad(KEY, 0.7)
     objective = under(looped(True), estimator)
@@ -458,7 +458,7 @@ def test_a_site_of_one_value_has_no_others():
         return (one + sample("w", dist.Categorical(logits=jnp.stack([t, 0.0, -t])))) * t
 
     exact = under(total, Enumerate()).value_and_grad(KEY, 0.7)
-    for estimator in (CoupledFlips(), LocalEnumerate(), MeasureValued()):
+    for estimator in (CoupledAlternative(), LocalEnumerate(), MeasureValued()):
         assert_unbiased(under(total, estimator).value_and_grad, exact, key=KEY, args=(0.7,), resolution=0.1)
 
 
@@ -477,7 +477,7 @@ def test_values_of_one_site_are_a_table(estimator):
     assert len(list(equations(step(4)))) == len(list(equations(step(40))))
 
 
-@pytest.mark.parametrize("estimator", [LocalEnumerate(), MeasureValued(), CoupledFlips()], ids=repr)
+@pytest.mark.parametrize("estimator", [LocalEnumerate(), MeasureValued(), CoupledAlternative()], ids=repr)
 def test_the_run_at_an_impossible_value_is_not_looked_at(estimator):
     def total(t):
         k = sample("z", dist.Categorical(logits=jnp.stack([t, 0.2, -jnp.inf])))
@@ -488,7 +488,7 @@ def test_the_run_at_an_impossible_value_is_not_looked_at(estimator):
 
 
 def test_without_the_word_that_it_is_impossible_it_is():
-    class Careless(vipl.Estimator):
+    class Careless(vipl.estimators.Estimator):
         def points(self, law, key):
             draw = LocalEnumerate().points(law, key)
             return draw._replace(alternatives=draw.alternatives._replace(possible=None))

@@ -196,7 +196,9 @@ def test_chains_are_sources_of_sample():
 
     @jax.jit
     def densities(ys):
-        summed = vipl.marginal(unroll_scans(), ("y1", "y"), vipl.Enumeration()).assess({"y1": ys[0], "y": ys[1:]})
+        summed = vipl.marginal(unroll_scans(), ("y1", "y"), vipl.inference.Enumeration()).assess(
+            {"y1": ys[0], "y": ys[1:]}
+        )
         return summed.log_prob, chain(1.0).log_prob(ys)
 
     summed, got = densities(YS)
@@ -226,5 +228,5 @@ def test_score_refuses_a_chain_whose_data_have_moving_bounds():
             "y", HiddenMarkov(jnp.zeros(2), jnp.zeros((2, 2)), dist.Uniform(0.0, t * jnp.array([1.0, 2.0])), 3)
         ).sum()
     )
-    with pytest.raises(vipl.EstimatorError, match="a derivative is taken in a parameter"):
+    with pytest.raises(vipl.errors.EstimatorError, match="a derivative is taken in a parameter"):
         objective.value_and_grad(KEY, 1.0)

@@ -313,9 +313,9 @@ def test_a_flow_without_an_inverse_cannot_be_given_a_value():
         sample("x", dist.TransformedDistribution(dist.Normal(jnp.zeros(2), 1.0).to_event(1), FLOWS["block"](p)))
 
     trace = guide(NET).simulate(KEY)
-    with pytest.raises(vipl.DistributionError, match="by a transform that has no inverse"):
+    with pytest.raises(vipl.errors.DistributionError, match="by a transform that has no inverse"):
         guide(NET).assess(trace.choices)
-    with pytest.raises(vipl.DistributionError, match="by a transform that has no inverse"):
+    with pytest.raises(vipl.errors.DistributionError, match="by a transform that has no inverse"):
         guide(NET).generate(trace.choices, key=KEY)
 
 
@@ -325,7 +325,7 @@ def test_a_flow_whose_function_closes_over_parameters_says_what_to_write():
         flow = InverseAutoregressiveTransform(lambda x: shift_and_scale(p, x))
         sample("x", dist.TransformedDistribution(dist.Normal(jnp.zeros(2), 1.0).to_event(1), flow))
 
-    with pytest.raises(vipl.ProgramError, match=r"jax\.tree_util\.Partial\(fn, value\)"):
+    with pytest.raises(vipl.errors.ProgramError, match=r"jax\.tree_util\.Partial\(fn, value\)"):
         jax.jit(lambda p: guide(p).simulate(KEY).log_prob)(NET)
 
 
@@ -448,7 +448,7 @@ def test_implicit_draws_of_student_move_in_every_draw():
     "make", [lambda t: dist.StudentT(t, 0.3, 1.0), lambda t: dist.Beta(t, 2.0), lambda t: dist.Beta(2.0, t)]
 )
 def test_implicit_derivatives_that_do_not_exist_are_refused(make):
-    with pytest.raises(vipl.EstimatorError, match=r"ImplicitReparam\(\) of Beta"):
+    with pytest.raises(vipl.errors.EstimatorError, match=r"ImplicitReparam\(\) of Beta"):
         log_q(make, ImplicitReparam(), lambda trace: trace.choices["x"])(KEY, 2.5)
 
 

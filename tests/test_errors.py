@@ -27,14 +27,14 @@ PINNED = dict(
 
 @pytest.mark.parametrize("name", MALFORMED)
 def test_a_malformed_program_gets_its_message(name):
-    with pytest.raises(vipl.ViplError) as caught:
+    with pytest.raises(vipl.errors.ViplError) as caught:
         MALFORMED[name]()
     assert message(caught.value) == PINNED[name]
     assert [line.split(":")[0].strip() for line in str(caught.value).split("\n")[1:]] == [
         "at",
         "got",
         "expected",
-        "mend",
+        "fix",
     ]
 
 
@@ -52,7 +52,7 @@ def test_a_site_in_custom_root_raises():
         return lax.custom_root(f, 0.0, lambda f, x: x - f(x), lambda g, y: y / g(1.0))
 
     with pytest.raises(
-        (vipl.ControlFlowError, NotImplementedError), match=r"vipl.sample|derivative is taken around a site"
+        (vipl.errors.ControlFlowError, NotImplementedError), match=r"vipl.sample|derivative is taken around a site"
     ):
         vipl.seed(program)(KEY)
 
@@ -71,7 +71,7 @@ def test_axis_errors_of_jax_pass_through():
 
 
 def test_an_error_reaches_another_process():
-    with pytest.raises(vipl.ViplError) as caught:
+    with pytest.raises(vipl.errors.ViplError) as caught:
         MALFORMED["wrong_shape"]()
     there = pickle.loads(pickle.dumps(caught.value))
     assert type(there) is type(caught.value)

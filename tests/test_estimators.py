@@ -13,7 +13,7 @@ from jax import lax
 import vipl
 from vipl import (
     ARM,
-    CoupledFlips,
+    CoupledAlternative,
     DisARM,
     Enumerate,
     GumbelSoftmax,
@@ -38,7 +38,7 @@ def gradients(objective, theta, num, **options):
     return jax.jit(jax.vmap(lambda key: objective.value_and_grad(key, theta, **options)[1]))(keys)
 
 
-class Uncoupled(vipl.Estimator):
+class Uncoupled(vipl.estimators.Estimator):
     """A user's measure-valued derivative in the location of a Normal, its two sides drawn apart."""
 
     def points(self, law, key):
@@ -46,8 +46,10 @@ class Uncoupled(vipl.Estimator):
         steps = [law.dist.scale * jnp.sqrt(2.0 * jax.random.exponential(k)) for k in keys]
         change = law.dist.loc - lax.stop_gradient(law.dist.loc)
         weight = change / (law.dist.scale * jnp.sqrt(2.0 * jnp.pi))
-        others = vipl.Alternatives(law.dist.loc + jnp.stack([steps[0], -steps[1]]), jnp.stack([weight, -weight]))
-        return vipl.Draw(lax.stop_gradient(law.sample(draw_key)), alternatives=others)
+        others = vipl.estimators.Alternatives(
+            law.dist.loc + jnp.stack([steps[0], -steps[1]]), jnp.stack([weight, -weight])
+        )
+        return vipl.estimators.Draw(lax.stop_gradient(law.sample(draw_key)), alternatives=others)
 
 
 def test_variances_at_one_site():
@@ -100,7 +102,7 @@ def test_local_enumeration_is_measure_valued_for_a_coin():
         (ARM(), 0.016),
         (Relax(lambda z: (jax.nn.sigmoid(2.0 * z) - 0.45) ** 2), 0.016),
     ],
-    ids=lambda x: type(x).__name__ if isinstance(x, vipl.Estimator) else str(x),
+    ids=lambda x: type(x).__name__ if isinstance(x, vipl.estimators.Estimator) else str(x),
 )
 def test_a_coin_under_biased_and_unbiased_estimators(estimator, derivative):
     """f(b) = (b - 0.45)², p = 0.8, derivative in the logit: exactly 0.016; biased devices have their own figures."""
@@ -130,13 +132,13 @@ def test_the_one_hot_relaxations():
 
 def test_biased_estimators_say_so():
     """As a word of its own, which "unbiased" is not; and the others say that they are not, or are exact."""
-    every = [e for e in vars(vipl).values() if inspect.isclass(e) and issubclass(e, vipl.Estimator)]
+    every = [e for e in vars(vipl).values() if inspect.isclass(e) and issubclass(e, vipl.estimators.Estimator)]
     biased = [e for e in every if issubclass(e, vipl.Biased)]
     assert {e.__name__ for e in biased} == {"Biased", "GumbelSoftmax", "StraightThrough", "ReinMax"}
     said = {e for e in every if re.search(r"\bbiased\b", e.__doc__.lower())}
     assert said == set(biased)
     others = {e for e in every if re.search(r"\bunbiased for|\bexact for", e.__doc__.lower())}
-    assert others == set(every) - set(biased) - {vipl.Estimator}
+    assert others == set(every) - set(biased) - {vipl.estimators.Estimator}
 
 
 def test_a_relaxed_site_is_a_float_and_another_estimator_keeps_it_one():
@@ -174,7 +176,7 @@ def chain_exact(theta, length):
     return state.sum(0) @ (jnp.arange(length + 1) - 0.4 * length) ** 2 / length
 
 
-@pytest.mark.parametrize("estimator", [CoupledFlips(), MeasureValued(), Score(), DisARM()])
+@pytest.mark.parametrize("estimator", [CoupledAlternative(), MeasureValued(), Score(), DisARM()])
 def test_a_chain_of_flips(estimator):
     theta = jnp.array([-0.5, 0.8])
     exact = jax.jit(jax.grad(chain_exact), static_argnums=1)(theta, 6)
@@ -191,9 +193,11 @@ def test_pruned_flips_run_the_program_twice_whatever_the_length():
         return step.lower(jnp.zeros(2), KEY).compile().cost_analysis()["flops"]
 
     theta = jnp.array([-0.5, 0.8])
-    spread = {e: gradients(chain(e, 50), theta, 4_000).std(0).sum() for e in (CoupledFlips(), Score(), MeasureValued())}
-    assert spread[MeasureValued()] < spread[CoupledFlips()] < spread[Score()]
-    assert flops(CoupledFlips(), 40) / flops(CoupledFlips(), 20) < 2.1
+    spread = {
+        e: gradients(chain(e, 50), theta, 4_000).std(0).sum() for e in (CoupledAlternative(), Score(), MeasureValued())
+    }
+    assert spread[MeasureValued()] < spread[CoupledAlternative()] < spread[Score()]
+    assert flops(CoupledAlternative(), 40) / flops(CoupledAlternative(), 20) < 2.1
 
 
 def test_measure_valued_in_each_element_of_a_vector():
@@ -212,7 +216,7 @@ def test_measure_valued_in_each_element_of_a_vector():
 def test_measure_valued_refuses_the_concentration_of_a_weibull():
     """The term of the scale alone would be a silent zero."""
     objective = vipl.expectation(lambda t: sample("x", dist.Weibull(t[0], t[1]), MeasureValued()))
-    with pytest.raises(vipl.EstimatorError, match="a derivative is taken in a parameter"):
+    with pytest.raises(vipl.errors.EstimatorError, match="a derivative is taken in a parameter"):
         objective.value_and_grad(KEY, jnp.array([1.3, 1.7]))
 
 
@@ -434,7 +438,10 @@ def gamma(log_rate):
 @pytest.mark.parametrize("program", [of_a_loop_of_no_steps, of_no_lanes, of_no_numbers])
 @pytest.mark.parametrize(
     ("make", "estimator"),
-    [(flip, e) for e in (Score(), Enumerate(), LocalEnumerate(), MeasureValued(), ARM(), DisARM(), CoupledFlips())]
+    [
+        (flip, e)
+        for e in (Score(), Enumerate(), LocalEnumerate(), MeasureValued(), ARM(), DisARM(), CoupledAlternative())
+    ]
     + [(normal, e) for e in (Reparam(), Score(vipl.LeaveOneOut()), MeasureValued(), ImplicitReparam())]
     + [(gamma, RejectionReparam())],
     ids=lambda x: x.__name__ if inspect.isfunction(x) else type(x).__name__,

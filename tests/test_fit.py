@@ -380,14 +380,14 @@ RESUMED = {
         "the key is not that of the fit that is continued, so that its steps would not be those of one fit.\n"
         "  at:        vipl.fit\n  got:       the threefry2x32 key [0, 38]\n"
         "  expected:  the threefry2x32 key [0, 37]\n"
-        "  mend:      pass the first fit's key; for other draws, begin a fit at its `params`",
+        "  fix:       pass the first fit's key; for other draws, begin a fit at its `params`",
     ),
     "generator": ({"key": jax.random.key(37, impl="rbg")}, "got:       the rbg key [0, 37, 0, 37]\n"),
     "batch_size": (
         {"batch_size": 4},
         "the batches are not those of the fit that is continued.\n  at:        vipl.fit\n"
         "  got:       batch_size=4 of 11 rows\n  expected:  batch_size=3 of 11 rows\n"
-        "  mend:      pass what the first fit got; to go on otherwise, begin a fit at its `params`",
+        "  fix:       pass what the first fit got; to go on otherwise, begin a fit at its `params`",
     ),
     "no batches": ({"batch_size": None}, "got:       no batches\n  expected:  batch_size=3 of 11 rows\n"),
     "rows": ({"data": jnp.arange(10.0)}, "got:       batch_size=3 of 10 rows\n"),
@@ -413,7 +413,7 @@ def test_a_fit_does_not_go_on_with(case):
     given = {"objective": square, "params": 0.37, "optimizer": optax.adam(0.1), "key": KEY, "num_steps": 2} | OPTIONS
     resume = fit(**given)
     changed, text = RESUMED[case]
-    with pytest.raises(vipl.ProgramError) as error:
+    with pytest.raises(vipl.errors.ProgramError) as error:
         fit(**given | {"resume": resume} | changed)
     assert text in str(error.value)
     assert str(error.value).count("\n  ") == 4
@@ -676,7 +676,7 @@ WRONG = {
     "objective": (
         {"objective": lambda params: params},
         "the objective is not an expectation.\n  at:        vipl.fit\n  got:       function\n"
-        "  expected:  what vipl.expectation returns\n  mend:      decorate the function with @vipl.expectation",
+        "  expected:  what vipl.expectation returns\n  fix:       decorate the function with @vipl.expectation",
     ),
     "optimizer": ({"optimizer": 0.1}, "the optimizer is not an optax optimizer."),
     "num_steps": ({"num_steps": 0}, "num_steps is not a positive integer.\n  at:        vipl.fit\n  got:       0\n"),
@@ -707,7 +707,7 @@ WRONG = {
 def test_messages(case):
     changed, text = WRONG[case]
     arguments = {"objective": plain, "params": 0.0, "optimizer": optax.sgd(0.1), "num_steps": 3} | changed
-    with pytest.raises(vipl.ProgramError) as error:
+    with pytest.raises(vipl.errors.ProgramError) as error:
         fit(**arguments, key=KEY, progress=False)
     assert text in str(error.value)
     assert str(error.value).count("\n  ") == 4
@@ -744,16 +744,16 @@ def test_a_flax_module_with_other_state_is_refused():
     nnx = pytest.importorskip("flax.nnx")
     from vipl.interop.flax import functional
 
-    with pytest.raises(vipl.ProgramError) as error:
+    with pytest.raises(vipl.errors.ProgramError) as error:
         functional(nnx.BatchNorm(3, rngs=nnx.Rngs(0)))
     assert str(error.value) == (
         "a module has state that is not parameters, which a program would lose.\n"
         "  at:        vipl.interop.flax.functional of BatchNorm\n"
         "  got:       BatchStat at mean, BatchStat at var\n"
         "  expected:  nnx.Param only\n"
-        "  mend:      leave out Dropout and BatchNorm (LayerNorm has no state), and write noise as sites of the program"
+        "  fix:       leave out Dropout and BatchNorm (LayerNorm has no state), and write noise as sites of the program"
     )
-    with pytest.raises(vipl.ProgramError, match=r"got:       RngCount at rngs.count, RngKey at rngs.key"):
+    with pytest.raises(vipl.errors.ProgramError, match=r"got:       RngCount at rngs.count, RngKey at rngs.key"):
         functional(nnx.Dropout(0.5, rngs=nnx.Rngs(0)))
-    with pytest.raises(vipl.ProgramError, match=r"not a Flax NNX module.*\n.*\n  got:       Linear itself"):
+    with pytest.raises(vipl.errors.ProgramError, match=r"not a Flax NNX module.*\n.*\n  got:       Linear itself"):
         functional(nnx.Linear)

@@ -11,7 +11,8 @@ import scipy.stats
 from jax import lax
 
 import vipl
-from vipl import Enumeration, Importance, MeasureValued, Reparam, Score, importance, marginal, normalize, sample
+from vipl import MeasureValued, Reparam, Score, marginal, normalize, sample
+from vipl.inference import Enumeration, Importance
 from vipl.testing import assert_unbiased
 
 KEY = jax.random.key(23)
@@ -133,17 +134,35 @@ def test_a_posterior_keeps_both_contracts(num_particles):
         assert_unbiased(assessed, q + np.array([0.05, 0.0, -0.05]), key=KEY, resolution=0.05)
 
 
+@pytest.mark.parametrize("k", [1, 4])
+def test_a_proposal_is_a_source_or_a_function_that_makes_it(k):
+    """Same draws, and the same gradient in its parameters: closed over, or applied to them."""
+    y = {"x": 1, "y": jnp.array(0.7)}
+    guide = vipl.gen(lambda t: sample("a", dist.Categorical(logits=t * jnp.arange(3.0))))
+
+    def bound(proposal):
+        def program(t):
+            outer = vipl.objectives.elbo(coins(0.9), normalize(coins(0.9), y, Importance(k, proposal(t))), y)
+            return outer + sample("s", normalize(coins(0.9), y, Importance(k, proposal(t))))["a"]
+
+        return jax.value_and_grad(vipl.expectation(program).estimate, argnums=1)(KEY, 0.4)
+
+    source, function = bound(guide), bound(lambda t: lambda known: guide(t))
+    np.testing.assert_array_equal(source, function)
+    assert source[1] != 0.0
+
+
 @pytest.mark.parametrize("k", [1, 2, 5])
 def test_the_elbo_of_a_posterior_is_the_bound_with_as_many_particles(k):
     """Both against E[log (1/K) Σ w] and its gradient."""
     y = {"x": 1, "y": jnp.array(0.7)}
 
     def elbo(phi):
-        q = importance(coins(phi), y, guess(y), num_particles=k).simulate()
+        q = normalize(coins(phi), y, Importance(k, guess(y))).simulate()
         return coins(phi).assess(q.choices | y).log_prob - q.log_prob
 
     def iwelbo(phi):
-        return importance(coins(phi), y, guess(y), num_particles=k).particles().log_normalizer
+        return normalize(coins(phi), y, Importance(k, guess(y))).particles().log_normalizer
 
     def exact(phi):
         log_p, shares = sets_of_particles(phi, y, k)
@@ -165,7 +184,7 @@ def test_the_exact_posterior_as_proposal_makes_all_weights_equal():
 
     @jax.jit
     def got(key):
-        particles = importance(coins(0.9), y, posterior(), num_particles=7).particles(key)
+        particles = normalize(coins(0.9), y, Importance(7, posterior())).particles(key)
         return particles.ess, particles.log_normalizer
 
     np.testing.assert_allclose(got(KEY), (7.0, exact_log_prob(0.9, 1, 0.7)), rtol=1e-12)
@@ -369,7 +388,7 @@ IMPOSSIBLE = {
     "simulate": lambda y: normalize(bounded(1.0), {"y": y}, Importance(5)).simulate().choices["x"],
     "one particle": lambda y: normalize(bounded(1.0), {"y": y}, Importance(1)).simulate().log_prob,
     "assess": lambda y: normalize(bounded(1.0), {"y": y}, Importance(5)).assess({"x": 0.9}).log_prob,
-    "pick": lambda y: importance(bounded(1.0), {"y": y}, num_particles=3).particles().pick()["x"],
+    "pick": lambda y: normalize(bounded(1.0), {"y": y}, Importance(3)).particles().pick()["x"],
     "wake": lambda y: vipl.objectives.wake_phi(bounded(1.0), flat(), {"y": y}, num_particles=5),
 }
 flat = vipl.gen(lambda: sample("x", dist.Uniform(0.0, 1.0)))
@@ -380,7 +399,7 @@ def test_weights_that_are_all_zero_raise_when_compiled_code_runs(what):
     run = jax.jit(jax.vmap(vipl.seed(IMPOSSIBLE[what]), in_axes=(0, None)))
     keys = jax.random.split(KEY, 4)
     assert jnp.all(jnp.isfinite(run(keys, 0.1)))
-    with pytest.raises(Exception, match="all weights are zero(.|\n)*mend: "):
+    with pytest.raises(Exception, match="all weights are zero(.|\n)*fix: "):
         jax.block_until_ready(run(keys, 1.2))
 
 
@@ -389,7 +408,7 @@ def test_a_particle_of_weight_zero_is_not_looked_at():
 
     @jax.jit
     def mean(key):
-        particles = importance(bounded(1.0), {"y": 0.5}, flat(), num_particles=20).particles(key)
+        particles = normalize(bounded(1.0), {"y": 0.5}, Importance(20, flat())).particles(key)
         return particles.mean(lambda z: jnp.log(z["x"] - 0.5)), particles.choices["x"]
 
     got, x = map(np.asarray, mean(KEY))

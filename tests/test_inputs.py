@@ -8,7 +8,8 @@ import optax
 import pytest
 
 import vipl
-from vipl import SMC, Enumerate, Importance, MeasureValued, RejectionReparam, Score, sample
+from vipl import Enumerate, MeasureValued, RejectionReparam, Score, sample
+from vipl.inference import SMC, Importance
 
 KEY = jax.random.key(0)
 
@@ -90,7 +91,7 @@ def test_posteriors_of_the_same_values_are_the_same(name):
 @pytest.mark.parametrize("value", [0.5, -0.25, float("nan"), float("inf"), 1e30, 2.0**63])
 def test_a_float_that_is_no_integer_is_refused_or_has_density_zero(value):
     """It is refused where its value is known; compiled code gives the density at it, which is zero."""
-    with pytest.raises(vipl.ChoiceError, match="wrong kind of dtype"):
+    with pytest.raises(vipl.errors.ChoiceError, match="wrong kind of dtype"):
         model(0.3).assess(CHOICES | {"k": value})
     for traced in (value, [1.0, value, 0.0]):
         given = CHOICES | ({"k": traced} if traced is value else {"y": jnp.array(traced)})
@@ -101,7 +102,7 @@ def test_a_drawn_float_is_no_datum_of_an_integer_site():
     def program():
         return model(0.3).assess(CHOICES | {"k": sample("q", dist.Normal(2.0, 1.0))}).log_prob
 
-    with pytest.raises(vipl.ChoiceError, match="wrong kind of dtype"):
+    with pytest.raises(vipl.errors.ChoiceError, match="wrong kind of dtype"):
         vipl.seed(program)(KEY)
 
 

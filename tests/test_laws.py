@@ -214,7 +214,7 @@ def test_no_second_derivative_passes_measure_valued(order):
     objective = vipl.expectation(lambda t, u: sample("b", dist.Bernoulli(logits=t), MeasureValued()) * u**2)
     inner, outer = order
     first = lambda *a: jax.grad(objective.estimate, argnums=1 + inner)(KEY, *a)  # noqa: E731
-    with pytest.raises(vipl.EstimatorError, match="second derivative"):
+    with pytest.raises(vipl.errors.EstimatorError, match="second derivative"):
         jax.grad(first, argnums=outer)(0.3, 2.0)
 
 
@@ -235,7 +235,7 @@ def test_no_second_derivative_passes_measure_valued_in_a_loop_of_the_user(loop, 
         return jax.checkpoint(lambda t: objective.estimate(KEY, t))(t)
 
     assert jnp.isfinite(jax.grad(total)(0.3))
-    with pytest.raises(vipl.EstimatorError, match="second derivative"):
+    with pytest.raises(vipl.errors.EstimatorError, match="second derivative"):
         order(total)(0.3)
 
 
@@ -262,7 +262,7 @@ def test_no_second_derivative_passes_measure_valued_in_a_loop_of_the_user(loop, 
 def test_score_refuses_derivatives_in_the_support(make):
     """The score has no boundary term: d/dt E[x] under Uniform(0, t) would be -0.5 instead of 0.5."""
     objective = vipl.expectation(lambda t: sample("x", make(t), Score()))
-    with pytest.raises(vipl.EstimatorError, match="a derivative is taken in a parameter"):
+    with pytest.raises(vipl.errors.EstimatorError, match="a derivative is taken in a parameter"):
         objective.value_and_grad(KEY, 1.3)
 
 

@@ -14,7 +14,7 @@ from tests.mutants import ROOT, apply
 
 @pytest.mark.parametrize("edit", EDITS, ids=lambda e: f"{e.file}: {e.name}")
 def test_an_edit_applies(edit):
-    """Code that is edited takes its edits along: mend the text in `tests/helpers/edits.py`."""
+    """Code that is edited takes its edits along: fix the text in `tests/helpers/edits.py`."""
     before, after = (ROOT / edit.file).read_text(), apply(edit, ROOT)
     assert ast.dump(ast.parse(before)) != ast.dump(ast.parse(after))
     for test in shlex.split(edit.tests):

@@ -268,5 +268,5 @@ def test_an_ordered_callback_in_a_program_that_is_run_again_is_refused(name, wra
         wrap(lambda x: io_callback(lambda _: None, None, x, ordered=True))(z)
         return z
 
-    with pytest.raises(vipl.ControlFlowError, match=r"`io_callback` in .* \(test_purity.py:"):
+    with pytest.raises(vipl.errors.ControlFlowError, match=r"`io_callback` in .* \(test_purity.py:"):
         f.estimate(KEY, 0.7, **options)

@@ -11,7 +11,8 @@ import scipy.stats
 from jax import lax
 
 import vipl
-from vipl import (
+from vipl import marginal, normalize, sample
+from vipl.inference import (
     SMC,
     Enumeration,
     ForwardBackward,
@@ -20,11 +21,6 @@ from vipl import (
     MultinomialDropped,
     Stratified,
     Systematic,
-    importance,
-    marginal,
-    normalize,
-    sample,
-    smc,
 )
 from vipl.testing import assert_unbiased
 
@@ -128,10 +124,10 @@ def test_a_posterior_by_smc_keeps_both_contracts(algorithm):
     assert_unbiased(draw, (0.0, 1.0), key=KEY, resolution=(0.02, 0.2))
 
 
-@pytest.mark.parametrize("construct", [importance, smc])
-def test_a_construct_is_a_source_and_has_particles(construct):
+@pytest.mark.parametrize("algorithm", [vipl.inference.Importance, SMC])
+def test_a_posterior_is_a_source_and_has_particles(algorithm):
     """Sampled inside a program, its weight obeys E[p(z, y) / w] = p(y); its particles, E[exp log_normalizer] = p(y)."""
-    posterior = construct(chain(1.1, 2), {"y": YS[:2]}, num_particles=3)
+    posterior = normalize(chain(1.1, 2), {"y": YS[:2]}, algorithm(3))
 
     @vipl.gen
     def program():
@@ -199,18 +195,18 @@ def test_estimators_of_choices_of_particles_arrive():
 
     given, pick = {"y": YS[:3]}, vipl.MeasureValued()
     proposal = vipl.gen(lambda: jax.vmap(lambda: sample("z", dist.Bernoulli(0.4)), axis_size=3)())
-    assert found(importance(coins(), given, num_particles=3, estimator=pick)) == (pick, None)
-    assert found(importance(coins(), given, proposal(), num_particles=3, estimator=pick)) == (pick, None)
+    assert found(normalize(coins(), given, vipl.inference.Importance(3), estimator=pick)) == (pick, None)
+    assert found(normalize(coins(), given, vipl.inference.Importance(3, proposal()), estimator=pick)) == (pick, None)
     assert found(normalize(coins(), given, SMC(3), estimator=pick)) == (pick, None)
     there = Multinomial(vipl.LocalEnumerate())
-    assert found(smc(coins(), given, num_particles=3, resampling=there, estimator=pick)) == (pick, there.estimator)
+    assert found(normalize(coins(), given, SMC(3, resampling=there), estimator=pick)) == (pick, there.estimator)
 
 
 def test_the_threshold_of_a_filter_arrives():
     """Below 0 nothing is resampled: a weight is that of its own trajectory. At 1 always: that of its last step."""
 
     def weights(threshold):
-        particles = smc(coins(), {"y": YS[:3]}, num_particles=4, ess_threshold=threshold).particles(KEY)
+        particles = normalize(coins(), {"y": YS[:3]}, SMC(4, ess_threshold=threshold)).particles(KEY)
         steps = dist.Normal(1.0 * particles.choices["z"], 0.7).log_prob(YS[:3])
         return particles.log_weights, steps
 
@@ -243,7 +239,7 @@ def test_trajectories_follow_the_posterior():
 
     @jax.jit
     def got(key):
-        particles = smc(chain(1.1), {"y": YS}, look_ahead, num_particles=20_000).particles(key)
+        particles = normalize(chain(1.1), {"y": YS}, SMC(20_000, look_ahead)).particles(key)
         assert particles.choices["z"].shape == (20_000, 5)
         shares = particles.mean(lambda c: 1.0 * (c["z"][:, None] == jnp.arange(3)))
         return shares, particles.mean(lambda c: 1.0 * (c["start"] == jnp.arange(3))), particles.log_normalizer
@@ -317,7 +313,7 @@ def test_a_gaussian_chain_and_a_reversed_one():
         source = marginal(walk(0.7, reverse), "y", SMC(10))
         draw = lambda key: jnp.exp(source.assess({"y": data}, key=key).log_prob) / exact  # noqa: B023, E731
         assert_unbiased(draw, 1.0, key=KEY, resolution=0.1)
-        filtered = smc(walk(0.7, reverse), {"y": data}, num_particles=20_000)
+        filtered = normalize(walk(0.7, reverse), {"y": data}, SMC(20_000))
         got = jax.jit(lambda key: filtered.particles(key).mean(lambda c: c["x"]))(KEY)  # noqa: B023
         np.testing.assert_allclose(got[::-1] if reverse else got, mean, atol=0.03)
 
@@ -461,7 +457,7 @@ def test_kalman_refuses_a_density_that_is_not_quadratic(density):
 
         lax.scan(step, 0.3, None, length=2)
 
-    with pytest.raises(vipl.ProgramError, match="not linear and Gaussian"):
+    with pytest.raises(vipl.errors.ProgramError, match="not linear and Gaussian"):
         Kalman().log_evidence(walk(density), {})
     assert jnp.isfinite(Kalman().log_evidence(walk(jnp.square), {}))
 
@@ -476,5 +472,5 @@ def test_a_chain_without_a_finite_integral_raises():
 
         lax.scan(step, 0.0, None, length=3)
 
-    with pytest.raises(Exception, match="no finite integral(.|\n)*mend: "):
+    with pytest.raises(Exception, match="no finite integral(.|\n)*fix: "):
         jax.block_until_ready(vipl.seed(lambda: Kalman().log_evidence(growing(), {}))(KEY))

@@ -59,7 +59,7 @@ def test_a_numpyro_model_may_call_programs():
 def test_nothing_is_left_on_the_stack(fails):
     with numpyro.handlers.trace() as recorded:
         before = list(numpyro.primitives._PYRO_STACK)
-        with pytest.raises((vipl.ProgramError, ZeroDivisionError)):
+        with pytest.raises((vipl.errors.ProgramError, ZeroDivisionError)):
             with_a_site(fails)
         assert numpyro.primitives._PYRO_STACK == before
         numpyro.factor("f", 1.0)
@@ -84,7 +84,7 @@ def test_statements_that_do_nothing_pass():
 
 
 def test_the_message_keeps_the_error_of_jax():
-    with pytest.raises(vipl.ProgramError) as caught:
+    with pytest.raises(vipl.errors.ProgramError) as caught:
         uses_draws(lambda x, n: 1.0 if x > 0 else 2.0)
     assert isinstance(caught.value.__cause__, jax.errors.TracerBoolConversionError)
     assert "test_staging.py" in caught.value.at

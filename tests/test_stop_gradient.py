@@ -16,11 +16,9 @@ import vipl
 from tests.helpers.cases import Scaled, tanh
 from vipl import (
     ARM,
-    CoupledFlips,
+    CoupledAlternative,
     DisARM,
     Enumerate,
-    Enumeration,
-    EstimatorError,
     GumbelSoftmax,
     ImplicitReparam,
     LeaveOneOut,
@@ -34,7 +32,9 @@ from vipl import (
     sample,
 )
 from vipl.analysis.stop_gradients import any_meant
+from vipl.errors import EstimatorError
 from vipl.expectation.plan import make_plan
+from vipl.inference import Enumeration
 from vipl.ir.stage import stage_program
 from vipl.testing import assert_unbiased
 
@@ -62,7 +62,7 @@ FLIPS = {
     "Enumerate": Enumerate(),
     "MeasureValued": MeasureValued(),
     "LocalEnumerate": LocalEnumerate(),
-    "CoupledFlips": CoupledFlips(),
+    "CoupledAlternative": CoupledAlternative(),
     "DisARM": DisARM(),
     "ARM": ARM(),
     "Relax": Relax(tanh),
@@ -202,7 +202,7 @@ PAIRS = [
     *((case, "Score") for case in PROGRAMS),
     *((case, "MeasureValued") for case in ("held", "a parameter", "in a scan")),
     *(("a sum", name) for name in FLIPS if name not in ("Score", "Enumerate")),
-    ("a parameter", "CoupledFlips"),
+    ("a parameter", "CoupledAlternative"),
 ]
 
 
@@ -511,7 +511,7 @@ def both_ways(t, e):
     return weight * other
 
 
-@pytest.mark.parametrize("estimator", [Score(), Score(0.5), Enumerate(), MeasureValued(), CoupledFlips()])
+@pytest.mark.parametrize("estimator", [Score(), Score(0.5), Enumerate(), MeasureValued(), CoupledAlternative()])
 def test_both_ways_is_an_error_when_the_law_is_differentiated_and_only_then(estimator):
     objective = vipl.expectation(lambda t: both_ways(t, estimator))
     with pytest.raises(EstimatorError, match="held in both_ways .* not held in both_ways") as raised:
@@ -644,10 +644,14 @@ HELD = {
         lambda: vipl.marginal(hold(closed_over(m)), "z", Enumeration()).assess({"z": 0.3}).log_prob
     )(KEY),
     "particles": lambda hold, m: vipl.seed(
-        lambda: hold(vipl.importance(observed(jnp.exp(m)), {"y": m}, num_particles=3)).particles().log_normalizer
+        lambda: (
+            hold(vipl.normalize(observed(jnp.exp(m)), {"y": m}, vipl.inference.Importance(3)))
+            .particles()
+            .log_normalizer
+        )
     )(KEY),
     "a posterior": lambda hold, m: vipl.seed(
-        lambda: hold(vipl.importance(observed(jnp.exp(m)), {"y": m}, num_particles=3)).simulate().log_prob
+        lambda: hold(vipl.normalize(observed(jnp.exp(m)), {"y": m}, vipl.inference.Importance(3))).simulate().log_prob
     )(KEY),
     "twice": lambda hold, m: hold(hold(closed_over(m))).assess(CHOICES).log_prob,
     "inside another": lambda hold, m: (
@@ -665,7 +669,7 @@ HELD = {
 
 @pytest.mark.parametrize("name", HELD)
 def test_a_held_program_has_no_derivative_and_is_otherwise_the_same(name):
-    value, grad = jax.value_and_grad(lambda m: HELD[name](vipl.hold, m))(0.6)
+    value, grad = jax.value_and_grad(lambda m: HELD[name](vipl.detach, m))(0.6)
     assert grad == 0.0
     # The one is compiled, the other is not; they may add in another order.
     assert jnp.allclose(value, HELD[name](lambda x: x, 0.6), rtol=1e-13)
@@ -679,7 +683,7 @@ def test_what_is_held_by_stop_gradient_is_the_arguments_alone():
 def test_choices_that_are_given_to_a_held_program_keep_their_derivative():
     both = [
         jax.grad(lambda z, p=p: p.assess({"z": z, "b": 1}).log_prob)(0.7)
-        for p in (closed_over(0.6), vipl.hold(closed_over(0.6)))
+        for p in (closed_over(0.6), vipl.detach(closed_over(0.6)))
     ]
     assert both[0] == both[1] != 0.0
 
@@ -697,7 +701,7 @@ def test_an_elbo_with_a_held_guide_learns_the_model_alone():
         sample("y", dist.Normal(b, 1.0))
 
     def program(t, e):
-        return vipl.objectives.elbo(coin(t[0]), vipl.hold(flipped(t[1], e)), {"y": 0.2})
+        return vipl.objectives.elbo(coin(t[0]), vipl.detach(flipped(t[1], e)), {"y": 0.2})
 
     def exactly(t):
         log_joint = lambda b: dist.Bernoulli(logits=t[0]).log_prob(b) + dist.Normal(b, 1.0).log_prob(0.2)  # noqa: E731
@@ -716,7 +720,7 @@ def test_a_value_that_a_held_program_closes_over_is_held():
     def program(t, e):
         b = sample("b", dist.Bernoulli(logits=t), e)
         inner = vipl.gen(lambda: sample("z", dist.Normal(1.0 * b, 1.0)))
-        return vipl.hold(inner()).assess({"z": 0.3}).log_prob * t + h(b)
+        return vipl.detach(inner()).assess({"z": 0.3}).log_prob * t + h(b)
 
     log_p = lambda b: dist.Normal(b, 1.0).log_prob(0.3)  # noqa: E731
     value, grad = jax.value_and_grad(lambda t: sum(sg(flip(t, b)) * t * log_p(b) + flip(t, b) * h(b) for b in (0, 1)))(

@@ -11,7 +11,7 @@ from jax import lax
 
 import vipl
 from tests.helpers.jaxprs import equations
-from vipl import CoupledFlips, LeaveOneOut, LocalEnumerate, MeasureValued, Score, sample
+from vipl import CoupledAlternative, LeaveOneOut, LocalEnumerate, MeasureValued, Score, sample
 from vipl.ir.sites import list_sites
 from vipl.ir.stage import stage_program
 from vipl.passes.unroll import origins, unroll_scans
@@ -144,7 +144,7 @@ SITES = {
     "score at a normal": lambda a, t: normal(a, t, Score()),
     "measure valued normal": lambda a, t: normal(a, t, MeasureValued()),  # noise for alternatives
     "local enumeration": lambda a, t: flip(a, t, LocalEnumerate()),
-    "coupled flips": lambda a, t: flip(a, t, CoupledFlips()),
+    "coupled flips": lambda a, t: flip(a, t, CoupledAlternative()),
     "vector": lambda a, t: sample(a, dist.Normal(t, jnp.array([1.0, 0.5])).to_event(1)).sum(),
 }
 
@@ -242,8 +242,8 @@ def test_the_same_run_is_picked_of_those_that_are_pruned():
         @vipl.expectation
         def f(t):
             def step(carry, s):
-                z = jax.vmap(lambda k: flip("z", t * k - s, CoupledFlips()))(jnp.arange(2.0))
-                w = flip("w", carry + t, CoupledFlips())
+                z = jax.vmap(lambda k: flip("z", t * k - s, CoupledAlternative()))(jnp.arange(2.0))
+                w = flip("w", carry + t, CoupledAlternative())
                 return jnp.sin(carry + w * s + z[0] * z[1] * t), None
 
             return jnp.exp(lax.scan(step, t, XS, unroll=unroll)[0])

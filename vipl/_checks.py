@@ -41,7 +41,7 @@ def whole_number(n: Any, name: str, at: str, *, least: int = 1) -> int:
         at=at,
         got=f"a traced {show_aval(n)}" if isinstance(n, Tracer) else shortened(n),
         expected=f"an integer that is known when the program is staged, at least {least}",
-        mend=f"pass {name}={max(least, 5) if number is not None or not isinstance(n, float) else round(n)}",
+        fix=f"pass {name}={max(least, 5) if number is not None or not isinstance(n, float) else round(n)}",
     )
     error.needs_number = isinstance(n, Tracer)
     raise error

@@ -4,7 +4,7 @@
       at:        "scale" in mean_field (regression.py:41)
       got:       choices at "scale", "w"
       expected:  the model's addresses "sigma", "w", "y"
-      mend:      rename the site to "sigma"
+      fix:       rename the site to "sigma"
 
 Invariant: every error that a user can cause is one of these classes, is raised as early as both sides are
 known, and has a test that pins its text.
@@ -16,6 +16,17 @@ import functools
 from collections.abc import Iterable
 from typing import Any
 
+__all__ = [
+    "AddressError",
+    "ChoiceError",
+    "ControlFlowError",
+    "DistributionError",
+    "EstimatorError",
+    "ProgramError",
+    "SupportError",
+    "ViplError",
+]
+
 
 class ViplError(Exception):
     """Base of all errors of this package.
@@ -25,28 +36,28 @@ class ViplError(Exception):
       at: the site, program, file and line.
       got: what was found.
       expected: what would have been right.
-      mend: what to write instead.
+      fix: what to write instead.
       needs_number: whether it is that a traced value is used as a Python number.
     """
 
     needs_number: bool = False
 
-    def __init__(self, summary: str, *, at: str, got: str, expected: str, mend: str):
+    def __init__(self, summary: str, *, at: str, got: str, expected: str, fix: str):
         """Builds the four lines."""
-        self.summary, self.at, self.got, self.expected, self.mend = summary, at, got, expected, mend
+        self.summary, self.at, self.got, self.expected, self.fix = summary, at, got, expected, fix
         super().__init__(
-            f"{summary}\n  at:        {at}\n  got:       {got}\n  expected:  {expected}\n  mend:      {mend}"
+            f"{summary}\n  at:        {at}\n  got:       {got}\n  expected:  {expected}\n  fix:       {fix}"
         )
 
     def located(self, at: str) -> ViplError:
         """The same error at a place that was not known where it was raised."""
-        moved = type(self)(self.summary, at=at, got=self.got, expected=self.expected, mend=self.mend)
+        moved = type(self)(self.summary, at=at, got=self.got, expected=self.expected, fix=self.fix)
         moved.needs_number = self.needs_number
         return moved
 
     def __reduce__(self) -> Any:
         """For copies, and for other processes."""
-        lines = {"at": self.at, "got": self.got, "expected": self.expected, "mend": self.mend}
+        lines = {"at": self.at, "got": self.got, "expected": self.expected, "fix": self.fix}
         return functools.partial(type(self), self.summary, **lines), (), {"needs_number": self.needs_number}
 
 

@@ -26,7 +26,7 @@ import vipl
 from benchmarks.data import images
 from benchmarks.measure import Case
 from benchmarks.workloads import log_normal
-from vipl import CoupledFlips, Enumerate, LeaveOneOut, LocalEnumerate, MeasureValued, Score, objectives, sample
+from vipl import CoupledAlternative, Enumerate, LeaveOneOut, LocalEnumerate, MeasureValued, Score, objectives, sample
 
 CANVAS, WINDOW, STEPS, WHAT, HIDDEN = 50, 20, 3, 50, 256
 PRIOR = jnp.array([0.05, 0.05**2.3, 0.05**5])
@@ -221,7 +221,7 @@ VARIANTS = (
         "RWS": Variant(wake),
         "leave one out of 4": Variant(elbo, {"pres": Score(LeaveOneOut())}, num_samples=4),
         "local enumeration": Variant(elbo, {"pres": LocalEnumerate()}),
-        "coupled flips": Variant(elbo, {"pres": CoupledFlips()}),
+        "coupled flips": Variant(elbo, {"pres": CoupledAlternative()}),
     }
 )
 """Those of the paper, with one and two particles; reweighted wake-sleep; and ours."""

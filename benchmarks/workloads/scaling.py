@@ -11,13 +11,13 @@ from jax import lax
 
 import vipl
 from benchmarks.measure import Case, measure, step_of
-from vipl import CoupledFlips, Enumerate, LeaveOneOut, LocalEnumerate, MeasureValued, Reparam, Score, sample
+from vipl import CoupledAlternative, Enumerate, LeaveOneOut, LocalEnumerate, MeasureValued, Reparam, Score, sample
 
 ESTIMATORS = {
     "Reparam": Reparam(),
     "Score": Score(),
     "MeasureValued": MeasureValued(),
-    "CoupledFlips": CoupledFlips(),
+    "CoupledAlternative": CoupledAlternative(),
     "LocalEnumerate": LocalEnumerate(),
     "Enumerate": Enumerate(),
 }
@@ -71,7 +71,7 @@ def growth(quick: bool) -> dict[str, Any]:
             figures = measure(case, seconds=0.3, traces=2)["vipl"]
             keep = ("trace_s", "compile_s", "time_s", "equations", "flops")
             out["sites"].setdefault(name, {})[n] = {k: figures[k] for k in keep}
-    for name in ("Reparam", "Score", "MeasureValued", "CoupledFlips"):
+    for name in ("Reparam", "Score", "MeasureValued", "CoupledAlternative"):
         for length in (10, 100) if quick else (10, 100, 1000):
             case = Case("growth", name, {"vipl": looped(length, ESTIMATORS[name])}, (theta,), samples=0)
             figures = measure(case, seconds=0.3, traces=2)["vipl"]

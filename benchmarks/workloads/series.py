@@ -13,7 +13,7 @@ from numpyro.infer import Trace_ELBO
 import vipl
 from benchmarks.measure import Case
 from benchmarks.workloads import log_normal
-from vipl import CoupledFlips, Score, objectives, sample
+from vipl import CoupledAlternative, Score, objectives, sample
 
 
 @vipl.gen
@@ -154,11 +154,11 @@ def cases(quick: bool) -> list[Case]:
         out.append(Case("state-space model", f"Reparam, T = {length}", reparam, (params, y), samples=few))
         out.append(Case("state-space model", f"Score, T = {length}", score, (params, y), samples=few))
         if length <= 1000:
-            objectives_ = {"vipl": switching_by(CoupledFlips()), "handwritten": switching_by_hand}
+            objectives_ = {"vipl": switching_by(CoupledAlternative()), "handwritten": switching_by_hand}
             out.append(
                 Case(
                     "switching model",
-                    f"CoupledFlips, T = {length}",
+                    f"CoupledAlternative, T = {length}",
                     objectives_,
                     (states, y),
                     samples=few,

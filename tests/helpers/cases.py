@@ -20,12 +20,9 @@ from jax import lax
 import vipl
 from vipl import (
     ARM,
-    Alternatives,
-    CoupledFlips,
+    CoupledAlternative,
     DisARM,
-    Draw,
     Enumerate,
-    Estimator,
     ImplicitReparam,
     LocalEnumerate,
     MeasureValued,
@@ -33,9 +30,9 @@ from vipl import (
     Relax,
     Reparam,
     Score,
-    Support,
     sample,
 )
+from vipl.estimators import Alternatives, Draw, Estimator, Points
 
 
 class Scaled(Estimator):
@@ -55,8 +52,8 @@ class Scaled(Estimator):
                 return x
             return lax.stop_gradient(x) + self.factor * (x - lax.stop_gradient(x))
 
-        if isinstance(points, Support):
-            return Support(scaled(points.values), scaled(points.log_weights))
+        if isinstance(points, Points):
+            return Points(scaled(points.values), scaled(points.log_weights))
 
         def others(x):
             return x if x is None else Alternatives(x.values, self.factor * x.weights)
@@ -117,7 +114,7 @@ FAMILIES: dict[str, Family] = {
     "bernoulli": Family(
         lambda t, c: dist.Bernoulli(probs=jax.nn.sigmoid(t[0] + t[1] * c)),
         **_counts(2),
-        estimators=(Score(), Score(0.9), Enumerate(), MeasureValued(), CoupledFlips(), DisARM()),
+        estimators=(Score(), Score(0.9), Enumerate(), MeasureValued(), CoupledAlternative(), DisARM()),
         theta=(-0.4, 1.3),
     ),
     "bernoulli_logits": Family(
@@ -135,7 +132,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "binomial": Family(
         lambda t, c: dist.Binomial(3, probs=jax.nn.sigmoid(t[0] + t[1] * c)),
-        **_counts(4), estimators=(Score(), Enumerate(), MeasureValued(), LocalEnumerate(), CoupledFlips()),
+        **_counts(4), estimators=(Score(), Enumerate(), MeasureValued(), LocalEnumerate(), CoupledAlternative()),
         theta=(-0.3, 0.8),
     ),
     "poisson": Family(

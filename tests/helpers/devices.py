@@ -98,7 +98,7 @@ ESTIMATORS = {
     "measure_valued": (flips, "b", vipl.MeasureValued()),
     "local": (flips, "b", vipl.LocalEnumerate()),
     "disarm": (flips, "b", vipl.DisARM()),
-    "coupled": (flips, "b", vipl.CoupledFlips()),
+    "coupled": (flips, "b", vipl.CoupledAlternative()),
     "nested_measure_valued": (nested, "z", vipl.MeasureValued()),
 }
 OBJECTIVES |= {name: f.with_estimators({address: e}) for name, (f, address, e) in ESTIMATORS.items()}
@@ -252,9 +252,9 @@ def what_is_closed_over_has_to_be_an_argument():
         return jnp.mean(jax.reshard(sample("z", dist.Normal(m * jnp.ones(4), 1.0).to_event(1)), P("data")))
 
     for f in (lanes, plain, placed):
-        with jax.set_mesh(mesh), pytest.raises(vipl.ProgramError, match="pass the array as an argument"):
+        with jax.set_mesh(mesh), pytest.raises(vipl.errors.ProgramError, match="pass the array as an argument"):
             jax.jit(f.estimate)(KEY, 0.7)
-    with pytest.raises(vipl.ProgramError, match="pass the array as an argument"):
+    with pytest.raises(vipl.errors.ProgramError, match="pass the array as an argument"):
         lanes.estimate(KEY, 0.7)
 
 

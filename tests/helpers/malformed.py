@@ -17,14 +17,9 @@ from jax import lax
 
 import vipl
 from vipl import (
-    SMC,
     DisARM,
     Enumerate,
-    Enumeration,
-    Estimator,
-    ForwardBackward,
     ImplicitReparam,
-    Kalman,
     LeaveOneOut,
     MeasureValued,
     RejectionReparam,
@@ -32,12 +27,12 @@ from vipl import (
     Reparam,
     Score,
     StraightThrough,
-    Systematic,
-    importance,
     marginal,
     normalize,
     sample,
 )
+from vipl.estimators import Estimator
+from vipl.inference import SMC, Enumeration, ForwardBackward, Kalman, Systematic
 
 KEY = jax.random.key(0)
 MALFORMED = {}
@@ -467,7 +462,7 @@ class WrongShape(Estimator):
     """Returns too many values."""
 
     def points(self, law, key):
-        return vipl.Draw(jnp.zeros(3))
+        return vipl.estimators.Draw(jnp.zeros(3))
 
 
 @malformed
@@ -747,7 +742,17 @@ def argnums_by_name():
 
 @malformed
 def argnums_out_of_range():
-    vipl.expectation(lambda t: t).value_and_grad(KEY, 1.0, argnums=(0, 1))
+    vipl.expectation(lambda t: t).value_and_grad(KEY, 1.0, argnums=(1, 2))
+
+
+@malformed
+def gradient_in_the_key():
+    vipl.expectation(lambda t: t).value_and_grad(KEY, 1.0, argnums=0)
+
+
+@malformed
+def gradient_in_the_key_and_more():
+    vipl.expectation(lambda t, s: t + s).value_and_grad(KEY, 1.0, 2.0, argnums=(0, 1))
 
 
 @malformed
@@ -846,7 +851,7 @@ def weight_by_name():
 
 @malformed
 def algorithm_class():
-    objective("fivo", normal(0.0), {}, vipl.Importance)
+    objective("fivo", normal(0.0), {}, vipl.inference.Importance)
 
 
 @malformed
@@ -865,33 +870,33 @@ def sleep_with_a_function_that_makes_no_program():
 
 
 @malformed
-def proposal_already_applied():
-    vipl.Importance(5, normal(0.0))
+def proposal_that_is_a_distribution():
+    vipl.inference.Importance(5, dist.Normal(0.0, 1.0))
 
 
 @malformed
 def proposal_not_applied():
-    importance(normal(0.0), {}, normal, num_particles=3)
+    normalize(pair(), {"x": 0.3}, vipl.inference.Importance(3, lambda known: normal)).simulate(KEY)
 
 
 @malformed
 def smc_with_a_proposal_already_applied():
-    vipl.SMC(5, normal(0.0))
+    vipl.inference.SMC(5, normal(0.0))
 
 
 @malformed
 def resampling_by_name():
-    vipl.SMC(5, resampling="systematic")
+    vipl.inference.SMC(5, resampling="systematic")
 
 
 @malformed
 def particles_without_a_key():
-    importance(pair(), {"x": 0.5}, num_particles=3).particles()
+    normalize(pair(), {"x": 0.5}, vipl.inference.Importance(3)).particles()
 
 
 @malformed
 def pick_without_a_key():
-    importance(pair(), {"x": 0.5}, num_particles=3).particles(KEY).pick()
+    normalize(pair(), {"x": 0.5}, vipl.inference.Importance(3)).particles(KEY).pick()
 
 
 @malformed
@@ -1150,7 +1155,7 @@ def marginal_assessed_at_another_address():
 
 @malformed
 def no_particles():
-    importance(pair(), {"x": 0.3}, num_particles=0).particles(KEY)
+    normalize(pair(), {"x": 0.3}, vipl.inference.Importance(0)).particles(KEY)
 
 
 @malformed
@@ -1187,7 +1192,8 @@ def given_an_unknown_address():
 
 @malformed
 def proposal_without_an_address():
-    importance(pair(), {"x": 0.3}, vipl.gen(lambda: sample("a", dist.Bernoulli(0.5)))(), num_particles=2).particles(KEY)
+    proposal = vipl.gen(lambda: sample("a", dist.Bernoulli(0.5)))
+    normalize(pair(), {"x": 0.3}, vipl.inference.Importance(2, proposal())).particles(KEY)
 
 
 # --- more estimators ------------------------------------------------------------------------------------------
@@ -1244,12 +1250,12 @@ def held_and_not_held():
 
 @malformed
 def hold_of_a_function():
-    vipl.hold(regression)
+    vipl.detach(regression)
 
 
 @malformed
 def hold_of_an_array():
-    vipl.hold(jnp.ones(3))
+    vipl.detach(jnp.ones(3))
 
 
 # --- sequential Monte Carlo -----------------------------------------------------------------------------------
@@ -1412,8 +1418,8 @@ def doubly_reparametrized_with_a_score():
 def alternatives_of_two_kinds():
     class Both(Estimator):
         def points(self, law, key):
-            other = vipl.Alternatives(jnp.zeros(1), jnp.zeros(1))
-            return vipl.Draw(law.sample(key), alternatives=other, pruned=other)
+            other = vipl.estimators.Alternatives(jnp.zeros(1), jnp.zeros(1))
+            return vipl.estimators.Draw(law.sample(key), alternatives=other, pruned=other)
 
     expected(lambda: sample("x", dist.Normal(0.0, 1.0), Both()))
 
@@ -1431,14 +1437,14 @@ def straight_through_of_many_trials():
 @malformed
 def particles_that_all_weigh_zero():
     model = vipl.gen(lambda: sample("y", dist.Uniform(0.0, sample("x", dist.Uniform(0.0, 1.0)))))
-    vipl.importance(model(), {"y": 2.0}, num_particles=5).particles(KEY).mean(lambda z: z["x"])
+    normalize(model(), {"y": 2.0}, vipl.inference.Importance(5)).particles(KEY).mean(lambda z: z["x"])
 
 
 @malformed
 def proposal_with_a_wider_support():
     model = vipl.gen(lambda: sample("y", dist.Normal(sample("x", dist.HalfNormal(1.0)), 1.0)))
     proposal = vipl.gen(lambda: sample("x", dist.Normal(0.0, 1.0)))
-    vipl.importance(model(), {"y": 2.0}, proposal(), num_particles=5).particles(KEY)
+    normalize(model(), {"y": 2.0}, vipl.inference.Importance(5, proposal())).particles(KEY)
 
 
 def kalman(transition):

@@ -26,7 +26,7 @@ def message_of(name: str) -> str:
     """What a malformed program is told."""
     try:
         MALFORMED[name]()
-    except vipl.ViplError as error:
+    except vipl.errors.ViplError as error:
         return message(error)
     raise AssertionError(f"{name} raises nothing")
 

@@ -62,6 +62,6 @@ def both_ways(at: tuple[str, str, str]) -> EstimatorError:
         at=site,
         got=f"held in {stopped}; not held in {live}",
         expected="each term of the objective sees the value either held or not held",
-        mend="hold it in both places, z = stop_gradient(z) where it is drawn; or use Reparam() at the site; "
+        fix="hold it in both places, z = stop_gradient(z) where it is drawn; or use Reparam() at the site; "
         "from step to step of a loop: scan(..., unroll=True)",
     )

@@ -52,7 +52,7 @@ class GumbelSoftmax(Biased):
                 at="",
                 got=show_aval(self.temperature),
                 expected="a positive number",
-                mend="write GumbelSoftmax(temperature=0.5)",
+                fix="write GumbelSoftmax(temperature=0.5)",
             )
         if binary:
             return Draw(
@@ -115,7 +115,7 @@ def _logits(law: Law, who: str) -> tuple[Any, bool]:
         at="",
         got=f"{who} for {type(law.dist).__name__}",
         expected="Bernoulli, or Multinomial of one trial (one-hot vectors)",
-        mend="use an unbiased estimator: Score(), LocalEnumerate(), MeasureValued()",
+        fix="use an unbiased estimator: Score(), LocalEnumerate(), MeasureValued()",
     )
 
 

@@ -12,7 +12,7 @@ import numpyro.distributions as dist
 from jax import lax
 
 from vipl.errors import EstimatorError
-from vipl.gen import Estimator, Law, Support
+from vipl.gen import Estimator, Law, Points
 
 MAX_POINTS = 2**20
 
@@ -46,7 +46,7 @@ class Enumerate(Estimator):
 
     all_possible: bool = False
 
-    def points(self, law: Law, key: Any) -> Support:
+    def points(self, law: Law, key: Any) -> Points:
         """All values with their probabilities."""
         del key
         values, log_probs = finite_support(law, "Enumerate()")  # [n], f[n, batch]
@@ -58,25 +58,25 @@ class Enumerate(Estimator):
                 at="",
                 got=f"{size}^{count} values",
                 expected=f"at most {MAX_POINTS}",
-                mend="use MeasureValued() or Score(); or split the site",
+                fix="use MeasureValued() or Score(); or split the site",
             )
         if count == 1:
             log_weights = log_probs.reshape(size)
             if self.all_possible:
-                return Support(values.reshape(-1, *batch), log_weights)
+                return Points(values.reshape(-1, *batch), log_weights)
             impossible = is_impossible(log_weights)
             best = values[jnp.argmax(lax.stop_gradient(log_weights))]
-            return Support(jnp.where(impossible, best, values).reshape(-1, *batch), log_weights)
+            return Points(jnp.where(impossible, best, values).reshape(-1, *batch), log_weights)
         digits = digit_table(size, count)  # i[n**count, count]
         flat = log_probs.reshape(size, count)
         if self.all_possible:
-            return Support(values[digits].reshape(size**count, *batch), jnp.sum(flat[digits, np.arange(count)], axis=1))
+            return Points(values[digits].reshape(size**count, *batch), jnp.sum(flat[digits, np.arange(count)], axis=1))
         best = jnp.argmax(lax.stop_gradient(flat), axis=0)
         impossible = is_impossible(flat)[digits, np.arange(count)]  # [n**count, count]
         chosen = jnp.where(impossible, best, digits)
         log_weights = jnp.sum(flat[chosen, np.arange(count)], axis=1)
         log_weights = jnp.where(jnp.any(impossible, axis=1), -jnp.inf, log_weights)
-        return Support(values[chosen].reshape(size**count, *batch), log_weights)
+        return Points(values[chosen].reshape(size**count, *batch), log_weights)
 
 
 def digit_table(base: int, length: int) -> np.ndarray:
@@ -106,7 +106,7 @@ def finite_support(law: Law, who: str) -> tuple[Any, Any]:
             at="",
             got=f"{who} for {type(law.dist).__name__}",
             expected="Bernoulli, Categorical, Binomial, DiscreteUniform, ... with sizes that are Python integers",
-            mend="use Score(), or MeasureValued() where it exists; pass sizes as Python integers",
+            fix="use Score(), or MeasureValued() where it exists; pass sizes as Python integers",
         ) from error
     if isinstance(d, (dist.CategoricalLogits, dist.CategoricalProbs)):  # the row itself, instead of a gather
         row: Any = d.logits

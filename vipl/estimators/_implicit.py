@@ -62,7 +62,7 @@ class ImplicitReparam(Estimator):
                 at="",
                 got=f"ImplicitReparam() for {type(d).__name__} of shape {d.shape()}",
                 expected="a continuous distribution of numbers with a cdf, a mixture of such, or your own function",
-                mend="pass ImplicitReparam(standardize), or use Score()",
+                fix="pass ImplicitReparam(standardize), or use Score()",
             ) from error
         x = lax.stop_gradient(law.sample(key))
         d, fixed = _without_derivative(standardize, d, x)
@@ -181,7 +181,7 @@ class RejectionReparam(Estimator):
                 at="",
                 got=f"RejectionReparam() for {type(law.dist).__name__}",
                 expected="Gamma",
-                mend="use Reparam() where the distribution is reparametrized, else Score()",
+                fix="use Reparam() where the distribution is reparametrized, else Score()",
             )
         boost = whole_number(self.boost, "boost", "", least=0)
         shape = law.dist.shape()

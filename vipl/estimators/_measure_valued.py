@@ -12,7 +12,8 @@ from jax import lax
 
 from vipl.distributions._points import Point, Steps, in_support, innermost, transformed
 from vipl.errors import EstimatorError
-from vipl.estimators._local import LocalEnumerate, Others, change, one_at_a_time, stacked
+from vipl.estimators._alternatives import Others, change, one_at_a_time, stacked
+from vipl.estimators._local import LocalEnumerate
 from vipl.gen import Draw, Estimator, Law
 
 FINITE = (dist.BernoulliProbs, dist.BernoulliLogits, dist.CategoricalProbs, dist.CategoricalLogits)
@@ -69,7 +70,7 @@ def others_of(d: Any, x: Any, key: Any) -> Others:
         at="",
         got=f"MeasureValued() for {type(d).__name__}",
         expected="Bernoulli, Categorical, Binomial, Poisson, Geometric, Normal, Laplace, Exponential, Gamma, ...",
-        mend="use Score(), or Reparam() where the distribution is reparametrized",
+        fix="use Score(), or Reparam() where the distribution is reparametrized",
     )
 
 

@@ -70,7 +70,7 @@ class Relax(Estimator):
                 at="",
                 got=f"Relax(...) for {type(law.dist).__name__}",
                 expected="Bernoulli or Categorical",
-                mend="use Score(), or MeasureValued() where it exists",
+                fix="use Score(), or MeasureValued() where it exists",
             )
         dtype = jax.eval_shape(lambda: law.sample(jax.random.key(0))).dtype
         x = b.astype(dtype)
@@ -82,7 +82,7 @@ class Relax(Estimator):
                 at="",
                 got=f"shape {jnp.shape(c)}",
                 expected="one number for the site",
-                mend="sum it: lambda z: jnp.sum(...)",
+                fix="sum it: lambda z: jnp.sum(...)",
             )
         control = c - c_given_b * box(log_prob)  # E[c] = E[box c(z')], whatever the parameters
         return Draw(x, log_weight=log_prob, control=control - lax.stop_gradient(control))

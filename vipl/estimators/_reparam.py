@@ -32,7 +32,7 @@ class Reparam(Estimator):
                 at="",
                 got=f"Reparam() for {type(law.dist).__name__}",
                 expected="a distribution whose draw is a differentiable function of its parameters",
-                mend="use Score(), or Enumerate() or MeasureValued() where they exist; or leave the estimator out",
+                fix="use Score(), or Enumerate() or MeasureValued() where they exist; or leave the estimator out",
             )
         point = law.draw(key)
         return Draw(point.value, point=point)

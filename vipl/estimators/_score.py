@@ -65,7 +65,7 @@ class Score(Estimator):
                 at="",
                 got=f"the class {b.__name__} itself" if isinstance(b, type) else show_aval(b),
                 expected="one number for the site (one for each lane under vmap)",
-                mend="sum or average it, or move the site under jax.vmap"
+                fix="sum or average it, or move the site under jax.vmap"
                 if is_array(b)
                 else "pass a number, a function of the distribution, or LeaveOneOut()",
             )

@@ -24,7 +24,7 @@ from vipl.gen._choices import flatten
 from vipl.gen._program import with_estimators
 from vipl.gen._sample import check_estimator
 from vipl.ir.functions import check_function
-from vipl.ir.keys import as_key
+from vipl.ir.keys import as_key, key_by_keyword
 from vipl.ir.partition import Skeleton, is_array, not_arrays, partition, python_integer
 from vipl.ir.primitives import user_frame
 from vipl.ir.purity import check_unordered
@@ -56,6 +56,7 @@ class Expectation:
         """Runs the program inside another one."""
         return self._program()(*args)
 
+    @functools.partial(key_by_keyword, before=1)
     def estimate(self, key: Any, *args: Any, num_samples: int = 1) -> Any:
         """Estimates the expected value; its JAX derivatives estimate the derivatives.
 
@@ -89,7 +90,7 @@ class Expectation:
                 at=f"estimate of {self._name}",
                 got=", ".join(sorted({type(v).__name__ for kept, v in skeleton.static if kept})),
                 expected="pytrees of arrays, and hashable objects",
-                mend="pass arrays, or close over the object",
+                fix="pass arrays, or close over the object",
             ) from None
         key = as_key(key)
         if skeleton not in self._lengths:
@@ -113,21 +114,23 @@ class Expectation:
         program = functools.partial(self._estimate, skeleton=skeleton, num_samples=num_samples)
         return compiled("estimate", (self, *roots), (static, num_samples), program, (key, leaves))
 
-    def value_and_grad(self, key: Any, *args: Any, num_samples: int = 1, argnums: Any = 0) -> Any:
-        """Estimates value and gradient in one run.
+    @functools.partial(key_by_keyword, before=1)
+    def value_and_grad(self, key: Any, *args: Any, num_samples: int = 1, argnums: Any = 1) -> Any:
+        """Estimates value and gradient in one run: `jax.value_and_grad(self.estimate, argnums)(key, *args)`.
 
         Args:
           key: PRNG key.
           *args: the program's arguments.
           num_samples: how many independent runs are averaged.
-          argnums: in which of `args` (an integer or a tuple of them) the gradient is taken.
+          argnums: in which argument (an integer or a tuple of them) the gradient is taken. As in JAX the key counts, as
+            argument 0; negative numbers count from the last argument.
 
         Returns:
           `(value, grad)`, or `((value, aux), grad)`.
         """
-        numbers = self._check_argnums(argnums, args)
+        argnums = self._check_argnums(argnums, args)
         fn = jax.value_and_grad(
-            lambda *a: self.estimate(key, *a, num_samples=num_samples), argnums=numbers, has_aux=self.has_aux
+            lambda *a: self.estimate(key, *a, num_samples=num_samples), argnums=argnums, has_aux=self.has_aux
         )
         return fn(*args)
 
@@ -147,24 +150,35 @@ class Expectation:
         return Expectation(self.fn, self.has_aux, tuple((dict(self.estimators) | flat).items()))
 
     def _check_argnums(self, argnums: Any, args: tuple[Any, ...]) -> Any:
-        """The numbers of the arguments, as JAX takes them; raises where one is none, or names what has no gradient."""
+        """The numbers among `args`; raises where one is none, is that of the key, or names what has no gradient."""
         at = f"value_and_grad of {self._name} in {user_frame()}"
         several = isinstance(argnums, (tuple, list)) and bool(argnums)
-        numbers = []
         every: Any = argnums if several else (argnums,)
-        for given in every:
-            number = operator.index(given) if is_integer(given) else None
-            if number is None or not -len(args) <= number < len(args):
-                raise ProgramError(
-                    "argnums does not name arguments of the objective.",
-                    at=at,
-                    got=f"argnums={shortened(argnums)} of {len(args)} argument{'' if len(args) == 1 else 's'}",
-                    expected="an integer, or a tuple of them; the key does not count",
-                    mend="pass argnums=0 for the first argument after the key",
-                )
-            numbers.append(number)
-            self._check_differentiable(args[number], number % len(args), at)
-        return tuple(numbers) if several else numbers[0]
+        count = 1 + len(args)
+        numbers = [operator.index(given) if is_integer(given) else None for given in every]
+        got = f"argnums={shortened(argnums)}, with {len(args)} argument{'' if len(args) == 1 else 's'} after the key"
+        found = [n % count for n in numbers if n is not None and -count <= n < count]
+        if len(found) < len(numbers):
+            raise ProgramError(
+                "argnums does not name arguments of the objective.",
+                at=at,
+                got=got,
+                expected="an integer, or a tuple of them; the key counts as 0",
+                fix="pass argnums=1 for the first argument after the key",
+            )
+        if 0 in found:
+            next_ones = [n + 1 for n in found]
+            write = (tuple(next_ones) if several else next_ones[0]) if max(next_ones) < count else 1
+            raise ProgramError(
+                "a gradient is asked for in the key.",
+                at=at,
+                got=got,
+                expected="numbers as in jax.value_and_grad(objective.estimate, argnums=1), where the key is argument 0",
+                fix=f"write argnums={write}; the first argument after the key is 1",
+            )
+        for number in found:
+            self._check_differentiable(args[number - 1], number, at)
+        return tuple(n - 1 for n in found) if several else found[0] - 1
 
     def _check_differentiable(self, argument: Any, number: int, at: str) -> None:
         leaves = jax.tree_util.tree_leaves_with_path(argument)
@@ -175,7 +189,7 @@ class Expectation:
                     at=at,
                     got=f"{show_aval(leaf)} at argument {number}{jax.tree_util.keystr(path)}",
                     expected="a pytree of floats",
-                    mend="write 1.0 for 1; pass what is not to be differentiated as another argument",
+                    fix="write 1.0 for 1; pass what is not to be differentiated as another argument",
                 )
 
     @property
@@ -262,7 +276,7 @@ def _check_result(staged: Staged, has_aux: bool, name: str) -> None:
             at=name,
             got=show_aval(result),
             expected="(scalar, aux)",
-            mend="return (value, aux), or drop has_aux=True",
+            fix="return (value, aux), or drop has_aux=True",
         )
     if has_aux and (others := not_arrays(staged.skeleton.combine([0.0] * len(outs))[1])):
         raise ProgramError(
@@ -270,7 +284,7 @@ def _check_result(staged: Staged, has_aux: bool, name: str) -> None:
             at=name,
             got=", ".join(map(show_aval, others)),
             expected="a pytree of arrays",
-            mend="return arrays, and close over the rest",
+            fix="return arrays, and close over the rest",
         )
     value: Any = result[0] if has_aux else result
     if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, jnp.floating):
@@ -279,7 +293,7 @@ def _check_result(staged: Staged, has_aux: bool, name: str) -> None:
             at=name,
             got=show_aval(value),
             expected="float[]" + (" first, then aux" if has_aux else ""),
-            mend="reduce it with jnp.sum or jnp.mean; return aux with @vipl.expectation(has_aux=True)",
+            fix="reduce it with jnp.sum or jnp.mean; return aux with @vipl.expectation(has_aux=True)",
         )
 
 
@@ -289,5 +303,5 @@ def _needs_samples(plan: Plan) -> EstimatorError:
         at=plan.shares[0].site.at(),
         got="num_samples=1",
         expected="num_samples of at least 2",
-        mend="call estimate(key, ..., num_samples=4), or use another baseline",
+        fix="call estimate(key, ..., num_samples=4), or use another baseline",
     )

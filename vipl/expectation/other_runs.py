@@ -137,5 +137,5 @@ def _once_only(names: str) -> EstimatorError:
         at=names,
         got="jax.hessian, or jax.grad of jax.grad, of `estimate`",
         expected="first derivatives; or Reparam(), Score(), Enumerate() at the site",
-        mend='objective.with_estimators({"site": vipl.Score()}).estimate has unbiased second derivatives',
+        fix='objective.with_estimators({"site": vipl.Score()}).estimate has unbiased second derivatives',
     )

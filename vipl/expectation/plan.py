@@ -18,7 +18,7 @@ from vipl.errors import EstimatorError, ProgramError
 from vipl.estimators._enumerate import MAX_POINTS
 from vipl.estimators._reparam import Reparam
 from vipl.estimators._score import Score
-from vipl.gen import Draw, Support
+from vipl.gen import Draw, Points
 from vipl.gen._density import is_factor
 from vipl.gen._sample import points_of
 from vipl.interpret.noise import SiteProgram
@@ -57,7 +57,7 @@ class Plan:
     @functools.cached_property
     def enumerated(self) -> list[SiteInfo]:
         """The sites that are evaluated at all their values."""
-        return [p for p in self.found if p.path in self.programs and isinstance(self.points(p), Support)]
+        return [p for p in self.found if p.path in self.programs and isinstance(self.points(p), Points)]
 
     @functools.cached_property
     def runs(self) -> Runs:
@@ -88,7 +88,7 @@ class Plan:
         return [*self.enumerated, *(p for p in self.found if p.path in self.runs.first)]
 
     def points(self, info: SiteInfo) -> Any:
-        """What the estimator of a site puts in its place: the shapes of a `Draw` or of a `Support`."""
+        """What the estimator of a site puts in its place: the shapes of a `Draw` or of `Points`."""
         return self.programs[info.path].shape
 
     def together(self, info: SiteInfo) -> tuple[int, ...]:
@@ -163,7 +163,7 @@ def _check_factors(found: list[SiteInfo]) -> None:
                 at=info.site.at(),
                 got="vipl.factor in a program that is not simulated, assessed or generated",
                 expected="a factor inside a function decorated with @vipl.gen",
-                mend="add the log weight to the objective's value, or move it into the model",
+                fix="add the log weight to the objective's value, or move it into the model",
             )
 
 
@@ -218,13 +218,13 @@ def _find_meeting(plan: Plan) -> Meeting | None:
     return find_meeting(plan.staged.jaxpr, plan.reached.values, plan.reached.sites, outs, lanes)
 
 
-def _weighs(points: Draw | Support) -> bool:
-    return isinstance(points, Support) or any(x is not None for x in points._replace(fixed=None, point=None)[1:])
+def _weighs(points: Draw | Points) -> bool:
+    return isinstance(points, Points) or any(x is not None for x in points._replace(fixed=None, point=None)[1:])
 
 
-def _apart(info: SiteInfo, costs: Costs, points: Draw | Support, has_control: bool) -> tuple[bool, ...]:
+def _apart(info: SiteInfo, costs: Costs, points: Draw | Points, has_control: bool) -> tuple[bool, ...]:
     """For each loop around a site, whether it runs along an axis of everything that the site reaches."""
-    if has_control and isinstance(points, Support):
+    if has_control and isinstance(points, Points):
         return (False,) * len(info.loops)
     every = [cost.reach[info.path] for cost in (*costs.costs, *costs.aux) if info.path in cost.reach]
     return tuple(all(axes[i] is not None for axes in every) for i in range(len(info.loops)))
@@ -253,5 +253,5 @@ def _check_enumeration(plan: Plan) -> None:
                 at=p.site.at(),
                 got=f"{size} values at each of {count} visits ({around}), and {len(plan.enumerated)} enumerated sites",
                 expected=f"at most {MAX_POINTS} joint values",
-                mend="use MeasureValued() or Score() there; or map `estimate` over independent data, not the site",
+                fix="use MeasureValued() or Score() there; or map `estimate` over independent data, not the site",
             )

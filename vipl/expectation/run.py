@@ -16,7 +16,7 @@ from vipl.analysis.decomposition import Cost
 from vipl.distributions._points import total
 from vipl.errors import EstimatorError
 from vipl.expectation.plan import Plan
-from vipl.gen import Support
+from vipl.gen import Points
 from vipl.gen._density import log_probs_of
 from vipl.interpret.interpreter import Interpreter, Outcome, run_equations
 from vipl.ir.dataflow import read_arrays
@@ -122,7 +122,7 @@ def _interpreter(plan: Plan, common: dict[Path, Any], number: Any) -> Interprete
         program = plan.programs[visit.path]
         operands = watch(DRAWN, site, operands)
         points = program.rest(given.noise, operands)
-        if isinstance(points, Support):
+        if isinstance(points, Points):
             if visit.path in common:
                 digit, axis = common[visit.path], values_axis(visit.path)
                 value, log_weight = (_row_p.bind(x, digit, axis=axis) for x in (points.values, points.log_weights))
@@ -242,5 +242,5 @@ def _no_derivative(at: str) -> EstimatorError:
         at=at,
         got="MeasureValued() of Gamma or ImplicitReparam() of Beta, say, with a derivative in the concentration",
         expected="parameters that are not differentiated, or an estimator for all of them",
-        mend="use Reparam() or Score() at the site, or jax.lax.stop_gradient around the parameter",
+        fix="use Reparam() or Score() at the site, or jax.lax.stop_gradient around the parameter",
     )

@@ -243,6 +243,6 @@ def _averaged(plan: Plan, x: Any, seen: Cost, emits: dict[Path, Emitted], digits
             at="aux",
             got=show_aval(x),
             expected="float arrays, which are averaged over the enumerated values",
-            mend="convert it to float, or leave it out",
+            fix="convert it to float, or leave it out",
         )
     return weighted(probability(plan, emits, digits, seen, x.ndim), x)

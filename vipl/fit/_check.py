@@ -13,8 +13,8 @@ from vipl.errors import ProgramError, show_aval
 from vipl.expectation import Expectation
 
 
-def _error(summary: str, got: str, expected: str, mend: str) -> ProgramError:
-    return ProgramError(summary, at="vipl.fit", got=got, expected=expected, mend=mend)
+def _error(summary: str, got: str, expected: str, fix: str) -> ProgramError:
+    return ProgramError(summary, at="vipl.fit", got=got, expected=expected, fix=fix)
 
 
 def check_arguments(objective: Any, optimizer: Any) -> None:
@@ -112,7 +112,7 @@ def check_is_fit(resume: Any, kind: type) -> None:
 
 def check_resume(resume: Any, begun: Any) -> None:
     """Raises where a fit cannot be continued by one that the arguments would begin: `begun`, of no steps."""
-    mend = "pass what the first fit got; to go on otherwise, begin a fit at its `params`"
+    fix = "pass what the first fit got; to go on otherwise, begin a fit at its `params`"
     if resume.impl != begun.impl or not np.array_equal(resume.key, begun.key):
         raise _error(
             "the key is not that of the fit that is continued, so that its steps would not be those of one fit.",
@@ -122,13 +122,13 @@ def check_resume(resume: Any, begun: Any) -> None:
         )
     if resume.batches != begun.batches:
         raise _error(
-            "the batches are not those of the fit that is continued.", _show(begun.batches), _show(resume.batches), mend
+            "the batches are not those of the fit that is continued.", _show(begun.batches), _show(resume.batches), fix
         )
     for name, what in (("params", "parameters are"), ("opt_state", "optimizer's state is")):
         here, there = getattr(begun, name), getattr(resume, name)
         if _kinds(here) != _kinds(there):
             got, expected = _first_difference(name, here, there)
-            raise _error(f"the {what} not of the kind of the fit that is continued.", got, expected, mend)
+            raise _error(f"the {what} not of the kind of the fit that is continued.", got, expected, fix)
 
 
 def _show(batches: Any) -> str:

@@ -5,9 +5,9 @@ from vipl.gen._estimator import Alternatives as Alternatives
 from vipl.gen._estimator import Draw as Draw
 from vipl.gen._estimator import Estimator as Estimator
 from vipl.gen._estimator import Law as Law
-from vipl.gen._estimator import Support as Support
+from vipl.gen._estimator import Points as Points
 from vipl.gen._estimator import box as box
-from vipl.gen._hold import hold as hold
+from vipl.gen._hold import detach as detach
 from vipl.gen._program import GenerativeFunction as GenerativeFunction
 from vipl.gen._program import Program as Program
 from vipl.gen._program import gen as gen

@@ -35,14 +35,14 @@ def check_source(source: Any, role: str, who: str, *, program: bool = False) -> 
     """
     if isinstance(source, Program if program else Source):
         return
-    got, mend = _what(source, role)
+    got, fix = _what(source, role)
     expected = "program(*args), with @vipl.gen on program"
     raise ProgramError(
         f"the {role} of {who} is not a generative function with its arguments.",
         at=user_frame(),
         got=got,
-        expected=expected if program else f"{expected}; or marginal(...), normalize(...), importance(...)",
-        mend=mend,
+        expected=expected if program else f"{expected}; or marginal(...), normalize(...)",
+        fix=fix,
     )
 
 
@@ -84,7 +84,7 @@ def not_a_function(given: Any, role: str, who: str) -> ProgramError:
         at=user_frame(),
         got=got,
         expected="a function" if role == "generator" else "a function from choices to program(*args)",
-        mend=f"pass a function: {'lambda t: (t - 1) ** 2' if role == 'generator' else 'lambda known: program(...)'}",
+        fix=f"pass a function: {'lambda t: (t - 1) ** 2' if role == 'generator' else 'lambda known: program(...)'}",
     )
 
 
@@ -132,5 +132,5 @@ def _check_real(value: Any, role: str, who: str) -> None:
         at=user_frame(),
         got=show_aval(value),
         expected="a number, or an array of them",
-        mend=f"pass {role} as a float",
+        fix=f"pass {role} as a float",
     )

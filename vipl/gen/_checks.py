@@ -38,21 +38,21 @@ def _refuse(drawn: Drawn, about: tuple[str, Region]) -> SupportError:
     at, wanted = about
     got: Any = drawn.region
     on_support = "TransformedDistribution(base, biject_to(model_distribution.support))"
-    mend = f"draw it from a distribution on that support, e.g. {on_support}"
+    fix = f"draw it from a distribution on that support, e.g. {on_support}"
     if wanted.measure == POINT:
-        mend = "draw it from Delta there, too; or give the site its value as a datum"
+        fix = "draw it from Delta there, too; or give the site its value as a datum"
     if continuous(got.measure, wanted.measure) is False:
         return SupportError(
             "a value's density and the density of the site that it is given to are with respect to different measures.",
             at=at,
             got=f"a value of {drawn.at}, which has {got.measured()}",
             expected=f"{wanted.measured()}, on {wanted}",
-            mend=mend,
+            fix=fix,
         )
     return SupportError(
         "a value can lie where the density of the site that it is given to is zero.",
         at=at,
         got=f"a value of {drawn.at}, whose support is {got}",
         expected=f"values in {wanted}",
-        mend=mend,
+        fix=fix,
     )

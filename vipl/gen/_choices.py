@@ -28,7 +28,7 @@ def check_address(address: Any, at: str) -> Address:
             at=at,
             got=repr(address) if isinstance(address, (str, tuple, int, float)) else type(address).__name__,
             expected="a non-empty string, or a tuple of them",
-            mend='write sample("name", distribution)',
+            fix='write sample("name", distribution)',
         )
     return parts
 
@@ -57,7 +57,7 @@ def merge(*parts: dict[str, Any]) -> dict[str, Any]:
                 at=drawn.at if drawn else "the choices",
                 got=f"{show_addresses(both)} twice",
                 expected="data at other addresses than the guide, proposal, or value that is assessed",
-                mend=f"leave {show_address(both[0])} out of one of them",
+                fix=f"leave {show_address(both[0])} out of one of them",
             )
         flat |= more
     return nest(flat)
@@ -71,7 +71,7 @@ def flatten(choices: Any, what: str) -> dict[Address, Any]:
             at=what,
             got=show_aval(choices),
             expected='nested dicts of arrays, such as {"x": 1.0, "layer": {"w": w}}',
-            mend="pass trace.choices, or a dict from address to value",
+            fix="pass trace.choices, or a dict from address to value",
         )
     out: dict[Address, Any] = {}
     for name, value in choices.items():
@@ -81,7 +81,7 @@ def flatten(choices: Any, what: str) -> dict[Address, Any]:
                 at=what,
                 got=repr(name),
                 expected="strings as keys; nested addresses as nested dicts",
-                mend=f"write {_nested_hint(name)}",
+                fix=f"write {_nested_hint(name)}",
             )
         if isinstance(value, dict):
             out |= {(name, *rest): x for rest, x in flatten(value, what).items()}
@@ -122,7 +122,7 @@ def match(choices: Any, found: Sequence[SiteInfo], program: str, *, complete: bo
             at=by_address[missing[0]].site.at(),
             got=f"choices at {show_addresses(given)}",
             expected=f"{program}'s addresses {show_addresses(by_address)}",
-            mend=f"add a value for {show_address(missing[0])}, or use generate, which draws what is missing",
+            fix=f"add a value for {show_address(missing[0])}, or use generate, which draws what is missing",
         )
     return {a: _checked(value, by_address[a]) for a, value in given.items()}
 
@@ -135,7 +135,7 @@ def _unknown(address: Address, value: Any, given: Any, by_address: Any, program:
         at=drawn.at if drawn else f"the choices for {program}",
         got=f"choices at {show_addresses(given)}",
         expected=f"{program}'s addresses {show_addresses(by_address)}",
-        mend=(f"rename it to {show_address(nearest)}, or " if nearest else "")
+        fix=(f"rename it to {show_address(nearest)}, or " if nearest else "")
         + f"leave {show_address(address)} out of the choices",
     )
 
@@ -159,7 +159,7 @@ def _checked(value: Any, info: SiteInfo) -> Any:
             at=site.at(),
             got=show_aval(value),
             expected=expected,
-            mend="pass a number, an array, or a list or a data frame of numbers",
+            fix="pass a number, an array, or a list or a data frame of numbers",
         )
     array = array if isinstance(array, jax.Array) else jnp.asarray(array)
     if array.shape != shape:
@@ -169,7 +169,7 @@ def _checked(value: Any, info: SiteInfo) -> Any:
             at=site.at(),
             got=show_aval(array),
             expected=f"{expected}{', of which the leading axes are ' + loops if loops else ''}",
-            mend="give one event per site; more data want jax.vmap around the site, or .expand in the distribution",
+            fix="give one event per site; more data want jax.vmap around the site, or .expand in the distribution",
         )
     if _fits(array.dtype, site.dtype):
         return array if array.dtype == site.dtype else array.astype(site.dtype)
@@ -181,7 +181,7 @@ def _checked(value: Any, info: SiteInfo) -> Any:
             at=site.at(),
             got=show_aval(array) + shown,
             expected=expected,
-            mend=f"convert it: value.astype({np.dtype(site.dtype).name!r})",
+            fix=f"convert it: value.astype({np.dtype(site.dtype).name!r})",
         )
     return whole
 

@@ -91,7 +91,7 @@ def check_distribution(source: Any, skeleton: Skeleton, leaves: Sequence[Any], a
             at=at,
             got=type(source).__name__,
             expected="a distribution that is a pytree of arrays",
-            mend="build it from arrays, NumPyro's transforms and constraints",
+            fix="build it from arrays, NumPyro's transforms and constraints",
         ) from None
     avals = tuple(_jax.typeof(x) for x in leaves)
     try:
@@ -102,7 +102,7 @@ def check_distribution(source: Any, skeleton: Skeleton, leaves: Sequence[Any], a
             at=at,
             got=type(source).__name__,
             expected="a distribution with a sampler",
-            mend="use a proper distribution, and put the ratio of densities into vipl.factor",
+            fix="use a proper distribution, and put the ratio of densities into vipl.factor",
         ) from None
     if log_prob_shape != batch_shape:
         raise DistributionError(
@@ -111,7 +111,7 @@ def check_distribution(source: Any, skeleton: Skeleton, leaves: Sequence[Any], a
             got=f"{type(source).__name__} that claims batch shape {batch_shape}, "
             f"with densities of shape {log_prob_shape}",
             expected="a distribution built from its parameters where it is used",
-            mend="build the distribution inside jax.vmap, from mapped parameters, not outside it",
+            fix="build the distribution inside jax.vmap, from mapped parameters, not outside it",
         )
     if not hasattr(value, "shape"):
         raise DistributionError(
@@ -119,18 +119,18 @@ def check_distribution(source: Any, skeleton: Skeleton, leaves: Sequence[Any], a
             at=at,
             got=type(source).__name__,
             expected="a distribution over one array",
-            mend="split it into several sites",
+            fix="split it into several sites",
         )
     return value
 
 
 def _no_distribution(source: Any, at: str) -> DistributionError:
-    mend = "pass e.g. numpyro.distributions.Normal(0.0, 1.0), or call the generative function"
+    fix = "pass e.g. numpyro.distributions.Normal(0.0, 1.0), or call the generative function"
     if library := library_of(source):
         name, ours = equivalent(source)
-        got, mend = f"{name} of {library}", f"write {ours}"
+        got, fix = f"{name} of {library}", f"write {ours}"
     elif isinstance(source, type):
-        got, mend = f"the class {source.__name__} itself", f"make one: {source.__name__}(...)"
+        got, fix = f"the class {source.__name__} itself", f"make one: {source.__name__}(...)"
     elif callable(source) and hasattr(source, "__name__"):
         got = f"the function {source.__name__} itself"
     else:
@@ -140,7 +140,7 @@ def _no_distribution(source: Any, at: str) -> DistributionError:
         at=at,
         got=got,
         expected="a NumPyro distribution, or program(*args) with @vipl.gen on program",
-        mend=mend,
+        fix=fix,
     )
 
 
@@ -267,7 +267,7 @@ def _no_density(site: Site, d: Any) -> DistributionError:
         at=site.at(),
         got=f"{type(innermost(d)).__name__} by a transform that has no inverse",
         expected="a value that the site draws itself, by `simulate`, whose density is known from the draw",
-        mend="use such a flow in the guide; in a model, or where a value is given, take a transform with an inverse",
+        fix="use such a flow in the guide; in a model, or where a value is given, take a transform with an inverse",
     )
 
 

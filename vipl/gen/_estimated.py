@@ -125,6 +125,6 @@ def only(choices: Any, wanted: Any, name: str) -> dict[Address, Any]:
             at=f"the choices for {name}",
             got=f"choices at {show_addresses(flat)}",
             expected=f"choices at {show_addresses(wanted)}",
-            mend="give a value for each of its addresses, and for no other",
+            fix="give a value for each of its addresses, and for no other",
         )
     return flat

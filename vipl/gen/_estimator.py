@@ -12,7 +12,7 @@ There are two forms:
 
 - `Draw`: one point whose weight is 1 in value and may carry a derivative, a term of mean zero (control
   variate), and alternatives whose weights are 0 in value: only their derivatives count.
-- `Support`: several points with weights that sum to 1; the program is evaluated for all of them.
+- `Points`: several points with weights that sum to 1; the program is evaluated for all of them.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def unmasked(d: Any) -> Any:
 
 
 class Alternatives(NamedTuple):
-    """Support whose weights are zero in value.
+    """Points whose weights are zero in value.
 
     Attributes:
       values: [n, ...], the other values of the site.
@@ -115,7 +115,7 @@ class Draw(NamedTuple):
     point: Any = None
 
 
-class Support(NamedTuple):
+class Points(NamedTuple):
     """Several points; the program is evaluated for each.
 
     The surrogate is  Σ_j exp(log_weights_j) k(values_j).
@@ -150,7 +150,7 @@ class Estimator(abc.ABC):
         jax.tree_util.register_dataclass(cls, data_fields=names, meta_fields=[])
 
     @abc.abstractmethod
-    def points(self, law: Law, key: Any) -> Draw | Support:
+    def points(self, law: Law, key: Any) -> Draw | Points:
         """Replaces the law of one site by weighted points.
 
         Written for one site in one lane; loops, lanes and branches around it are not its concern.

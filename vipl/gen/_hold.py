@@ -1,4 +1,4 @@
-"""`hold`: a source of choices whose parameters are held.
+"""`detach`: a source of choices whose parameters are held.
 
 Invariant: what it draws and its densities are those of the source, bit for bit; a derivative is that with respect to
 values that are passed in (the choices of `assess`), and never one with respect to anything that the source was applied
@@ -25,18 +25,18 @@ from vipl.ir.partition import concrete_integer, partition
 from vipl.ir.primitives import user_frame
 
 
-def hold(source: Any) -> Any:
+def detach(source: Any) -> Any:
     """The same source with its parameters held: there is no derivative in them, closures included.
 
-    `stop_gradient(guide(phi))` holds the arguments alone, and what `guide` closes over keeps its derivative. `hold`
+    `stop_gradient(guide(phi))` holds the arguments alone, and what `guide` closes over keeps its derivative. `detach`
     holds both: parameters that arrive as arguments, in a closure, or in the closure of a helper function. Values that
-    are passed in later, such as the choices of `hold(guide(phi)).assess(z)`, keep theirs.
+    are passed in later, such as the choices of `detach(guide(phi)).assess(z)`, keep theirs.
 
-    May stand wherever the source may: in `sample`, in an objective, in `marginal` and `normalize`, in another `hold`.
+    May stand wherever the source may: in `sample`, in an objective, in `marginal` and `normalize`, in another `detach`.
     Draws, densities, addresses and estimators are those of the source.
 
     Args:
-      source: a program `guide(phi)`; what `marginal`, `normalize` or `importance` returns; or a NumPyro distribution.
+      source: a program `guide(phi)`; what `marginal` or `normalize` returns; or a NumPyro distribution.
 
     Returns:
       A source of the same kind.
@@ -49,7 +49,7 @@ def hold(source: Any) -> Any:
       >>> @vipl.gen
       ... def guide(m):
       ...     vipl.sample("z", dist.Normal(m, 1.0))
-      >>> float(jax.grad(lambda m: vipl.hold(guide(m)).assess({"z": 2.0}).log_prob)(0.5))
+      >>> float(jax.grad(lambda m: vipl.detach(guide(m)).assess({"z": 2.0}).log_prob)(0.5))
       0.0
     """
     if isinstance(source, Program):
@@ -65,7 +65,7 @@ def hold(source: Any) -> Any:
         at=user_frame(),
         got=f"the function {source.__name__} itself" if is_function else type(source).__name__,
         expected="program(*args), with @vipl.gen on program; another source; or a distribution",
-        mend=f"write hold({source.__name__}(...))" if is_function else "for arrays, write jax.lax.stop_gradient(x)",
+        fix=f"write detach({source.__name__}(...))" if is_function else "for arrays, write jax.lax.stop_gradient(x)",
     )
 
 
@@ -90,7 +90,7 @@ def _held(fn: Callable) -> Callable:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class HeldSource(Source):
-    """A source that is not a program, such as a posterior, with its parameters held; made by `hold`.
+    """A source that is not a program, such as a posterior, with its parameters held; made by `detach`.
 
     Attributes:
       source: what is held.

@@ -66,7 +66,7 @@ class GenerativeFunction:
             at=user_frame(),
             got=f"{self.name}.{name}",
             expected=f"a program: {self.name}(...)",
-            mend=f"write {self.name}(...).{name}{'(key)' if name == 'simulate' else '(...)'}",
+            fix=f"write {self.name}(...).{name}{'(key)' if name == 'simulate' else '(...)'}",
         )
 
     def with_estimators(self, estimators: Mapping[str, Any]) -> GenerativeFunction:
@@ -285,7 +285,7 @@ def with_estimators(fn: Callable, estimators: Any, name: str, *args: Any, **kwar
             at=f"with_estimators of {name}",
             got=show_addresses(unknown),
             expected=f"addresses among {show_addresses(known)}",
-            mend="name the sites as the program does; nested addresses as nested dicts",
+            fix="name the sites as the program does; nested addresses as nested dicts",
         )
 
     def change(site: Site, operands):
@@ -329,7 +329,7 @@ def merge_emits(found: list[SiteInfo], emits: dict[Any, Any]) -> dict[str, Any]:
                     at=info.site.at(),
                     got=f"{value.dtype}{list(value.shape)} here, {other.dtype}{list(other.shape)} in another branch",
                     expected="one shape and dtype for one address",
-                    mend="give the site in each branch its own address",
+                    fix="give the site in each branch its own address",
                 )
             value = (other | value) if value.dtype == bool else other + value
         flat[address] = value

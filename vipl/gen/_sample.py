@@ -12,7 +12,7 @@ from vipl.distributions._stable import stabilize
 from vipl.errors import ChoiceError, EstimatorError, ProgramError, ViplError, show_address, show_aval
 from vipl.gen._choices import check_address
 from vipl.gen._density import Factor, check_distribution, without_event
-from vipl.gen._estimator import Draw, Estimator, Law, Support
+from vipl.gen._estimator import Draw, Estimator, Law, Points
 from vipl.gen._source import Source
 from vipl.gen._supports import describe
 from vipl.interpret.noise import SiteProgram, site_program
@@ -57,7 +57,7 @@ def sample(address: str | tuple[str, ...], source: Any, estimator: Estimator | N
                 at=at,
                 got=f"{_name(estimator)} for {source.name}",
                 expected="one estimator for each of its sites",
-                mend=f"name them: {source.name}(...).with_estimators({{'site': {_name(estimator)}()}})",
+                fix=f"name them: {source.name}(...).with_estimators({{'site': {_name(estimator)}()}})",
             )
         return source.inline(address, where)
     source = stabilize(source)
@@ -106,7 +106,7 @@ def _no_keyword(keyword: str, address: tuple[str, ...], at: str) -> ProgramError
         at=at,
         got=f"{keyword}=...",
         expected="sample(address, source, estimator)",
-        mend=_KEYWORDS.get(keyword, "leave it out").format(name=show_address(address)),
+        fix=_KEYWORDS.get(keyword, "leave it out").format(name=show_address(address)),
     )
 
 
@@ -129,7 +129,7 @@ def factor(address: str | tuple[str, ...], log_weight: Any) -> None:
             at=f"{show_address(address)} in {where}",
             got=show_aval(log_weight),
             expected="a float, or an array of floats",
-            mend="pass a log weight such as -0.5 * error**2",
+            fix="pass a log weight such as -0.5 * error**2",
         )
     skeleton, leaves = partition(Factor(log_weight))
     dtype = jnp.result_type(float)
@@ -147,7 +147,7 @@ def check_estimator(estimator: Any, at: str) -> None:
         at=at,
         got=f"the class {estimator.__name__}" if is_class else repr(estimator),
         expected="an estimator object, such as vipl.Score()",
-        mend=f"write {estimator.__name__}()" if is_class else "pass an object, not its name",
+        fix=f"write {estimator.__name__}()" if is_class else "pass an object, not its name",
     )
 
 
@@ -172,7 +172,7 @@ def points_program(config: tuple[Skeleton, Skeleton, int, bool, bool]) -> Any:
             points = _inside(points, without_event(d), weighs)
         if not makes_float:
             return points
-        if isinstance(points, Support):
+        if isinstance(points, Points):
             return points._replace(values=floating(points.values))
         if not isinstance(points, Draw):
             return points
@@ -201,8 +201,10 @@ def points_of(site: Site, avals: tuple[Any, ...]) -> SiteProgram:
     points = program.shape
     estimator: Any = site.estimator.combine(avals[site.num_distribution :])  # type: ignore[union-attr]
     name = type(estimator).__name__
-    if not isinstance(points, (Draw, Support)):
-        raise _malformed(site, name, f"`points` returned {show_aval(points)}", "vipl.Draw or vipl.Support")
+    if not isinstance(points, (Draw, Points)):
+        raise _malformed(
+            site, name, f"`points` returned {show_aval(points)}", "vipl.estimators.Draw or vipl.estimators.Points"
+        )
     values = points.value if isinstance(points, Draw) else points.values
     shape = values.shape if isinstance(points, Draw) else values.shape[1:]
     if isinstance(points, Draw) and points.alternatives is not None and points.pruned is not None:
@@ -213,11 +215,11 @@ def points_of(site: Site, avals: tuple[Any, ...]) -> SiteProgram:
             at=site.at(),
             got=f"{name} for a site that is {jnp.dtype(site.dtype)}",
             expected="a site whose value is a float, which it is only if a relaxation is named where it is sampled",
-            mend=f'write sample("{site.address[-1]}", ..., {name}(...)) in the program itself',
+            fix=f'write sample("{site.address[-1]}", ..., {name}(...)) in the program itself',
         )
     if shape != site.shape or values.dtype != site.dtype:
         expected = f"{jnp.dtype(site.dtype)}[{','.join(map(str, site.shape))}]"
-        if isinstance(points, Support):
+        if isinstance(points, Points):
             expected += " with a leading axis over the points"
         raise _malformed(site, name, f"a value {show_aval(values)}", expected)
     return program
@@ -229,5 +231,5 @@ def _malformed(site: Site, name: str, got: str, expected: str) -> EstimatorError
         at=site.at(),
         got=got,
         expected=expected,
-        mend="return vipl.Draw(value, ...) or vipl.Support(values, log_weights) of the site's shape and dtype",
+        fix="return Draw(value, ...) or Points(values, log_weights) of vipl.estimators, of the site's shape and dtype",
     )

@@ -149,7 +149,7 @@ class Source(abc.ABC):
                     sorted({type(v).__name__ for kept, v in (*skeleton.static, *skeleton_extra.static) if kept})
                 ),
                 expected="pytrees of arrays, and hashable objects",
-                mend="pass arrays, or close over the object",
+                fix="pass arrays, or close over the object",
             ) from None
 
         def run(key, leaves, extra_leaves):
@@ -161,7 +161,7 @@ class Source(abc.ABC):
                     at=source.name,
                     got=", ".join(map(show_aval, others)),
                     expected="a pytree of arrays",
-                    mend="return arrays; call without a key, inside a program, to get anything else",
+                    fix="return arrays; call without a key, inside a program, to get anything else",
                 )
             return result
 
@@ -202,5 +202,5 @@ def _check_positional(source: Source, verb: str, choices: Any, positional: tuple
         at=user_frame(),
         got=f"{verb}({', '.join('key' if is_key(x) else show_aval(x) for x in (choices, *positional))})",
         expected=f"{verb}(choices), or {verb}(choices, key=key)",
-        mend=f"write program.{verb}(choices, key=key)",
+        fix=f"write program.{verb}(choices, key=key)",
     )

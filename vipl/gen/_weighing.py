@@ -153,5 +153,5 @@ def partly_given(composite: Composite, is_given: list[bool]) -> AddressError:
         at=composite.sites[0].at(),
         got=f"choices at {show_addresses(given)}",
         expected=f"all of {show_addresses(every)}, or none",
-        mend="give the others, too; or keep them apart, in two distributions",
+        fix="give the others, too; or keep them apart, in two distributions",
     )

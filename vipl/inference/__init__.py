@@ -1,16 +1,11 @@
-"""Estimated densities: `marginal`, `normalize`, and the algorithms that estimate them."""
+"""Estimated densities: the algorithms of `marginal` and `normalize`, and what resamples particles."""
 
 from vipl.inference._algorithms import Algorithm as Algorithm
 from vipl.inference._algorithms import Enumeration as Enumeration
 from vipl.inference._algorithms import Importance as Importance
+from vipl.inference._algorithms import Proposal as Proposal
 from vipl.inference._forward_backward import ForwardBackward as ForwardBackward
 from vipl.inference._kalman import Kalman as Kalman
-from vipl.inference._marginal import Marginal as Marginal
-from vipl.inference._marginal import Normalized as Normalized
-from vipl.inference._marginal import importance as importance
-from vipl.inference._marginal import marginal as marginal
-from vipl.inference._marginal import normalize as normalize
-from vipl.inference._marginal import sir as sir
 from vipl.inference._particles import Particles as Particles
 from vipl.inference._resampling import Dropped as Dropped
 from vipl.inference._resampling import Multinomial as Multinomial
@@ -19,4 +14,3 @@ from vipl.inference._resampling import Resampling as Resampling
 from vipl.inference._resampling import Stratified as Stratified
 from vipl.inference._resampling import Systematic as Systematic
 from vipl.inference._smc import SMC as SMC
-from vipl.inference._smc import smc as smc

@@ -27,7 +27,7 @@ from vipl._checks import whole_number
 from vipl.errors import EstimatorError, ProgramError, shortened, show_address
 from vipl.estimators._enumerate import MAX_POINTS, finite_support
 from vipl.gen import Law, Program, Source, gen
-from vipl.gen._arguments import call_maker, not_a_function
+from vipl.gen._arguments import call_maker, check_source
 from vipl.gen._choices import Address, flatten, merge, nest
 from vipl.inference._particles import Particles, log_mean_exp, positive
 from vipl.ir.primitives import user_frame
@@ -46,6 +46,10 @@ class First(NamedTuple):
     choices: dict[str, Any]
     log_joint: Any
     log_known: Any
+
+
+Proposal = Source | Callable[[dict[str, Any]], Source]
+"""A source over unknown choices, or a function of the known choices that makes one."""
 
 
 class Algorithm(abc.ABC):
@@ -76,7 +80,7 @@ class Algorithm(abc.ABC):
             at=f"{show_address(info.site.address)} of {program.name}",
             got=f"{type(self).__name__}(...)",
             expected="Enumeration(), ForwardBackward() or Kalman()",
-            mend="estimate moments with particles: normalize(...).particles(key).mean(fn)",
+            fix="estimate moments with particles: normalize(...).particles(key).mean(fn)",
         )
 
 
@@ -91,22 +95,23 @@ class Importance(Algorithm):
 
     Attributes:
       num_particles: K.
-      proposal: known choices -> a source over the unknown ones; it may depend on parameters that are trained jointly.
-        None: the program itself, with the known choices given (`generate`): the weights are then the likelihood.
+      proposal: a source over the unknown choices, or a function of the known ones that makes it; it may depend on
+        parameters that are trained jointly. None: the program itself, with the known choices given (`generate`): the
+        weights are then the likelihood.
 
     Reference: Burda, Grosse and Salakhutdinov (2016), section 3, for Ẑ; Cremer, Morris and Duvenaud (2017) and
     Naesseth et al. (2018), appendix A, for the conditional side.
     """
 
     num_particles: int = field(default=1, metadata={"static": True})
-    proposal: Callable[[dict[str, Any]], Source] | None = None
+    proposal: Proposal | None = None
 
     def __post_init__(self):
         """Checks the number of particles."""
         count = whole_number(self.num_particles, "num_particles", f"Importance in {user_frame()}")
         object.__setattr__(self, "num_particles", count)
-        if isinstance(self.proposal, (Source, dist.Distribution)):
-            raise not_a_function(self.proposal, "proposal", "Importance")
+        if isinstance(self.proposal, dist.Distribution):
+            check_source(self.proposal, "proposal", "Importance")
 
     def particles(self, program: Source, known: dict[str, Any]) -> Particles:
         """K independent proposals with their weights."""
@@ -117,19 +122,23 @@ class Importance(Algorithm):
         """The given particle, and K - 1 independent proposals."""
         log_weight = first.log_known
         if self.proposal is not None:
-            proposal = call_maker(self.proposal, (known,), "proposal", "Importance")
-            log_weight = first.log_joint - proposal.assess(first.choices).log_prob
+            log_weight = first.log_joint - self._proposed(known).assess(first.choices).log_prob
         if self.num_particles == 1:
             return log_weight
         _, others, _ = self._many(program, known, self.num_particles - 1)
         return log_mean_exp(jnp.append(others, log_weight))
+
+    def _proposed(self, known: dict[str, Any]) -> Source:
+        if isinstance(self.proposal, Source):
+            return self.proposal
+        return call_maker(self.proposal, (known,), "proposal", "Importance")
 
     def _many(self, program: Source, known: dict[str, Any], count: int) -> tuple[dict[str, Any], Any, Any]:
         def one():
             if self.proposal is None:
                 trace, log_w = program.generate(known)
                 return without(trace.choices, known), log_w, trace.log_prob
-            proposed = call_maker(self.proposal, (known,), "proposal", "Importance").simulate()
+            proposed = self._proposed(known).simulate()
             log_prob = program.assess(merge(known, proposed.choices)).log_prob
             return proposed.choices, log_prob - proposed.log_prob, log_prob
 
@@ -203,7 +212,7 @@ def categorical(values: np.ndarray, log_probs: Any, info: SiteInfo) -> Any:
         at=info.site.at(),
         got=f"values {', '.join(map(str, values[:5]))}",
         expected="integers from 0 on",
-        mend="shift the values in the program; or use particles(key).mean(fn)",
+        fix="shift the values in the program; or use particles(key).mean(fn)",
     )
 
 
@@ -231,7 +240,7 @@ def joint_values(program: Program, known: dict[str, Any]) -> dict[str, Any]:
             at=program.name,
             got=f"{total} joint values of {len(sizes)} choices",
             expected=f"at most {MAX_POINTS}",
-            mend="use Importance(num_particles=...), or keep some of the choices",
+            fix="use Importance(num_particles=...), or keep some of the choices",
         )
     digits = np.stack(np.unravel_index(np.arange(total), sizes or [1]), axis=1)  # i[total, choices]
     flat, start = {}, 0
@@ -251,7 +260,7 @@ def finite_values(info: SiteInfo, who: str) -> np.ndarray:
             at=site.at(),
             got=who,
             expected="sites that are always visited",
-            mend="draw before the `cond`, and use the value in the branch; or use Importance(num_particles=...)",
+            fix="draw before the `cond`, and use the value in the branch; or use Importance(num_particles=...)",
         )
     if site.finite is not None:
         return np.asarray(site.finite, site.dtype)
@@ -261,7 +270,7 @@ def finite_values(info: SiteInfo, who: str) -> np.ndarray:
             at=site.at(),
             got=who,
             expected="sites with distributions; marginal(...) and normalize(...) of such, by exact algorithms",
-            mend="use Importance(num_particles=...), or keep the site",
+            fix="use Importance(num_particles=...), or keep the site",
         )
     law = Law(site.distribution.combine([jnp.ones(a.shape, a.dtype) for a in info.distribution_avals]))
     try:
@@ -273,7 +282,7 @@ def finite_values(info: SiteInfo, who: str) -> np.ndarray:
             at=site.at(),
             got=raised.got,
             expected=raised.expected,
-            mend="use Importance(num_particles=...), or keep the site",
+            fix="use Importance(num_particles=...), or keep the site",
         ) from None
 
 
@@ -286,7 +295,7 @@ def require_exact(program: Source, who: str) -> None:
         at=program.name,
         got=f"{who} with a program that samples from an estimated distribution",
         expected="sites with distributions, or algorithms that allow for estimates",
-        mend="use Importance(num_particles=...), or write the estimated part's choices into the program",
+        fix="use Importance(num_particles=...), or write the estimated part's choices into the program",
     )
 
 
@@ -299,8 +308,8 @@ def the_algorithm(algorithm: Any, verb: str) -> Algorithm:
             f"the algorithm of {verb} is not one.",
             at=f"{verb} in {user_frame()}",
             got=f"{algorithm.name}(...)" if isinstance(algorithm, Program) else shortened(algorithm),
-            expected="an algorithm object, such as vipl.Importance(5)",
-            mend="pass vipl.Importance(num_particles=...), or vipl.Enumeration()",
+            expected="an algorithm object, such as vipl.inference.Importance(5)",
+            fix="pass vipl.inference.Importance(num_particles=...), or vipl.inference.Enumeration()",
         )
     return algorithm
 

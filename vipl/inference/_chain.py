@@ -102,7 +102,7 @@ def not_a_chain(name: str, got: str) -> ProgramError:
         at=name,
         got=got,
         expected="one lax.scan with one unknown site in each step, whose value alone is carried on",
-        mend="carry the state, and nothing computed from earlier states; or use SMC(...), or Enumeration()",
+        fix="carry the state, and nothing computed from earlier states; or use SMC(...), or Enumeration()",
     )
 
 

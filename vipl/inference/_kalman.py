@@ -233,7 +233,7 @@ def _improper(at: str) -> ProgramError:
         at=at,
         got="a precision that is not positive definite",
         expected="a density that falls off in all directions; in single precision, variances of similar size",
-        mend="check vipl.factor and the covariances; or switch on jax_enable_x64",
+        fix="check vipl.factor and the covariances; or switch on jax_enable_x64",
     )
 
 
@@ -243,5 +243,5 @@ def _not_linear(at: str, got: str) -> ProgramError:
         at=at,
         got=got,
         expected="Normal or MultivariateNormal sites, with means affine in the states, covariances free of them",
-        mend="use SMC(...), or write the step with affine means",
+        fix="use SMC(...), or write the step with affine means",
     )

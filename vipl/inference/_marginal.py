@@ -16,7 +16,6 @@ from vipl.gen._sample import check_estimator
 from vipl.inference._algorithms import (
     Algorithm,
     First,
-    Importance,
     as_program,
     finite_choices,
     require_exact,
@@ -62,7 +61,7 @@ class Marginal(Estimated):
                 at=self.name,
                 got=f"vipl.factor in {self.program.name}, which draws do not heed",
                 expected="a program without factors; or `assess` alone",
-                mend="leave the factor out, or draw from normalize(program, given, algorithm)",
+                fix="leave the factor out, or draw from normalize(program, given, algorithm)",
             )
         trace, log_known = self.program.simulate_split(self._keeps)
         drawn = flatten(trace.choices, self.name)
@@ -74,7 +73,7 @@ class Marginal(Estimated):
                     at=self.name,
                     got=show_address(address),
                     expected=f"{self.program.name}'s addresses {show_addresses(drawn)}",
-                    mend="keep addresses of the program",
+                    fix="keep addresses of the program",
                 )
         others = {a: x for a, x in drawn.items() if a not in kept}
         first = First(nest(others), trace.log_prob, log_known)
@@ -135,7 +134,7 @@ def marginal(program: Source, keep: Any, algorithm: Algorithm | None = None) -> 
             at=f"marginal of {program.name} in {user_frame()}",
             got=shortened(keep),
             expected="at least one address",
-            mend=f'name what to keep: marginal({program.name}(...), "x")',
+            fix=f'name what to keep: marginal({program.name}(...), "x")',
         )
     addresses = tuple(check_address(a, f"marginal of {program.name}") for a in parts)
     return Marginal(program, the_algorithm(algorithm, "marginal"), addresses, single)
@@ -203,7 +202,7 @@ class Normalized(Estimated):
                 at=self.name,
                 got=show_address(address),
                 expected=f"an address that is not given: {show_addresses(unknown)}",
-                mend="ask for one of these",
+                fix="ask for one of these",
             )
         return self.algorithm.marginals(self.program, self.given, list_sites[address])
 
@@ -265,36 +264,3 @@ def normalize(
     if estimator is not None:
         check_estimator(estimator, f"normalize in {user_frame()}")
     return Normalized(program, given, the_algorithm(algorithm, "normalize"), estimator)
-
-
-def importance(
-    program: Source,
-    given: dict[str, Any],
-    proposal: Source | None = None,
-    *,
-    num_particles: int,
-    estimator: Estimator | None = None,
-) -> Normalized:
-    """Importance sampling of the choices that are not given.
-
-    z_i ~ r,  w_i = p(given, z_i) / r(z_i).
-
-    `.particles(key)` are all K of them, with log_normalizer = log (1/K) Σ_i w_i. As a distribution (as the source of
-    `sample`, as a guide) it is one of them, picked by its weight: `normalize(program, given, Importance(...))`; see
-    `normalize` for its two weights.
-
-    Args:
-      program: a generative function with its arguments, or another source.
-      given: some of its choices.
-      proposal: a source over the others. None: the program itself.
-      num_particles: K.
-      estimator: of the gradient through the choice of a particle; None: `Score()`.
-    """
-    check_source(program, "program", "importance")
-    if proposal is not None:
-        check_source(proposal, "proposal", "importance")
-    algorithm = Importance(num_particles, None if proposal is None else lambda _: proposal)
-    return normalize(program, given, algorithm, estimator=estimator)
-
-
-sir = importance  # sampling importance resampling: the name of the distribution

@@ -98,7 +98,7 @@ def _all_zero(at: str) -> ProgramError:
         at=at,
         got="log weights that are all -inf",
         expected="at least one particle at which the program's density is positive",
-        mend="check what is given against the supports; or use more particles, or a proposal that reaches it",
+        fix="check what is given against the supports; or use more particles, or a proposal that reaches it",
     )
 
 

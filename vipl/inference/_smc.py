@@ -14,14 +14,13 @@ from jax import lax
 from vipl import _jax
 from vipl._checks import whole_number
 from vipl.errors import ProgramError, shortened
-from vipl.gen import Estimator, Program, Source
+from vipl.gen import Program, Source
 from vipl.gen._arguments import call_maker, not_a_function
 from vipl.gen._choices import Address, match, nest
 from vipl.gen._estimated import only
 from vipl.gen._program import merge_emits, valued
 from vipl.gen._weighing import Drawn, Given, weighing
 from vipl.inference._algorithms import Algorithm, First, require_exact
-from vipl.inference._marginal import Normalized, normalize
 from vipl.inference._particles import Particles, log_mean_exp
 from vipl.inference._resampling import Multinomial, MultinomialDropped, Resampling
 from vipl.interpret.interpreter import Interpreter, run, run_equations
@@ -75,7 +74,7 @@ class SMC(Algorithm):
         if isinstance(self.proposal, (Source, dist.Distribution)):
             raise not_a_function(self.proposal, "proposal", "SMC")
         if isinstance(self.resampling, (str, type)):
-            raise self._refused("resampling", "vipl.Multinomial()")
+            raise self._refused("resampling", "vipl.inference.Multinomial()")
         if not is_real(self.ess_threshold):
             raise self._refused("ess_threshold", "0.5")
 
@@ -85,7 +84,7 @@ class SMC(Algorithm):
             at=f"SMC in {user_frame()}",
             got=shortened(getattr(self, name)),
             expected="a resampling object" if name == "resampling" else "a number from 0 to 1",
-            mend=f"pass SMC(..., {name}={example})",
+            fix=f"pass SMC(..., {name}={example})",
         )
 
     def particles(self, program: Source, known: dict[str, Any]) -> Particles:
@@ -100,40 +99,12 @@ class SMC(Algorithm):
                 at=program.name,
                 got=f"{type(self.resampling).__name__}()",
                 expected="Multinomial() or MultinomialDropped()",
-                mend="pass SMC(..., resampling=vipl.Multinomial())",
+                fix="pass SMC(..., resampling=vipl.inference.Multinomial())",
             )
         require_exact(program, "SMC(...), one trajectory kept,")
         parts = parts_of(program, known)
         mine = match(first.choices, parts.unknown, program.name, complete=True)
         return _run(self, parts, {p.path: mine[p.site.address] for p in parts.unknown}).log_normalizer
-
-
-def smc(
-    program: Source,
-    given: dict[str, Any],
-    proposal: Callable[[Any, dict[str, Any], dict[str, Any]], Source] | None = None,
-    *,
-    num_particles: int,
-    resampling: Resampling | None = None,
-    ess_threshold: float = 1.0,
-    estimator: Estimator | None = None,
-) -> Normalized:
-    """Sequential Monte Carlo for the choices that are not given; `normalize(program, given, SMC(...))`.
-
-    `.particles(key)` are all K trajectories with their last weights and log_normalizer, E[exp log_normalizer] =
-    p(given). As a distribution it is one trajectory, picked by its weight.
-
-    Args:
-      program: a generative function with its arguments, shaped as `SMC` says.
-      given: some of its choices.
-      proposal: see `SMC`.
-      num_particles: K.
-      resampling: see `SMC`; None: `Multinomial()`.
-      ess_threshold: see `SMC`.
-      estimator: of the gradient through the choice of a trajectory; None: `Score()`.
-    """
-    algorithm = SMC(num_particles, proposal, Multinomial() if resampling is None else resampling, ess_threshold)
-    return normalize(program, given, algorithm, estimator=estimator)
 
 
 class Parts(NamedTuple):
@@ -184,7 +155,7 @@ def _shape(name: str, got: str) -> ProgramError:
         at=name,
         got=got,
         expected="sites before one lax.scan, and in it, at the top level of a generative function",
-        mend="write the steps as one lax.scan (not inside jit, cond or vmap), and sites of the last step inside it",
+        fix="write the steps as one lax.scan (not inside jit, cond or vmap), and sites of the last step inside it",
     )
 
 
@@ -341,5 +312,5 @@ def _entering(env: dict[Any, Any], variables: Sequence[Any], name: str) -> list[
         at=name,
         got="a scan whose body closes over a drawn value, or runs over it",
         expected="unknown values from before the scan in its carry",
-        mend="put the drawn value into the carry, and hand it on unchanged",
+        fix="put the drawn value into the carry, and hand it on unchanged",
     )

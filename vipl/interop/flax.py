@@ -45,7 +45,7 @@ def functional(module: Any) -> tuple[Any, Callable[[Any], Any]]:
             at="vipl.interop.flax.functional",
             got=module.__name__ + " itself" if isinstance(module, type) else type(module).__name__,
             expected="an instance of nnx.Module",
-            mend="pass a module, e.g. nnx.Linear(3, 2, rngs=nnx.Rngs(0))",
+            fix="pass a module, e.g. nnx.Linear(3, 2, rngs=nnx.Rngs(0))",
         )
     graph, params, rest = nnx.split(module, nnx.Param, ...)
     _refuse_state(module, rest)
@@ -68,5 +68,5 @@ def _refuse_state(module: Any, rest: Any) -> None:
             at=f"vipl.interop.flax.functional of {type(module).__name__}",
             got=shown + more,
             expected="nnx.Param only",
-            mend="leave out Dropout and BatchNorm (LayerNorm has no state), and write noise as sites of the program",
+            fix="leave out Dropout and BatchNorm (LayerNorm has no state), and write noise as sites of the program",
         )

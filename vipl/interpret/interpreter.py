@@ -233,7 +233,7 @@ def _while_rule(eqn: Any, values: list[Any], interpreter: Interpreter, given: An
         raise _unsupported(
             eqn,
             f"the number of draws is not known before the loop ends, and {interpreter.name} needs it",
-            mend="give lax.fori_loop bounds that are Python integers, or use lax.scan with a mask",
+            fix="give lax.fori_loop bounds that are Python integers, or use lax.scan with a mask",
         )
     p = eqn.params
     n, m = p["cond_nconsts"], p["body_nconsts"]
@@ -287,7 +287,7 @@ _INSTEAD = {
 }
 
 
-def _unsupported(eqn: Any, why: str, mend: str | None = None) -> ControlFlowError:
+def _unsupported(eqn: Any, why: str, fix: str | None = None) -> ControlFlowError:
     site = next(sites_of(eqn), None)
     name = eqn.primitive.name
     return ControlFlowError(
@@ -295,5 +295,5 @@ def _unsupported(eqn: Any, why: str, mend: str | None = None) -> ControlFlowErro
         at=site.at() if site else "a site that is out of sight",
         got=f"`sample` inside `{name}`",
         expected="sites in plain code, jit, vmap, scan, map, fori_loop, cond, switch or checkpoint",
-        mend=mend or _INSTEAD.get(name, f"draw outside `{name}`, and pass the drawn value to it"),
+        fix=fix or _INSTEAD.get(name, f"draw outside `{name}`, and pass the drawn value to it"),
     )

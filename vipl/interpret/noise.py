@@ -97,7 +97,7 @@ def _check_closed(traced: list[Any]) -> None:
             at="",
             got=f"a closure over {', '.join(map(show_aval, traced))}",
             expected="values as fields of the estimator, parameters of the distribution, or a part of the function",
-            mend="write jax.tree_util.Partial(fn, value) for a function that closes over it, such as the network of a "
+            fix="write jax.tree_util.Partial(fn, value) for a function that closes over it, such as the network of a "
             "flow; for a baseline pass the value itself, Score(baseline=value)",
         )
 

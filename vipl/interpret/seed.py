@@ -19,7 +19,7 @@ from vipl.interpret.noise import draw_noise, draw_noise_in_while, site_program
 from vipl.ir import devices
 from vipl.ir.functions import check_function
 from vipl.ir.guards import undifferentiable
-from vipl.ir.keys import as_key, check_digests
+from vipl.ir.keys import as_key, check_digests, key_by_keyword
 from vipl.ir.partition import partition, python_integer
 from vipl.ir.primitives import Site
 from vipl.ir.sites import SiteInfo, list_sites
@@ -68,6 +68,7 @@ def seed(fn: Callable) -> Callable:
     """
     check_function(fn, "vipl.seed")
 
+    @key_by_keyword
     @functools.wraps(fn)
     def seeded(key, *args, **kwargs):
         key = as_key(key)
@@ -151,5 +152,5 @@ def _no_pathwise(at: str) -> ControlFlowError:
         at=at,
         got="jax.grad or jax.jvp of `seed` or of `simulate(key)`",
         expected="parameters of the site that are not differentiated, or an expectation",
-        mend="differentiate vipl.expectation(...).estimate, or put jax.lax.stop_gradient around the parameters",
+        fix="differentiate vipl.expectation(...).estimate, or put jax.lax.stop_gradient around the parameters",
     )

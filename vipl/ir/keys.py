@@ -14,9 +14,10 @@ Adding a site leaves the draws of all others alone. Kinds of loop are tagged bec
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +50,7 @@ def check_digests(found: Sequence[SiteInfo]) -> None:
                 at=info.site.at(),
                 got=f"{show_address(info.site.address)} and {show_address(other.site.address)}",
                 expected="addresses with different 32-bit hashes",
-                mend="rename one of them",
+                fix="rename one of them",
             )
 
 
@@ -65,7 +66,7 @@ def as_key(key: Any) -> Any:
         at=user_frame(),
         got=show_aval(key) if hasattr(key, "dtype") else shortened(key),
         expected="one key, as jax.random.key(0) makes it",
-        mend="pass jax.random.key(seed); map over several keys with jax.vmap",
+        fix="pass jax.random.key(seed); map over several keys with jax.vmap",
     )
 
 
@@ -93,3 +94,23 @@ def fold_tag(keys: Any, kind: str, index: Any = None) -> Any:
         fold = jax.vmap(fold, (0, None))
     tagged = fold(keys, np.uint32(digest("tag", kind)))
     return tagged if index is None else fold(tagged, index)
+
+
+_F = TypeVar("_F", bound=Callable)
+
+
+def key_by_keyword(fn: _F, before: int = 0) -> _F:
+    """A function whose first argument is a key, so that it takes it as `key=` as well: `fn(*args, key=key)`.
+
+    Args:
+      fn: the function.
+      before: how many arguments stand before the key; 1 for a method.
+    """
+
+    @functools.wraps(fn)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        if "key" in kwargs and len(args) > before:
+            args = (*args[:before], kwargs.pop("key"), *args[before:])
+        return fn(*args, **kwargs)
+
+    return called  # type: ignore[return-value]

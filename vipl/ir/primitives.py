@@ -168,7 +168,7 @@ def refuse_derivative(params: dict[str, Any]) -> ControlFlowError:
         at=site.at() if site else "a `cond` that holds a site",
         got="`sample` under jax.grad, jvp, vjp or linearize inside a program",
         expected="derivatives of `vipl.expectation(...).estimate`, or of code without sites",
-        mend="write the program as @vipl.expectation and differentiate its `estimate`",
+        fix="write the program as @vipl.expectation and differentiate its `estimate`",
     )
 
 
@@ -180,7 +180,7 @@ def outside(*_: Any, **params: Any) -> Any:
         at=site.at() if site else "a `cond` that holds a site",
         got="`sample`, `pick`, `simulate()` or `particles()`, called as ordinary Python and without a key",
         expected="a call inside a program, or a key",
-        mend="pass a key: program.simulate(key), importance(...).particles(key), objective.estimate(key, ...), or "
+        fix="pass a key: program.simulate(key), normalize(...).particles(key), objective.estimate(key, ...), or "
         "vipl.seed(fn)(key, ...) for any other function",
     )
 
@@ -223,7 +223,7 @@ def explicit_inside() -> ProgramError:
         at=f"the program that is called in {user_frame()}",
         got="an array over explicit axes that the program closes over, or a placement over them",
         expected="such arrays as arguments, whose axes the program takes for Auto, and no placements",
-        mend="pass the array as an argument, or make the mesh with axis_types=(jax.sharding.AxisType.Auto,) * n",
+        fix="pass the array as an argument, or make the mesh with axis_types=(jax.sharding.AxisType.Auto,) * n",
     )
 
 

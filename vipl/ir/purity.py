@@ -43,5 +43,5 @@ def check_unordered(jaxpr: Any, why: str) -> None:
             at=f"`{eqn.primitive.name}` in {_jax.source_line(eqn) or 'a line that JAX does not know'}",
             got=f"ordered=True, and {why}",
             expected="callbacks without an order, or estimators that run the program once, and num_samples=1",
-            mend="pass ordered=False, or return the value as aux and look at it outside",
+            fix="pass ordered=False, or return the value as aux and look at it outside",
         )

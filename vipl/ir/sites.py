@@ -147,7 +147,7 @@ def check_unique(found: Sequence[SiteInfo], jaxpr: Any) -> None:
                     at=info.site.at(),
                     got=f"{show_address(address)} again, first at {other.site.where}",
                     expected="every address at most once in a generative function",
-                    mend=_why_twice(info, other),
+                    fix=_why_twice(info, other),
                 )
         seen.setdefault(address, []).append(info)
         prefix = next((a for a in _prefixes(address) if a in seen), None)
@@ -160,7 +160,7 @@ def check_unique(found: Sequence[SiteInfo], jaxpr: Any) -> None:
                 at=info.site.at(),
                 got=f"{show_address(address)} beside {show_address(prefix)}",
                 expected="an address that is a site, or holds sites, not both",
-                mend=f"rename the site {show_address(prefix)} ({seen[prefix][0].site.where})",
+                fix=f"rename the site {show_address(prefix)} ({seen[prefix][0].site.where})",
             )
 
 

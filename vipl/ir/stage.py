@@ -48,7 +48,7 @@ def stage_program(fn: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -
                 at=getattr(fn, "__qualname__", None) or user_frame(),
                 got=", ".join(type(v).__name__ for kept, v in skeleton.static if kept),
                 expected="a pytree of arrays",
-                mend="return arrays, in tuples or dicts",
+                fix="return arrays, in tuples or dicts",
             ) from None
         box.append(skeleton)
         return leaves

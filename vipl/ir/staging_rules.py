@@ -51,7 +51,7 @@ _STATEMENTS = {
     ),
 }  # fmt: skip
 
-_MENDS = {
+_FIXES = {
     "scale": "multiply the log density by the factor, or add the rest of it with vipl.factor",
     "mask": "write vipl.sample(address, distribution.mask(mask))",
     "condition": "give the values to assess or generate: program.generate({address: value})",
@@ -114,7 +114,7 @@ def check_context(at: str | None = None) -> None:
             at=at or user_frame(),
             got=f"numpyro.handlers.{name}" if hasattr(numpyro.handlers, name) else f"numpyro's {name}",
             expected="no handler of NumPyro in a program",
-            mend=_MENDS.get(name, "leave it out"),
+            fix=_FIXES.get(name, "leave it out"),
         )
     if guard.double != _jax.double_precision():
         raise ProgramError(
@@ -123,7 +123,7 @@ def check_context(at: str | None = None) -> None:
             got=f"jax.enable_x64({_jax.double_precision()}) in a program that is staged in "
             f"{'double' if guard.double else 'single'} precision",
             expected="one precision for the whole program",
-            mend="put jax.enable_x64 around the call, as in `with jax.enable_x64(True): program.simulate(key)`",
+            fix="put jax.enable_x64 around the call, as in `with jax.enable_x64(True): program.simulate(key)`",
         )
 
 
@@ -151,24 +151,24 @@ def _statement(msg: Any) -> ProgramError:
     if kind == "sample":
         source = msg["fn"]
         if type(source).__name__ == "Unit":
-            got, mend = f"numpyro.factor({name!r}, ...)", f'write vipl.factor("{name}", log_weight)'
+            got, fix = f"numpyro.factor({name!r}, ...)", f'write vipl.factor("{name}", log_weight)'
         elif msg["value"] is not None:
             got = f"numpyro.sample({name!r}, {type(source).__name__}, obs=...)"
-            mend = (
+            fix = (
                 f'write vipl.sample("{name}", distribution), and give the datum to assess or generate: {{"{name}": y}}'
             )
         else:
             got = f"numpyro.sample({name!r}, {type(source).__name__})"
-            mend = f'write vipl.sample("{name}", distribution)'
+            fix = f'write vipl.sample("{name}", distribution)'
     else:
-        template, mend = _STATEMENTS.get(kind, ("a statement {kind!r}", "write it with vipl and JAX"))
+        template, fix = _STATEMENTS.get(kind, ("a statement {kind!r}", "write it with vipl and JAX"))
         got = template.format(name=name, kind=kind, fn=getattr(msg.get("fn"), "__name__", "scan")[:4])
     return ProgramError(
         "a statement of NumPyro stands in a program, which would lose it.",
         at=f"{show_address([name])} in {user_frame()}" if name else user_frame(),
         got=got,
         expected="vipl.sample, vipl.factor, and plain JAX",
-        mend=mend,
+        fix=fix,
     )
 
 
@@ -208,27 +208,27 @@ def _explained(error: Exception) -> ProgramError | None:
             at=failing_line(error.__traceback__) or user_frame(),
             got=str(error).split(" (")[0],
             expected="parameters as arguments of the program, and modules without other state",
-            mend="split the module with vipl.interop.flax.functional, and call apply(params) in the program",
+            fix="split the module with vipl.interop.flax.functional, and call apply(params) in the program",
         )
     tracers = _tracers_in(error.__traceback__)
     cause = error.__cause__
     named = error if isinstance(error, _CONCRETE) else cause if isinstance(cause, _CONCRETE) else None
     if named is not None:
-        uses = [(use, mend) for kind, use, mend in _USES if isinstance(named, kind)]
+        uses = [(use, fix) for kind, use, fix in _USES if isinstance(named, kind)]
     elif isinstance(error, (TypeError, IndexError, ValueError)) and tracers:
-        uses = [(use, mend) for text, use, mend in _TEXTS if re.search(text, str(error))]
+        uses = [(use, fix) for text, use, fix in _TEXTS if re.search(text, str(error))]
     else:
         return None
     if not uses:
         return None
-    use, mend = uses[0]
+    use, fix = uses[0]
     found, from_site = _describe(tracers)
     raised = ProgramError(
         "a value that is known only when the program runs is used as a Python value.",
         at=failing_line(error.__traceback__) or user_frame(),
         got=f"{found}, used as {use}",
         expected="operations of JAX; Python values only where nothing drawn or traced goes in",
-        mend=mend + ("" if from_site else "; an argument that is a number can be closed over instead"),
+        fix=fix + ("" if from_site else "; an argument that is a number can be closed over instead"),
     )
     raised.needs_number = True
     return raised

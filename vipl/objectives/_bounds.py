@@ -17,8 +17,9 @@ from vipl.estimators import ImplicitReparam, Reparam
 from vipl.gen import Source
 from vipl.gen._arguments import Real, checked
 from vipl.gen._choices import merge
-from vipl.inference import Algorithm, Importance, importance, marginal
+from vipl.inference import Algorithm, Importance, Proposal
 from vipl.inference._algorithms import the_algorithm
+from vipl.inference._marginal import marginal, normalize
 from vipl.inference._particles import log_mean_exp, log_shares, weighted_sum
 from vipl.ir.sites import list_sites
 from vipl.ir.stage import stage_program
@@ -80,7 +81,7 @@ def iwelbo(model: Source, guide: Source, data: dict[str, Any], *, num_particles:
 
     Reference: Burda, Grosse and Salakhutdinov (2016), eq. (8).
     """
-    return importance(model, data, guide, num_particles=num_particles).particles().log_normalizer
+    return normalize(model, data, Importance(num_particles, guide)).particles().log_normalizer
 
 
 @checked
@@ -117,7 +118,7 @@ def ciwae(model: Source, guide: Source, data: dict[str, Any], beta: Real, *, num
 
     Reference: Rainforth et al. (2018), eq. (9).
     """
-    particles = importance(model, data, guide, num_particles=num_particles).particles()
+    particles = normalize(model, data, Importance(num_particles, guide)).particles()
     return beta * jnp.mean(particles.log_weights) + (1.0 - beta) * particles.log_normalizer
 
 
@@ -171,7 +172,7 @@ def hvi(model: Source, guide: Source, data: dict[str, Any], keep: Any) -> Any:
 
 @checked
 def iwhvi(
-    model: Source, guide: Source, data: dict[str, Any], keep: Any, *, num_inner: int, proposal: Any = None
+    model: Source, guide: Source, data: dict[str, Any], keep: Any, *, num_inner: int, proposal: Proposal | None = None
 ) -> Any:
     """Importance weighted hierarchical variational inference: `hvi` with a tighter estimate of the guide's density.
 
@@ -185,7 +186,8 @@ def iwhvi(
       data: the observed choices.
       keep: the addresses of the latents.
       num_inner: K.
-      proposal: r, kept choices -> a source over the auxiliary ones. None: the guide's own law of them.
+      proposal: r, a source over the auxiliary choices, or a function of the kept ones that makes it.
+        None: the guide's own law of them.
 
     Reference: Sobolev and Vetrov (2019), eq. (6).
     """
@@ -201,7 +203,7 @@ def diwhvi(
     *,
     num_outer: int,
     num_inner: int,
-    proposal: Any = None,
+    proposal: Proposal | None = None,
 ) -> Any:
     """Doubly importance weighted hierarchical variational inference: `iwelbo` with the guide of `iwhvi`.
 
@@ -214,7 +216,8 @@ def diwhvi(
       keep: the addresses of the latents.
       num_outer: M.
       num_inner: K.
-      proposal: r, kept choices -> a source over the auxiliary ones. None: the guide's own law of them.
+      proposal: r, a source over the auxiliary choices, or a function of the kept ones that makes it.
+        None: the guide's own law of them.
 
     Reference: Sobolev and Vetrov (2019), section 4.2.
     """
@@ -240,7 +243,7 @@ def renyi(model: Source, guide: Source, data: dict[str, Any], alpha: Real, *, nu
 
     Reference: Li and Turner (2016), eq. (14).
     """
-    particles = importance(model, data, guide, num_particles=num_particles).particles()
+    particles = normalize(model, data, Importance(num_particles, guide)).particles()
     if alpha == 1:
         return jnp.mean(particles.log_weights)
     return log_mean_exp((1.0 - alpha) * particles.log_weights) / (1.0 - alpha)
@@ -265,7 +268,7 @@ def chi_upper_bound(
 
     Reference: Dieng et al. (2017), eq. (5).
     """
-    particles = importance(model, data, guide, num_particles=num_particles).particles()
+    particles = normalize(model, data, Importance(num_particles, guide)).particles()
     return log_mean_exp(order * particles.log_weights) / order
 
 
@@ -287,7 +290,7 @@ def thermodynamic(model: Source, guide: Source, data: dict[str, Any], betas: Rea
 
     Reference: Masrani, Le and Wood (2019), eq. (8) and (12).
     """
-    particles = importance(model, data, guide, num_particles=num_particles).particles()
+    particles = normalize(model, data, Importance(num_particles, guide)).particles()
     betas = jnp.atleast_1d(jnp.asarray(betas, float))
     log_w = particles.log_weights
     tempered = jnp.where(betas[:, None] == 0, 0.0, betas[:, None] * log_w)
@@ -322,7 +325,7 @@ def exact_guide(guide: Source, who: str) -> None:
             at=guide.name,
             got=f"{who} with an estimated guide",
             expected="a guide with an exact density",
-            mend="use elbo or iwelbo",
+            fix="use elbo or iwelbo",
         )
 
 
@@ -342,7 +345,7 @@ def _pathwise_guide(guide: Source, who: str) -> None:
                 at=site.at(),
                 got=f"{who} with {name}",
                 expected="Reparam() or ImplicitReparam() at every site of the guide",
-                mend="use iwelbo, whose gradient is unbiased for every estimator",
+                fix="use iwelbo, whose gradient is unbiased for every estimator",
             )
 
 

@@ -17,7 +17,8 @@ from vipl.errors import AddressError, shortened
 from vipl.gen import Source
 from vipl.gen._arguments import Real, call_maker, checked, not_a_function
 from vipl.gen._choices import check_address, flatten, merge, nest
-from vipl.inference import importance
+from vipl.inference import Importance
+from vipl.inference._marginal import normalize
 from vipl.inference._particles import weighted_sum
 from vipl.ir.primitives import user_frame
 from vipl.objectives._bounds import exact_guide
@@ -40,7 +41,7 @@ def wake_theta(model: Source, guide: Source, data: dict[str, Any], *, num_partic
 
     Reference: Bornschein and Bengio (2015), eq. (8).
     """
-    particles = hold(lambda: importance(model, data, guide, num_particles=num_particles).particles())
+    particles = hold(lambda: normalize(model, data, Importance(num_particles, guide)).particles())
     log_joint = jax.vmap(lambda z: model.assess(merge(z, data)).log_prob)(particles.choices)
     weighted = weighted_sum(jnp.exp(particles.log_probs), log_joint)
     return particles.log_normalizer + weighted - lax.stop_gradient(weighted)
@@ -63,7 +64,7 @@ def wake_phi(model: Source, guide: Source, data: dict[str, Any], *, num_particle
 
     Reference: Bornschein and Bengio (2015), eq. (10); Le et al. (2019), section 3.
     """
-    particles = hold(lambda: importance(model, data, guide, num_particles=num_particles).particles())
+    particles = hold(lambda: normalize(model, data, Importance(num_particles, guide)).particles())
     log_q = jax.vmap(lambda z: guide.assess(z).log_prob)(particles.choices)
     return weighted_sum(jnp.exp(particles.log_probs), log_q)
 
@@ -93,7 +94,7 @@ def sleep(model: Source, guide: Callable[[dict[str, Any]], Source], data: Any) -
             at=user_frame(),
             got=shortened(data),
             expected="a string, or a tuple of strings; their values are drawn from the model",
-            mend='name them: sleep(model, guide, "y")',
+            fix='name them: sleep(model, guide, "y")',
         )
     dreamt = flatten(hold(lambda: model.simulate().choices), "sleep")
     y = nest({a: x for a, x in dreamt.items() if a in names})

@@ -1,0 +1,74 @@
+"""Other values of a site, at which the program is run again: what estimators with alternatives share."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+
+from vipl.estimators._enumerate import is_impossible
+from vipl.gen import Alternatives
+
+
+class Others(NamedTuple):
+    """Alternatives of every element of a distribution.
+
+    Attributes:
+      values: [n, *shape], other values of each element.
+      weights: f[n, *shape], (θ - sg θ) c for each element: zero in value.
+    """
+
+    values: Any
+    weights: Any
+
+
+def stacked(x: Any, *others: tuple[Any, Any]) -> Others:
+    """Pairs of a value and a weight, that broadcast to the draw `x`, as alternatives of every element."""
+    values, weights = (jnp.stack([jnp.broadcast_to(v, x.shape) for v in part]) for part in zip(*others, strict=True))
+    return Others(values, weights)
+
+
+def one_at_a_time(x: Any, others: Others) -> Alternatives:
+    """Alternatives of a whole array: in each, one element takes one of its other values.
+
+    Args:
+      x: [*shape], the draw.
+      others: n other values of every element.
+
+    Returns:
+      values [n * size, *shape], weights of the same length.
+    """
+    n, size = others.values.shape[0], x.size
+    here = jnp.eye(size, dtype=bool).reshape(size, *x.shape)
+    values = jnp.where(here, others.values[:, None], x)
+    return Alternatives(values.reshape(n * size, *x.shape), others.weights.reshape(n * size))
+
+
+def change(theta: Any) -> Any:
+    """θ - sg θ: zero, with derivative 1."""
+    return theta - lax.stop_gradient(theta)
+
+
+def all_values(x: Any, values: Any, log_probs: Any) -> Alternatives:
+    """All values [n] of a finite support with f[n, batch], each element's in turn: ∂E[k] = Σ_j ∂p_j k(j).
+
+    A value whose probability is zero is not looked at: there ∂p_j = 0.
+    """
+    if x.size > 1 or values.shape[0] == 2:
+        return one_at_a_time(x, other_values(x, values, log_probs))
+    # The draw's own value among them counts nothing, and is run for this: the same values for all draws, and lanes.
+    log_probs = log_probs.reshape(-1)
+    return Alternatives(values.reshape(-1, *x.shape), change(jnp.exp(log_probs)), ~is_impossible(log_probs))
+
+
+def other_values(x: Any, values: Any, log_probs: Any) -> Others:
+    """All other values of each element of a finite support; instead of an impossible one stands the draw."""
+    n = values.shape[0]
+    log_probs = jnp.broadcast_to(
+        log_probs.reshape(n, *[1] * (x.ndim + 1 - log_probs.ndim), *log_probs.shape[1:]), (n, *x.shape)
+    )
+    here = jnp.argmax(x == values.reshape(n, *[1] * x.ndim), axis=0)
+    other = (here + jnp.arange(1, n).reshape(n - 1, *[1] * x.ndim)) % n  # i[n - 1, *shape]
+    log_p = jnp.take_along_axis(log_probs, other, axis=0)
+    return Others(jnp.where(is_impossible(log_p), x, values[other]), change(jnp.exp(log_p)))
