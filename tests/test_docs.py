@@ -96,6 +96,16 @@ def test_every_error_class_is_in_the_list_of_errors():
     assert [name for name in classes if f"`{name}`" not in text] == []
 
 
+def test_the_readme_is_short():
+    """At most 500 words; limits and tables stand in docs/."""
+    assert len(PAGES["README.md"].read_text().split()) <= 500
+
+
+def test_the_index_leads_to_all_pages():
+    links = set(LINK.findall(PAGES["docs/index.md"].read_text()))
+    assert {Path(page).name for page in PAGES if page.startswith("docs/")} - {"index.md"} <= links
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_to_files(page):
     links = LINK.findall(re.sub(BLOCK, "", PAGES[page].read_text()))
@@ -103,9 +113,9 @@ def test_links_lead_to_files(page):
     assert [link for link in relative if not (PAGES[page].parent / link).exists()] == []
 
 
-def test_pictures_of_the_readme_are_told_in_words():
+def test_pictures_are_told_in_words():
     """Where a picture cannot be loaded its text stands there: what each part of it shows."""
-    pictures = re.findall(r"!\[([^\]]*)\]", PAGES["README.md"].read_text())
+    pictures = [text for path in PAGES.values() for text in re.findall(r"!\[([^\]]*)\]", path.read_text())]
     assert len(pictures) >= 3
     assert [text for text in pictures if len(text.split()) < 30] == []
 
