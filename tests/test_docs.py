@@ -1,4 +1,4 @@
-"""README.md and docs/: their code runs, their links lead somewhere, and they leave no public name or message out."""
+"""README.md and docs/: their code runs, their links lead somewhere, and they leave no public name out."""
 
 import ast
 import builtins
@@ -18,6 +18,7 @@ import pytest
 import vipl
 import vipl.interop.flax
 import vipl.testing
+from tests.helpers.pin import pinned_messages
 
 ROOT = Path(__file__).parent.parent
 PAGES = {str(path.relative_to(ROOT)): path for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
@@ -86,18 +87,30 @@ def test_nothing_in_the_reference_is_made_up():
             found = getattr(found, part)
 
 
-def test_every_message_is_in_the_list_of_errors():
-    text = PAGES["docs/errors.md"].read_text()
-    pinned = re.split(r"^## (\w+)\n", (ROOT / "tests" / "malformed.txt").read_text(), flags=re.MULTILINE)[1:]
-    messages = dict(zip(pinned[::2], pinned[1::2], strict=True))
-    assert len(messages) >= 25
-    assert [name for name, message in messages.items() if f"\n{message}" not in text] == []
+def test_the_messages_on_the_page_of_errors_are_real():
+    """Each is pinned, word for word, and each class has one."""
+    pinned = set(pinned_messages().values())
+    shown = re.findall(r"^```text\n(\w+Error: .*?)^```$", PAGES["docs/errors.md"].read_text(), re.DOTALL | re.MULTILINE)
+    assert len(shown) >= 25
+    assert [message for message in shown if message not in pinned] == []
+    classes = {x.__name__ for x in vars(vipl).values() if inspect.isclass(x) and issubclass(x, vipl.ViplError)}
+    assert {message.split(":")[0] for message in shown} == classes - {"ViplError"}
 
 
 def test_every_error_class_is_in_the_list_of_errors():
     text = PAGES["docs/errors.md"].read_text()
     assert len(vipl.errors.__all__) > 5
     assert [name for name in vipl.errors.__all__ if f"`{name}`" not in text] == []
+
+
+def test_the_readme_is_short():
+    """At most 500 words; limits and tables stand in docs/."""
+    assert len(PAGES["README.md"].read_text().split()) <= 500
+
+
+def test_the_index_leads_to_all_pages():
+    links = set(LINK.findall(PAGES["docs/index.md"].read_text()))
+    assert {Path(page).name for page in PAGES if page.startswith("docs/")} - {"index.md"} <= links
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -107,9 +120,9 @@ def test_links_lead_to_files(page):
     assert [link for link in relative if not (PAGES[page].parent / link).exists()] == []
 
 
-def test_pictures_of_the_readme_are_told_in_words():
+def test_pictures_are_told_in_words():
     """Where a picture cannot be loaded its text stands there: what each part of it shows."""
-    pictures = re.findall(r"!\[([^\]]*)\]", PAGES["README.md"].read_text())
+    pictures = [text for path in PAGES.values() for text in re.findall(r"!\[([^\]]*)\]", path.read_text())]
     assert len(pictures) >= 3
     assert [text for text in pictures if len(text.split()) < 30] == []
 

@@ -1,6 +1,7 @@
-"""`python -m tests.helpers.pin`: writes the messages of all malformed programs to `malformed.txt` and `docs/errors.md`.
+"""`python -m tests.helpers.pin`: writes the messages of all malformed programs to `malformed.txt`.
 
-What changed is then read in the diff: a pinned message is a message that someone has read.
+What changed is then read in the diff: a pinned message is a message that someone has read. Those that `docs/errors.md`
+quotes are replaced there too.
 """
 
 from __future__ import annotations
@@ -31,12 +32,20 @@ def message_of(name: str) -> str:
     raise AssertionError(f"{name} raises nothing")
 
 
+def pinned_messages() -> dict[str, str]:
+    """What is pinned: name -> message."""
+    parts = re.split(r"^## (\w+)\n", PINNED.read_text(), flags=re.MULTILINE)[1:]
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
 def main() -> None:
-    """Writes both files."""
+    """Writes the list, and the page that quotes it."""
     messages = {name: message_of(name) for name in MALFORMED}
+    page = PAGE.read_text()
+    for name, before in pinned_messages().items():
+        page = page.replace(f"```text\n{before}```", f"```text\n{messages.get(name, before)}```")
+    PAGE.write_text(page)
     PINNED.write_text("".join(f"## {name}\n{text}" for name, text in messages.items()))
-    head = PAGE.read_text().split("\n### ")[0]
-    PAGE.write_text(head + "".join(f"\n### {name}\n\n```text\n{text}```\n" for name, text in messages.items()))
 
 
 if __name__ == "__main__":
