@@ -32,7 +32,17 @@ from typing import NamedTuple
 from tests.helpers.edits import EDITS, Edit
 
 ROOT = Path(__file__).parent.parent
-COPIED = ("vipl", "tests", "benchmarks", "docs", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "pyproject.toml")
+COPIED = (
+    "vipl",
+    "tests",
+    "benchmarks",
+    "docs",
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "CITATION.cff",
+    "pyproject.toml",
+)
 WANTED = 0.95
 LIMIT = 600  # seconds of a processor's time for the tests of one edit: a program that never ends is noticed
 RESULTS = {0: "slipped", 1: "caught", -signal.SIGXCPU: "caught"}  # by what pytest exits with; all else is an error

@@ -98,6 +98,12 @@ def test_the_messages_on_the_page_of_errors_are_real():
     assert {message.split(":")[0] for message in shown} == classes - {"ViplError"}
 
 
+def test_the_citation_is_of_this_version():
+    cited = re.findall(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    here = re.findall(r'^version = "(\S+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert cited == here != []
+
+
 def test_every_error_class_is_in_the_list_of_errors():
     text = PAGES["docs/errors.md"].read_text()
     assert len(vipl.errors.__all__) > 5
