@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks import report
+from benchmarks.machine import machine
 from benchmarks.workloads import air
 
 BATCH, HELD_OUT = 64, 1000
@@ -165,7 +165,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     print(f"{len(x)} canvases made of {data}; accuracy on {HELD_OUT} others", flush=True)
     logs = {name: train(name, options, x, held_out) for name in options.estimators.split(",")}
     kept = {name: x for name, x in vars(options).items() if name not in ("checkpoints", "json", "picture")}
-    return {"machine": report.machine(), "data": data, "options": kept, "logs": logs}
+    return {"machine": machine(), "data": data, "options": kept, "logs": logs}
 
 
 if __name__ == "__main__":

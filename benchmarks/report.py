@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
 import json
-import os
-import platform
-import subprocess
 from pathlib import Path
 from typing import Any
 
-import jax
+from benchmarks import air
 
 FOLDER = Path(__file__).parent
 RATIOS = {
@@ -23,28 +18,6 @@ RATIOS = {
     "equations": "equations",
     "time x var": "time_x_variance",
 }
-
-
-def machine() -> dict[str, Any]:
-    """Where and with what the figures are made."""
-
-    def commit() -> str:
-        def git(*args):
-            return subprocess.run(["git", *args], cwd=FOLDER, capture_output=True, text=True).stdout.strip()
-
-        head = git("rev-parse", "--short", "HEAD")
-        return head + (" with changes" if git("status", "--porcelain", "--untracked-files=no") else "")
-
-    packages = ("jax", "jaxlib", "numpyro", "flax", "optax", "numpy")
-    return {
-        "date": datetime.date.today().isoformat(),
-        "device": f"{jax.devices()[0].device_kind} ({jax.default_backend()})",
-        "cores": os.cpu_count(),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "versions": {p: importlib.metadata.version(p) for p in packages},
-        "commit": commit(),
-    }
 
 
 def ratios(figures: dict[str, dict[str, float]], base: str) -> dict[str, float | None]:
@@ -223,7 +196,5 @@ def write(result: dict[str, Any]) -> None:
     if result["cases"]:
         picture(result, FOLDER / "results" / "time.png")
     if "air" in result:
-        from benchmarks import air
-
         air.picture(FOLDER / "results" / "air.png", result["air"]["logs"])
     (FOLDER / "RESULTS.md").write_text(markdown(result))

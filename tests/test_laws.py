@@ -1,6 +1,7 @@
 """Laws of expectation, with exact answers, and the measured failures of other systems as cases."""
 
 import ast
+import graphlib
 from pathlib import Path
 
 import jax
@@ -465,3 +466,23 @@ def test_files_import_only_from_rooms_below_and_only_jax_names_internals():
                 parts = name.split(".")
                 if parts[0] == "vipl" and len(parts) > 1 and room != "demo":
                     assert level[parts[1]] <= level[room], f"{file} imports {name}"
+
+
+def imported(file, modules):
+    """The modules that a file imports, also inside functions."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (a.name for a in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            inside = [f"{node.module}.{a.name}" for a in node.names]
+            yield from (name if name in modules else node.module for name in inside)
+
+
+@pytest.mark.parametrize("package", ["vipl", "benchmarks"])
+def test_no_modules_import_each_other(package):
+    root = PACKAGE.parent
+    files = {".".join(f.relative_to(root).with_suffix("").parts): f for f in (root / package).rglob("*.py")}
+    modules = {name.removesuffix(".__init__"): file for name, file in files.items()}
+    assert len(modules) > 5
+    graph = {name: {x for x in imported(file, modules) if x in modules} - {name} for name, file in modules.items()}
+    graphlib.TopologicalSorter(graph).prepare()  # raises where there is a circle, and says which
