@@ -180,36 +180,64 @@ def _added(terms: Terms) -> Any:
 def _sums(params: dict[str, Any]) -> dict[int, Sum]:
     """The carries of a scan that are sums, by number."""
     jaxpr, num_consts, num_carry, _ = _jax.scan_parts(params)
-    _, _, invars, eqns, outvars = _jax.parts(jaxpr)
-    readers: dict[Any, list[int]] = {}
-    for i, e in enumerate(eqns):
-        for v in e.invars:
-            if not isinstance(v, _jax.Literal):
-                readers.setdefault(v, []).append(i)
-    made_by = {v: e for e in eqns for v in e.outvars}
+    _, _, invars, _, outvars = _jax.parts(jaxpr)
+    follow = _Follower.of(jaxpr).follow
+    ends = {k: (invars[num_consts + k], outvars[k]) for k in range(num_carry) if _is_float(outvars[k])}
+    return {k: found for k, (start, end) in ends.items() if (found := follow(start, end)) is not None}
 
-    def follow(v: Any, end: Any) -> Sum | None:
+
+class _Follower(NamedTuple):
+    """Follows a variable of a program forwards.
+
+    Attributes:
+      eqns: the program's.
+      outvars: its outputs.
+      readers: variable -> the numbers of the equations that read it.
+      made_by: variable -> the equation that makes it.
+    """
+
+    eqns: Sequence[Any]
+    outvars: Sequence[Any]
+    readers: dict[Any, list[int]]
+    made_by: dict[Any, Any]
+
+    @classmethod
+    def of(cls, jaxpr: Any) -> _Follower:
+        """Looks at a program."""
+        _, _, _, eqns, outvars = _jax.parts(jaxpr)
+        readers: dict[Any, list[int]] = {}
+        for i, e in enumerate(eqns):
+            for v in e.invars:
+                if not isinstance(v, _jax.Literal):
+                    readers.setdefault(v, []).append(i)
+        return cls(eqns, outvars, readers, {v: e for e in eqns for v in e.outvars})
+
+    def follow(self, v: Any, end: Any) -> Sum | None:
+        """What is added to a variable on its way to `end`; None where nothing is, or something else reads it."""
         terms: Terms = []
         used: set[int] = set()
         while v is not end:
-            if len(readers.get(v, ())) != 1 or any(v is out for out in outvars):
+            step = self._step(v)
+            if step is None:
                 return None
-            e = eqns[readers[v][0]]
-            if _is_identity(e):
-                used.add(readers[v][0])
-                (v,) = e.outvars
-                continue
-            sign = -1 if e.primitive.name == "sub" else 1
-            if e.primitive.name not in ("add", "add_any", "sub") or (sign < 0 and e.invars[0] is not v):
-                return None
-            terms += _terms(sign, e.invars[1] if e.invars[0] is v else e.invars[0], made_by)
-            used.add(readers[v][0])
-            (v,) = e.outvars
-        alone = v not in readers and sum(v is out for out in outvars) == 1
+            number, more, v = step
+            used.add(number)
+            terms += more
+        alone = v not in self.readers and sum(v is out for out in self.outvars) == 1
         return Sum(terms, frozenset(used)) if terms and alone else None
 
-    ends = {k: (invars[num_consts + k], outvars[k]) for k in range(num_carry) if _is_float(outvars[k])}
-    return {k: found for k, (start, end) in ends.items() if (found := follow(start, end)) is not None}
+    def _step(self, v: Any) -> tuple[int, Terms, Any] | None:
+        """The only equation that reads a variable, what it adds to it, and its result; None where it does not add."""
+        if len(self.readers.get(v, ())) != 1 or any(v is out for out in self.outvars):
+            return None
+        (number,) = self.readers[v]
+        e = self.eqns[number]
+        if _is_identity(e):
+            return number, [], e.outvars[0]
+        sign = -1 if e.primitive.name == "sub" else 1
+        if e.primitive.name not in ("add", "add_any", "sub") or (sign < 0 and e.invars[0] is not v):
+            return None
+        return number, _terms(sign, e.invars[1] if e.invars[0] is v else e.invars[0], self.made_by), e.outvars[0]
 
 
 def _outputs(jaxpr: Any) -> list[Terms]:

@@ -167,15 +167,9 @@ class Expectation:
                 fix="pass argnums=1 for the first argument after the key",
             )
         if 0 in found:
-            next_ones = [n + 1 for n in found]
-            write = (tuple(next_ones) if several else next_ones[0]) if max(next_ones) < count else 1
-            raise ProgramError(
-                "a gradient is asked for in the key.",
-                at=at,
-                got=got,
-                expected="numbers as in jax.value_and_grad(objective.estimate, argnums=1), where the key is argument 0",
-                fix=f"write argnums={write}; the first argument after the key is 1",
-            )
+            meant = tuple(n + 1 for n in found)
+            write = (meant if several else meant[0]) if max(meant) < count else 1
+            raise _gradient_in_the_key(write, at, got)
         for number in found:
             self._check_differentiable(args[number - 1], number, at)
         return tuple(n - 1 for n in found) if several else found[0] - 1
@@ -295,6 +289,16 @@ def _check_result(staged: Staged, has_aux: bool, name: str) -> None:
             expected="float[]" + (" first, then aux" if has_aux else ""),
             fix="reduce it with jnp.sum or jnp.mean; return aux with @vipl.expectation(has_aux=True)",
         )
+
+
+def _gradient_in_the_key(write: Any, at: str, got: str) -> ProgramError:
+    return ProgramError(
+        "a gradient is asked for in the key.",
+        at=at,
+        got=got,
+        expected="numbers as in jax.value_and_grad(objective.estimate, argnums=1), where the key is argument 0",
+        fix=f"write argnums={write}; the first argument after the key is 1",
+    )
 
 
 def _needs_samples(plan: Plan) -> EstimatorError:

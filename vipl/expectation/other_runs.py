@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,57 +24,98 @@ MAX_SEPARATE = 2
 """Up to how many sites with alternatives run these apart."""
 
 
+class _Group(NamedTuple):
+    """Sites whose alternatives are run by one `vmap`.
+
+    Attributes:
+      sites: these.
+      first: the number of the first run.
+      is_pruned: whether one run is made for all of them.
+    """
+
+    sites: list[SiteInfo]
+    first: int
+    is_pruned: bool
+
+
 def alternatives_term(plan: Plan, given: dict[Path, Given], digits: dict[Path, Any], main: Run, pick: Any) -> Any:
     """Σ_a weight_a (W_a f_a - W f): a run for each alternative of each site and visit, and one for all pruned.
 
-    Lanes that are kept apart take their alternatives in one run. Few sites have a `vmap` each, so that only what a site
-    reaches is run again; many have one in common, so that the program does not grow with the square of their number.
+    Lanes that are kept apart take their alternatives in one run.
     """
-    branching = [p for p in plan.found if p.path in plan.runs.first]
-    full = [p for p in branching if plan.runs.first[p.path] < plan.runs.num_full]
-    pruned = [p for p in branching if plan.runs.first[p.path] >= plan.runs.num_full]
-    groups = [[p] for p in full] if len(full) <= MAX_SEPARATE else [full]
     still = jax.tree.map(_still, given)
     jaxpr = _jax.with_consts(plan.staged.jaxpr, jax.tree.map(_still, list(plan.staged.jaxpr.consts)))
     weights, differences = [], []
-    for group in [*groups, pruned] if plan.runs.num_pruned else groups:
-        others = {p.path: main.emits[p.path].alternatives for p in group}
-        start = plan.runs.first[group[0].path]
-        count = sum(math.prod(plan.run_shape(p)) for p in group)
-        # A site by itself takes its values in order, one in each run; of several each is told which runs are its own.
-        alone = group is not pruned and count == others[group[0].path].weights.shape[-1]
-        site_inputs = still | {
-            p.path: still[p.path]._replace(
-                alternative=(_still(others[p.path].values), None if alone else _run_numbers(plan, p))
-            )
-            for p in group
-        }
-
-        def at(number, site_inputs=site_inputs):
-            return collect_costs(plan, run_program(plan, jaxpr, site_inputs, digits, number), digits).weighted
-
-        if group is pruned:
-            runs = plan.runs.num_full + pick[None]
-        else:
-            runs = jnp.arange(count, dtype=jnp.int32) + (0 if alone else start)
-        results = jax.vmap(at, axis_name=RUNS)(runs)
-        for p in group:
+    groups = _groups(plan)
+    for group in groups:
+        others = {p.path: main.emits[p.path].alternatives for p in group.sites}
+        results = _run_group(plan, group, jaxpr, still, digits, others, pick)
+        for p in group.sites:
             for cost, value, other in zip(plan.costs.costs, main.weighted, results, strict=True):
                 if p.path in cost.reach and p.path not in cost.held:
-                    change = law_in(plan, cost, p.path, others[p.path].weights)
-                    weight = _run_weights(plan, p, change, cost, pick)
-                    first = 0 if group is pruned else plan.runs.first[p.path] - start
-                    difference = other[first : first + weight.shape[0]] - value
-                    if others[p.path].possible is not None:
-                        possible = _run_weights(plan, p, others[p.path].possible.astype(weight.dtype), cost, pick)
-                        difference = jnp.where(possible == 0, 0, difference)
+                    weight, difference = _changes(plan, group, p, cost, others[p.path], other, value, pick)
                     weights.append(jnp.broadcast_to(weight, difference.shape).astype(difference.dtype).reshape(-1))
                     differences.append(lax.stop_gradient(difference).reshape(-1))
     if not weights:
         return None
-    names = ", ".join(p.site.at() for p in branching)
+    names = ", ".join(p.site.at() for p in plan.found if p.path in plan.runs.first)
     inputs = [x for x in plan.staged.jaxpr.consts if jnp.issubdtype(jnp.result_type(x), jnp.inexact)]
     return jnp.sum(_first_order(names)(jnp.concatenate(weights), jnp.concatenate(differences), inputs))
+
+
+def _groups(plan: Plan) -> list[_Group]:
+    """Few sites have a `vmap` each, so that only what a site reaches is run again.
+
+    Many have one in common, so that the program does not grow with the square of their number.
+    """
+    first, num_full = plan.runs.first, plan.runs.num_full
+    full = [p for p in plan.found if first.get(p.path, num_full) < num_full]
+    pruned = [p for p in plan.found if first.get(p.path, -1) >= num_full]
+    parts = [[p] for p in full] if len(full) <= MAX_SEPARATE else [full]
+    groups = [_Group(sites, first[sites[0].path], False) for sites in parts]
+    return [*groups, _Group(pruned, num_full, True)] if plan.runs.num_pruned else groups
+
+
+def _run_group(
+    plan: Plan,
+    group: _Group,
+    jaxpr: Any,
+    still: dict[Path, Given],
+    digits: dict[Path, Any],
+    others: dict[Path, Any],
+    pick: Any,
+) -> Any:
+    """f[runs, *sizes] of each cost: its weighted value in the runs of a group."""
+    count = sum(math.prod(plan.run_shape(p)) for p in group.sites)
+    # A site by itself takes its values in order, one in each run; of several each is told which runs are its own.
+    alone = not group.is_pruned and count == others[group.sites[0].path].weights.shape[-1]
+    numbers = {p.path: None if alone else _run_numbers(plan, p) for p in group.sites}
+    site_inputs = still | {
+        path: still[path]._replace(alternative=(_still(others[path].values), number))
+        for path, number in numbers.items()
+    }
+
+    def at(number):
+        return collect_costs(plan, run_program(plan, jaxpr, site_inputs, digits, number), digits).weighted
+
+    if group.is_pruned:
+        runs = group.first + pick[None]
+    else:
+        runs = jnp.arange(count, dtype=jnp.int32) + (0 if alone else group.first)
+    return jax.vmap(at, axis_name=RUNS)(runs)
+
+
+def _changes(
+    plan: Plan, group: _Group, info: SiteInfo, cost: Cost, others: Any, results: Any, value: Any, pick: Any
+) -> tuple[Any, Any]:
+    """The weights of a site's alternatives for a cost, and by how much the cost is another in their runs."""
+    weight = _run_weights(plan, info, law_in(plan, cost, info.path, others.weights), cost, pick)
+    first = 0 if group.is_pruned else plan.runs.first[info.path] - group.first
+    difference = results[first : first + weight.shape[0]] - value
+    if others.possible is not None:
+        possible = _run_weights(plan, info, others.possible.astype(weight.dtype), cost, pick)
+        difference = jnp.where(possible == 0, 0, difference)
+    return weight, difference
 
 
 def _run_numbers(plan: Plan, info: SiteInfo) -> Any:

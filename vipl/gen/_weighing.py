@@ -88,52 +88,66 @@ def weighing(
       emit: (site, its operands, its value) -> what is collected; None: nothing is. A composite has no operands.
       name: what the interpreter does, for messages.
     """
+    weigher = _Weigher(policy, total, emit)
+    return Interpreter(weigher.handle, None, name, weigher.compose)
 
-    def emitted(site: Site, operands: Sequence[Any], path: Path, value: Any) -> dict[Path, Any]:
-        return {} if emit is None else {path: emit(site, operands, value)}
 
-    def handle(visit: Visit, operands: Sequence[Any], given: Any) -> Outcome:
+class _Weigher(NamedTuple):
+    """See `weighing`."""
+
+    policy: Policy
+    total: Total
+    emit: Callable[[Site, Sequence[Any], Any], Any] | None
+
+    def handle(self, visit: Visit, operands: Sequence[Any], given: Any) -> Outcome:
+        """What becomes of a site."""
         site = visit.site
         operands = watch(WEIGHED, site, operands)
         if is_factor(site):
             log_prob = density_inside(site, operands, jnp.zeros((0,)))
             probe(WEIGHED, site, (), jnp.zeros(()), log_prob)
-            return Outcome(jnp.zeros(site.shape), total([site], log_prob, True), {})
-        does = policy(site, given)
-        if isinstance(does, Given):
-            value, log_prob = does.value, does.density(site, operands, does.value)
-        elif does.weighs:
-            value, log_prob = draw_and_weigh(site, operands)
-        else:
-            value = does.change(bind_site(operands, replace(site, weighs=False)))
-            log_prob = density(site, operands, value) if site.weighs else None
+            return Outcome(jnp.zeros(site.shape), self.total([site], log_prob, True), {})
+        does = self.policy(site, given)
+        value, log_prob = _value_and_density(site, operands, does)
         totals = {}
         if isinstance(does, Given) or does.weighs:
             probe(WEIGHED, site, operands, value, log_prob)
-            totals = total([site], log_prob, isinstance(does, Given))
+            totals = self.total([site], log_prob, isinstance(does, Given))
         outs = (value, log_prob) if site.weighs else value
-        return Outcome(outs, totals, emitted(site, operands, visit.path, value))
+        return Outcome(outs, totals, self._emitted(site, operands, visit.path, value))
 
-    def compose(composite: Composite, operands: list[Any], given: list[Any], path: Path) -> Outcome:
-        n, sites = composite.num_draw, composite.sites
-        each = [policy(site, x) for site, x in zip(sites, given, strict=True)]
-        is_given = [isinstance(does, Given) for does in each]
-        weighs = True
-        if all(is_given):
-            values = [does.value for does in each if isinstance(does, Given)]
-            (log_prob,) = walk(composite.weigh, [*operands[n:], *values], plain)
-        elif not any(is_given):
-            drawn = [does for does in each if isinstance(does, Drawn)]
-            *values, log_prob = walk(composite.draw, operands[:n], plain)
-            values = [does.change(x) for does, x in zip(drawn, values, strict=True)]
-            weighs = all(does.weighs for does in drawn)
+    def compose(self, composite: Composite, operands: list[Any], given: list[Any], path: Path) -> Outcome:
+        """What becomes of the values of a composite: all are given, or none is."""
+        sites = composite.sites
+        each = [self.policy(site, x) for site, x in zip(sites, given, strict=True)]
+        taken = [does for does in each if isinstance(does, Given)]
+        drawn = [does for does in each if isinstance(does, Drawn)]
+        if taken and drawn:
+            raise partly_given(composite, [isinstance(does, Given) for does in each])
+        if taken:
+            values = [does.value for does in taken]
+            (log_prob,) = walk(composite.weigh, [*operands[composite.num_draw :], *values], plain)
         else:
-            raise partly_given(composite, is_given)
-        emits = [emitted(site, (), (*path, k), x) for k, (site, x) in enumerate(zip(sites, values, strict=True))]
-        totals = total(sites, log_prob, all(is_given)) if weighs else {}
-        return Outcome(values, totals, {p: x for part in emits for p, x in part.items()})
+            *values, log_prob = walk(composite.draw, operands[: composite.num_draw], plain)
+            values = [does.change(x) for does, x in zip(drawn, values, strict=True)]
+        totals = self.total(sites, log_prob, bool(taken)) if all(does.weighs for does in drawn) else {}
+        emits: dict[Path, Any] = {}
+        for k, (site, x) in enumerate(zip(sites, values, strict=True)):
+            emits |= self._emitted(site, (), (*path, k), x)
+        return Outcome(values, totals, emits)
 
-    return Interpreter(handle, None, name, compose)
+    def _emitted(self, site: Site, operands: Sequence[Any], path: Path, value: Any) -> dict[Path, Any]:
+        return {} if self.emit is None else {path: self.emit(site, operands, value)}
+
+
+def _value_and_density(site: Site, operands: Sequence[Any], does: Given | Drawn) -> tuple[Any, Any]:
+    """The value of a site, and its log density; None where neither the policy nor the site wants that."""
+    if isinstance(does, Given):
+        return does.value, does.density(site, operands, does.value)
+    if does.weighs:
+        return draw_and_weigh(site, operands)
+    value = does.change(bind_site(operands, replace(site, weighs=False)))
+    return value, density(site, operands, value) if site.weighs else None
 
 
 def draw_and_weigh(site: Site, operands: Sequence[Any]) -> tuple[Any, Any]:
