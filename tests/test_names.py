@@ -48,6 +48,12 @@ def test_a_name_that_never_was():
         exec("from vipl import Sampel")
 
 
+@pytest.mark.parametrize("code", ["from vipl import demo", "import vipl; assert not hasattr(vipl, 'Sampel')"])
+def test_the_first_name_that_is_asked_for(code):
+    """In a fresh process, where nothing of the package has been asked for before."""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_a_star_import_brings_the_names():
     namespace = {}
     exec("from vipl import *", namespace)

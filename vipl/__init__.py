@@ -82,6 +82,6 @@ def __dir__() -> list[str]:
 if not _typing.TYPE_CHECKING:  # a type checker would take every name for one that exists
 
     def __getattr__(name: str) -> _typing.Any:
-        from vipl import _moved
+        from vipl._moved import missing
 
-        raise _moved.missing(name)
+        raise missing(name)
