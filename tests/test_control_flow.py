@@ -687,6 +687,17 @@ def test_what_a_loop_keeps(monkeypatch):
     assert not look("given").loop
     assert "gt" not in names(look("integers").after)
 
+    def activated(a):
+        def step(x, _):
+            x = sample("x", dist.Normal(a * x, 1.0), Score())
+            return x, jax.nn.relu(jnp.sin(x))
+
+        return jnp.sum(lax.scan(step, 0.5, None, 3)[1])
+
+    # A function with a derivative of its own, which JAX compiles, is moved as what it computes is.
+    jax.eval_shape(lambda: vipl.expectation(activated).estimate(KEY, 0.5))
+    assert names(kept["made"].after).count("custom_jvp_call") == 1
+
     @vipl.gen
     def saving(a):
         lax.map(jax.checkpoint(lambda t: sample("x", dist.Normal(a * t, 1.0))), jnp.arange(3.0))

@@ -155,7 +155,7 @@ def _shape(name: str, got: str) -> ProgramError:
         at=name,
         got=got,
         expected="sites before one lax.scan, and in it, at the top level of a generative function",
-        fix="write the steps as one lax.scan (not inside jit, cond or vmap), and sites of the last step inside it",
+        fix="write the steps as one lax.scan (not inside cond or vmap), and sites of the last step inside it",
     )
 
 

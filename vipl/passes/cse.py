@@ -22,8 +22,8 @@ from vipl.ir.stage import stage
 def cse(fn: Callable, *args: Any) -> Any:
     """`fn(*args)`, each equation of the same operands evaluated once, those that nothing reads not at all.
 
-    Plain `jit`s are inlined. Equations that are not known to be pure stay, as often as they
-    stand there. Those that make keys are not merged, each of which may be used but once.
+    Plain `jit`s are inlined. Equations that are not known to be pure stay, as often as they stand there. Those that
+    make keys are not merged, each of which may be used but once.
     """
     jaxpr, shape = stage(fn, *args)
     constvars, consts, invars, eqns, outvars = _jax.parts(jaxpr)

@@ -33,6 +33,7 @@ from jax import lax
 
 from vipl import _jax
 from vipl.ir.dataflow import evaluate, follow_back, plain, read, walk
+from vipl.ir.inline import inline_jits
 from vipl.ir.purity import is_pure
 
 FIXED, AHEAD, LOOP = range(3)  # the levels of a variable: equal in all steps; known before the loop; made by it
@@ -153,7 +154,8 @@ def _kind(eqn: Any) -> int:
     if not is_pure(eqn) or any(map(_is_key, [*eqn.invars, *eqn.outvars])):
         return _jax.STAYS
     if eqn.primitive is _jax.custom_jvp_call_p:
-        return max(map(_kind, _jax.parts(eqn.params["call_jaxpr"]).eqns), default=_jax.CHEAP)
+        inner = inline_jits(eqn.params["call_jaxpr"])  # as that of `jax.nn.relu`, which is a `jit`
+        return max(map(_kind, _jax.parts(inner).eqns), default=_jax.CHEAP)
     return _jax.MOVES.get(eqn.primitive.name, _jax.STAYS)
 
 
