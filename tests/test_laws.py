@@ -436,7 +436,7 @@ class Reused(dist.Normal):
 
 
 ROOMS = [
-    {"_checks", "_jax", "errors", "distributions"},
+    {"_checks", "_jax", "_types", "errors", "distributions"},
     {"ir"},
     {"passes", "analysis", "cache"},
     {"interpret"},

@@ -30,6 +30,11 @@ from jax.interpreters import mlir as _mlir
 
 Primitive = _extend_core.Primitive
 Literal = _extend_core.Literal
+Var = _extend_core.Var
+Eqn = _extend_core.JaxprEqn
+ClosedJaxpr = _extend_core.ClosedJaxpr
+Jaxpr = _extend_core.Jaxpr | _extend_core.ClosedJaxpr
+Atom = _extend_core.Var | _extend_core.Literal
 Tracer = jax.core.Tracer
 ShapedArray = jax.core.ShapedArray
 Trace = _core.Trace
