@@ -3,7 +3,7 @@
 import importlib.metadata as _metadata
 import typing as _typing
 
-from vipl import distributions, errors, estimators, inference, interop, objectives, testing
+from vipl import distributions, errors, estimators, guides, inference, interop, objectives, testing
 from vipl.estimators import (
     ARM,
     Biased,
@@ -59,6 +59,7 @@ __all__ = [
     "factor",
     "fit",
     "gen",
+    "guides",
     "inference",
     "interop",
     "marginal",

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from vipl import _jax
+from vipl.analysis.regions import Region
 from vipl.errors import AddressError, show_addresses
 from vipl.gen._choices import Address, flatten, merge, nest
 from vipl.gen._source import Source, Trace
@@ -49,6 +50,10 @@ class Estimated(Source):
         """The values that one element of a choice can take, by address, where these are known to be finitely many."""
         return {}
 
+    def _regions(self) -> dict[Address, Region]:
+        """Where choices lie, by address, where that is known."""
+        return {}
+
     def weigh(self, known: dict[str, Any], drawn: dict[str, Any]) -> tuple[Any, Any]:
         """See `Source.weigh`."""
         log_w = self._weigh(merge(known, drawn))
@@ -81,7 +86,7 @@ class Estimated(Source):
         """Binds one composite, whose values are the choices, below `address`."""
         _, shapes = jax.make_jaxpr(lambda: self._draw()[0], return_shape=True)()
         flat = flatten(shapes, self.name)
-        finite, is_exact = self._finite(), self.is_exact()
+        finite, regions, is_exact = self._finite(), self._regions(), self.is_exact()
         sites = [
             Site(
                 address=(*address, *a),
@@ -90,7 +95,7 @@ class Estimated(Source):
                 num_distribution=0,
                 shape=x.shape,
                 dtype=x.dtype,
-                support=None,
+                support=regions.get(a),
                 where=where,
                 is_exact=is_exact,
                 finite=finite.get(a),

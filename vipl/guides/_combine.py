@@ -1,0 +1,183 @@
+"""Guides made of guides, by address."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from vipl._types import PRNGKeyArray, PyTree
+from vipl.errors import AddressError, ProgramError, show_address
+from vipl.gen import GenerativeFunction, Program
+from vipl.gen._arguments import call_maker
+from vipl.gen._choices import Address, flatten, nest
+from vipl.guides._guide import Guide, Start
+from vipl.guides._joint import FullRank
+from vipl.ir.keys import as_key
+
+
+class Combined:
+    """Several guides, or programs, over different choices, independent of each other; made by `combine`.
+
+    Attributes:
+      parts: by name, a guide; or a generative function of its parameters.
+    """
+
+    def __init__(self, parts: Mapping[str, Any]):
+        """See `combine`."""
+        self.parts = dict(parts)
+
+        def function(params: PyTree) -> Any:
+            _check_names(params, self.parts)
+            for name, part in self.parts.items():
+                program = (
+                    part(params[name])
+                    if isinstance(part, Guide | Combined)
+                    else call_maker(part, (params[name],), f"part {name!r}", "combine")
+                )
+                program.inline((), name)
+
+        function.__name__ = function.__qualname__ = f"combine({', '.join(self.parts)})"
+        self._gf = GenerativeFunction(function)
+
+    def __call__(self, params: PyTree) -> Program:
+        """The program of some parameters."""
+        return self._gf(params)
+
+    def __repr__(self) -> str:
+        return f"combine({', '.join(f'{name}: {part!r}' for name, part in self.parts.items())})"
+
+    def init(
+        self, key: PRNGKeyArray | None = None, *, start: Start = None, scale: float = 0.1, **own: PyTree
+    ) -> PyTree:
+        """Parameters to begin with: a dict of each part's.
+
+        Args:
+          key: see `Guide.init`.
+          start: see `Guide.init`; each part takes its own addresses.
+          scale: see `Guide.init`.
+          **own: the parameters of the parts that are no guides, by name.
+
+        Raises:
+          ProgramError: those of a part that is no guide are missing.
+        """
+        key = jax.random.key(0) if key is None else as_key(key)
+        out = dict(own)
+        for k, (name, part) in enumerate(self.parts.items()):
+            if name in own:
+                continue
+            if not isinstance(part, Guide | Combined):
+                raise ProgramError(
+                    "a part that is no guide has no parameters to begin with.",
+                    at=f"init of combine({', '.join(self.parts)})",
+                    got=f"the part {name!r}",
+                    expected="its parameters by name",
+                    fix=f"write init(key, {name}=...)",
+                )
+            its = _of(start, part) if isinstance(start, Mapping) and isinstance(part, Guide) else start
+            out[name] = part.init(jax.random.fold_in(key, k), start=its, scale=scale)
+        return out
+
+
+def combine(parts: Mapping[str, Any]) -> Combined:
+    """One guide of several, which share no choice and are independent of each other.
+
+    q(z) = Π_parts q_part(z_part).
+
+    Args:
+      parts: by name, guides with `addresses=`; other combinations; or generative functions of their parameters.
+
+    Returns:
+      A guide; its parameters are a dict of those of its parts.
+
+    Raises:
+      ProgramError: there are no parts, or one is not a guide or a function.
+      AddressError: two guides have a choice in common.
+
+    Example:
+      >>> import jax, numpyro.distributions as dist, vipl
+      >>> @vipl.gen
+      ... def model():
+      ...     m = vipl.sample("m", dist.Normal(0.0, 1.0))
+      ...     vipl.sample("s", dist.HalfNormal(1.0))
+      >>> @vipl.gen
+      ... def mine(params):
+      ...     vipl.sample("s", dist.LogNormal(params, 0.1))
+      >>> guide = vipl.guides.combine({"m": vipl.guides.FullRank(model(), {}, addresses="m"), "s": mine})
+      >>> sorted(guide(guide.init(s=0.0)).simulate(jax.random.key(0)).choices)
+      ['m', 's']
+    """
+    wrong = [name for name, part in parts.items() if not callable(part)] if isinstance(parts, Mapping) else ["parts"]
+    if wrong or not parts:
+        raise ProgramError(
+            "what is to be combined are not guides.",
+            at="combine",
+            got=", ".join(map(repr, wrong)) or "no parts",
+            expected="a dict of guides, or of generative functions of their parameters",
+            fix='write combine({"a": FullRank(..., addresses="a"), "b": my_program})',
+        )
+    taken: dict[Address, str] = {}
+    for name, part in parts.items():
+        for address in _addresses(part):
+            if address in taken:
+                raise AddressError(
+                    "two guides have a choice in common.",
+                    at=f"combine({', '.join(parts)})",
+                    got=f"{show_address(address)} in {taken[address]!r} and in {name!r}",
+                    expected="guides over different addresses",
+                    fix="pass addresses= to each",
+                )
+            taken[address] = name
+    return Combined(parts)
+
+
+def _addresses(part: Any) -> list[Address]:
+    if isinstance(part, Combined):
+        return [a for inner in part.parts.values() for a in _addresses(inner)]
+    return [x.address for x in (*part.latents.real, *part.latents.discrete)] if isinstance(part, Guide) else []
+
+
+def _of(start: Mapping[str, Any], guide: Guide) -> dict[str, Any]:
+    """The values of a start that are at addresses of a guide."""
+    here = _addresses(guide)
+    flat = flatten(dict(start), "the start")
+    return nest({a: x for a, x in flat.items() if a in here})
+
+
+def _check_names(params: PyTree, parts: Mapping[str, Any]) -> None:
+    if not isinstance(params, dict) or set(params) != set(parts):
+        raise ProgramError(
+            "the parameters are not those of a combination.",
+            at=f"combine({', '.join(parts)})",
+            got=f"keys {sorted(params)}" if isinstance(params, dict) else type(params).__name__,
+            expected=f"a dict with keys {sorted(parts)}",
+            fix="begin with its init(key)",
+        )
+
+
+def BlockDiagonal(  # noqa: N802 - one of the guides, which are classes
+    model: Program, data: Mapping[str, Any], blocks: Sequence[Any] | None = None
+) -> Combined:
+    """A Gaussian with a full covariance inside each block of choices, in unconstrained coordinates.
+
+    q(z) = Π_blocks N(u_block; loc_block, L_block L_blockᵀ) |det dT/du|⁻¹.
+
+    Parameters: a dict of those of `FullRank`, by block. Cost: the sum over blocks of n_block².
+    Use it where correlations within a choice, or between a few, matter, and all together are too many.
+
+    Args:
+      model: over latents and data.
+      data: the observed choices.
+      blocks: lists of addresses; a choice that is in none is a block of its own. None: each choice is one.
+    """
+    every = [x.address for x in FullRank(model, data).latents.real]
+    named = [[b] if isinstance(b, str) else list(b) for b in blocks or ()]
+    parts = {"+".join(map(_name, block)): FullRank(model, data, addresses=block) for block in named}
+    inside = {a for part in parts.values() for a in _addresses(part)}
+    parts |= {_name(a): FullRank(model, data, addresses=[a]) for a in every if a not in inside}
+    return combine(parts)
+
+
+def _name(address: Any) -> str:
+    return address if isinstance(address, str) else "/".join(address)

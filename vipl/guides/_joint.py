@@ -1,0 +1,249 @@
+"""Guides with one joint density over the coordinates of all real choices.
+
+    u ~ r_φ on R^n,   z = T(u),   log q_φ(z) = log r_φ(u) - log |det dT/du|,
+
+with T of `Latents`. The choices are drawn together: they are all given, or none is.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+
+from vipl._checks import whole_number
+from vipl._types import Array, Float, PRNGKeyArray, PyTree
+from vipl.analysis.regions import Region
+from vipl.errors import DistributionError, show_address
+from vipl.estimators import ImplicitReparam
+from vipl.gen import Estimated, Estimator, Program, gen, sample
+from vipl.gen._choices import Address, nest
+from vipl.gen._estimated import only
+from vipl.guides._guide import Guide
+from vipl.guides._latents import Latents
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Pushforward(Estimated):
+    """The law of T(u) for u of a program.
+
+    Attributes:
+      base: samples the vector u, f[n], at "coordinates".
+      latents: T.
+      role: the guide, for messages.
+    """
+
+    base: Program
+    latents: Latents = field(metadata={"static": True})
+    role: str = field(metadata={"static": True})
+
+    @property
+    def name(self) -> str:
+        """The guide's name."""
+        return self.role
+
+    def is_exact(self) -> bool:
+        """Its density is exact."""
+        return True
+
+    def _regions(self) -> dict[Address, Region]:
+        return {x.address: x.region for x in self.latents.real}
+
+    def _draw(self) -> tuple[dict[str, Any], Array]:
+        trace = self.base.simulate()
+        choices, log_det = self.latents.constrain(self.latents.split(trace.choices["coordinates"]))
+        return nest(choices), trace.log_prob - log_det
+
+    def _weigh(self, choices: dict[str, Any]) -> Array:
+        flat = only(choices, [x.address for x in self.latents.real], self.name)
+        u, log_det = self.latents.unconstrain({a: jnp.asarray(x) for a, x in flat.items()})
+        return self.base.assess({"coordinates": self.latents.join(u)}).log_prob - log_det
+
+
+def check_joint(guide: Guide, latents: Latents) -> None:
+    """Raises where the choices have no joint density over R^n."""
+    role, at = type(guide).__name__, f"{type(guide).__name__} of {guide.model.name}"
+    if latents.discrete:
+        raise DistributionError(
+            "a guide with a joint density is asked for a discrete choice.",
+            at=at,
+            got=f"the discrete latent choice {show_address(latents.discrete[0].address)}",
+            expected="real choices",
+            fix=f'pass addresses= without it, and write combine({{"real": {role}(...), "discrete": MeanField(...)}})',
+        )
+    if latents.in_branch:
+        raise DistributionError(
+            "a guide with a joint density is asked for a choice in a branch, which may not be there.",
+            at=at,
+            got="a latent site inside `cond` or `switch`",
+            expected="latent sites that every run meets",
+            fix="use MeanField, or sample outside the branches, and select the value",
+        )
+
+
+class JointGuide(Guide):
+    """A guide whose real choices have one joint density in the coordinates.
+
+    Attributes:
+      frame: (loc, scale_tril), f[n] and f[n, n]: the coordinates are loc + scale_tril v, with v of the family. None: v
+        itself. A frame in which the posterior has about unit scale makes the parameters easy to learn.
+    """
+
+    estimator: Estimator | None = None
+
+    def __init__(
+        self,
+        model: Program,
+        data: Mapping[str, Any],
+        *,
+        addresses: Any = None,
+        frame: tuple[Array, Array] | None = None,
+    ):
+        """See `Guide`; `frame` as said there."""
+        self.frame = frame
+        super().__init__(model, data, addresses=addresses)
+
+    @abc.abstractmethod
+    def family(self, params: PyTree) -> dist.Distribution:
+        """The distribution over R^n of some parameters."""
+
+    def _check(self) -> None:
+        check_joint(self, self.latents)
+
+    def _function(self) -> Callable[[PyTree], Any]:
+        role = f"{type(self).__name__} of {self.model.name}"
+
+        @gen
+        def base(params: PyTree) -> None:
+            d = self.family(params)
+            if self.frame is not None:
+                d = _framed(d, *self.frame)
+            sample("coordinates", d, self.estimator)
+
+        def function(params: PyTree) -> Any:
+            return Pushforward(base(params), self.latents, role).inline((), role)
+
+        return function
+
+    def center(self, u: dict[Address, Array]) -> Float[Array, " n"]:
+        """The vector v of given coordinates."""
+        vector = self.latents.join(u)
+        if self.frame is None:
+            return vector
+        loc, scale_tril = self.frame
+        return jax.scipy.linalg.solve_triangular(scale_tril, vector - loc, lower=True)
+
+
+def _framed(d: dist.Distribution, loc: Array, scale_tril: Array) -> dist.Distribution:
+    """Loc + scale_tril v for v of a distribution; Gaussian where that is."""
+    if isinstance(d, dist.MultivariateNormal):
+        return dist.MultivariateNormal(loc + scale_tril @ d.loc, scale_tril=scale_tril @ d.scale_tril)
+    return dist.TransformedDistribution(d, dist.transforms.LowerCholeskyAffine(loc, scale_tril))
+
+
+class FullRank(JointGuide):
+    """A Gaussian with any covariance, in unconstrained coordinates.
+
+    u ~ N(loc, L Lᵀ),   L lower triangular, its diagonal exp(log_diag).
+
+    Parameters: `loc` f[n], `log_diag` f[n], `lower` f[n, n], of which the part below the diagonal counts.
+    Cost: n² parameters, O(n²) a draw and a density. Use it up to some hundred coordinates; it has every correlation, and
+    the tails and the one mode of a Gaussian. Exact for Gaussian posteriors.
+
+    Reference: Kucukelbir et al. (2017), "Automatic differentiation variational inference", eq. (9).
+    """
+
+    def family(self, params: PyTree) -> dist.Distribution:
+        """N(loc, L Lᵀ)."""
+        scale_tril = jnp.tril(params["lower"], -1) + jnp.diag(jnp.exp(params["log_diag"]))
+        return dist.MultivariateNormal(params["loc"], scale_tril=scale_tril)
+
+    def _init(self, u: dict[Address, Array], scale: Float[Array, ""], key: PRNGKeyArray) -> PyTree:
+        n = self.latents.size
+        return self.of_moments(self.center(u), scale * jnp.eye(n))
+
+    @staticmethod
+    def of_moments(loc: Float[Array, " n"], scale_tril: Float[Array, "n n"]) -> PyTree:
+        """The parameters of N(loc, scale_tril scale_trilᵀ)."""
+        return {"loc": loc, "log_diag": jnp.log(jnp.diagonal(scale_tril)), "lower": jnp.tril(scale_tril, -1)}
+
+
+class LowRank(JointGuide):
+    """A Gaussian whose covariance is diagonal plus low rank, in unconstrained coordinates.
+
+    u ~ N(loc, diag(exp(2 log_diag)) + F Fᵀ),   F f[n, rank].
+
+    Parameters: `loc` f[n], `log_diag` f[n], `factor` f[n, rank].
+    Cost: n (rank + 2) parameters, O(n rank²) a draw and a density. Use it where FullRank has too many parameters and a
+    few directions hold most of the correlation.
+
+    Reference: Ong, Nott and Smith (2018), "Gaussian variational approximation with a factor covariance structure".
+    """
+
+    def __init__(self, model: Program, data: Mapping[str, Any], rank: int, **options: Any):
+        """See `JointGuide`.
+
+        Args:
+          model: over latents and data.
+          data: the observed choices.
+          rank: how many columns F has.
+          **options: `addresses`, `frame`.
+        """
+        self.rank = whole_number(rank, "rank", "LowRank")
+        super().__init__(model, data, **options)
+
+    def family(self, params: PyTree) -> dist.Distribution:
+        """N(loc, diag(exp(2 log_diag)) + F Fᵀ)."""
+        return dist.LowRankMultivariateNormal(params["loc"], params["factor"], jnp.exp(2 * params["log_diag"]))
+
+    def _init(self, u: dict[Address, Array], scale: Float[Array, ""], key: PRNGKeyArray) -> PyTree:
+        n = self.latents.size
+        factor = 0.1 * scale * jax.random.normal(key, (n, self.rank))
+        return {"loc": self.center(u), "log_diag": jnp.full(n, jnp.log(scale)), "factor": factor}
+
+
+class Mixture(JointGuide):
+    """A mixture of Gaussians with diagonal covariances, in unconstrained coordinates.
+
+    u ~ Σ_k softmax(logits)_k N(loc_k, diag(exp(2 log_scale_k))).
+
+    Its draws have implicit derivatives, in the weights too (`ImplicitReparam`).
+    Parameters: `logits` f[K], `loc` f[K, n], `log_scale` f[K, n].
+    Cost: K densities a draw, and n K distribution functions for the derivative. Use it for several modes, or skew that no
+    Gaussian has; the components begin at random places, and find modes near these.
+
+    Reference: Graves (2016), "Stochastic backpropagation through mixture density distributions".
+    """
+
+    def __init__(self, model: Program, data: Mapping[str, Any], num_components: int, **options: Any):
+        """See `JointGuide`.
+
+        Args:
+          model: over latents and data.
+          data: the observed choices.
+          num_components: K.
+          **options: `addresses`, `frame`.
+        """
+        self.num_components = whole_number(num_components, "num_components", "Mixture")
+        super().__init__(model, data, **options)
+
+    @property
+    def estimator(self) -> Estimator:
+        """Implicit derivatives."""
+        return ImplicitReparam()
+
+    def family(self, params: PyTree) -> dist.Distribution:
+        """Σ_k softmax(logits)_k N(loc_k, diag(exp(2 log_scale_k)))."""
+        components = dist.Normal(params["loc"], jnp.exp(params["log_scale"])).to_event(1)
+        return dist.MixtureSameFamily(dist.Categorical(logits=params["logits"]), components)
+
+    def _init(self, u: dict[Address, Array], scale: Float[Array, ""], key: PRNGKeyArray) -> PyTree:
+        shape = (self.num_components, self.latents.size)
+        loc = self.center(u) + scale * jax.random.normal(key, shape)
+        return {"logits": jnp.zeros(shape[0]), "loc": loc, "log_scale": jnp.full(shape, jnp.log(scale))}

@@ -1,0 +1,407 @@
+"""The latent choices of a program in unconstrained coordinates.
+
+    x = T(u),   u in R^n,   log |det dT/du| = Σ over latent sites of that of NumPyro's bijection onto the support.
+
+A support may depend on choices before it, so the program itself is run to compute T: a latent site takes the point that
+its bijection makes of its coordinates, an observed site its datum. Along the order of the sites the Jacobian is
+triangular, which is why the logarithms of the determinants add up.
+
+Invariants: `unconstrain(constrain(u))` is `u`; a choice has the shape that `simulate` gives it, with the leading axes of
+the loops around its site, and its coordinates have the same leading axes.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from numpyro.distributions import biject_to
+from numpyro.distributions.transforms import Transform
+
+from vipl import _jax
+from vipl._types import Array, Float
+from vipl.distributions._points import innermost
+from vipl.errors import AddressError, DistributionError, ProgramError, show_address, show_addresses
+from vipl.gen import Program
+from vipl.gen._choices import Address, check_address, flatten, match
+from vipl.gen._density import is_factor, site_log_prob
+from vipl.gen._program import merge_emits, valued
+from vipl.interpret.interpreter import Interpreter, Outcome, Visit, run
+from vipl.ir.composite import Composite
+from vipl.ir.dataflow import follow_back, plain, walk
+from vipl.ir.primitives import Path, Site
+from vipl.ir.sites import SiteInfo
+
+
+class Latent(NamedTuple):
+    """One latent choice that is a real array.
+
+    Attributes:
+      address: where it stands.
+      shape: its shape, the axes of the loops around its site first.
+      coordinates: the shape of its coordinates, with the same first axes.
+      loops: how many of these axes there are.
+      dtype: of the choice and of its coordinates.
+      at: the site, for messages.
+      region: the site's support.
+    """
+
+    address: Address
+    shape: tuple[int, ...]
+    coordinates: tuple[int, ...]
+    loops: int
+    dtype: Any
+    at: str
+    region: Any
+
+    @property
+    def size(self) -> int:
+        """How many coordinates it has."""
+        return math.prod(self.coordinates)
+
+
+class Discrete(NamedTuple):
+    """One latent choice of integers.
+
+    Attributes:
+      address: where it stands.
+      shape: its shape, the axes of the loops around its site first.
+      dtype: of the choice.
+      low: the smallest value.
+      number: how many values one element takes.
+      loops: of every leading axis, whether it is a `vmap`.
+    """
+
+    address: Address
+    shape: tuple[int, ...]
+    dtype: Any
+    low: int
+    number: int
+    loops: tuple[bool, ...]
+
+
+class Latents:
+    """The choices of a program that are not given.
+
+    Attributes:
+      program: over latent and given choices.
+      real: the latent choices that are real, in the order of their sites.
+      discrete: those that are integers.
+      in_branch: whether a latent site stands in a branch of a `cond`.
+      computed: whether the parameters of a support depend on latent choices.
+    """
+
+    def __init__(self, program: Program, given: Mapping[str, Any], role: str, addresses: Any = None):
+        """Reads the sites; nothing is drawn.
+
+        Args:
+          program: over latent and given choices.
+          given: the data.
+          role: the guide, for messages.
+          addresses: which of the latent choices; an address stands for all below it. None: all.
+
+        Raises:
+          AddressError: an address is not one of a latent choice.
+          DistributionError: a latent site's support has no bijection, or its values are integers without an end; or a
+            support depends on a latent choice that is not among `addresses`.
+        """
+        self.program = program
+        self._staged, found = program.staged()
+        self._found = valued(found)
+        self._given = match(dict(given), self._found, program.name, complete=False)
+        latent = [info for info in self._found if info.site.address not in self._given]
+        if not latent:
+            raise ProgramError(
+                "a program has no latent choices.",
+                at=role,
+                got=f"choices for all sites of {program.name}",
+                expected="at least one site without a datum",
+                fix="leave the latent sites out of the data",
+            )
+        unique = {info.site.address: info for info in latent}
+        chosen = _chosen(addresses, unique, program.name, role)
+        self._others = frozenset(a for a in unique if a not in chosen)
+        read = [_read(unique[a], role) for a in chosen]
+        self.real = tuple(x for x in read if isinstance(x, Latent))
+        self.discrete = tuple(x for x in read if isinstance(x, Discrete))
+        self._real = frozenset(x.address for x in self.real)
+        self.in_branch = any(info.in_branch for info in latent)
+        self.computed = self._supports_are_computed(role)
+
+    @property
+    def size(self) -> int:
+        """n, how many coordinates there are."""
+        return sum(x.size for x in self.real)
+
+    # --- coordinates as one vector ----------------------------------------------------------------------------
+
+    def split(self, u: Float[Array, "... n"]) -> dict[Address, Array]:
+        """The coordinates of each choice from the vector of all."""
+        out, start = {}, 0
+        for x in self.real:
+            out[x.address] = u[..., start : start + x.size].reshape(*u.shape[:-1], *x.coordinates)
+            start += x.size
+        return out
+
+    def join(self, parts: Mapping[Address, Array]) -> Float[Array, " n"]:
+        """The vector of all coordinates."""
+        return jnp.concatenate([jnp.ravel(parts[x.address]) for x in self.real])
+
+    # --- the map ------------------------------------------------------------------------------------------------
+
+    def constrain(self, u: Mapping[Address, Array]) -> tuple[dict[Address, Array], Array]:
+        """T: the choices by address, and f[], log |det dT/du|."""
+        out = self._run(u, lambda seen: seen.value if seen.coordinates is not None else None)
+        return self._by_address(out.emits), out.totals["log_det"]
+
+    def unconstrain(self, choices: Mapping[Address, Array]) -> tuple[dict[Address, Array], Array]:
+        """T's inverse: the coordinates by address, and f[], log |det dT/du| there."""
+        out = self._run(choices, lambda seen: seen.coordinates, inverse=True)
+        return self._by_address(out.emits), out.totals["log_det"]
+
+    def log_density(self, u: Mapping[Address, Array], discrete: Mapping[Address, Array] | None = None) -> Array:
+        """f[], log p(T(u), given) + log |det dT/du|: the joint density in the coordinates, factors included."""
+        out = self._run({**u, **(discrete or {})}, lambda seen: None, weigh=True)
+        return out.totals["log_p"] + out.totals["log_det"]
+
+    def log_densities(self, u: Mapping[Address, Array]) -> dict[str, Array]:
+        """f[], the log density of each site at T(u), by the site as messages write it."""
+        out = self._run(u, lambda seen: seen.log_p, weigh=True)
+        return {info.site.at(): jnp.sum(out.emits[info.path]) for info in self._found if info.path in out.emits}
+
+    def bijections(self) -> dict[Address, Transform]:
+        """T of each real choice by itself, for the whole array; of supports that are not computed."""
+        zeros = {x.address: jnp.zeros(x.coordinates, x.dtype) for x in self.real}
+        structures = {}
+
+        def leaves(seen: _Seen) -> Any:
+            if seen.coordinates is None:
+                return None
+            found, structures[seen.site.address] = jax.tree.flatten(seen.distribution.support)
+            return [jnp.asarray(x) for x in found]
+
+        emits = self._run(zeros, leaves).emits
+        out = {}
+        for info in self._found:
+            latent = next((x for x in self.real if x.address == info.site.address), None)
+            if latent is not None:
+                here = [_aligned(x, latent) for x in emits[info.path]]
+                out[latent.address] = biject_to(jax.tree.unflatten(structures[latent.address], here))
+        return out
+
+    def guided(
+        self, params: Mapping[Address, Any], at_site: Callable[[Address, Any, Any], Array]
+    ) -> dict[Address, Array]:
+        """Runs the program with other sites in the places of the latent ones, inside its own control flow.
+
+        Args:
+          params: of each latent choice, a pytree of arrays with the axes of the loops around its site first.
+          at_site: (address, the model's distribution there, the parameters there) -> the value; it samples.
+        """
+        latent = {*self._real, *(x.address for x in self.discrete)}
+
+        def handle(visit: Visit, operands: Sequence[Array], x: Any) -> Outcome:
+            site = visit.site
+            if is_factor(site):
+                return Outcome(jnp.zeros(site.shape), {}, {})
+            if site.address not in latent:
+                return Outcome(x, {}, {})
+            value = at_site(site.address, site.distribution.combine(operands[: site.num_distribution]), x)
+            return Outcome(value, {}, {visit.path: value})
+
+        def compose(_: Composite, operands: list[Any], given: list[Any], path: Path) -> Outcome:
+            del operands, path
+            return Outcome(given, {}, {})
+
+        values = self._given | self._placeholders() | dict(params)
+        paths = {info.path: values[info.site.address] for info in self._found}
+        emits = run(self._staged.jaxpr, [], Interpreter(handle, None, "a guide", compose), paths).emits
+        here = [info for info in self._found if info.path in emits]
+        return flatten(merge_emits(here, emits), self.program.name)
+
+    # --- inside -------------------------------------------------------------------------------------------------
+
+    def _run(
+        self,
+        values: Mapping[Address, Array],
+        emit: Callable[[_Seen], Any],
+        *,
+        inverse: bool = False,
+        weigh: bool = False,
+    ) -> Outcome:
+        """Runs the program at coordinates, or at choices.
+
+        Args:
+          values: the coordinates of real choices, or with `inverse` the choices; discrete choices, else their smallest.
+          emit: what is collected at a site; None: nothing.
+          inverse: whether coordinates are made of choices.
+          weigh: whether densities are added up.
+        """
+        values = self._given | self._placeholders() | dict(values)
+
+        def handle(visit: Visit, operands: Sequence[Array], x: Any) -> Outcome:
+            seen = self._see(visit.site, operands, x, inverse=inverse, weigh=weigh)
+            emitted = emit(seen)
+            emits = {} if emitted is None or is_factor(visit.site) else {visit.path: emitted}
+            return Outcome(seen.value, {"log_det": seen.log_det, "log_p": seen.log_p}, emits)
+
+        def compose(composite: Composite, operands: list[Any], given: list[Any], _: Path) -> Outcome:
+            log_p = jnp.zeros(())
+            if weigh:
+                (log_p,) = walk(composite.weigh, [*operands[composite.num_draw :], *given], plain)
+            return Outcome(given, {"log_p": log_p}, {})
+
+        paths = {info.path: values[info.site.address] for info in self._found}
+        out = run(self._staged.jaxpr, [], Interpreter(handle, None, "a guide", compose), paths)
+        zero = jnp.zeros(())
+        return out._replace(totals={"log_det": zero, "log_p": zero} | out.totals)
+
+    def _see(self, site: Site, operands: Sequence[Array], x: Any, *, inverse: bool, weigh: bool) -> _Seen:
+        zero = jnp.zeros(())
+        if is_factor(site):
+            log_p = site_log_prob(site, operands, jnp.zeros((0,)), check=False) if weigh else zero
+            return _Seen(site, None, jnp.zeros(site.shape), None, zero, log_p)
+        d = site.distribution.combine(operands[: site.num_distribution])
+        value, coordinates, log_det = x, None, zero
+        if site.address in self._real:
+            bijection = biject_to(d.support)
+            value, coordinates = (x, bijection.inv(x)) if inverse else (bijection(x), x)
+            log_det = jnp.sum(bijection.log_abs_det_jacobian(coordinates, value))
+        log_p = site_log_prob(site, operands, value, check=coordinates is None) if weigh else zero
+        return _Seen(site, d, value, coordinates, log_det, log_p)
+
+    def _by_address(self, emits: dict[Path, Array]) -> dict[Address, Array]:
+        nested = merge_emits([info for info in self._found if info.path in emits], emits)
+        return {x.address: functools.reduce(lambda level, part: level[part], x.address, nested) for x in self.real}
+
+    def _placeholders(self) -> dict[Address, Array]:
+        """Some value for each discrete choice, and for each choice that is left out."""
+        out = {x.address: jnp.full(x.shape, x.low, x.dtype) for x in self.discrete}
+        for info in self._found:
+            if info.site.address in self._others:
+                out[info.site.address] = jnp.zeros(info.loop_shape + info.site.shape, info.site.dtype)
+        return out
+
+    def _supports_are_computed(self, role: str) -> bool:
+        """Whether the parameters of a support depend on latent choices; raises where on one that is left out."""
+        latent = {x.address: jnp.zeros(x.coordinates, x.dtype) for x in self.real} | self._placeholders()
+
+        def leaves(*values: Array) -> Any:
+            def emit(seen: _Seen) -> Any:
+                support = None if seen.coordinates is None else seen.distribution.support
+                return [jnp.asarray(x) for x in jax.tree.leaves(support)]
+
+            return self._run(dict(zip(latent, values, strict=True)), emit).emits
+
+        _, _, invars, eqns, outvars = _jax.parts(jax.make_jaxpr(leaves)(*latent.values()))
+        _, ends = follow_back(eqns, outvars)
+        needed = [address for address, v in zip(latent, invars, strict=True) if v in ends or v in outvars]
+        left_out = [a for a in needed if a in self._others]
+        if left_out:
+            raise DistributionError(
+                "the support of a latent choice depends on one that the guide leaves out.",
+                at=f"{role} of {self.program.name}",
+                got=f"addresses without {show_addresses(left_out)}",
+                expected="all choices that the supports of the chosen ones depend on",
+                fix=f"add {show_address(left_out[0])} to the addresses",
+            )
+        return bool(needed)
+
+
+class _Seen(NamedTuple):
+    """A site with its value.
+
+    Attributes:
+      site: the site.
+      distribution: its distribution; None of a factor.
+      value: [...], the choice.
+      coordinates: [...], T's inverse of it; None of what is given or discrete.
+      log_det: f[], log |det dT/du| of the site.
+      log_p: f[], its log density; zero where that is not asked for.
+    """
+
+    site: Site
+    distribution: Any
+    value: Array
+    coordinates: Array | None
+    log_det: Array
+    log_p: Array
+
+
+def _chosen(addresses: Any, unique: Mapping[Address, Any], program: str, role: str) -> list[Address]:
+    """The latent addresses that are asked for, in the order of the program."""
+    if addresses is None:
+        return list(unique)
+    at = f"the addresses of {role}"
+    wanted = [check_address(a, at) for a in ([addresses] if isinstance(addresses, str) else addresses)]
+    chosen = [a for a in unique if any(a[: len(w)] == w for w in wanted)]
+    missing = [w for w in wanted if not any(a[: len(w)] == w for a in unique)]
+    if missing or not chosen:
+        raise AddressError(
+            "a guide is asked for an address that is no latent choice.",
+            at=at,
+            got=show_addresses(missing) if missing else "no addresses",
+            expected=f"{program}'s latent addresses {show_addresses(unique)}",
+            fix="name some of these",
+        )
+    return chosen
+
+
+def _aligned(leaf: Array, latent: Latent) -> Array:
+    """A parameter of a support, stacked over the loops, in a shape that broadcasts against the whole choice."""
+    loops, own = leaf.shape[: latent.loops], leaf.shape[latent.loops :]
+    return leaf.reshape(*loops, *(1,) * (len(latent.shape) - leaf.ndim), *own)
+
+
+def _read(info: SiteInfo, role: str) -> Latent | Discrete:
+    """What a guide has to know of a latent site; raises where no guide can be made for it."""
+    site = info.site
+    if site.distribution is None:
+        raise _unsupported(site, role, "a value of `marginal` or `normalize`", "a distribution of NumPyro at the site")
+    d = site.distribution.combine([jnp.zeros(a.shape, a.dtype) for a in info.distribution_avals])
+    shape = info.loop_shape + site.shape
+    if not jnp.issubdtype(site.dtype, jnp.floating):
+        low, number = _values_of(site, d, role)
+        loops = tuple(loop.kind == "lane" for loop in info.loops)
+        return Discrete(site.address, shape, site.dtype, low, number, loops)
+    name = type(innermost(d)).__name__
+    try:
+        bijection = biject_to(d.support)
+        coordinates = bijection.inverse_shape(site.shape)
+    except (NotImplementedError, AttributeError, TypeError, ValueError):
+        expected = "a support that NumPyro's biject_to maps onto"
+        raise _unsupported(site, role, f"{name}, whose support has no bijection from real numbers", expected) from None
+    if isinstance(innermost(d), dist.Delta):
+        expected = "latent sites with a density; a computed value is no choice"
+        raise _unsupported(site, role, "a point mass, which is no density", expected)
+    return Latent(
+        site.address, shape, info.loop_shape + tuple(coordinates), len(info.loops), site.dtype, site.at(), site.support
+    )
+
+
+def _values_of(site: Site, d: Any, role: str) -> tuple[int, int]:
+    """The smallest value of one element of a discrete site, and how many there are."""
+    region = site.support
+    low = None if region is None or region.low is None else region.low.array()
+    high = None if region is None or region.high is None else region.high.array()
+    name = type(innermost(d)).__name__
+    if low is None or high is None or not np.isfinite([low.min(), high.max()]).all() or region.structure is not None:
+        expected = "finitely many values for each element"
+        raise _unsupported(site, role, f"{name}, whose values are not known to be finitely many", expected)
+    return int(low.min()), int(high.max()) - int(low.min()) + 1
+
+
+def _unsupported(site: Site, role: str, got: str, expected: str) -> DistributionError:
+    return DistributionError(
+        "no guide can be made for a latent site.",
+        at=site.at(),
+        got=got,
+        expected=expected,
+        fix=f"write the guide of {show_address(site.address)} as a program, and combine it with {role} of the others",
+    )
