@@ -105,7 +105,8 @@ class Estimated(Source):
 
         def draw():
             choices, log_w = self._draw()
-            return [*flatten(choices, self.name).values(), log_w]
+            drawn = flatten(choices, self.name)
+            return [*(drawn[a] for a in flat), log_w]  # JAX sorts the keys of a dict; the program has its own order
 
         def weigh(*values):
             return [self._weigh(nest(dict(zip(flat, values, strict=True))))]
