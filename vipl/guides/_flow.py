@@ -11,13 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax.example_libraries import stax
-from numpyro.distributions import constraints
-from numpyro.distributions.flows import BlockNeuralAutoregressiveTransform, InverseAutoregressiveTransform
-from numpyro.nn import AutoregressiveNN, BlockNeuralAutoregressiveNN
+from numpyro.distributions.flows import InverseAutoregressiveTransform
+from numpyro.nn import AutoregressiveNN
 
 from vipl._checks import whole_number
 from vipl._types import Array, Float, PRNGKeyArray, PyTree
-from vipl.errors import DistributionError, ProgramError
+from vipl.errors import DistributionError
 from vipl.gen import Program
 from vipl.gen._choices import Address
 from vipl.guides._joint import JointGuide
@@ -28,15 +27,14 @@ class Flow(JointGuide):
 
     v ~ N(0, I),   u = loc + exp(log_scale) f_m(... f_1(v)).
 
-    kind "iaf"     inverse autoregressive networks, NumPyro's: O(n) networks to assess a given value, one to draw
-    kind "bnaf"    block neural autoregressive: more flexible, and given values cannot be assessed
+    The f_i are inverse autoregressive: a draw costs one network each; the density of a given value, n networks each.
+    The density of the guide's own draw, which is all that a bound asks for, needs no inverse.
 
     Parameters: `loc`, `log_scale` f[n], and the networks' under `layers`.
     Use it for skew, curvature and heavy or light tails, after a Gaussian was found not to fit; with a `frame`, that of
     the Gaussian. Needs two or more coordinates.
 
-    Reference: Kingma et al. (2016), "Improved variational inference with inverse autoregressive flow"; De Cao, Titov and
-    Aziz (2019), "Block neural autoregressive flow".
+    Reference: Kingma et al. (2016), "Improved variational inference with inverse autoregressive flow".
     """
 
     def __init__(
@@ -44,7 +42,6 @@ class Flow(JointGuide):
         model: Program,
         data: Mapping[str, Any],
         *,
-        kind: str = "iaf",
         num_layers: int = 2,
         hidden: tuple[int, ...] | None = None,
         **options: Any,
@@ -54,21 +51,11 @@ class Flow(JointGuide):
         Args:
           model: over latents and data.
           data: the observed choices.
-          kind: "iaf" or "bnaf".
           num_layers: how many transformations.
-          hidden: of "iaf" the sizes of the hidden layers of a network, at least n; of "bnaf" how many times n they
-            have. None: 32 or n, whichever is more; twice 8.
+          hidden: the sizes of the hidden layers of a network, at least n. None: one of 32 or n, whichever is more.
           **options: `addresses`, `frame`.
         """
-        if kind not in ("iaf", "bnaf"):
-            raise ProgramError(
-                "the kind of a flow is not known.",
-                at="Flow",
-                got=f"kind={kind!r}",
-                expected="'iaf' or 'bnaf'",
-                fix="pass one of these; another flow's program can be combined with guides by combine",
-            )
-        self.kind, self.num_layers, self.hidden = kind, whole_number(num_layers, "num_layers", "Flow"), hidden
+        self.num_layers, self.hidden = whole_number(num_layers, "num_layers", "Flow"), hidden
         super().__init__(model, data, **options)
 
     def _check(self) -> None:
@@ -86,27 +73,22 @@ class Flow(JointGuide):
     def _network(self) -> tuple[Callable, Callable]:
         """`init` and `apply` of the network of one layer."""
         n = self.latents.size
-        if self.kind == "bnaf":
-            return BlockNeuralAutoregressiveNN(n, list(self.hidden or (8, 8)))
         return AutoregressiveNN(n, list(self.hidden or (max(32, n),)), param_dims=[1, 1], nonlinearity=stax.Elu)
 
     def _init(self, u: dict[Address, Array], scale: Float[Array, ""], key: PRNGKeyArray) -> PyTree:
         n = self.latents.size
         init, _ = self._network
         layers = [init(k, (n,))[1] for k in jax.random.split(key, self.num_layers)]
-        layers = jax.tree.map(lambda x: 0.1 * x if self.kind == "iaf" else x, layers)
+        layers = jax.tree.map(lambda x: 0.1 * x, layers)  # near the identity
         return {"loc": self.center(u), "log_scale": jnp.full(n, jnp.log(scale)), "layers": layers}
 
     def family(self, params: PyTree) -> dist.Distribution:
         """The base, and the flow after it."""
         _, apply = self._network
-        transform = BlockNeuralAutoregressiveTransform if self.kind == "bnaf" else InverseAutoregressiveTransform
         n = self.latents.size
         steps: list[Any] = []
         for k, layer in enumerate(params["layers"]):
             steps += [dist.transforms.PermuteTransform(np.arange(n)[::-1].copy())] if k else []
-            steps.append(transform(functools.partial(apply, layer)))
-        steps.append(
-            dist.transforms.AffineTransform(params["loc"], jnp.exp(params["log_scale"]), constraints.real_vector)
-        )
+            steps.append(InverseAutoregressiveTransform(functools.partial(apply, layer)))
+        steps.append(dist.transforms.AffineTransform(params["loc"], jnp.exp(params["log_scale"])))
         return dist.TransformedDistribution(dist.Normal(jnp.zeros(n), jnp.ones(n)).to_event(1), steps)

@@ -1,7 +1,7 @@
 """What every guide is: a family of programs over the latent choices of a model.
 
-Law: `guide(params)` is a program whose choices are exactly the model's latent ones, of the same shapes, and whose density is
-exact; it lies in the model's supports whatever the parameters.
+Law: `guide(params)` is a program whose choices are exactly the model's latent ones, of the same shapes, inside their
+supports whatever the parameters, and whose density is exact.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class Guide(abc.ABC):
     def _init(self, u: dict[Address, Array], scale: Float[Array, ""], key: PRNGKeyArray) -> PyTree:
         """Parameters of a member that is centred at u."""
 
-    def _check(self) -> None:
+    def _check(self) -> None:  # noqa: B027 - a family may suit all
         """Raises where the family does not suit the latent choices."""
 
     # --- starts -----------------------------------------------------------------------------------------------
@@ -169,8 +169,11 @@ class Guide(abc.ABC):
         return moved
 
     def _what_is_not_finite(self, u: dict[Address, Array]) -> tuple[str, str] | None:
-        """The site whose density or gradient is not finite at u, and what it is; None where all is, or u is traced."""
-        if not u or any(isinstance(x, Tracer) for x in u.values()):
+        """The site whose density or gradient is not finite at u, and what it is.
+
+        None where all is, where u is traced, and where the guide leaves choices out, so that no density is known.
+        """
+        if not u or self.latents.left_out or any(isinstance(x, Tracer) for x in u.values()):
             return None
         addresses = list(u)
         density = lambda values: self.latents.log_density(dict(zip(addresses, values, strict=True)))  # noqa: E731

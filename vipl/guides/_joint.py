@@ -153,8 +153,8 @@ class FullRank(JointGuide):
     u ~ N(loc, L Lᵀ),   L lower triangular, its diagonal exp(log_diag).
 
     Parameters: `loc` f[n], `log_diag` f[n], `lower` f[n, n], of which the part below the diagonal counts.
-    Cost: n² parameters, O(n²) a draw and a density. Use it up to some hundred coordinates; it has every correlation, and
-    the tails and the one mode of a Gaussian. Exact for Gaussian posteriors.
+    Cost: n² parameters, O(n²) a draw and a density. Use it up to some hundred coordinates; it has every correlation,
+    and the tails and the one mode of a Gaussian. Exact for Gaussian posteriors.
 
     Reference: Kucukelbir et al. (2017), "Automatic differentiation variational inference", eq. (9).
     """
@@ -215,8 +215,8 @@ class Mixture(JointGuide):
 
     Its draws have implicit derivatives, in the weights too (`ImplicitReparam`).
     Parameters: `logits` f[K], `loc` f[K, n], `log_scale` f[K, n].
-    Cost: K densities a draw, and n K distribution functions for the derivative. Use it for several modes, or skew that no
-    Gaussian has; the components begin at random places, and find modes near these.
+    Cost: K densities a draw, and n K distribution functions for the derivative. Use it for several modes, or skew that
+    no Gaussian has; the components begin at random places, and find modes near these.
 
     Reference: Graves (2016), "Stochastic backpropagation through mixture density distributions".
     """

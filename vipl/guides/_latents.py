@@ -6,8 +6,8 @@ A support may depend on choices before it, so the program itself is run to compu
 its bijection makes of its coordinates, an observed site its datum. Along the order of the sites the Jacobian is
 triangular, which is why the logarithms of the determinants add up.
 
-Invariants: `unconstrain(constrain(u))` is `u`; a choice has the shape that `simulate` gives it, with the leading axes of
-the loops around its site, and its coordinates have the same leading axes.
+Invariants: `unconstrain(constrain(u))` is `u`; a choice has the shape that `simulate` gives it, with the leading axes
+of the loops around its site, and its coordinates have the same leading axes.
 """
 
 from __future__ import annotations
@@ -93,6 +93,7 @@ class Latents:
       program: over latent and given choices.
       real: the latent choices that are real, in the order of their sites.
       discrete: those that are integers.
+      left_out: the addresses of the latent choices that were not asked for.
       in_branch: whether a latent site stands in a branch of a `cond`.
       computed: whether the parameters of a support depend on latent choices.
     """
@@ -126,7 +127,7 @@ class Latents:
             )
         unique = {info.site.address: info for info in latent}
         chosen = _chosen(addresses, unique, program.name, role)
-        self._others = frozenset(a for a in unique if a not in chosen)
+        self.left_out = frozenset(a for a in unique if a not in chosen)
         read = [_read(unique[a], role) for a in chosen]
         self.real = tuple(x for x in read if isinstance(x, Latent))
         self.discrete = tuple(x for x in read if isinstance(x, Discrete))
@@ -284,7 +285,7 @@ class Latents:
         """Some value for each discrete choice, and for each choice that is left out."""
         out = {x.address: jnp.full(x.shape, x.low, x.dtype) for x in self.discrete}
         for info in self._found:
-            if info.site.address in self._others:
+            if info.site.address in self.left_out:
                 out[info.site.address] = jnp.zeros(info.loop_shape + info.site.shape, info.site.dtype)
         return out
 
@@ -302,7 +303,7 @@ class Latents:
         _, _, invars, eqns, outvars = _jax.parts(jax.make_jaxpr(leaves)(*latent.values()))
         _, ends = follow_back(eqns, outvars)
         needed = [address for address, v in zip(latent, invars, strict=True) if v in ends or v in outvars]
-        left_out = [a for a in needed if a in self._others]
+        left_out = [a for a in needed if a in self.left_out]
         if left_out:
             raise DistributionError(
                 "the support of a latent choice depends on one that the guide leaves out.",

@@ -28,10 +28,10 @@ _FEW = 256
 class MeanField(Guide):
     """Independent choices: Gaussians in unconstrained coordinates, and probabilities of each discrete value.
 
-    z = T(u),   u_i ~ N(loc_i, exp(log_scale_i)²);   a discrete element takes value v with probability softmax(logits)_v.
+    z = T(u),   u_i ~ N(loc_i, exp(log_scale_i)²);   P(element = v) = softmax(logits)_v of a discrete one.
 
-    Parameters, by address: `loc` and `log_scale`, of the shape of the coordinates; or `logits`, of the choice's shape for
-    elements of two values, with a last axis of K for those of more.
+    Parameters, by address: `loc` and `log_scale`, of the shape of the coordinates; or `logits`, of the choice's shape
+    for elements of two values, with a last axis of K for those of more.
     Cost: as many draws and densities as there are coordinates. Use it where there are many latent choices, and
     correlations in the posterior matter little: it understates the spread of correlated choices.
     Where a support depends on other choices, or a site stands in a branch, the guide runs the model's own control flow
