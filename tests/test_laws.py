@@ -444,9 +444,9 @@ ROOMS = [
     {"estimators"},
     {"expectation"},
     {"inference"},
-    {"objectives"},
+    {"objectives", "guides"},
     {"fit", "testing"},
-    {"interop"},
+    {"interop", "posterior"},
     {"demo"},
 ]
 PACKAGE = Path(vipl.__file__).parent

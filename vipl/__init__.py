@@ -27,6 +27,7 @@ from vipl.fit import Fit, fit
 from vipl.gen import GenerativeFunction, Program, Source, Trace, detach, factor, gen, sample
 from vipl.inference._marginal import marginal, normalize
 from vipl.interpret.seed import seed
+from vipl.posterior import Posterior, infer, load, predict
 
 __all__ = [
     "ARM",
@@ -42,6 +43,7 @@ __all__ = [
     "LeaveOneOut",
     "LocalEnumerate",
     "MeasureValued",
+    "Posterior",
     "Program",
     "ReinMax",
     "RejectionReparam",
@@ -60,11 +62,14 @@ __all__ = [
     "fit",
     "gen",
     "guides",
+    "infer",
     "inference",
     "interop",
+    "load",
     "marginal",
     "normalize",
     "objectives",
+    "predict",
     "sample",
     "seed",
     "testing",

@@ -58,6 +58,11 @@ class Flow(JointGuide):
         self.num_layers, self.hidden = whole_number(num_layers, "num_layers", "Flow"), hidden
         super().__init__(model, data, **options)
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """See `Guide.options`."""
+        return super().options | {"num_layers": self.num_layers, "hidden": self.hidden}
+
     def _check(self) -> None:
         super()._check()
         if self.latents.size < 2:

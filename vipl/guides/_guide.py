@@ -54,7 +54,7 @@ class Guide(abc.ABC):
         role = type(self).__name__
         check_source(model, "model", role, program=True)
         flatten(dict(data) if isinstance(data, Mapping) else data, f"the data of {role}")
-        self.model, self.data = model, dict(data)
+        self.model, self.data, self._addresses = model, dict(data), addresses
         self.latents = Latents(model, self.data, role, addresses)
         self._check()
         fn = self._function()
@@ -64,6 +64,15 @@ class Guide(abc.ABC):
     def __call__(self, params: PyTree) -> Program:
         """The program of some parameters; may stand wherever a program may."""
         return self._gf(params)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments that, with model and data, make the guide again."""
+        return {"addresses": self._addresses}
+
+    def with_options(self, **options: Any) -> Guide:
+        """The same family for the same model, with other options."""
+        return type(self)(self.model, self.data, **self.options | options)
 
     def __repr__(self) -> str:
         choices = show_addresses([x.address for x in (*self.latents.real, *self.latents.discrete)])

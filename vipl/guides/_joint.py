@@ -31,15 +31,17 @@ from vipl.guides._latents import Latents
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Pushforward(Estimated):
-    """The law of T(u) for u of a program.
+    """The law of T(loc + scale_tril v) for v of a program.
 
     Attributes:
-      base: samples the vector u, f[n], at "coordinates".
+      base: samples the vector v, f[n], at "coordinates".
+      frame: (loc, scale_tril); None: v itself is u.
       latents: T.
       role: the guide, for messages.
     """
 
     base: Program
+    frame: tuple[Array, Array] | None
     latents: Latents = field(metadata={"static": True})
     role: str = field(metadata={"static": True})
 
@@ -57,13 +59,27 @@ class Pushforward(Estimated):
 
     def _draw(self) -> tuple[dict[str, Any], Array]:
         trace = self.base.simulate()
-        choices, log_det = self.latents.constrain(self.latents.split(trace.choices["coordinates"]))
-        return nest(choices), trace.log_prob - log_det
+        v = trace.choices["coordinates"]
+        u = v if self.frame is None else self.frame[0] + self.frame[1] @ v
+        choices, log_det = self.latents.constrain(self.latents.split(u))
+        return nest(choices), trace.log_prob - log_det - self._log_det_of_frame()
 
     def _weigh(self, choices: dict[str, Any]) -> Array:
         flat = only(choices, [x.address for x in self.latents.real], self.name)
         u, log_det = self.latents.unconstrain({a: jnp.asarray(x) for a, x in flat.items()})
-        return self.base.assess({"coordinates": self.latents.join(u)}).log_prob - log_det
+        v = in_frame(self.latents.join(u), self.frame)
+        return self.base.assess({"coordinates": v}).log_prob - log_det - self._log_det_of_frame()
+
+    def _log_det_of_frame(self) -> Array:
+        return jnp.zeros(()) if self.frame is None else jnp.sum(jnp.log(jnp.diagonal(self.frame[1])))
+
+
+def in_frame(u: Float[Array, " n"], frame: tuple[Array, Array] | None) -> Float[Array, " n"]:
+    """The v of u = loc + scale_tril v."""
+    if frame is None:
+        return u
+    loc, scale_tril = frame
+    return jax.scipy.linalg.solve_triangular(scale_tril, u - loc, lower=True)
 
 
 def check_joint(guide: Guide, latents: Latents) -> None:
@@ -91,8 +107,9 @@ class JointGuide(Guide):
     """A guide whose real choices have one joint density in the coordinates.
 
     Attributes:
-      frame: (loc, scale_tril), f[n] and f[n, n]: the coordinates are loc + scale_tril v, with v of the family. None: v
-        itself. A frame in which the posterior has about unit scale makes the parameters easy to learn.
+      frame: (loc, scale_tril), f[n] and f[n, n] with positive diagonal: the coordinates are loc + scale_tril v, with v
+        of the family. None: v itself. A frame in which the posterior has about unit scale makes the parameters easy to
+        learn.
     """
 
     estimator: Estimator | None = None
@@ -109,6 +126,11 @@ class JointGuide(Guide):
         self.frame = frame
         super().__init__(model, data, addresses=addresses)
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """See `Guide.options`."""
+        return super().options | {"frame": self.frame}
+
     @abc.abstractmethod
     def family(self, params: PyTree) -> dist.Distribution:
         """The distribution over R^n of some parameters."""
@@ -121,30 +143,16 @@ class JointGuide(Guide):
 
         @gen
         def base(params: PyTree) -> None:
-            d = self.family(params)
-            if self.frame is not None:
-                d = _framed(d, *self.frame)
-            sample("coordinates", d, self.estimator)
+            sample("coordinates", self.family(params), self.estimator)
 
         def function(params: PyTree) -> Any:
-            return Pushforward(base(params), self.latents, role).inline((), role)
+            return Pushforward(base(params), self.frame, self.latents, role).inline((), role)
 
         return function
 
     def center(self, u: dict[Address, Array]) -> Float[Array, " n"]:
         """The vector v of given coordinates."""
-        vector = self.latents.join(u)
-        if self.frame is None:
-            return vector
-        loc, scale_tril = self.frame
-        return jax.scipy.linalg.solve_triangular(scale_tril, vector - loc, lower=True)
-
-
-def _framed(d: dist.Distribution, loc: Array, scale_tril: Array) -> dist.Distribution:
-    """Loc + scale_tril v for v of a distribution; Gaussian where that is."""
-    if isinstance(d, dist.MultivariateNormal):
-        return dist.MultivariateNormal(loc + scale_tril @ d.loc, scale_tril=scale_tril @ d.scale_tril)
-    return dist.TransformedDistribution(d, dist.transforms.LowerCholeskyAffine(loc, scale_tril))
+        return in_frame(self.latents.join(u), self.frame)
 
 
 class FullRank(JointGuide):
@@ -198,6 +206,11 @@ class LowRank(JointGuide):
         self.rank = whole_number(rank, "rank", "LowRank")
         super().__init__(model, data, **options)
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """See `Guide.options`."""
+        return super().options | {"rank": self.rank}
+
     def family(self, params: PyTree) -> dist.Distribution:
         """N(loc, diag(exp(2 log_diag)) + F Fᵀ)."""
         return dist.LowRankMultivariateNormal(params["loc"], params["factor"], jnp.exp(2 * params["log_diag"]))
@@ -233,10 +246,12 @@ class Mixture(JointGuide):
         self.num_components = whole_number(num_components, "num_components", "Mixture")
         super().__init__(model, data, **options)
 
+    estimator = ImplicitReparam()
+
     @property
-    def estimator(self) -> Estimator:
-        """Implicit derivatives."""
-        return ImplicitReparam()
+    def options(self) -> dict[str, Any]:
+        """See `Guide.options`."""
+        return super().options | {"num_components": self.num_components}
 
     def family(self, params: PyTree) -> dist.Distribution:
         """Σ_k softmax(logits)_k N(loc_k, diag(exp(2 log_scale_k)))."""

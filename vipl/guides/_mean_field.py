@@ -57,6 +57,11 @@ class MeanField(Guide):
         self.discrete = discrete
         super().__init__(model, data, addresses=addresses)
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """See `Guide.options`."""
+        return super().options | {"discrete": self.discrete}
+
     def _function(self) -> Callable[[PyTree], Any]:
         latents = self.latents
         integers = {x.address: x for x in latents.discrete}
@@ -83,6 +88,11 @@ class MeanField(Guide):
             return self.discrete
         in_lanes = len(x.loops) == len(x.shape) and all(x.loops)
         return Enumerate() if in_lanes or x.number ** math.prod(x.shape) <= _FEW else Score(LeaveOneOut())
+
+    def of_moments(self, loc: Float[Array, " n"], scale: Float[Array, " n"]) -> PyTree:
+        """The parameters with these means and standard deviations of the coordinates; of real choices alone."""
+        split, scales = self.latents.split(loc), self.latents.split(scale)
+        return nest({a: {"loc": split[a], "log_scale": jnp.log(scales[a])} for a in split})  # type: ignore[arg-type]
 
     def _init(self, u: dict[Address, Array], scale: Float[Array, ""], key: PRNGKeyArray) -> PyTree:
         params = {a: {"loc": x, "log_scale": jnp.full(x.shape, jnp.log(scale), x.dtype)} for a, x in u.items()}

@@ -1,0 +1,95 @@
+"""Draws of programs, many at once, and what is computed from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vipl._checks import whole_number
+from vipl._types import Array, PRNGKeyArray
+from vipl.gen import Program
+from vipl.gen._arguments import check_source
+from vipl.gen._choices import Address, flatten, nest
+from vipl.gen._density import log_probs_of
+from vipl.gen._program import valued
+from vipl.gen._weighing import Given, weighing
+from vipl.interpret.interpreter import run
+from vipl.ir.keys import as_key
+
+
+def addresses_of(program: Program) -> list[Address]:
+    """The addresses of a program, in its order."""
+    return list(dict.fromkeys(info.site.address for info in valued(program.staged()[1])))
+
+
+def predict(
+    key: PRNGKeyArray, program: Program, num_samples: int = 1000, *, choices: Mapping[str, Any] | None = None
+) -> Any:
+    """Draws from a program, with some choices given.
+
+    x_i ~ p(· | given_i),  i = 1 ... n:  each run takes the i-th of the given choices, and draws the rest in order. Without
+    any, these are draws from the prior and the prior predictive.
+
+    Args:
+      key: PRNG key.
+      program: a generative function with its arguments.
+      num_samples: n.
+      choices: given choices with a leading axis of n, by address, such as a posterior's draws. Addresses that the program
+        does not have are passed over.
+
+    Returns:
+      The choices that were drawn, nested dicts of arrays with a leading axis of n.
+
+    Raises:
+      ChoiceError: a given choice does not have the shape of the program's.
+
+    Example:
+      >>> import jax, numpyro.distributions as dist, vipl
+      >>> @vipl.gen
+      ... def model():
+      ...     vipl.sample("x", dist.Normal(vipl.sample("m", dist.Normal(0.0, 1.0)), 1.0))
+      >>> {name: x.shape for name, x in vipl.predict(jax.random.key(0), model(), 5).items()}
+      {'m': (5,), 'x': (5,)}
+    """
+    check_source(program, "program", "predict", program=True)
+    num_samples = whole_number(num_samples, "num_samples", "predict")
+    has = addresses_of(program)
+    flat = flatten(dict(choices), "the choices of predict") if choices else {}
+    given = {a: jnp.asarray(x) for a, x in flat.items() if a in has}
+
+    def one(key: PRNGKeyArray, given: dict[Address, Array]) -> list[Array]:
+        trace, _ = program.generate(nest(given), key=key)
+        drawn = flatten(trace.choices, program.name)
+        return [drawn[a] for a in has if a not in given]
+
+    keys = jax.random.split(as_key(key), num_samples)
+    names = list(given)
+    out = jax.vmap(lambda k, xs: one(k, dict(zip(names, xs, strict=True))))(keys, list(given.values()))
+    return nest(dict(zip([a for a in has if a not in given], out, strict=True)))
+
+
+def log_likelihoods(program: Program, choices: dict[Address, Array], observed: list[Address]) -> dict[Address, Array]:
+    """The log densities of observed choices given all others, elementwise where elements are independent.
+
+    Args:
+      program: over all choices.
+      choices: a value for each address.
+      observed: the addresses that are wanted.
+    """
+    staged, found = program.staged()
+    found = valued(found)
+
+    def policy(site: Any, value: Any) -> Given:
+        return Given(value)
+
+    def emit(site: Any, operands: Any, value: Any) -> Any:
+        return (
+            log_probs_of(site, operands, value) if site.address in observed and site.distribution is not None else None
+        )
+
+    interpreter = weighing(policy, emit=emit, name="log_likelihood")
+    emits = run(staged.jaxpr, [], interpreter, {info.path: choices[info.site.address] for info in found}).emits
+    return {info.site.address: emits[info.path] for info in found if emits.get(info.path) is not None}

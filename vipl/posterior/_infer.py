@@ -1,0 +1,284 @@
+"""`infer`: a guide, a start, an optimizer and a stopping rule for a model and its data.
+
+Law: `infer` is nothing but the public parts put together: a guide of `vipl.guides`, the objective `elbo` (its guide's
+density held, which is called sticking the landing), `vipl.fit`. Each can be replaced, and each can be used alone.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from vipl._checks import whole_number
+from vipl._types import Array, PRNGKeyArray, PyTree
+from vipl.errors import ProgramError
+from vipl.expectation import Expectation, expectation
+from vipl.fit import fit
+from vipl.gen import Program, detach
+from vipl.gen._arguments import check_source
+from vipl.gen._choices import merge
+from vipl.guides import Flow, FullRank, Guide, MeanField
+from vipl.guides._combine import Combined, combine
+from vipl.guides._guide import Start
+from vipl.guides._joint import JointGuide
+from vipl.ir.keys import as_key
+from vipl.posterior._gaussian import Moments, fit_gaussian, lower_triangular
+from vipl.posterior._posterior import Posterior, Report
+
+MOST_COORDINATES = 256
+"""The most real coordinates of which a covariance is learned without being asked for."""
+
+_CHUNK = 250
+"""Stochastic gradient steps between two looks at the bound."""
+
+
+def infer(
+    model: Program,
+    data: Mapping[str, Any],
+    *,
+    key: PRNGKeyArray,
+    guide: Any = None,
+    start: Start = None,
+    optimizer: optax.GradientTransformation | None = None,
+    num_steps: int | None = None,
+    num_samples: int = 8,
+    progress: bool = False,
+) -> Posterior:
+    """Approximates the posterior of a model's latent choices given its data.
+
+    max over params of L = E_q[log p(z, data) - log q(z)],  q = guide(params).
+
+    How it fits, unless an `optimizer` is passed:
+
+    - FullRank and MeanField guides of real choices, up to 256 coordinates: natural gradients from the start, exact for
+      Gaussian posteriors, in units of the posterior itself, so that the scale of the data does not matter. They end when
+      the standard errors of all means, in posterior sds, and of all log sds are below 0.02, or after 400 steps.
+    - Other joint guides (LowRank, Mixture, Flow): the same for a Gaussian first, whose moments become the guide's frame;
+      then stochastic gradients.
+    - All others, with discrete choices or more coordinates: stochastic gradients.
+
+    Stochastic gradients are those of the bound with the guide's density held (sticking the landing), by Adam with rates
+    1e-2, 3e-3 and 1e-3. A rate ends when the mean bound of 250 steps has twice not grown by more than twice its standard
+    error; the parameters are the average over the last 250 steps.
+
+    Args:
+      model: over latents and data, a generative function with its arguments.
+      data: the observed choices.
+      key: PRNG key.
+      guide: None: FullRank up to 256 real coordinates, else MeanField; discrete choices by MeanField. A class of
+        `vipl.guides`, or any function (model, data) -> guide; or a guide.
+      start: where to begin; see `Guide.init`.
+      optimizer: an optax optimizer, used for `num_steps` steps of stochastic gradients.
+      num_steps: the most steps of stochastic gradients; None: 20,000, or with an `optimizer` 5,000.
+      num_samples: draws of the guide in each step of stochastic gradients.
+      progress: whether to show a progress bar.
+
+    Returns:
+      A `Posterior`. A RuntimeWarning says if a stopping rule was not met.
+
+    Raises:
+      ProgramError: the model is not a program with its arguments; the guide is not one.
+      AddressError: the data have an address that the model does not have.
+      DistributionError: no guide can be made for a latent choice.
+      ChoiceError: the density is not finite at the start.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, numpyro.distributions as dist, vipl
+      >>> @vipl.gen
+      ... def model():
+      ...     m = vipl.sample("m", dist.Normal(0.0, 1.0))
+      ...     vipl.sample("y", dist.Normal(m, 1.0))
+      >>> posterior = vipl.infer(model(), {"y": 2.0}, key=jax.random.key(0))
+      >>> mean = posterior.expectation(lambda z: z["m"])
+      >>> bool(abs(mean - 1.0) < 0.05)
+      True
+
+    Reference: Roeder, Wu and Duvenaud (2017), "Sticking the landing"; Khan and Rue (2023), "The Bayesian learning rule".
+    """
+    check_source(model, "model", "infer", program=True)
+    key, data = as_key(key), dict(data) if isinstance(data, Mapping) else data
+    family = _the_guide(model, data, guide)
+    begun = time.perf_counter()
+    key_gaussian, key_init, key_fit = jax.random.split(key, 3)
+    gaussian = None
+    if optimizer is None and _has_gaussian(family):
+        gaussian = _gaussian(family, start, key_gaussian)
+    if gaussian is not None and isinstance(family, FullRank | MeanField):
+        params, report = _of_gaussian(family, gaussian, time.perf_counter() - begun)
+    else:
+        scale = 0.1
+        if gaussian is not None and isinstance(family, JointGuide):
+            family = family.with_options(frame=(gaussian.loc, lower_triangular(gaussian.factor)))
+            scale, start = 1.0, None
+            params = family._init(family.latents.split(gaussian.loc), jnp.asarray(scale), key_init)
+        else:
+            params = family.init(key_init, start=start, scale=scale)
+        objective = _objective(model, data, family)
+        params, values, converged, steps = _stochastic(
+            objective, params, key_fit, optimizer, num_steps, num_samples, progress
+        )
+        report = Report("stochastic gradients", values, converged, steps, time.perf_counter() - begun)
+    if not report.converged:
+        warnings.warn(
+            f"vipl.infer of {model.name} did not meet its stopping rule in {report.steps} steps{_why(report)}; see "
+            "posterior.summary() and posterior.plot_fit().",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return Posterior(model, data, family, params, report)
+
+
+def _why(report: Report) -> str:
+    return f" ({report.note})" if report.note else ""
+
+
+def _the_guide(model: Program, data: Any, guide: Any) -> Any:
+    if isinstance(guide, Guide | Combined):
+        return guide
+    if guide is not None:
+        made = guide(model, data) if callable(guide) else guide
+        if not isinstance(made, Guide | Combined):
+            raise ProgramError(
+                "the guide of infer is not a guide.",
+                at="vipl.infer",
+                got=type(made).__name__,
+                expected="a guide of vipl.guides, or a function (model, data) -> guide",
+                fix="pass guide=vipl.guides.MeanField; fit a guide of your own by vipl.fit and vipl.objectives.elbo",
+            )
+        return made
+    free = MeanField(model, data)
+    real, discrete = free.latents.real, free.latents.discrete
+    if not real or free.latents.in_branch or free.latents.size > MOST_COORDINATES:
+        return free
+    if not discrete:
+        return FullRank(model, data)
+    return combine(
+        {
+            "real": FullRank(model, data, addresses=[x.address for x in real]),
+            "discrete": MeanField(model, data, addresses=[x.address for x in discrete]),
+        }
+    )
+
+
+def _has_gaussian(guide: Any) -> bool:
+    """Whether the guide is over all latent choices, which are real and not too many."""
+    if not isinstance(guide, JointGuide | MeanField) or guide.latents.in_branch or guide.latents.left_out:
+        return False
+    return (
+        not guide.latents.discrete and guide.latents.size <= MOST_COORDINATES and getattr(guide, "frame", None) is None
+    )
+
+
+def _gaussian(guide: Guide, start: Start, key: PRNGKeyArray) -> Moments:
+    latents = guide.latents
+
+    @jax.jit
+    def run(u: Array, key: PRNGKeyArray) -> Moments:
+        density = lambda v: latents.log_density(latents.split(v))  # noqa: E731
+        return fit_gaussian(density, u, key, diagonal=isinstance(guide, MeanField))
+
+    return run(latents.join(guide.start(key, start)), key)
+
+
+def _of_gaussian(guide: Guide, found: Moments, seconds: float) -> tuple[PyTree, Report]:
+    taken = int(found.num_search) + int(found.num_average)
+    converged = bool(found.error <= 0.02)
+    note = f"standard error {float(found.error):.3f} sd"
+    note += f", {int(found.skipped)} steps skipped that were not finite" if int(found.skipped) else ""
+    report = Report("natural gradients", np.asarray(found.bounds[:taken]), converged, taken, seconds, note)
+    if isinstance(guide, FullRank):
+        return guide.of_moments(found.loc, lower_triangular(found.factor)), report
+    return guide.of_moments(found.loc, jnp.diagonal(found.factor)), report  # type: ignore[attr-defined]
+
+
+def _objective(model: Program, data: Any, guide: Any) -> Expectation:
+    @expectation
+    def sticking_the_landing(params: PyTree) -> Array:
+        q = guide(params).simulate()
+        held = detach(guide(params)).assess(q.choices).log_prob
+        return model.assess(merge(q.choices, data)).log_prob - held
+
+    @expectation
+    def bound(params: PyTree) -> Array:
+        q = guide(params).simulate()
+        return model.assess(merge(q.choices, data)).log_prob - q.log_prob
+
+    return bound if _has_flow(guide) else sticking_the_landing
+
+
+def _has_flow(guide: Any) -> bool:
+    """Whether the density of a given value is expensive."""
+    return any(map(_has_flow, guide.parts.values())) if isinstance(guide, Combined) else isinstance(guide, Flow)
+
+
+def _stochastic(
+    objective: Expectation,
+    params: PyTree,
+    key: PRNGKeyArray,
+    optimizer: optax.GradientTransformation | None,
+    num_steps: int | None,
+    num_samples: int,
+    progress: bool,
+) -> tuple[PyTree, np.ndarray, bool, int]:
+    """Parameters, estimates of the bound, whether the rule was met, and the steps taken."""
+    most = whole_number(
+        num_steps if num_steps is not None else (20_000 if optimizer is None else 5_000), "num_steps", "infer"
+    )
+    options: dict[str, Any] = {"num_samples": num_samples, "progress": progress}
+    if optimizer is not None:
+        done = fit(objective, params, optimizer, key=key, num_steps=most, **options)
+        return done.params, np.asarray(done.values), int(done.stopped) == most, int(done.stopped)
+    values: list[np.ndarray] = []
+    converged, taken = False, 0
+    for stage, rate in enumerate((1e-2, 3e-3, 1e-3)):
+        averaged = _with_average(optax.adam(rate, b2=0.99 if stage else 0.999))
+        done, waited, best = None, 0, -np.inf
+        converged = False
+        while taken < most and not converged:
+            chunk = min(_CHUNK, most - taken)
+            done = fit(
+                objective, params, averaged, key=jax.random.fold_in(key, stage), num_steps=chunk, resume=done, **options
+            )
+            new = np.asarray(done.values)[-chunk:]
+            values.append(new)
+            taken += chunk
+            if not np.isfinite(new).all():
+                return done.params, np.concatenate(values), False, taken
+            mean, error = new.mean(), new.std() / np.sqrt(len(new))
+            waited = 0 if mean > best + 2 * error else waited + 1
+            best = max(best, mean)
+            converged = waited == 2
+        if done is None:
+            break
+        params = done.opt_state[-1].mean
+    return params, np.concatenate(values), converged, taken
+
+
+class _Average(NamedTuple):
+    """The average of the parameters over about the last 250 steps, and how many were taken."""
+
+    mean: PyTree
+    count: Array
+
+
+def _with_average(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The optimizer, with the average of the parameters as the last part of its state."""
+
+    def begin(params: PyTree) -> _Average:
+        return _Average(params, jnp.int32(0))
+
+    def follow(updates: PyTree, state: _Average, params: PyTree = None) -> tuple[PyTree, _Average]:
+        count = state.count + 1
+        weight = 1.0 / jnp.minimum(count, _CHUNK)
+        after = optax.apply_updates(params, updates)
+        mean = jax.tree.map(lambda m, x: m + weight.astype(m.dtype) * (x - m), state.mean, after)
+        return updates, _Average(mean, count)
+
+    return optax.chain(optimizer, optax.GradientTransformation(begin, follow))

@@ -1,0 +1,60 @@
+"""Pareto-smoothed importance sampling: how far a guide is from the posterior, by ArviZ.
+
+Reference: Vehtari et al. (2024), "Pareto smoothed importance sampling"; Yao et al. (2018), "Yes, but did it work?".
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from vipl.errors import ChoiceError
+
+_NO_WEIGHT = -700.0
+"""The logarithm of a weight that stands for zero."""
+
+
+class Smoothed(NamedTuple):
+    """Smoothed importance weights.
+
+    Attributes:
+      log_weights: f[n], normalized: their exponentials sum to one.
+      k_hat: the shape of the Pareto distribution of the largest weights.
+      ess: 1 / Σ w², how many exact draws the weighted ones are worth.
+      limit: the k-hat up to which n draws are reliable: min(1 - 1 / log10(n), 0.7).
+    """
+
+    log_weights: np.ndarray
+    k_hat: float
+    ess: float
+    limit: float
+
+
+def smooth(log_weights: jax.Array) -> Smoothed:
+    """Smooths the largest of some importance weights.
+
+    Args:
+      log_weights: f[n], log p(z_i, data) - log q(z_i) of draws from q.
+    """
+    from arviz_stats.base import array_stats
+
+    raw = np.asarray(log_weights, np.float64)
+    if np.isnan(raw).any() or not np.isfinite(raw).any():
+        raise ChoiceError(
+            "importance weights are not numbers.",
+            at="the draws of a posterior",
+            got=f"{np.isnan(raw).sum()} NaN and {np.isneginf(raw).sum()} zeros among {raw.size} weights",
+            expected="finite log densities of model and guide at the guide's draws",
+            fix="see which site is not finite: posterior.program.assess(draw).log_prob",
+        )
+    raw = np.maximum(raw - raw.max(), _NO_WEIGHT)
+    try:
+        smoothed, k_hat = array_stats.psislw(-raw)  # it takes the negative logarithms of the weights
+    except ValueError:  # the largest weights are all equal, so that they have no tail
+        smoothed, k_hat = raw, -np.inf
+    smoothed = np.asarray(smoothed) - np.logaddexp.reduce(np.asarray(smoothed))
+    ess = float(np.exp(-np.logaddexp.reduce(2 * smoothed)))
+    return Smoothed(smoothed, float(k_hat), ess, min(1 - 1 / math.log10(raw.size), 0.7))
