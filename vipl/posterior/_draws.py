@@ -30,15 +30,15 @@ def predict(
 ) -> Any:
     """Draws from a program, with some choices given.
 
-    x_i ~ p(· | given_i),  i = 1 ... n:  each run takes the i-th of the given choices, and draws the rest in order. Without
-    any, these are draws from the prior and the prior predictive.
+    x_i ~ p(· | given_i),  i = 1 ... n:  each run takes the i-th of the given choices, and draws the rest in order.
+    Without any, these are draws from the prior and the prior predictive.
 
     Args:
       key: PRNG key.
       program: a generative function with its arguments.
       num_samples: n.
-      choices: given choices with a leading axis of n, by address, such as a posterior's draws. Addresses that the program
-        does not have are passed over.
+      choices: given choices with a leading axis of n, by address, such as a posterior's draws. Addresses that the
+        program does not have are passed over.
 
     Returns:
       The choices that were drawn, nested dicts of arrays with a leading axis of n.

@@ -17,8 +17,8 @@ For a diagonal A only the diagonal of M is used for A; the step in m uses all of
 
 Exact for a Gaussian log density after two steps, whatever the draws (they come in pairs ± e).
 
-Reference: Opper and Archambeau (2009), "The variational Gaussian approximation revisited", eqs. (8) and (9); Khan and Rue
-(2023), "The Bayesian learning rule", section 3; Dauphin et al. (2014) for |λ|.
+Reference: Opper and Archambeau (2009), "The variational Gaussian approximation revisited", eqs. (8) and (9); Khan and
+Rue (2023), "The Bayesian learning rule", section 3; Dauphin et al. (2014) for |λ|.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def fit_gaussian(
     *,
     diagonal: bool = False,
     tolerance: float = 0.02,
-    max_steps: int = 400,
+    max_steps: int = 1000,
 ) -> Moments:
     """Fits a Gaussian to a log density; see the module.
 

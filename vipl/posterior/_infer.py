@@ -58,15 +58,15 @@ def infer(
     How it fits, unless an `optimizer` is passed:
 
     - FullRank and MeanField guides of real choices, up to 256 coordinates: natural gradients from the start, exact for
-      Gaussian posteriors, in units of the posterior itself, so that the scale of the data does not matter. They end when
-      the standard errors of all means, in posterior sds, and of all log sds are below 0.02, or after 400 steps.
-    - Other joint guides (LowRank, Mixture, Flow): the same for a Gaussian first, whose moments become the guide's frame;
-      then stochastic gradients.
+      Gaussian posteriors, in units of the posterior itself, so that the scale of the data does not matter. They end
+      when the standard errors of all means, in posterior sds, and of all log sds are below 0.02, or after 1000 steps.
+    - Other joint guides (LowRank, Mixture, Flow): the same for a Gaussian first, whose moments become the guide's
+      frame; then stochastic gradients.
     - All others, with discrete choices or more coordinates: stochastic gradients.
 
     Stochastic gradients are those of the bound with the guide's density held (sticking the landing), by Adam with rates
-    1e-2, 3e-3 and 1e-3. A rate ends when the mean bound of 250 steps has twice not grown by more than twice its standard
-    error; the parameters are the average over the last 250 steps.
+    1e-2, 3e-3 and 1e-3. A rate ends when the mean bound of 250 steps has twice not grown by more than twice its
+    standard error; the parameters are the average over the last 250 steps.
 
     Args:
       model: over latents and data, a generative function with its arguments.
@@ -100,7 +100,8 @@ def infer(
       >>> bool(abs(mean - 1.0) < 0.05)
       True
 
-    Reference: Roeder, Wu and Duvenaud (2017), "Sticking the landing"; Khan and Rue (2023), "The Bayesian learning rule".
+    Reference: Roeder, Wu and Duvenaud (2017), "Sticking the landing"; Khan and Rue (2023), "The Bayesian learning
+    rule".
     """
     check_source(model, "model", "infer", program=True)
     key, data = as_key(key), dict(data) if isinstance(data, Mapping) else data

@@ -180,8 +180,8 @@ class Posterior:
     ) -> Choices:
         """Log p(y_j | z_i) of each observation j at draws z_i ~ q, by address: f[num_samples, ...].
 
-        Elementwise where a site's elements are independent, with the axes of the loops around the site first; of held-out
-        data too.
+        Elementwise where a site's elements are independent, with the axes of the loops around the site first; of
+        held-out data too.
 
         Args:
           key: PRNG key.
@@ -271,8 +271,9 @@ class Posterior:
     ) -> Any:
         """An ArviZ DataTree.
 
-        Groups: posterior, posterior_predictive, log_likelihood, sample_stats (`lp`, the log joint density, and `log_q`, that
-        of the guide), observed_data; prior and prior_predictive; constant_data. Nested addresses are joined by "/".
+        Groups: posterior, posterior_predictive, log_likelihood, sample_stats (`lp`, the log joint density, and `log_q`,
+        that of the guide), observed_data; prior and prior_predictive; constant_data. Nested addresses are joined by
+        "/".
 
         Args:
           key: PRNG key.

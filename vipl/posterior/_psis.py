@@ -15,6 +15,8 @@ from vipl.errors import ChoiceError
 
 _NO_WEIGHT = -700.0
 """The logarithm of a weight that stands for zero."""
+_EQUAL = 0.01
+"""Logarithms of weights that differ by less are rounding: the weights have no tail."""
 
 
 class Smoothed(NamedTuple):
@@ -22,7 +24,7 @@ class Smoothed(NamedTuple):
 
     Attributes:
       log_weights: f[n], normalized: their exponentials sum to one.
-      k_hat: the shape of the Pareto distribution of the largest weights.
+      k_hat: the shape of the Pareto distribution of the largest weights; -inf where all are equal up to rounding.
       ess: 1 / Σ w², how many exact draws the weighted ones are worth.
       limit: the k-hat up to which n draws are reliable: min(1 - 1 / log10(n), 0.7).
     """
@@ -51,10 +53,10 @@ def smooth(log_weights: jax.Array) -> Smoothed:
             fix="see which site is not finite: posterior.program.assess(draw).log_prob",
         )
     raw = np.maximum(raw - raw.max(), _NO_WEIGHT)
-    try:
-        smoothed, k_hat = array_stats.psislw(-raw)  # it takes the negative logarithms of the weights
-    except ValueError:  # the largest weights are all equal, so that they have no tail
+    if np.ptp(raw) < _EQUAL:
         smoothed, k_hat = raw, -np.inf
+    else:
+        smoothed, k_hat = array_stats.psislw(-raw)  # it takes the negative logarithms of the weights
     smoothed = np.asarray(smoothed) - np.logaddexp.reduce(np.asarray(smoothed))
     ess = float(np.exp(-np.logaddexp.reduce(2 * smoothed)))
     return Smoothed(smoothed, float(k_hat), ess, min(1 - 1 / math.log10(raw.size), 0.7))

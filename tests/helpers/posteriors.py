@@ -1,0 +1,153 @@
+"""Regressions in raw units, with posteriors from long NUTS runs: `python -m tests.helpers.posteriors` makes them anew.
+
+Columns have scales of 1e-3 to 1e4, interactions, and correlations of 0.99 and more. NUTS runs on NumPyro models of the
+same densities, in scaled coordinates, in double precision: 4 chains of 2000 draws after 1000.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from numpyro.infer.reparam import Reparam
+
+import vipl
+from vipl import sample
+
+FILE = pathlib.Path(__file__).with_suffix(".json")
+
+
+class Problem(NamedTuple):
+    """A model with its data, and the same for NumPyro."""
+
+    model: Any
+    data: dict[str, Any]
+    peer: Callable[[], None]
+
+
+def columns(rng, rows, scales, correlated):
+    """A design in raw units; the first two columns are correlated, the last is an interaction."""
+    x = rng.standard_normal((rows, len(scales) - 1))
+    x[:, 1] = correlated * x[:, 0] + np.sqrt(1 - correlated**2) * x[:, 1]
+    x = np.concatenate([x, x[:, :1] * x[:, 2:3]], 1)
+    return x * scales + scales * rng.standard_normal(len(scales))
+
+
+def weights(scales, size=10.0):
+    """The prior of the weights."""
+    return dist.Normal(0.0, size / jnp.asarray(scales))
+
+
+def problem(kind):
+    """One of `KINDS`."""
+    rng = np.random.default_rng(list(KINDS).index(kind))
+    rows, scales, correlated = KINDS[kind]
+    scales = np.asarray(scales)
+    x = columns(rng, rows, scales, correlated)
+    unit = (x - x.mean(0)) / x.std(0)
+    signal = unit @ rng.normal(0.0, 0.7, len(scales))
+    x = jnp.asarray(x)
+
+    def linear(draw):
+        a = draw("a", dist.Normal(0.0, 100.0))
+        return a + (x - jnp.mean(x, 0)) @ draw("w", weights(scales, 50.0 if kind == "gaussian" else 10.0))
+
+    def gaussian(draw):
+        mean = linear(draw)
+        draw("y", dist.Normal(mean, draw("s", dist.HalfNormal(100.0))))
+
+    def logistic(draw):
+        draw("y", dist.Bernoulli(logits=linear(draw)))
+
+    def poisson(draw):
+        draw("y", dist.Poisson(jnp.exp(linear(draw))))
+
+    def heteroscedastic(draw):
+        mean = linear(draw)
+        log_sd = draw("c", dist.Normal(0.0, 3.0)) + (x[:, 0] - jnp.mean(x[:, 0])) * draw("v", weights(scales[0], 3.0))
+        draw("y", dist.Normal(mean, jnp.exp(log_sd)))
+
+    group = jnp.arange(rows) % 12
+
+    def hierarchical(draw):
+        sd = draw("sd", dist.HalfNormal(5.0))
+        effects = sd * draw("z", dist.Normal(jnp.zeros(12), 1.0))
+        draw("y", dist.Normal(linear(draw) + effects[group], draw("s", dist.HalfNormal(10.0))))
+
+    y = {
+        "gaussian": 40.0 + 7.0 * signal + 5.0 * rng.standard_normal(rows),
+        "logistic": (rng.random(rows) < 1 / (1 + np.exp(-signal))).astype(int),
+        "poisson": rng.poisson(np.exp(3.0 + 0.4 * signal)),
+        "heteroscedastic": signal + np.exp(-0.5 + 0.6 * unit[:, 0]) * rng.standard_normal(rows),
+        "hierarchical": signal + 1.5 * rng.standard_normal(12)[np.asarray(group)] + rng.standard_normal(rows),
+    }[kind]
+    density = locals()[kind]
+
+    @vipl.gen
+    def model():
+        density(sample)
+
+    def peer():
+        density(lambda name, d: numpyro.sample(name, d, obs=y if name == "y" else None))
+
+    return Problem(model(), {"y": jnp.asarray(y)}, peer)
+
+
+KINDS = {
+    "gaussian": (100, (1e-3, 1.0, 1e4, 10.0), 0.99),
+    "logistic": (1000, (1e4, 1e2, 1e-3, 1.0, 1e-1), 0.995),
+    "poisson": (500, (1e-2, 1e3, 1.0, 1e4), 0.99),
+    "heteroscedastic": (300, (1e3, 1e-3, 1.0, 10.0), 0.99),
+    "hierarchical": (5000, (1.0, 1e4, 1e-3), 0.99),
+}
+
+
+def references():
+    """By problem and address: the means and standard deviations of the long runs."""
+    return json.loads(FILE.read_text())
+
+
+def long_run(kind):
+    """Means and standard deviations by NUTS."""
+    from numpyro.infer import MCMC, NUTS
+
+    peer = problem(kind).peer
+    scales = {"w": jnp.asarray(KINDS[kind][1]), "v": jnp.asarray(KINDS[kind][1][0])}
+
+    def scaled() -> None:
+        """The same density with weights in units of their columns."""
+        with numpyro.handlers.reparam(config={name: _Scaled(scale) for name, scale in scales.items()}):
+            peer()
+
+    options = {"num_chains": 4, "chain_method": "sequential", "progress_bar": False}
+    mcmc = MCMC(NUTS(scaled, dense_mass=True), num_warmup=1000, num_samples=2000, **options)
+    mcmc.run(jax.random.key(1))
+    from numpyro.diagnostics import summary
+
+    worst = max(float(np.max(v["r_hat"])) for v in summary(mcmc.get_samples(group_by_chain=True)).values())
+    print(f"{kind}: largest r_hat {worst:.4f}")
+    draws = {k: v for k, v in mcmc.get_samples().items() if not k.endswith("_base")}
+    return {k: [np.mean(v, 0).tolist(), np.std(v, 0).tolist()] for k, v in draws.items()}
+
+
+class _Scaled(Reparam):
+    """x = base / scale."""
+
+    def __init__(self, scale: Any):
+        self.scale = scale
+
+    def __call__(self, name: str, fn: Any, obs: Any) -> tuple[None, Any]:
+        base = numpyro.sample(f"{name}_base", dist.Normal(fn.loc * self.scale, fn.scale * self.scale))
+        return None, base / self.scale
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_enable_x64", True)
+    FILE.write_text(json.dumps({kind: long_run(kind) for kind in KINDS}, indent=1) + "\n")

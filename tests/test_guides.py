@@ -1,0 +1,367 @@
+"""Guides: the model's addresses, shapes and supports; exact densities; exact fits where the family allows them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import optax
+import pytest
+from jax import lax
+
+import vipl
+from vipl import guides, sample
+from vipl.errors import AddressError, ChoiceError, DistributionError, ProgramError
+from vipl.gen._choices import flatten, nest
+from vipl.guides._latents import Latents
+from vipl.testing import assert_unbiased
+
+X = jnp.arange(4.0)
+
+
+@vipl.gen
+def many_supports(x):
+    scale = sample("scale", dist.HalfNormal(1.0))
+    low = sample("low", dist.Normal(0.0, 1.0))
+    sample("between", dist.Uniform(low, low + 2.0))
+    sample("simplex", dist.Dirichlet(jnp.ones(3)))
+    sample("matrix", dist.LKJCholesky(3, 1.0))
+    sample("correlation", dist.LKJ(2, 1.0))
+    base = dist.Normal(jnp.zeros(3), 1.0).to_event(1)
+    sample("ordered", dist.TransformedDistribution(base, dist.transforms.OrderedTransform()))
+    sample(("nested", "unit"), dist.Beta(jnp.array([1.0, 2.0]), 2.0))
+    lax.scan(lambda c, _: (sample("walk", dist.Normal(c, scale)), None), 0.0, None, length=3)
+    jax.vmap(lambda x: sample("effect", dist.Gamma(2.0, 1.0)) + sample("y", dist.Normal(x, scale)))(x)
+
+
+@vipl.gen
+def plain_supports(x):
+    scale = sample("scale", dist.HalfNormal(1.0))
+    sample("between", dist.Uniform(jnp.array([-1.0, 2.0]), jnp.array([3.0, 4.0])))
+    sample("simplex", dist.Dirichlet(jnp.ones(3)))
+    z, _ = lax.scan(lambda c, _: (sample("walk", dist.Normal(c, scale)), None), 0.0, None, length=3)
+    jax.vmap(lambda x: sample("y", dist.Normal(x + z, scale)))(x)
+
+
+DATA = {"y": X}
+FAMILIES = {
+    "mean field": guides.MeanField,
+    "full rank": guides.FullRank,
+    "low rank": lambda model, data: guides.LowRank(model, data, 2),
+    "mixture": lambda model, data: guides.Mixture(model, data, 2),
+    "flow": guides.Flow,
+    "blocks": guides.BlockDiagonal,
+}
+
+
+def moved(params, key, by=0.5):
+    """Parameters anywhere: all leaves shifted by random numbers."""
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(key, len(leaves))
+    return jax.tree.unflatten(
+        structure, [x + by * jax.random.normal(k, jnp.shape(x)) for x, k in zip(leaves, keys, strict=True)]
+    )
+
+
+@pytest.mark.parametrize(
+    ("family", "program"),
+    [*((family, plain_supports) for family in FAMILIES), *((f, many_supports) for f in ("mean field", "blocks"))],
+    ids=lambda x: getattr(x, "name", x),
+)
+def test_a_guide_draws_the_latent_choices_inside_their_supports_with_its_exact_density(family, program, key):
+    model = program(X)
+    if family == "blocks" and program is many_supports:
+        guide = guides.BlockDiagonal(model, DATA, [["low", "between", "scale"], ["simplex", "matrix"]])
+    else:
+        guide = FAMILIES[family](model, DATA)
+    params = moved(guide.init(key), key, 0.05 if family == "flow" else 0.5)
+    trace = guide(params).simulate(key)
+    expected = {a: x.shape for a, x in flatten(model.simulate(key).choices, "").items() if a != ("y",)}
+    assert {a: x.shape for a, x in flatten(trace.choices, "").items()} == expected
+    assert jnp.isfinite(model.assess(trace.choices | DATA).log_prob)
+    np.testing.assert_allclose(guide(params).assess(trace.choices).log_prob, trace.log_prob, rtol=1e-6, atol=1e-6)
+
+
+def test_coordinates_go_there_and_back_and_their_determinant_is_that_of_the_derivative(key):
+    latents = Latents(many_supports(X), DATA, "a test")
+    u = latents.split(jax.random.normal(key, (latents.size,)))
+    choices, log_det = latents.constrain(u)
+    back, same = latents.unconstrain(choices)
+    np.testing.assert_allclose(latents.join(back), latents.join(u), atol=1e-8)
+    np.testing.assert_allclose(same, log_det, atol=1e-8)
+
+    # those with as many numbers as coordinates
+    names = [("scale",), ("low",), ("between",), ("nested", "unit"), ("walk",), ("effect",)]
+
+    def map_of(v):
+        parts, start = dict(u), 0
+        for a in names:
+            n = u[a].size
+            parts[a], start = v[start : start + n].reshape(u[a].shape), start + n
+        choices, log_det = latents.constrain(parts)
+        return jnp.concatenate([jnp.ravel(choices[a]) for a in names]), log_det
+
+    v = jnp.concatenate([jnp.ravel(u[a]) for a in names])
+    _, direct = jnp.linalg.slogdet(jax.jacobian(lambda v: map_of(v)[0])(v))
+    moved_v = v + 0.3
+    _, direct_moved = jnp.linalg.slogdet(jax.jacobian(lambda v: map_of(v)[0])(moved_v))
+    np.testing.assert_allclose(map_of(moved_v)[1] - map_of(v)[1], direct_moved - direct, rtol=1e-6)
+
+
+@pytest.mark.parametrize("program", [many_supports, plain_supports], ids=lambda p: p.name)
+def test_the_density_in_coordinates_is_the_models_and_that_of_the_map(program, key):
+    latents = Latents(program(X), DATA, "a test")
+    u = latents.split(jax.random.normal(key, (latents.size,)))
+    choices, log_det = latents.constrain(u)
+    log_p = program(X).assess(nest(choices) | DATA).log_prob
+    np.testing.assert_allclose(latents.log_density(u), log_p + log_det, rtol=1e-6)
+    np.testing.assert_allclose(sum(latents.log_densities(u).values()), log_p, rtol=1e-6)
+
+
+@vipl.gen
+def gaussian(x):
+    a = sample("a", dist.Normal(0.0, 2.0))
+    b = sample("b", dist.Normal(a, 1.0))
+    sample("y", dist.Normal(a + b * x, 0.5).to_event(1))
+
+
+Y = {"y": jnp.array([0.3, 1.2, 1.1, 2.4])}
+
+
+def posterior_of_gaussian():
+    """Mean, covariance and log evidence, by linear algebra."""
+    prior = np.array([[4.0, 4.0], [4.0, 5.0]])
+    design = np.stack([np.ones(4), np.asarray(X)], 1)
+    noise = 0.25 * np.eye(4)
+    marginal = design @ prior @ design.T + noise
+    gain = prior @ design.T @ np.linalg.inv(marginal)
+    y = np.asarray(Y["y"])
+    log_evidence = -0.5 * (y @ np.linalg.solve(marginal, y) + np.linalg.slogdet(2 * np.pi * marginal)[1])
+    return gain @ y, prior - gain @ design @ prior, log_evidence
+
+
+def elbo_of(guide, model, data):
+    """The objective of a guide."""
+    return vipl.expectation(lambda params: vipl.objectives.elbo(model, guide(params), data))
+
+
+def test_the_bound_of_the_exact_posterior_is_the_evidence_without_noise(key):
+    mean, cov, log_evidence = posterior_of_gaussian()
+    guide = guides.FullRank(gaussian(X), Y)
+    params = guide.of_moments(jnp.asarray(mean), jnp.linalg.cholesky(cov))
+    values = [elbo_of(guide, gaussian(X), Y).estimate(k, params) for k in jax.random.split(key, 3)]
+    np.testing.assert_allclose(values, log_evidence, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", ["mean field", "full rank"])
+def test_the_bound_and_its_gradient_are_unbiased(family, key):
+    """The bound of a Gaussian is known: E_q[log p] is a quadratic form."""
+    mean, cov, log_evidence = posterior_of_gaussian()
+    guide = FAMILIES[family](gaussian(X), Y)
+    params = moved(guide.init(key, scale=0.4), key, 0.2)
+    precision = jnp.linalg.inv(cov)
+
+    def moments(params):
+        if family == "mean field":
+            of = lambda name: jnp.stack([params[a][name] for a in "ab"])  # noqa: E731
+            return of("loc"), jnp.diag(jnp.exp(2 * of("log_scale")))
+        d = guide.family(params)
+        return d.mean, d.covariance_matrix
+
+    def exact(params):
+        loc, s = moments(params)
+        d = loc - mean
+        return log_evidence - 0.5 * (
+            d @ precision @ d + jnp.trace(precision @ s) - 2 - jnp.linalg.slogdet(precision @ s)[1]
+        )
+
+    objective = elbo_of(guide, gaussian(X), Y)
+    want = jax.value_and_grad(exact)(params)
+    draw = lambda key: objective.value_and_grad(key, params)  # noqa: E731
+    assert_unbiased(draw, want, key=key, resolution=1.0)
+    with pytest.raises(AssertionError, match="z = "):
+        assert_unbiased(draw, (want[0] + 2.0, want[1]), key=key, resolution=1.0)
+
+
+def test_a_diagonal_gaussian_on_a_banana(key):
+    """Of p(a) = N(0, 1), p(b | a) = N(a², 1/4) the best bound of a diagonal Gaussian is -0.560659, and 0 is exact."""
+
+    @vipl.gen
+    def banana():
+        a = sample("a", dist.Normal(0.0, 1.0))
+        sample("b", dist.Normal(a**2, 0.5))
+
+    posterior = vipl.infer(banana(), {}, key=key, guide=guides.MeanField)
+    bound = posterior.improve(key, 20_000)
+    assert abs(bound.bound + 0.560659) < 5 * bound.spread / np.sqrt(20_000) + 1e-3
+
+
+@vipl.gen
+def flips(y):
+    a = sample("a", dist.Bernoulli(0.3))
+    b = jax.vmap(lambda: sample("b", dist.Categorical(jnp.array([0.5, 0.2, 0.3]))), axis_size=2)()
+    sample("y", dist.Normal(a + b.sum(), 1.0))
+
+
+def test_discrete_choices_are_enumerated_without_noise(key):
+    guide = guides.MeanField(flips(0.0), {"y": 2.0})
+    params = moved(guide.init(), key)
+    objective = elbo_of(guide, flips(0.0), {"y": 2.0})
+    a, b = jax.nn.sigmoid(params["a"]["logits"]), jax.nn.softmax(params["b"]["logits"], -1)
+    total = 0.0
+    for i in range(2):
+        for j in range(3):
+            for k in range(3):
+                q = (a if i else 1 - a) * b[0, j] * b[1, k]
+                log_p = flips(0.0).assess({"a": i, "b": jnp.array([j, k]), "y": 2.0}).log_prob
+                total += q * (log_p - jnp.log(q))
+    for k in jax.random.split(key, 2):
+        np.testing.assert_allclose(objective.estimate(k, params), total, rtol=1e-9)
+
+
+def test_sites_in_branches_keep_the_models_control_flow(key):
+    @vipl.gen
+    def branched():
+        a = sample("a", dist.Bernoulli(0.4))
+        sample("y", dist.Normal(lax.cond(a == 1, lambda: sample("z", dist.Normal(2.0, 1.0)), lambda: 0.0), 1.0))
+
+    guide = guides.MeanField(branched(), {"y": 1.0})
+    params = moved(guide.init(key), key)
+    for k in jax.random.split(key, 8):
+        trace = guide(params).simulate(k)
+        assert (trace.choices["z"] == 0) == (trace.choices["a"] == 0)
+        np.testing.assert_allclose(guide(params).assess(trace.choices).log_prob, trace.log_prob, rtol=1e-9)
+    with pytest.raises(DistributionError, match="in a branch"):
+        guides.FullRank(branched(), {"y": 1.0}, addresses="z")
+
+
+def test_a_combination_is_the_product_of_its_parts(key):
+    model, data = many_supports(X), DATA
+
+    @vipl.gen
+    def mine(params):
+        sample("walk", dist.Normal(params, 0.3).expand([3]))
+
+    rest = ["scale", "low", "between", "simplex", "matrix", "correlation", "ordered", "nested"]
+    parts = {
+        "real": guides.FullRank(model, data, addresses=rest),
+        "effects": guides.MeanField(model, data, addresses="effect"),
+        "mine": mine,
+    }
+    guide = guides.combine(parts)
+    params = guide.init(key, mine=0.5)
+    trace = guide(params).simulate(key)
+    assert jnp.isfinite(model.assess(trace.choices | data).log_prob)
+    each = [parts[name](params[name]) for name in parts]
+    split = [{k: v for k, v in trace.choices.items() if k in (rest, ["effect"], ["walk"])[i]} for i in range(3)]
+    np.testing.assert_allclose(sum(p.assess(c).log_prob for p, c in zip(each, split, strict=True)), trace.log_prob)
+
+
+def test_a_guide_may_stand_in_vmap_scan_and_marginal(key):
+    guide = guides.MeanField(gaussian(X), Y)
+    params = guide.init(key)
+    values = jax.vmap(lambda k: guide(params).simulate(k).log_prob)(jax.random.split(key, 3))
+    assert len(set(np.asarray(values).tolist())) == 3
+    marginal = vipl.marginal(guide(params), "a")
+    np.testing.assert_allclose(
+        marginal.assess({"a": 0.1}, key=key).log_prob,
+        dist.Normal(params["a"]["loc"], jnp.exp(params["a"]["log_scale"])).log_prob(0.1),
+    )
+    many = vipl.expectation(
+        lambda p: jnp.mean(jax.vmap(lambda: vipl.objectives.elbo(gaussian(X), guide(p), Y), axis_size=5)())
+    )
+    assert jnp.isfinite(many.estimate(key, params))
+
+
+def test_starts(key):
+    @vipl.gen
+    def far():
+        m = sample("m", dist.Normal(50.0, 0.1))
+        s = sample("s", dist.LogNormal(3.0, 0.1))
+        sample("y", dist.Normal(m, s))
+
+    guide = guides.FullRank(far(), {"y": 49.0})
+    at = lambda **o: guide.latents.constrain(guide.start(key, **o))[0]  # noqa: E731
+    assert at(start="zero")[("m",)] == 0
+    assert at(start="zero")[("s",)] == 1
+    np.testing.assert_allclose(at(start="prior")[("m",)], 50.0, atol=0.05)
+    np.testing.assert_allclose(at(start="prior")[("s",)], np.exp(3.0), rtol=0.05)
+    np.testing.assert_allclose(at(start={"s": 7.0})[("s",)], 7.0)
+    assert at(start={"s": 7.0})[("m",)] == 0
+    assert all(abs(x) <= 2 for x in guide.start(key, "uniform").values())
+
+
+def test_a_start_without_a_density_names_the_site(key):
+    @vipl.gen
+    def impossible():
+        a = sample("a", dist.Normal(0.0, 1.0))
+        sample("b", dist.Normal(jnp.log(-1.0 - a**2), 1.0))
+
+    with pytest.raises(ChoiceError, match='"b" in impossible'):
+        guides.MeanField(impossible(), {"b": 0.0}).init(key)
+
+
+def test_frames_change_the_parameters_and_not_the_family(key):
+    mean, cov, _ = posterior_of_gaussian()
+    frame = (jnp.asarray(mean), jnp.linalg.cholesky(cov))
+    framed = guides.FullRank(gaussian(X), Y, frame=frame)
+    plain = guides.FullRank(gaussian(X), Y)
+    params = {"loc": jnp.zeros(2), "log_diag": jnp.zeros(2), "lower": jnp.zeros((2, 2))}
+    choices = framed(params).simulate(key).choices
+    np.testing.assert_allclose(
+        framed(params).assess(choices).log_prob, plain(plain.of_moments(*frame)).assess(choices).log_prob
+    )
+
+
+def test_delta_maximizes_the_joint_density(key):
+    mean, _, _ = posterior_of_gaussian()
+    guide = guides.Delta(gaussian(X), Y)
+    objective = elbo_of(guide, gaussian(X), Y)
+    fitted = vipl.fit(objective, guide.init(key), optax.adam(0.05), key=key, num_steps=2000, progress=False)
+    np.testing.assert_allclose([fitted.params[a]["loc"] for a in "ab"], mean, atol=1e-3)
+
+
+def test_guides_are_compiled_once(key):
+    guide = guides.FullRank(gaussian(X), Y)
+    objective = elbo_of(guide, gaussian(X), Y)
+    params = guide.init(key)
+    others = [jax.tree.map(lambda x, k=k: x + k, params) for k in range(3)]
+    first, second, third = objective.estimate(key, others[0]), objective.estimate(key, others[1]), None
+    with jax.no_tracing():
+        third = objective.estimate(key, others[2])
+    assert len({float(first), float(second), float(third)}) == 3
+
+
+WRONG = {
+    "an unapplied model": (lambda: guides.MeanField(gaussian, Y), ProgramError),
+    "data at another address": (lambda: guides.MeanField(gaussian(X), {"z": 1.0}), AddressError),
+    "nothing latent": (lambda: guides.MeanField(gaussian(X), Y | {"a": 0.0, "b": 0.0}), ProgramError),
+    "an address that is not there": (lambda: guides.FullRank(gaussian(X), Y, addresses="c"), AddressError),
+    "a discrete choice in a joint density": (lambda: guides.FullRank(flips(0.0), {"y": 0.0}), DistributionError),
+    "a support that depends on what is left out": (
+        lambda: guides.MeanField(many_supports(X), DATA, addresses="between"),
+        DistributionError,
+    ),
+    "an unknown start": (lambda: guides.MeanField(gaussian(X), Y).init(start="median"), ProgramError),
+    "a choice in two parts": (
+        lambda: guides.combine({"a": guides.MeanField(gaussian(X), Y), "b": guides.FullRank(gaussian(X), Y)}),
+        AddressError,
+    ),
+    "a flow of one number": (lambda: guides.Flow(gaussian(X), Y, addresses="a"), DistributionError),
+    "counts without an end": (
+        lambda: guides.MeanField(vipl.gen(lambda: sample("n", dist.Poisson(2.0)))(), {}),
+        DistributionError,
+    ),
+    "a sphere": (
+        lambda: guides.MeanField(vipl.gen(lambda: sample("n", dist.ProjectedNormal(jnp.ones(3))))(), {}),
+        DistributionError,
+    ),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_a_guide_refuses(what):
+    call, kind = WRONG[what]
+    with pytest.raises(kind) as caught:
+        call()
+    assert len(str(caught.value).splitlines()) == 5
+    assert "fix:" in str(caught.value)

@@ -1,0 +1,320 @@
+"""`infer` and what a posterior can be asked: exact posteriors, long NUTS runs, ArviZ, files."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import optax
+import pytest
+
+import vipl
+from tests.helpers.posteriors import KINDS, problem, references
+from vipl import guides, sample
+from vipl.errors import AddressError, ChoiceError, ProgramError
+from vipl.gen._choices import flatten
+from vipl.posterior._gaussian import fit_gaussian, lower_triangular
+from vipl.posterior._psis import smooth
+
+X = jnp.linspace(-1.0, 1.0, 12)
+
+
+@vipl.gen
+def line(x):
+    a = sample("a", dist.Normal(0.0, 2.0))
+    b = sample("b", dist.Normal(0.0, 1.0))
+    jax.vmap(lambda x: sample("y", dist.Normal(a + b * x, 0.5)))(x)
+
+
+Y = {"y": 1.0 + 0.7 * X + 0.3 * jnp.sin(40 * X)}
+
+
+def exact(x=X, y=Y["y"]):
+    """Mean, covariance and log evidence of `line`."""
+    design = np.stack([np.ones(len(x)), np.asarray(x)], 1)
+    precision = np.diag([0.25, 1.0]) + design.T @ design / 0.25
+    cov = np.linalg.inv(precision)
+    mean = cov @ design.T @ np.asarray(y) / 0.25
+    marginal = design @ np.diag([4.0, 1.0]) @ design.T + 0.25 * np.eye(len(x))
+    y = np.asarray(y)
+    return mean, cov, -0.5 * (y @ np.linalg.solve(marginal, y) + np.linalg.slogdet(2 * np.pi * marginal)[1])
+
+
+@pytest.fixture(scope="module")
+def posterior():
+    return vipl.infer(line(X), Y, key=jax.random.key(3))
+
+
+def test_a_gaussian_posterior_is_found_exactly(posterior, key):
+    mean, cov, log_evidence = exact()
+    scale_tril = jnp.tril(posterior.params["lower"], -1) + jnp.diag(jnp.exp(posterior.params["log_diag"]))
+    np.testing.assert_allclose(posterior.params["loc"], mean, atol=1e-9)
+    np.testing.assert_allclose(scale_tril @ scale_tril.T, cov, rtol=1e-6, atol=1e-12)
+    improved = posterior.improve(key, 100)
+    np.testing.assert_allclose(improved.bound, log_evidence, atol=1e-4)
+    np.testing.assert_allclose(improved.spread, 0.0, atol=1e-4)
+    assert posterior.report.converged
+    assert posterior.report.method == "natural gradients"
+
+
+def test_mean_field_of_a_gaussian_has_its_means_and_conditional_deviations():
+    mean, cov, _ = exact(X + 1.0)
+    found = vipl.infer(line(X + 1.0), Y, key=jax.random.key(3), guide=guides.MeanField).params
+    np.testing.assert_allclose([found[a]["loc"] for a in "ab"], mean, atol=1e-6)
+    wanted = 1 / np.sqrt(np.diagonal(np.linalg.inv(cov)))
+    np.testing.assert_allclose([np.exp(found[a]["log_scale"]) for a in "ab"], wanted, rtol=1e-6)
+
+
+def test_the_fit_does_not_depend_on_units(key):
+    """The same posterior in other units: the same steps, up to rounding."""
+    scales = jnp.array([1e4, 1e-3, 1.0])
+    base = jax.random.normal(key, (3, 3))
+    precision = base @ base.T + jnp.eye(3)
+
+    def density(u):
+        v = u * scales
+        return -0.5 * v @ precision @ v - jnp.sum(jnp.exp(0.3 * v)) + 2 * jnp.sum(v)
+
+    plain = fit_gaussian(lambda v: density(v / scales), jnp.zeros(3), key)
+    other = fit_gaussian(density, jnp.zeros(3), key)
+    assert plain.num_search == other.num_search
+    np.testing.assert_allclose(other.loc * scales, plain.loc, rtol=1e-6)
+    np.testing.assert_allclose(other.factor * scales[:, None], plain.factor, rtol=1e-6, atol=1e-9)
+
+
+def test_a_factor_becomes_triangular(key):
+    factor = jax.random.normal(key, (4, 4))
+    lower = lower_triangular(factor)
+    np.testing.assert_allclose(lower @ lower.T, factor @ factor.T, atol=1e-10)
+    assert (jnp.diagonal(lower) > 0).all()
+    assert (jnp.triu(lower, 1) == 0).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_regressions_in_raw_units_against_long_runs(kind):
+    """Means within 0.1 and deviations within 10 % of the posterior's, without an option set."""
+    p = problem(kind)
+    found = vipl.infer(p.model, p.data, key=jax.random.key(0))
+    draws = found.sample(jax.random.key(1), 20_000)
+    for name, (mean, sd) in references()[kind].items():
+        mean, sd, x = np.asarray(mean), np.asarray(sd), np.asarray(draws[name])
+        assert np.abs((x.mean(0) - mean) / sd).max() < 0.1, name
+        assert np.abs(x.std(0) / sd - 1).max() < 0.1, name
+
+
+@vipl.gen
+def two_coins(y):
+    a = sample("a", dist.Bernoulli(0.3))
+    m = sample("m", dist.Normal(2.0 * a, 1.0))
+    sample("y", dist.Normal(m, 0.5))
+
+
+@pytest.mark.parametrize(
+    "guide",
+    [
+        guides.Flow,
+        lambda model, data: guides.LowRank(model, data, 1),
+        lambda model, data: guides.Mixture(model, data, 2),
+        guides.BlockDiagonal,
+    ],
+    ids=["flow", "low rank", "mixture", "blocks"],
+)
+def test_guides_that_are_fitted_by_stochastic_gradients(guide, key):
+    _, cov, log_evidence = exact()
+    found = vipl.infer(line(X), Y, key=key, guide=guide, num_samples=4)
+    improved = found.improve(key, 2000)
+    assert found.report.method == "stochastic gradients"
+    assert log_evidence - 0.02 < improved.bound < log_evidence + 5 * improved.spread / np.sqrt(2000) + 1e-6
+
+
+def test_discrete_choices_get_a_guide_of_their_own(key):
+    found = vipl.infer(two_coins(0.0), {"y": 1.2}, key=key)
+    assert set(found.params) == {"real", "discrete"}
+    weight = [0.7, 0.3]
+    evidence = sum(w * np.exp(dist.Normal(2.0 * a, np.sqrt(1.25)).log_prob(1.2)) for a, w in enumerate(weight))
+    improved = found.improve(key, 4000)
+    assert np.log(evidence) - 0.5 < improved.bound < np.log(evidence) + 0.05
+    np.testing.assert_allclose(jnp.log(jnp.mean(jnp.exp(_log_weights(found, key)))), np.log(evidence), atol=0.1)
+
+
+def _log_weights(posterior, key):
+    _, log_p, log_q = posterior._draw(key, 4000)
+    return log_p - log_q
+
+
+def test_an_optimizer_of_ones_own(key):
+    found = vipl.infer(line(X), Y, key=key, optimizer=optax.adam(0.05), num_steps=50)
+    assert found.report.steps == 50
+    assert found.report.values.shape == (50,)
+
+
+def test_predictions(posterior, key):
+    mean, cov, _ = exact()
+    new = jnp.array([-2.0, 0.0, 2.0])
+    drawn = posterior.predict(key, line(new), 20_000)
+    assert set(drawn) == {"y"}
+    design = np.stack([np.ones(3), new], 1)
+    want = design @ mean, np.sqrt(np.diagonal(design @ cov @ design.T) + 0.25)
+    np.testing.assert_allclose(drawn["y"].mean(0), want[0], atol=5 * want[1].max() / np.sqrt(20_000))
+    np.testing.assert_allclose(drawn["y"].std(0), want[1], rtol=0.05)
+    prior = vipl.predict(key, line(new), 1000)
+    assert {k: v.shape for k, v in prior.items()} == {"a": (1000,), "b": (1000,), "y": (1000, 3)}
+    assert prior["a"].std() > 5 * posterior.sample(key)["a"].std()
+
+
+def test_log_likelihoods_are_those_of_each_observation(posterior, key):
+    held_out = {"y": jnp.array([0.0, 1.0])}
+    values = posterior.log_likelihood(key, line(X[:2]), held_out, 50)["y"]
+    drawn = posterior.sample(key, 50)
+    mean = drawn["a"][:, None] + drawn["b"][:, None] * X[:2]
+    np.testing.assert_allclose(values, dist.Normal(mean, 0.5).log_prob(held_out["y"]), rtol=1e-6)
+    with pytest.raises(AddressError, match="no value"):
+        posterior.log_likelihood(key, two_coins(0.0), {"y": 0.0})
+
+
+def test_expectations_and_densities(posterior, key):
+    mean, cov, _ = exact()
+    second = posterior.expectation(lambda z: {"ab": z["a"] * z["b"]}, key, 40_000)["ab"]
+    np.testing.assert_allclose(second, mean[0] * mean[1] + cov[0, 1], atol=0.01)
+    at = jnp.asarray(mean) + 0.1
+    want = dist.MultivariateNormal(jnp.asarray(mean), jnp.asarray(cov)).log_prob(at)
+    np.testing.assert_allclose(posterior.log_prob({"a": at[0], "b": at[1]}), want, rtol=1e-5)
+
+
+def test_smoothed_weights_are_arvizs_of_the_weights_themselves(key):
+    """ArviZ takes the negative logarithms of weights: a long tail of small weights is harmless, one of large is not."""
+    e = jax.random.exponential(key, (4000,))
+    light, heavy = smooth(-2.0 * e), smooth(0.8 * e)
+    assert light.k_hat < 0.3
+    assert 0.6 < heavy.k_hat < 1.0
+    np.testing.assert_allclose(np.exp(light.log_weights).sum(), 1.0)
+    assert smooth(jnp.zeros(1000)).k_hat == -np.inf
+    with pytest.raises(ChoiceError, match="not numbers"):
+        smooth(jnp.array([0.0, jnp.nan]))
+
+
+def test_weighting_corrects_a_guide_that_is_too_wide(key):
+    mean, cov, _ = exact()
+    guide = guides.FullRank(line(X), Y)
+    params = guide.of_moments(jnp.asarray(mean) + 0.1, 1.5 * jnp.linalg.cholesky(cov))
+    improved = vipl.Posterior(line(X), Y, guide, params).improve(key, 8000)
+    assert improved.weights.k_hat < 0.5
+    np.testing.assert_allclose(improved.expectation(lambda z: z["a"]), mean[0], atol=0.02)
+    again = improved.sample(key, 8000)
+    np.testing.assert_allclose(again["a"].std(), np.sqrt(cov[0, 0]), rtol=0.1)
+    assert "Fine" in improved.verdict()
+
+
+def test_a_bad_guide_is_called_so(key):
+    guide = guides.FullRank(line(X), Y)
+    mean, cov, _ = exact()
+    narrow = guide.of_moments(jnp.asarray(mean), 0.3 * jnp.linalg.cholesky(cov))
+    text = str(vipl.Posterior(line(X), Y, guide, narrow).summary())
+    assert "NOT reliable" in text
+
+
+def test_a_summary_has_a_row_for_each_number(posterior):
+    @vipl.gen
+    def wide():
+        sample(("part", "w"), dist.Normal(jnp.zeros((2, 2)), 1.0))
+
+    table = vipl.infer(wide(), {}, key=jax.random.key(0)).summary()
+    assert [row[0] for row in table.rows] == [f"part/w[{i}, {j}]" for i in range(2) for j in range(2)]
+    assert "<table>" in posterior.summary()._repr_html_()
+    mean, cov, _ = exact()
+    row = posterior.summary(num_samples=20_000).rows[0]
+    np.testing.assert_allclose([float(row[1]), float(row[2])], [mean[0], np.sqrt(cov[0, 0])], rtol=0.02)
+
+
+def test_arviz_reads_it(posterior, key):
+    import arviz_stats
+
+    tree = posterior.to_arviz(key, dims={"y": ["row"]}, coords={"row": np.arange(12)}, constant_data={"x": X})
+    groups = {"posterior", "posterior_predictive", "prior", "prior_predictive", "log_likelihood", "sample_stats"}
+    assert groups | {"observed_data", "constant_data"} == set(tree.children)
+    assert tree["log_likelihood"]["y"].shape == (1, 1000, 12)
+    assert tree["posterior_predictive"]["y"].dims == ("chain", "draw", "row")
+    mean, _, _ = exact()
+    summary = arviz_stats.summary(tree, round_to="none")
+    np.testing.assert_allclose(summary["mean"], mean, atol=0.05)
+    assert np.isfinite(arviz_stats.loo(tree).elpd)
+
+
+def test_arviz_plots_it(posterior, key):
+    import arviz_plots
+    import matplotlib
+
+    matplotlib.use("Agg")
+    tree = posterior.to_arviz(key, num_samples=200)
+    arviz_plots.plot_dist(tree, backend="matplotlib")
+    arviz_plots.plot_ppc_dist(tree, backend="matplotlib")
+    axes = posterior.plot_fit()
+    assert axes.get_xlabel() == "step"
+    matplotlib.pyplot.close("all")
+
+
+SAVED = {
+    "full rank": lambda m, d: guides.FullRank(m, d),
+    "framed flow": lambda m, d: guides.Flow(m, d, hidden=(8,), frame=(jnp.ones(2), 2 * jnp.eye(2))),
+    "combination": lambda m, d: guides.combine(
+        {"a": guides.MeanField(m, d, addresses="a"), "b": guides.LowRank(m, d, 1, addresses=["b"])}
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SAVED)
+def test_a_file_gives_the_same_posterior(kind, tmp_path, key):
+    guide = SAVED[kind](line(X), Y)
+    before = vipl.Posterior(line(X), Y, guide, guide.init(key))
+    before.save(tmp_path / "posterior.npz")
+    after = vipl.load(tmp_path / "posterior.npz", line(X), Y)
+    for one, other in zip(*(jax.tree.leaves(p.sample(key, 5)) for p in (before, after)), strict=True):
+        np.testing.assert_array_equal(one, other)
+    with np.load(tmp_path / "posterior.npz", allow_pickle=False) as file:
+        assert json.loads(file["said"].tobytes())["model"] == "line"
+
+
+def test_files_of_other_posteriors_are_refused(posterior, tmp_path):
+    path = tmp_path / "posterior.npz"
+    posterior.save(path)
+    report = vipl.load(path, line(X), Y).report
+    assert (report.method, report.steps, report.note) == (
+        "natural gradients",
+        posterior.report.steps,
+        posterior.report.note,
+    )
+    np.testing.assert_array_equal(report.values, posterior.report.values)
+    with pytest.raises(ProgramError, match="two_coins"):
+        vipl.load(path, two_coins(0.0), {"y": 0.0})
+    pathlib.Path(path).write_bytes(b"nothing")
+    with pytest.raises(ProgramError, match="not a file of a posterior"):
+        vipl.load(path, line(X), Y)
+    with pytest.raises(FileNotFoundError):
+        vipl.load(tmp_path / "other", line(X), Y)
+
+
+def test_a_posterior_is_a_part_of_other_programs(posterior, key):
+    @vipl.gen
+    def study():
+        z = sample("old", posterior.program)
+        sample("new", dist.Normal(z["a"], 1.0))
+
+    trace = study().simulate(key)
+    assert set(flatten(trace.choices, "")) == {("old", "a"), ("old", "b"), ("new",)}
+    np.testing.assert_allclose(study().assess(trace.choices).log_prob, trace.log_prob, rtol=1e-6)
+
+
+def test_what_infer_refuses(key):
+    calls = {
+        "not a generative function with its arguments": lambda: vipl.infer(line, Y, key=key),
+        "guide of infer is not a guide": lambda: vipl.infer(line(X), Y, key=key, guide=lambda m, d: 3),
+        "an address that": lambda: vipl.infer(line(X), {"z": 1.0}, key=key),
+        "none of the posterior's choices": lambda: vipl.infer(line(X), Y, key=key).predict(
+            key, vipl.gen(lambda: sample("other", dist.Normal(0.0, 1.0)))()
+        ),
+    }
+    for message, call in calls.items():
+        with pytest.raises((ProgramError, AddressError), match=message):
+            call()
