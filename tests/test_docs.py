@@ -30,6 +30,9 @@ DOCTESTS = [
     "vipl.gen._program",
     "vipl.expectation.expectation",
     "vipl.fit._fit",
+    "vipl.guides._combine",
+    "vipl.posterior._draws",
+    "vipl.posterior._infer",
     "vipl.interop.flax",
 ]
 

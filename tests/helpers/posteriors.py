@@ -36,7 +36,7 @@ def columns(rng, rows, scales, correlated):
     """A design in raw units; the first two columns are correlated, the last is an interaction."""
     x = rng.standard_normal((rows, len(scales) - 1))
     x[:, 1] = correlated * x[:, 0] + np.sqrt(1 - correlated**2) * x[:, 1]
-    x = np.concatenate([x, x[:, :1] * x[:, 2:3]], 1)
+    x = np.concatenate([x, x[:, :1] * x[:, -1:]], 1)
     return x * scales + scales * rng.standard_normal(len(scales))
 
 

@@ -62,7 +62,7 @@ class Combined:
         Raises:
           ProgramError: those of a part that is no guide are missing.
         """
-        key = jax.random.key(0) if key is None else as_key(key)
+        the_key = as_key(jax.random.key(0) if key is None else key)
         out = dict(own)
         for k, (name, part) in enumerate(self.parts.items()):
             if name in own:
@@ -76,7 +76,7 @@ class Combined:
                     fix=f"write init(key, {name}=...)",
                 )
             its = _of(start, part) if isinstance(start, Mapping) and isinstance(part, Guide) else start
-            out[name] = part.init(jax.random.fold_in(key, k), start=its, scale=scale)
+            out[name] = part.init(jax.random.fold_in(the_key, k), start=its, scale=scale)
         return out
 
 

@@ -99,8 +99,8 @@ class Guide(abc.ABC):
         Raises:
           ChoiceError: the log density, or its gradient, is not finite at the start.
         """
-        key = jax.random.key(0) if key is None else as_key(key)
-        return self._init(self.start(key, start), jnp.asarray(scale, float), key)
+        the_key = as_key(jax.random.key(0) if key is None else key)
+        return self._init(self.start(the_key, start), jnp.asarray(scale, float), the_key)
 
     def start(self, key: PRNGKeyArray, start: Start = None) -> dict[Address, Array]:
         """The unconstrained coordinates of each real choice at which the family is centred first; see `init`."""

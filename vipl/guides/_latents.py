@@ -12,7 +12,6 @@ of the loops around its site, and its coordinates have the same leading axes.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -278,8 +277,8 @@ class Latents:
         return _Seen(site, d, value, coordinates, log_det, log_p)
 
     def _by_address(self, emits: dict[Path, Array]) -> dict[Address, Array]:
-        nested = merge_emits([info for info in self._found if info.path in emits], emits)
-        return {x.address: functools.reduce(lambda level, part: level[part], x.address, nested) for x in self.real}
+        flat = flatten(merge_emits([info for info in self._found if info.path in emits], emits), self.program.name)
+        return {x.address: flat[x.address] for x in self.real}
 
     def _placeholders(self) -> dict[Address, Array]:
         """Some value for each discrete choice, and for each choice that is left out."""
@@ -392,7 +391,13 @@ def _values_of(site: Site, d: Any, role: str) -> tuple[int, int]:
     low = None if region is None or region.low is None else region.low.array()
     high = None if region is None or region.high is None else region.high.array()
     name = type(innermost(d)).__name__
-    if low is None or high is None or not np.isfinite([low.min(), high.max()]).all() or region.structure is not None:
+    if (
+        low is None
+        or high is None
+        or region is None
+        or region.structure is not None
+        or not np.isfinite([low.min(), high.max()]).all()
+    ):
         expected = "finitely many values for each element"
         raise _unsupported(site, role, f"{name}, whose values are not known to be finitely many", expected)
     return int(low.min()), int(high.max()) - int(low.min()) + 1

@@ -4,12 +4,14 @@ q = N(m, S),  S = A Aᵀ,  maximizes L = E_q[log p] + H[q]  where  E_q[∇ log p
 
 With g and H estimates of the two expectations from draws z = m ± A e, in the frame of A:
 
-    M = Aᵀ (-H) A = Q diag(λ) Qᵀ,      A ← A Q diag(|λ|^(-ρ/2)) Qᵀ,      m ← m + ρ A Q diag(1 / |λ|) Qᵀ Aᵀ g.
+    M = Aᵀ (-H) A = Q diag(λ) Qᵀ,      A ← A Q diag(λ^(-ρ/2)) Qᵀ,      m ← m + ρ A Q diag(1 / |λ|) Qᵀ Aᵀ g.
 
-λ = 1 is the fixed point, so that log λ is the error of S. No matrix is inverted and nothing depends on the units of the
-coordinates: columns of a regression in any scale give the same steps. Two phases:
+λ = 1 is the fixed point, so that log λ is the error of S; where log p is convex, λ counts as 1/25, and S grows. Both are
+directions in which L grows. No matrix is inverted and nothing depends on the units of the coordinates: columns of a
+regression in any scale give the same steps. Two phases:
 
-    search     the same draws in each step, ρ by a line search on the bound that these draws estimate
+    search     ρ by a line search on the bound that some draws estimate; the same draws while that grows, three sets of
+               draws in all
     average    new draws in each step, ρ = 1 / (t + 1): Robbins and Monro's rule, whose iterate is an average over all
                steps. It ends when the standard errors of m, in units of A, and of log sd are below `tolerance`.
 
@@ -25,7 +27,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,8 +39,8 @@ PAIRS = 4
 """Pairs of draws in each step."""
 RATES = (1.0, 0.5, 0.2, 0.05, 0.01)
 """The steps that the line search compares."""
-SEARCH_STEPS, LEAST_STEPS = 100, 10
-_LEAST, _MOST = 0.04, 25.0  # of |λ|: S changes by no more than that in one step
+SEARCH_STEPS, LEAST_STEPS, STALLS = 200, 10, 3
+_LEAST, _MOST = 0.04, 25.0  # of λ: S changes by no more than that in one step
 
 
 class Moments(NamedTuple):
@@ -48,8 +50,8 @@ class Moments(NamedTuple):
       loc: f[n], m.
       factor: f[n, n], A; S = A Aᵀ.
       bounds: f[steps], the bound that the draws of each step estimate; NaN after the last.
-      num_search: i[], steps with the same draws.
-      num_average: i[], steps with new draws.
+      num_search: i[], steps of the search.
+      num_average: i[], steps of the average.
       error: f[], the largest standard error, of m in units of sd and of log sd.
       skipped: i[], steps of which an estimate was not finite, and that were not taken.
     """
@@ -73,6 +75,7 @@ class _State(NamedTuple):
       phase: i[], 0 for the step that only finds the scale of each coordinate, 1 for the search, 2 for the average.
       count: i[], steps taken in this phase, and in the ones before.
       num_search: i[], steps taken before the average.
+      stalls: i[], sets of draws whose bound the search did not make grow any more.
       moves: f[n], the sum over the average of the squared steps of m in the frame.
       logs: f[n], that of log λ.
       skipped: i[], steps not taken.
@@ -84,6 +87,7 @@ class _State(NamedTuple):
     phase: Array
     count: Array
     num_search: Array
+    stalls: Array
     moves: Array
     logs: Array
     skipped: Array
@@ -118,15 +122,14 @@ def fit_gaussian(
       max_steps: the most steps of the average.
     """
     n, dtype = start.shape[0], start.dtype
-    fixed = _pairs(jax.random.fold_in(key, 0), n, dtype)
 
     def goes_on(s: _State) -> Bool[Array, ""]:
         tried = s.num_average() + s.skipped
         return (s.phase < 2) | ((tried < max_steps) & ((tried < LEAST_STEPS) | (s.error() > tolerance)))
 
     def body(s: _State) -> _State:
-        fresh = _pairs(jax.random.fold_in(key, 1 + s.count + s.skipped), n, dtype)
-        noise = lax.select_n(s.phase, jnp.zeros_like(fixed), fixed, fresh)
+        number = jnp.where(s.phase == 2, SEARCH_STEPS + s.count + s.skipped, s.stalls)
+        noise = jnp.where(s.phase == 0, 0.0, _pairs(jax.random.fold_in(key, number), n, dtype))
         gradient, hessian = _expected(log_density, s.loc, s.factor, noise)
         step = _step(s.factor, gradient, hessian, diagonal)
         return lax.switch(s.phase, (_scaled, _searched, _averaged), s, step, hessian, noise)
@@ -142,12 +145,13 @@ def fit_gaussian(
         here = _bound(log_density, s.loc, s.factor, noise)
         rates = jnp.asarray(RATES, dtype)
         locs, factors = jax.vmap(lambda rate: _moved(s.loc, s.factor, step, rate))(rates)
-        bounds = lax.map(lambda x: _bound(log_density, *x, noise), (locs, factors))
+        bounds = lax.map(lambda x: _bound(log_density, x[0], x[1], noise), (locs, factors))
         best = jnp.argmax(jnp.where(jnp.isfinite(bounds), bounds, -jnp.inf))  # no step leads to where it is not
         better = bounds[best] > here
         loc, factor = jax.tree.map(functools.partial(jnp.where, better), (locs[best], factors[best]), (s.loc, s.factor))
         count = s.count + 1
-        ends = ~(bounds[best] - here > 1e-3 + 1e-6 * jnp.abs(here)) | (count == SEARCH_STEPS)
+        stalls = s.stalls + ~(bounds[best] - here > 1e-3 + 1e-6 * jnp.abs(here))
+        ends = (stalls == STALLS) | (count == SEARCH_STEPS)
         return s._replace(
             loc=loc,
             factor=factor,
@@ -155,6 +159,7 @@ def fit_gaussian(
             phase=jnp.where(ends, 2, 1).astype(jnp.int32),
             count=count,
             num_search=count,
+            stalls=stalls,
         )
 
     def _averaged(s: _State, step: _Step, hessian: Array, noise: Array) -> _State:
@@ -176,12 +181,12 @@ def fit_gaussian(
 
     zero, sums = jnp.int32(0), jnp.zeros(n, dtype)
     bounds = jnp.full(SEARCH_STEPS + max_steps, jnp.nan, dtype)
-    first = _State(start, jnp.eye(n, dtype=dtype), bounds, zero, zero, zero, sums, sums, zero)
+    first = _State(start, jnp.eye(n, dtype=dtype), bounds, zero, zero, zero, zero, sums, sums, zero)
     s = lax.while_loop(goes_on, body, first)
     return Moments(s.loc, s.factor, s.bounds, s.num_search, s.num_average(), s.error(), s.skipped)
 
 
-def _pairs(key: PRNGKeyArray, n: int, dtype: object) -> Float[Array, "draws n"]:
+def _pairs(key: PRNGKeyArray, n: int, dtype: Any) -> Float[Array, "draws n"]:
     """Standard Gaussian draws e, -e."""
     e = jax.random.normal(key, (PAIRS, n), dtype)
     return jnp.concatenate([e, -e])
@@ -207,7 +212,7 @@ class _Step(NamedTuple):
 
     Attributes:
       move: f[n], the Newton step of m.
-      log_eigenvalues: f[n], log |λ| of what changes A.
+      log_eigenvalues: f[n], log λ of what changes A.
       vectors: f[n, n], Q of it.
     """
 
@@ -219,12 +224,10 @@ class _Step(NamedTuple):
 def _step(factor: Array, gradient: Array, hessian: Array, diagonal: bool) -> _Step:
     scaled = -factor.T @ hessian @ factor
     values, vectors = jnp.linalg.eigh((scaled + scaled.T) / 2)
-    sizes = jnp.clip(jnp.abs(values), _LEAST, _MOST)
-    move = vectors @ ((vectors.T @ (factor.T @ gradient)) / sizes)
+    move = vectors @ ((vectors.T @ (factor.T @ gradient)) / jnp.clip(jnp.abs(values), _LEAST, _MOST))
     if diagonal:
-        sizes = jnp.clip(jnp.abs(jnp.diagonal(scaled)), _LEAST, _MOST)
-        vectors = jnp.eye(factor.shape[0], dtype=factor.dtype)
-    return _Step(move, jnp.log(sizes), vectors)
+        values, vectors = jnp.diagonal(scaled), jnp.eye(factor.shape[0], dtype=factor.dtype)
+    return _Step(move, jnp.log(jnp.clip(values, _LEAST, _MOST)), vectors)
 
 
 def _moved(loc: Array, factor: Array, step: _Step, rate: Array | float) -> tuple[Array, Array]:

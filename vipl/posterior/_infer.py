@@ -275,7 +275,7 @@ def _with_average(optimizer: optax.GradientTransformation) -> optax.GradientTran
     def begin(params: PyTree) -> _Average:
         return _Average(params, jnp.int32(0))
 
-    def follow(updates: PyTree, state: _Average, params: PyTree = None) -> tuple[PyTree, _Average]:
+    def follow(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, _Average]:
         count = state.count + 1
         weight = 1.0 / jnp.minimum(count, _CHUNK)
         after = optax.apply_updates(params, updates)

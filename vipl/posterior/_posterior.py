@@ -285,8 +285,7 @@ class Posterior:
         """
         import arviz_base
 
-        key = jax.random.key(0) if key is None else as_key(key)
-        keys = jax.random.split(key, 3)
+        keys = jax.random.split(as_key(jax.random.key(0) if key is None else key), 3)
         drawn, log_p, log_q = self._draw(keys[0], num_samples)
         groups: dict[str, Any] = {
             "posterior": drawn,
@@ -350,7 +349,7 @@ class Posterior:
             arrays["report"] = np.asarray(r.values)
         path = pathlib.Path(path)
         with path.open("wb") as file:
-            np.savez(file, said=np.frombuffer(json.dumps(said).encode(), np.uint8), **arrays)
+            np.savez(file, **arrays, said=np.frombuffer(json.dumps(said).encode(), np.uint8))  # pyright: ignore
 
     # --- inside -------------------------------------------------------------------------------------------------
 

@@ -41,7 +41,7 @@ def smooth(log_weights: jax.Array) -> Smoothed:
     Args:
       log_weights: f[n], log p(z_i, data) - log q(z_i) of draws from q.
     """
-    from arviz_stats.base import array_stats
+    from arviz_stats.base.array import array_stats
 
     raw = np.asarray(log_weights, np.float64)
     if np.isnan(raw).any() or not np.isfinite(raw).any():
