@@ -260,7 +260,7 @@ def site_log_prob(site: Site, operands: Sequence[ArrayLike], value: Array, *, ch
     return total(log_prob)
 
 
-def without_event(d: dist.Distribution) -> dist.Distribution:
+def without_event(d: dist.Distribution | Factor) -> Any:
     """The distribution without `to_event`: what is summed over everything needs one pass over the value alone."""
     while isinstance(d, dist.Independent):
         d = d.base_dist

@@ -118,7 +118,7 @@ class Estimated(Source):
         return self._value(nest(dict(zip(flat, values, strict=True))))
 
 
-def only(choices: Choices, wanted: Iterable[Address], name: str) -> dict[Address, Array]:
+def only(choices: Choices, wanted: Iterable[Address], name: str) -> dict[Address, Any]:
     """Choices by address; raises where their addresses are not those that are wanted."""
     flat = flatten(choices, f"the choices for {name}")
     if set(flat) != set(wanted):

@@ -241,14 +241,6 @@ def _whole(transform: t.Transform, region: Region, shape: Shape) -> Region | Non
 _NOT_ONTO = (t.RealFastFourierTransform, t.PackRealFastFourierCoefficientsTransform, t.UnpackTransform)
 
 
-def _softplus(x: np.ndarray) -> np.ndarray:
-    return np.logaddexp(x, 0)
-
-
-def _softplus_inverse(y: np.ndarray) -> np.ndarray:
-    return np.log(-np.expm1(-y)) + y
-
-
 class Map(NamedTuple):
     """A monotone function of single numbers.
 
@@ -289,7 +281,7 @@ def elementwise(transform: t.Transform) -> Map | None:
 _SCALAR_MAPS: dict[type, tuple[Callable, Callable]] = {
     t.ExpTransform: (np.exp, np.log),
     t.SigmoidTransform: (lambda x: 1 / (1 + np.exp(-x)), lambda y: np.log(y) - np.log1p(-y)),
-    t.SoftplusTransform: (_softplus, _softplus_inverse),
+    t.SoftplusTransform: (lambda x: np.logaddexp(x, 0), lambda y: np.log(-np.expm1(-y)) + y),
 }
 
 
@@ -427,7 +419,7 @@ def _(d: dist.MaskedDistribution) -> Region | None:
 
 @_describe.register(dist.Independent)
 @_describe.register(dist.ExpandedDistribution)
-def _(d: dist.Independent) -> Region | None:
+def _(d: dist.Independent | dist.ExpandedDistribution) -> Region | None:
     return describe(d.base_dist)
 
 

@@ -5,6 +5,7 @@ Throughout: z ~ q are the guide's choices, y the data, p the model's density, w 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -274,7 +275,9 @@ def chi_upper_bound(
 
 
 @checked
-def thermodynamic(model: Source, guide: Source, data: Choices, betas: Real, *, num_particles: int) -> Float[Array, ""]:
+def thermodynamic(
+    model: Source, guide: Source, data: Choices, betas: Real | Sequence[float], *, num_particles: int
+) -> Float[Array, ""]:
     """Thermodynamic variational objective: a left Riemann sum of the path from q to the posterior.
 
     log p(y) = ∫_0^1 E_{π_β}[log w] dβ,   π_β ∝ q^(1 - β) p^β;   TVO = Σ_i (β_{i+1} - β_i) E_{π_βi}[log w] <= log p(y).

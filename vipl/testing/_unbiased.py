@@ -12,6 +12,8 @@ import numpy as np
 from vipl._types import PRNGKeyArray, PyTree
 from vipl.cache.programs import keep
 
+Numbers = np.ndarray | np.floating
+
 
 class Check(NamedTuple):
     """What `assert_unbiased` measured, number by number.
@@ -94,8 +96,8 @@ def assert_unbiased(
 class _Moments(NamedTuple):
     """Mean and variance of draw - exact, number by number: both f[...]."""
 
-    bias: np.ndarray
-    variance: np.ndarray
+    bias: Numbers
+    variance: Numbers
 
 
 def _moments(batches: Iterable[PyTree], exacts: list[np.ndarray], treedef: object) -> list[_Moments]:
@@ -127,7 +129,7 @@ def _whole(num: int, batch: int) -> int:
 
 def _check(
     moments: _Moments, num: int, exact: np.ndarray, z_max: float, resolution: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[Numbers, Numbers, Numbers]:
     """Mean, standard error and z; raises where z is too large, or the standard error."""
     bias, variance = moments
     if not (np.isfinite(bias).all() and np.isfinite(variance).all()):
