@@ -186,7 +186,7 @@ def _run(job: Job, key: PRNGKeyArray, done: _Done, args: tuple[PyTree, ...], pro
         for done in _calls(job, key, done, args, progress):  # noqa: B007, B020
             pass
         if done.state.cause != 0:
-            _warn_of_number(job, done, _site_of_number(job, key, done, args))
+            _warn_of_number(job, key, done, args)
         return done.as_fit()
     except KeyboardInterrupt:
         _warn(
@@ -273,15 +273,12 @@ def _warn(text: str) -> None:
     warnings.warn(text, RuntimeWarning, stacklevel=level)
 
 
-def _site_of_number(job: Job, key: PRNGKeyArray, done: _Done, args: tuple[PyTree, ...]) -> str | None:
-    """Names the site that a number that is not finite comes from; None where it is not found."""
+def _warn_of_number(job: Job, key: PRNGKeyArray, done: _Done, args: tuple[PyTree, ...]) -> None:
+    """Warns of a number that is not finite, and names the site that it comes from, where that is found."""
     try:
-        return what_is_not_finite(job, key, done.state, args)
+        site = what_is_not_finite(job, key, done.state, args)
     except Exception:  # the fit is not lost for it
-        return None
-
-
-def _warn_of_number(job: Job, done: _Done, site: str | None) -> None:
+        site = None
     _warn(
         f"vipl.fit stopped at step {done.state.taken} of {done.stop} of {job.name}: {CAUSES[int(done.state.cause)]} is "
         f"not finite (the estimate there is {done.estimates[-1][-1]}). {site + ' ' if site else ''}The parameters are "
