@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
-from vipl.distributions._points import Point, draw, log_density, standing
+from vipl.distributions._draws import Point, draw, log_density, standing
 
 
 class Law:

@@ -27,8 +27,8 @@ from vipl.gen._sample import check_estimator
 from vipl.gen._source import Source, Trace
 from vipl.gen._weighing import Drawn, Given, density, density_inside, weighing
 from vipl.interpret.interpreter import Interpreter, run
-from vipl.interpret.rewrite import rewrite
 from vipl.interpret.seed import violations
+from vipl.interpret.subprograms import rewrite
 from vipl.ir.functions import check_function
 from vipl.ir.partition import partition, python_integer
 from vipl.ir.primitives import Site, user_frame

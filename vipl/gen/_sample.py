@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from vipl import _jax
-from vipl.distributions._points import in_support, log_density
+from vipl.distributions._draws import in_support, log_density
 from vipl.distributions._stable import stabilize
 from vipl.errors import ChoiceError, EstimatorError, ProgramError, ViplError, show_address, show_aval
 from vipl.gen._choices import check_address

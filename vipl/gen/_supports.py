@@ -41,7 +41,7 @@ from vipl.analysis.regions import (
     union,
     unsure,
 )  # fmt: skip
-from vipl.distributions._points import innermost
+from vipl.distributions._draws import innermost
 
 _INF = math.inf
 

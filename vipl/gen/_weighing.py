@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from vipl.distributions._points import has_coordinates
+from vipl.distributions._draws import has_coordinates
 from vipl.errors import AddressError, show_addresses
 from vipl.gen._density import is_factor, site_log_prob
 from vipl.interpret.interpreter import Interpreter, Outcome, Visit
