@@ -84,19 +84,31 @@ def holds_drawn_values(jaxpr: Jaxpr, sites: Mapping[Path, int]) -> bool:
 
 
 class Followed(NamedTuple):
-    """What is followed, and what was found so far.
+    """What is followed, what was found so far, and where the way stands.
 
     Attributes:
       wanted: the sites that are followed, with the number of loops around each.
       sites: the reach of all sites.
       stops: the sites that are held somewhere, and a line where they are.
       marks: whether `stop_gradient`s are looked at.
+      path: the position of the program or equation.
+      loops: the loops around it: the axes of the lanes, None for the steps of a `scan`.
     """
 
     wanted: Mapping[Path, int]
     sites: dict[Path, Dependence]
     stops: dict[Path, str]
     marks: bool
+    path: Path = ()
+    loops: Loops = ()
+
+    def below(self, number: int) -> Followed:
+        """At an equation or branch of where this stands."""
+        return self._replace(path=(*self.path, number))
+
+    def inside(self, loop: int | None) -> Followed:
+        """In a loop."""
+        return self._replace(loops=(*self.loops, loop))
 
 
 def _marked_run(jaxpr: Jaxpr, wanted: Mapping[Path, int]) -> tuple[dict[Var, Dependence], Followed]:
@@ -106,7 +118,7 @@ def _marked_run(jaxpr: Jaxpr, wanted: Mapping[Path, int]) -> tuple[dict[Var, Dep
 
 def _follow(jaxpr: Jaxpr, followed: Followed) -> dict[Var, Dependence]:
     constvars, _, _, eqns, _ = _jax.parts(jaxpr)
-    return evaluate(eqns, dict.fromkeys(constvars, {}), _visitor(followed, (), ()), _of_constant)
+    return evaluate(eqns, dict.fromkeys(constvars, {}), _visitor(followed), _of_constant)
 
 
 _HARMLESS = ("DebugEffect", "OrderedDebugEffect")
@@ -136,14 +148,14 @@ def moved(reach: Dependence, to: Callable[[int], int | None]) -> Dependence:
     return out
 
 
-def _run(jaxpr: Jaxpr, ins: Sequence[Dependence], followed: Followed, path: Path, loops: Loops) -> list[Dependence]:
+def _run(jaxpr: Jaxpr, ins: Sequence[Dependence], followed: Followed) -> list[Dependence]:
     """The reaches of a program's outputs."""
-    return walk(jaxpr, ins, _visitor(followed, path, loops), _of_constant)
+    return walk(jaxpr, ins, _visitor(followed), _of_constant)
 
 
-def _visitor(followed: Followed, path: Path, loops: Loops) -> Visit[Dependence]:
+def _visitor(followed: Followed) -> Visit[Dependence]:
     def visit(i, eqn, operands):
-        return _INSIDE.get(eqn.primitive, _plain)(eqn, operands, followed, (*path, i), loops)
+        return _INSIDE.get(eqn.primitive, _plain)(eqn, operands, followed.below(i))
 
     return visit
 
@@ -160,7 +172,8 @@ def _depth(loops: Loops) -> int:
     return -1 - sum(a is not None for a in loops)
 
 
-def _site(eqn: Eqn, operands: list[Dependence], followed: Followed, path: Path, loops: Loops) -> list[Dependence]:
+def _site(eqn: Eqn, operands: list[Dependence], followed: Followed) -> list[Dependence]:
+    path, loops = followed.path, followed.loops
     own: Dependence = {path: loops} if path in followed.wanted else {}
     site = eqn.params["site"]
     if followed.marks:
@@ -176,65 +189,65 @@ def _in_lane(a: int) -> int | None:
     return a if a < 0 else None
 
 
-def _lanes(eqn: Eqn, operands: list[Dependence], followed: Followed, path: Path, loops: Loops) -> list[Dependence]:
-    mark = _depth(loops)
+def _lanes(eqn: Eqn, operands: list[Dependence], followed: Followed) -> list[Dependence]:
+    mark = _depth(followed.loops)
 
     def enter(mapped):
         return lambda a: a if a < 0 or not mapped else mark if a == 0 else a - 1
 
     ins = [moved(r, enter(m)) for r, m in zip(operands, eqn.params["lane"].mapped, strict=True)]
-    outs = _run(eqn.params["jaxpr"], ins, followed, path, (*loops, mark))
+    outs = _run(eqn.params["jaxpr"], ins, followed.inside(mark))
     return [moved(r, lambda a: 0 if a == mark else a if a < 0 else a + 1) for r in outs]
 
 
-def _scan(eqn: Eqn, operands: list[Dependence], followed: Followed, path: Path, loops: Loops) -> list[Dependence]:
+def _scan(eqn: Eqn, operands: list[Dependence], followed: Followed) -> list[Dependence]:
     scan = _jax.scan_parts(eqn.params)
     consts, carry, xs = scan.operands(operands)
     xs = [moved(r, lambda a: a if a < 0 else a - 1 if a else None) for r in xs]
     while True:
-        outs = _run(scan.jaxpr, [*consts, *carry, *xs], followed, path, (*loops, None))
+        outs = _run(scan.jaxpr, [*consts, *carry, *xs], followed.inside(None))
         after = [join(old, new) for old, new in zip(carry, outs[: scan.num_carry], strict=True)]
         if after == carry:
             return [*carry, *(moved(r, lambda a: a if a < 0 else a + 1) for r in outs[scan.num_carry :])]
         carry = after
 
 
-def _cond(eqn: Eqn, operands: list[Dependence], followed: Followed, path: Path, loops: Loops) -> list[Dependence]:
+def _cond(eqn: Eqn, operands: list[Dependence], followed: Followed) -> list[Dependence]:
     index, *rest = operands
     if "branches_platforms" in eqn.params:
-        return _plain(eqn, operands, followed, path, loops)
-    branches = [_run(b, rest, followed, (*path, k), loops) for k, b in enumerate(eqn.params["branches"])]
+        return _plain(eqn, operands, followed)
+    branches = [_run(b, rest, followed.below(k)) for k, b in enumerate(eqn.params["branches"])]
     return [join(moved(index, _in_lane), *outs) for outs in zip(*branches, strict=True)]
 
 
-def _composite(eqn: Eqn, operands: list[Dependence], followed: Followed, path: Path, loops: Loops) -> list[Dependence]:
+def _composite(eqn: Eqn, operands: list[Dependence], followed: Followed) -> list[Dependence]:
     composite = eqn.params["composite"]
-    return _run(composite.draw, operands[: composite.num_draw], followed, path, loops)[:-1]
+    return _run(composite.draw, operands[: composite.num_draw], followed)[:-1]
 
 
-def _call(eqn: Eqn, operands: list[Dependence], followed: Followed, path: Path, loops: Loops) -> list[Dependence]:
+def _call(eqn: Eqn, operands: list[Dependence], followed: Followed) -> list[Dependence]:
     inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
     if inner is None or len(_jax.parts(inner).invars) != len(operands):
-        return _plain(eqn, operands, followed, path, loops)
-    return _run(inner, operands, followed, path, loops)
+        return _plain(eqn, operands, followed)
+    return _run(inner, operands, followed)
 
 
-def _ruled(eqn: Eqn, operands: list[Dependence], followed: Followed, path: Path, loops: Loops) -> list[Dependence]:
+def _ruled(eqn: Eqn, operands: list[Dependence], followed: Followed) -> list[Dependence]:
     """As `_call`; the function's own rule says what its derivative is, whatever is held in it."""
-    return _call(eqn, operands, followed._replace(marks=False), path, loops)
+    return _call(eqn, operands, followed._replace(marks=False))
 
 
-def _while(eqn: Eqn, operands: list[Dependence], followed: Followed, path: Path, loops: Loops) -> list[Dependence]:
+def _while(eqn: Eqn, operands: list[Dependence], followed: Followed) -> list[Dependence]:
     """As any other equation, but for the marks: those of each carry, and of what decides how often the loop runs."""
-    outs = _plain(eqn, operands, followed._replace(marks=False), path, loops)
+    outs = _plain(eqn, operands, followed._replace(marks=False))
     if not followed.marks:
         return outs
     (whole, *_), p = outs, eqn.params
     n, m = p["cond_nconsts"], p["body_nconsts"]
     carry = operands[n + m :]
     while True:
-        (again,) = _run(p["cond_jaxpr"], [*operands[:n], *carry], followed, (*path, 0), loops)
-        outs = _run(p["body_jaxpr"], [*operands[n : n + m], *carry], followed, (*path, 1), loops)
+        (again,) = _run(p["cond_jaxpr"], [*operands[:n], *carry], followed.below(0))
+        outs = _run(p["body_jaxpr"], [*operands[n : n + m], *carry], followed.below(1))
         after = [join(old, new, again) for old, new in zip(carry, outs, strict=True)]
         if after == carry:
             return [{k: whole.get(k, ()) for k in r} for r in carry]
@@ -258,11 +271,11 @@ _INSIDE: dict[Primitive, Callable[..., list[Dependence]]] = {
 # --- other equations ------------------------------------------------------------------------------------------
 
 
-def _plain(eqn: Eqn, operands: list[Dependence], followed: Followed, path: Path, loops: Loops) -> list[Dependence]:
+def _plain(eqn: Eqn, operands: list[Dependence], followed: Followed) -> list[Dependence]:
     """Each operand's axes go where the primitive moves them; sites that are out of sight reach everything."""
     if eqn.primitive in GUARDS:
         return operands[:1]
-    out = join(*_after_axes_move(eqn, operands), _unseen(eqn, followed, path))
+    out = join(*_after_axes_move(eqn, operands), _unseen(eqn, followed))
     if followed.marks:
         out = _marked(eqn, out, followed)
     return [out for _ in eqn.outvars]
@@ -282,10 +295,12 @@ def _after_axes_move(eqn: Eqn, operands: list[Dependence]) -> list[Dependence]:
     return [moved(r, functools.partial(to, k)) for k, r in enumerate(operands)]
 
 
-def _unseen(eqn: Eqn, followed: Followed, path: Path) -> Dependence:
+def _unseen(eqn: Eqn, followed: Followed) -> Dependence:
     """The sites inside an equation, or all of them where values could pass through it unseen."""
     hidden = followed.marks and _passes_unseen(eqn)
-    unseen: Dependence = {p: (None,) * n for p, n in followed.wanted.items() if hidden or p[: len(path)] == path}
+    unseen: Dependence = {
+        p: (None,) * n for p, n in followed.wanted.items() if hidden or p[: len(followed.path)] == followed.path
+    }
     return unseen | ({Mark(p, False): () for p in unseen} if followed.marks else {})
 
 

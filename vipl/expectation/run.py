@@ -39,8 +39,8 @@ class Emitted(NamedTuple):
       alternatives: its other values with their weights.
     """
 
-    log_weight: Float[Array, ""] | None = None
-    shared_control: Float[Array, ""] | None = None
+    log_weight: Float[Array, "*loops"] | None = None
+    shared_control: Float[Array, "*loops"] | None = None
     log_support: Any = None
     visited: Any = None
     alternatives: Any = None
@@ -56,7 +56,7 @@ class SiteInput(NamedTuple):
     """
 
     noise: list[Array]
-    digit: Int[Array, ""] | None
+    digit: Int[Array, "*loops"] | None
     alternative: tuple[Array, Array | None] | None = None
 
 

@@ -39,7 +39,9 @@ class Report:
         self.slopes: dict[tuple[tuple[int, int], str], str] = {}
         self.numbers = itertools.count()
 
-    def tell(self, order: tuple[int, int], at: str, parameters: Array, value: Array, log_prob: Array) -> None:
+    def tell(
+        self, order: tuple[int, int], at: str, parameters: ArrayLike, value: ArrayLike, log_prob: ArrayLike
+    ) -> None:
         """Notes the first of them that is not finite."""
         parts = ("a parameter of its distribution", parameters), ("its value", value), ("its log density", log_prob)
         for what, x in parts:
@@ -48,7 +50,7 @@ class Report:
                 self.values.setdefault((order, at), f"{what} is {bad.flat[0]}")
                 return
 
-    def tell_slope(self, order: tuple[int, int], at: str, slope: Array) -> None:
+    def tell_slope(self, order: tuple[int, int], at: str, slope: ArrayLike) -> None:
         """Notes a derivative that is not finite."""
         if not np.all(np.isfinite(slope)):
             self.slopes[order, at] = "the derivative that comes back to its parameters is not finite"
