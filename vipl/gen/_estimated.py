@@ -13,7 +13,7 @@ from vipl._types import Array, Float
 from vipl.errors import AddressError, show_addresses
 from vipl.gen._choices import Address, Choices, flatten, merge, nest
 from vipl.gen._source import Source, Trace
-from vipl.interpret.rewrite import bind_composite, rewrite
+from vipl.interpret.subprograms import bind_composite, rewrite
 from vipl.ir.primitives import Site
 
 
@@ -47,7 +47,7 @@ class Estimated(Source):
         """What `sample` returns for a draw."""
         return choices
 
-    def _finite(self) -> dict[Address, tuple[complex, ...]]:
+    def _finite(self) -> dict[Address, tuple[int | float, ...]]:
         """The values that one element of a choice can take, by address, where these are known to be finitely many."""
         return {}
 

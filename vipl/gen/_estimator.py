@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from vipl._types import Array, ArrayLike, Bool, Float, PRNGKeyArray, PyTree, Shaped
-from vipl.distributions._points import Point, draw, log_density, standing
+from vipl.distributions._draws import Point, draw, log_density, standing
 
 
 class Law:
@@ -59,7 +59,7 @@ class Law:
 
     def log_prob(self, value: Shaped[ArrayLike, "..."] | Point) -> Float[Array, ""]:
         """f[], the log density of the whole value, or of a point, summed over batch dimensions."""
-        return jnp.sum(log_density(self.dist, value if isinstance(value, Point) else Point(value)))
+        return jnp.sum(log_density(self.dist, value if isinstance(value, Point) else Point(jnp.asarray(value))))
 
 
 def unmasked(d: dist.Distribution) -> dist.Distribution:

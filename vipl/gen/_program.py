@@ -28,8 +28,8 @@ from vipl.gen._sample import check_estimator
 from vipl.gen._source import Source, Trace
 from vipl.gen._weighing import Drawn, Given, density, density_inside, weighing
 from vipl.interpret.interpreter import Interpreter, run
-from vipl.interpret.rewrite import rewrite
 from vipl.interpret.seed import violations
+from vipl.interpret.subprograms import rewrite
 from vipl.ir.functions import check_function
 from vipl.ir.partition import partition, python_integer
 from vipl.ir.primitives import Path, Site, user_frame
@@ -265,7 +265,7 @@ class Program(Source):
         zero = jnp.zeros(())
         made = nest(given) if complete else merge_emits(found, emits)
         trace = Trace(made, totals.get("log_prob", zero), staged.result(outs))
-        return _Run(trace, totals.get("log_w", zero), totals.get("violations", jnp.int32(0)))
+        return _Run(trace, totals.get("log_w", zero), totals.get("violations", jnp.zeros((), jnp.int32)))
 
 
 def with_estimators(

@@ -11,7 +11,7 @@ import numpyro.distributions as dist
 from vipl import _jax
 from vipl._jax import ShapedArray
 from vipl._types import ArrayLike, Float
-from vipl.distributions._points import in_support, log_density
+from vipl.distributions._draws import in_support, log_density
 from vipl.distributions._stable import stabilize
 from vipl.errors import ChoiceError, EstimatorError, ProgramError, ViplError, show_address, show_aval
 from vipl.gen._choices import Address, check_address
@@ -64,7 +64,7 @@ def sample(address: str | Address, source: object, estimator: Estimator | None =
                 fix=f"name them: {source.name}(...).with_estimators({{'site': {_name(estimator)}()}})",
             )
         return source.inline(address, where)
-    distribution = stabilize(source)
+    distribution: Any = stabilize(source)
     skeleton, leaves = partition(distribution, keep=concrete_integer)
     value = check_distribution(distribution, skeleton, leaves, at)
     packed_estimator, extra = None, []

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from vipl._types import Array, ArrayLike, PyTree
-from vipl.distributions._points import has_coordinates
+from vipl._types import Array, PyTree
+from vipl.distributions._draws import has_coordinates
 from vipl.errors import AddressError, show_addresses
 from vipl.gen._density import is_factor, site_log_prob
 from vipl.interpret.interpreter import Interpreter, Outcome, Visit
@@ -27,12 +27,12 @@ from vipl.ir.primitives import Path, Site, bind_site
 from vipl.ir.probe import WEIGHED, probe, watch
 
 
-def density(site: Site, operands: Sequence[ArrayLike], value: Array) -> Array:
+def density(site: Site, operands: Sequence[Array], value: Array) -> Array:
     """f[], the log density of a value that may lie outside the support."""
     return site_log_prob(site, operands, value, check=True)
 
 
-def density_inside(site: Site, operands: Sequence[ArrayLike], value: Array) -> Array:
+def density_inside(site: Site, operands: Sequence[Array], value: Array) -> Array:
     """f[], the log density of a value that lies in the support."""
     return site_log_prob(site, operands, value, check=False)
 
@@ -46,7 +46,7 @@ class Given(NamedTuple):
     """
 
     value: Array
-    density: Callable[[Site, Sequence[ArrayLike], Array], Array] = density
+    density: Callable[[Site, Sequence[Array], Array], Array] = density
 
 
 class Drawn(NamedTuple):
@@ -77,7 +77,7 @@ def log_weight(_: Sequence[Site], log_prob: Array, is_given: bool) -> dict[str, 
 def weighing(
     policy: Policy,
     total: Total = log_weight,
-    emit: Callable[[Site, Sequence[ArrayLike], Array], PyTree] | None = lambda site, operands, value: value,
+    emit: Callable[[Site, Sequence[Array], Array], PyTree] | None = lambda site, operands, value: value,
     *,
     name: str,
 ) -> Interpreter:
@@ -98,9 +98,9 @@ class _Weigher(NamedTuple):
 
     policy: Policy
     total: Total
-    emit: Callable[[Site, Sequence[ArrayLike], Array], PyTree] | None
+    emit: Callable[[Site, Sequence[Array], Array], PyTree] | None
 
-    def handle(self, visit: Visit, operands: Sequence[ArrayLike], given: Any) -> Outcome:
+    def handle(self, visit: Visit, operands: Sequence[Array], given: Any) -> Outcome:
         """What becomes of a site."""
         site = visit.site
         operands = watch(WEIGHED, site, operands)
@@ -118,7 +118,7 @@ class _Weigher(NamedTuple):
         outs = (value, log_prob) if site.weighs else value
         return Outcome(outs, totals, self._emitted(site, operands, visit.path, value))
 
-    def compose(self, composite: Composite, operands: list[ArrayLike], given: list[Any], path: Path) -> Outcome:
+    def compose(self, composite: Composite, operands: list[Array], given: list[Any], path: Path) -> Outcome:
         """What becomes of the values of a composite: all are given, or none is."""
         sites = composite.sites
         each = [self.policy(site, x) for site, x in zip(sites, given, strict=True)]
@@ -138,11 +138,11 @@ class _Weigher(NamedTuple):
             emits |= self._emitted(site, (), (*path, k), x)
         return Outcome(values, totals, emits)
 
-    def _emitted(self, site: Site, operands: Sequence[ArrayLike], path: Path, value: Array) -> dict[Path, PyTree]:
+    def _emitted(self, site: Site, operands: Sequence[Array], path: Path, value: Array) -> dict[Path, PyTree]:
         return {} if self.emit is None else {path: self.emit(site, operands, value)}
 
 
-def _value_and_density(site: Site, operands: Sequence[ArrayLike], does: Given | Drawn) -> tuple[Array, Array | None]:
+def _value_and_density(site: Site, operands: Sequence[Array], does: Given | Drawn) -> tuple[Array, Array | None]:
     """The value of a site, and its log density; None where neither the policy nor the site wants that."""
     if isinstance(does, Given):
         return does.value, does.density(site, operands, does.value)
@@ -152,7 +152,7 @@ def _value_and_density(site: Site, operands: Sequence[ArrayLike], does: Given | 
     return value, density(site, operands, value) if site.weighs else None
 
 
-def draw_and_weigh(site: Site, operands: Sequence[ArrayLike]) -> tuple[Array, Array]:
+def draw_and_weigh(site: Site, operands: Sequence[Array]) -> tuple[Array, Array]:
     """Binds a site; its value, and the log density of it, from before it was rounded where the site knows more."""
     if site.weighs or has_coordinates(site.distribution.combine(operands[: site.num_distribution])):
         return bind_site(operands, replace(site, weighs=True))

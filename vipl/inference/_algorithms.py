@@ -223,7 +223,7 @@ def categorical(values: np.ndarray, log_probs: Array, info: SiteInfo) -> dist.Di
     )
 
 
-def finite_choices(program: Source, known: Choices) -> dict[Address, tuple[complex, ...]]:
+def finite_choices(program: Source, known: Choices) -> dict[Address, tuple[int | float, ...]]:
     """The values of one element of each unknown choice, where these are known to be finitely many."""
     found = {}
     for info in as_program(program).unknown(known):

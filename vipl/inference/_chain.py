@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from vipl import _jax
 from vipl._jax import Jaxpr
-from vipl._types import Array, ArrayLike, Float, PyTree
+from vipl._types import Array, Float, PyTree
 from vipl.errors import ProgramError
 from vipl.gen import Source
 from vipl.gen._choices import Choices
@@ -36,8 +36,8 @@ class Chain:
     """
 
     info: SiteInfo
-    first: tuple[list[ArrayLike], Float[Array, ""]]
-    step: Callable[[list[ArrayLike], PyTree, Array], tuple[list[ArrayLike], Float[Array, ""]]]
+    first: tuple[list[Array], Float[Array, ""]]
+    step: Callable[[list[Array], PyTree, Array], tuple[list[Array], Float[Array, ""]]]
     inputs: PyTree
     reverse: bool
 

@@ -52,7 +52,7 @@ class Marginal(Estimated):
         """Whether the algorithm is exact, and the program's density is."""
         return self.algorithm.is_exact and self.program.is_exact()
 
-    def _finite(self) -> dict[Address, tuple[complex, ...]]:
+    def _finite(self) -> dict[Address, tuple[int | float, ...]]:
         return finite_choices(self.program, {}) if self.is_exact() else {}
 
     def _draw(self) -> tuple[Choices, Float[Array, ""]]:
@@ -211,7 +211,7 @@ class Normalized(Estimated):
         """Whether the algorithm is exact, and the program's density is."""
         return self.algorithm.is_exact and self.program.is_exact()
 
-    def _finite(self) -> dict[Address, tuple[complex, ...]]:
+    def _finite(self) -> dict[Address, tuple[int | float, ...]]:
         return finite_choices(self.program, self.given) if self.is_exact() else {}
 
     def _draw(self) -> tuple[Choices, Float[Array, ""]]:

@@ -14,7 +14,7 @@ from jax import lax
 from vipl import _jax
 from vipl._checks import whole_number
 from vipl._jax import Atom, Eqn, Jaxpr, Var
-from vipl._types import Array, ArrayLike, Float, Int
+from vipl._types import Array, Float, Int
 from vipl.errors import ProgramError, shortened
 from vipl.gen import Program, Source
 from vipl.gen._check_arguments import call_maker, check_takes_known, not_a_function
@@ -302,11 +302,11 @@ class Steps(NamedTuple):
       options: of the scan.
     """
 
-    env: dict[Var, ArrayLike]
+    env: dict[Var, Array]
     before: Sequence[Eqn]
     carry: Sequence[Atom]
     body: Jaxpr
-    fixed: list[ArrayLike]
+    fixed: list[Array]
     xs: list[Array]
     options: dict[str, Any]
 
@@ -324,21 +324,21 @@ def steps_of(parts: Parts) -> Steps:
     return Steps(env, before, carry, body, fixed, xs, options)
 
 
-def _shared_values(before: Sequence[Eqn], env: dict[Var, ArrayLike], parts: Parts) -> dict[Var, ArrayLike | None]:
+def _shared_values(before: Sequence[Eqn], env: dict[Var, Array], parts: Parts) -> dict[Var, Array | None]:
     """The values before the scan, the same for all particles; None where they depend on unknown choices."""
 
-    def visit(i, eqn, values):
-        unknown = [None] * len(eqn.outvars)
+    def visit(i: int, eqn: Eqn, values: list[Array | None]) -> Sequence[Array | None]:
+        unknown: list[Array | None] = [None] * len(eqn.outvars)
         if any(x is None for x in values):
             return unknown
         if has_site(eqn):
             return [parts.known[i,], *unknown[1:]] if eqn.primitive is sample_p and (i,) in parts.known else unknown
-        return plain(i, eqn, values)
+        return plain(i, eqn, [x for x in values if x is not None])
 
-    return evaluate(before, env, visit)
+    return evaluate(before, dict[Var, Array | None](env), visit)
 
 
-def _entering(env: dict[Var, ArrayLike | None], variables: Sequence[Atom], name: str) -> list[Any]:
+def _entering(env: dict[Var, Array | None], variables: Sequence[Atom], name: str) -> list[Any]:
     """What enters the scan beside the carry; raises where it depends on unknown choices."""
     values = read(env, variables)
     if all(x is not None for x in values):
