@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import operator
-from typing import Any
+from typing import SupportsIndex, TypeGuard
 
 from vipl._jax import Tracer
 from vipl.errors import ProgramError, shortened, show_aval
 
 
-def is_integer(x: Any) -> bool:
+def is_integer(x: object) -> TypeGuard[SupportsIndex]:
     """Says whether something is one integer that is known: of Python, NumPy or JAX; not a boolean."""
     if isinstance(x, bool) or getattr(getattr(x, "dtype", None), "kind", "") == "b" or getattr(x, "shape", ()) != ():
         return False
     try:
-        operator.index(x)
+        operator.index(x)  # type: ignore[arg-type]
     except TypeError:  # something else, or traced
         return False
     return True
 
 
-def whole_number(n: Any, name: str, at: str, *, least: int = 1) -> int:
+def whole_number(n: object, name: str, at: str, *, least: int = 1) -> int:
     """An argument that has to be an integer known when a program is staged: a Python, NumPy or JAX integer.
 
     Args:

@@ -10,7 +10,7 @@ import jax
 from vipl._types import PRNGKeyArray, PyTree
 from vipl.errors import AddressError, ProgramError, show_address
 from vipl.gen import GenerativeFunction, Program
-from vipl.gen._arguments import call_maker
+from vipl.gen._check_arguments import call_maker
 from vipl.gen._choices import Address, flatten, nest
 from vipl.guides._guide import Guide, Start
 from vipl.guides._joint import FullRank
@@ -34,7 +34,7 @@ class Combined:
                 program = (
                     part(params[name])
                     if isinstance(part, Guide | Combined)
-                    else call_maker(part, (params[name],), f"part {name!r}", "combine")
+                    else call_maker(part, params[name], f"part {name!r}", "combine")
                 )
                 program.inline((), name)
 

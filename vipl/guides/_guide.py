@@ -17,7 +17,7 @@ from vipl._jax import Tracer
 from vipl._types import Array, Float, PRNGKeyArray, PyTree
 from vipl.errors import ChoiceError, ProgramError, show_addresses, show_aval
 from vipl.gen import GenerativeFunction, Program
-from vipl.gen._arguments import check_source
+from vipl.gen._check_arguments import check_source
 from vipl.gen._choices import Address, flatten, match, nest
 from vipl.gen._program import valued
 from vipl.guides._latents import Latents

@@ -25,7 +25,7 @@ from numpyro.distributions.transforms import Transform
 
 from vipl import _jax
 from vipl._types import Array, Float
-from vipl.distributions._points import innermost
+from vipl.distributions._draws import innermost
 from vipl.errors import AddressError, DistributionError, ProgramError, show_address, show_addresses
 from vipl.gen import Program
 from vipl.gen._choices import Address, check_address, flatten, match
@@ -33,7 +33,7 @@ from vipl.gen._density import is_factor, site_log_prob
 from vipl.gen._program import merge_emits, valued
 from vipl.interpret.interpreter import Interpreter, Outcome, Visit, run
 from vipl.ir.composite import Composite
-from vipl.ir.dataflow import follow_back, plain, walk
+from vipl.ir.dataflow import backward, plain, walk
 from vipl.ir.primitives import Path, Site
 from vipl.ir.sites import SiteInfo
 
@@ -300,7 +300,7 @@ class Latents:
             return self._run(dict(zip(latent, values, strict=True)), emit).emits
 
         _, _, invars, eqns, outvars = _jax.parts(jax.make_jaxpr(leaves)(*latent.values()))
-        _, ends = follow_back(eqns, outvars)
+        ends = backward(eqns, outvars).ends
         needed = [address for address, v in zip(latent, invars, strict=True) if v in ends or v in outvars]
         left_out = [a for a in needed if a in self.left_out]
         if left_out:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from vipl._checks import whole_number
 from vipl._types import Array, PRNGKeyArray
 from vipl.gen import Program
-from vipl.gen._arguments import check_source
+from vipl.gen._check_arguments import check_source
 from vipl.gen._choices import Address, flatten, nest
 from vipl.gen._density import log_probs_of
 from vipl.gen._program import valued

@@ -6,9 +6,9 @@ With g and H estimates of the two expectations from draws z = m ± A e, in the f
 
     M = Aᵀ (-H) A = Q diag(λ) Qᵀ,      A ← A Q diag(λ^(-ρ/2)) Qᵀ,      m ← m + ρ A Q diag(1 / |λ|) Qᵀ Aᵀ g.
 
-λ = 1 is the fixed point, so that log λ is the error of S; where log p is convex, λ counts as 1/25, and S grows. Both are
-directions in which L grows. No matrix is inverted and nothing depends on the units of the coordinates: columns of a
-regression in any scale give the same steps. Two phases:
+λ = 1 is the fixed point, so that log λ is the error of S. In A, λ counts as between 1/25 and 25: S grows where log p is
+convex, and changes by no more than that in a step. Both are directions in which L grows. No matrix is inverted, and
+nothing depends on the units of the coordinates: columns of a regression in any scale give the same steps. Two phases:
 
     search     ρ by a line search on the bound that some draws estimate; the same draws while that grows, three sets of
                draws in all
@@ -224,7 +224,7 @@ class _Step(NamedTuple):
 def _step(factor: Array, gradient: Array, hessian: Array, diagonal: bool) -> _Step:
     scaled = -factor.T @ hessian @ factor
     values, vectors = jnp.linalg.eigh((scaled + scaled.T) / 2)
-    move = vectors @ ((vectors.T @ (factor.T @ gradient)) / jnp.clip(jnp.abs(values), _LEAST, _MOST))
+    move = vectors @ ((vectors.T @ (factor.T @ gradient)) / jnp.maximum(jnp.abs(values), _LEAST))
     if diagonal:
         values, vectors = jnp.diagonal(scaled), jnp.eye(factor.shape[0], dtype=factor.dtype)
     return _Step(move, jnp.log(jnp.clip(values, _LEAST, _MOST)), vectors)

@@ -22,7 +22,7 @@ from vipl.errors import ProgramError
 from vipl.expectation import Expectation, expectation
 from vipl.fit import fit
 from vipl.gen import Program, detach
-from vipl.gen._arguments import check_source
+from vipl.gen._check_arguments import check_source
 from vipl.gen._choices import merge
 from vipl.guides import Flow, FullRank, Guide, MeanField
 from vipl.guides._combine import Combined, combine
