@@ -15,3 +15,5 @@ from vipl.gen._sample import factor as factor
 from vipl.gen._sample import sample as sample
 from vipl.gen._source import Source as Source
 from vipl.gen._source import Trace as Trace
+from vipl.gen._without_choice import deterministic as deterministic
+from vipl.gen._without_choice import random_key as random_key

@@ -26,6 +26,7 @@ from vipl.gen._estimator import Estimator
 from vipl.gen._sample import check_estimator
 from vipl.gen._source import Source, Trace
 from vipl.gen._weighing import Drawn, Given, density, density_inside, weighing
+from vipl.gen._without_choice import check_no_choice, is_random_key, is_record, records, valued
 from vipl.interpret.interpreter import Interpreter, run
 from vipl.interpret.rewrite import rewrite
 from vipl.interpret.seed import violations
@@ -213,6 +214,7 @@ class Program(Source):
     def unknown(self, known: dict[str, Any]) -> list[SiteInfo]:
         """The places of the choices that are not known."""
         _, found = self.staged()
+        check_no_choice(known, found, self.name)
         given = match(known, valued(found), self.name, complete=False)
         return [p for p in valued(found) if p.site.address not in given]
 
@@ -243,6 +245,7 @@ class Program(Source):
           check: whether to count violations.
         """
         staged, found = self.staged()
+        check_no_choice(choices, found, self.name)
         given = match(choices, valued(found), self.name, complete=complete)
         surely_inside = {a for a, x in given.items() if lies_inside(x, [p.site for p in found if p.site.address == a])}
         by_path = {p.path: given[p.site.address] for p in found if p.site.address in given}
@@ -260,8 +263,9 @@ class Program(Source):
         interpreter = _counting_violations(interpreter) if check else interpreter
         outs, totals, emits = run(staged.jaxpr, [], interpreter, by_path)
         zero = jnp.zeros(())
-        made = nest(given) if complete else merge_emits(found, emits)
-        trace = Trace(made, totals.get("log_prob", zero), staged.result(outs))
+        made = nest(given) if complete else merge_emits(valued(found), emits)
+        recorded = merge_emits(records(found), emits)
+        trace = Trace(made, totals.get("log_prob", zero), staged.result(outs), recorded)
         return _Run(trace, totals.get("log_w", zero), totals.get("violations", jnp.int32(0)))
 
 
@@ -277,7 +281,8 @@ def with_estimators(fn: Callable, estimators: Any, name: str, *args: Any, **kwar
     """
     wanted = {a: partition(e, keep=python_integer) for a, e in estimators}
     staged = stage_program(fn, args, kwargs)
-    known = dict.fromkeys(p.site.address for p in list_sites(staged.jaxpr))
+    sites = [p.site for p in list_sites(staged.jaxpr)]
+    known = dict.fromkeys(s.address for s in sites if not (is_record(s) or is_random_key(s)))
     unknown = [a for a in wanted if a not in known]
     if unknown:
         raise AddressError(
@@ -308,18 +313,13 @@ def _counting_violations(interpreter: Interpreter) -> Interpreter:
     return interpreter._replace(handle=handle)
 
 
-def valued(found: list[SiteInfo]) -> list[SiteInfo]:
-    """The places that have choices: all but factors."""
-    return [p for p in found if not is_factor(p.site)]
-
-
 def merge_emits(found: list[SiteInfo], emits: dict[Any, Any]) -> dict[str, Any]:
-    """Choices from what the sites handed out; branches of a `cond` that share an address are merged.
+    """What sites handed out, by address; branches of a `cond` that share an address are merged.
 
-    Only one of them is taken, and the others handed out zeros, so their sum is the choice.
+    Only one of them is taken, and the others handed out zeros, so their sum is the value.
     """
     flat: dict[Address, Any] = {}
-    for info in valued(found):
+    for info in found:
         address, value = info.site.address, emits[info.path]
         if address in flat:
             other = flat[address]

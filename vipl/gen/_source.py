@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -18,9 +18,10 @@ from vipl._jax import staging
 from vipl.cache.programs import compiled, parts_of
 from vipl.errors import ProgramError, show_aval
 from vipl.interpret.seed import seed
+from vipl.ir.batching import sites_in
 from vipl.ir.keys import as_key, is_key
 from vipl.ir.partition import not_arrays, partition, python_integer
-from vipl.ir.primitives import user_frame
+from vipl.ir.primitives import outside, sample_effect, user_frame
 
 
 @jax.tree_util.register_dataclass
@@ -33,11 +34,13 @@ class Trace:
         first. Where a `cond` took another branch, the choices of the branches not taken are zeros.
       log_prob: f[], the log density of the choices, factors included; of an estimated density, its estimate.
       retval: what the function returned.
+      deterministics: nested dicts of the values that `vipl.deterministic` recorded, with axes as choices have.
     """
 
     choices: dict[str, Any]
     log_prob: Any
     retval: Any
+    deterministics: dict[str, Any] = field(default_factory=dict)
 
 
 class Source(abc.ABC):
@@ -170,11 +173,19 @@ class Source(abc.ABC):
     def _without_key(self, verb: str, choices: Any) -> Any:
         """Compiled, too, where it is called from ordinary Python; inside a program, a part of that."""
 
-        def plainly():
+        def inside():
             return getattr(self, verb)(choices)
 
+        def plainly():
+            try:
+                return inside()
+            except ValueError as error:
+                if str(sample_effect) not in str(error):
+                    raise
+            return outside(site=next(sites_in(jax.make_jaxpr(inside)())))  # JAX lowers no loop with a site in it
+
         if staging():
-            return plainly()
+            return inside()
         skeleton, leaves = partition(self, keep=python_integer)
         packed_choices, values = partition(choices)
         try:

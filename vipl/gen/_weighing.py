@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from vipl.distributions._points import has_coordinates
 from vipl.errors import AddressError, show_addresses
 from vipl.gen._density import is_factor, site_log_prob
+from vipl.gen._without_choice import is_random_key, is_record
 from vipl.interpret.interpreter import Interpreter, Outcome, Visit
 from vipl.ir.composite import Composite
 from vipl.ir.dataflow import plain, walk
@@ -107,6 +108,10 @@ class _Weigher(NamedTuple):
             log_prob = density_inside(site, operands, jnp.zeros((0,)))
             probe(WEIGHED, site, (), jnp.zeros(()), log_prob)
             return Outcome(jnp.zeros(site.shape), self.total([site], log_prob, True), {})
+        if is_random_key(site):
+            return Outcome(bind_site(operands, site), {}, {})
+        if is_record(site):
+            return Outcome(jnp.zeros(site.shape), {}, self._emitted(site, operands, visit.path, operands[0]))
         does = self.policy(site, given)
         value, log_prob = _value_and_density(site, operands, does)
         totals = {}

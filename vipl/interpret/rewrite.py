@@ -47,6 +47,7 @@ def rewrite(
     args: Sequence[Any],
     rename: Callable[[tuple[str, ...]], tuple[str, ...]],
     change: Callable[[Site, Sequence[Any]], tuple[Site, Sequence[Any]]],
+    bind: Callable[[Sequence[Any], Site], Any] = bind_site,
 ) -> list[Any]:
     """Runs a program as a part of the one around it, with other sites.
 
@@ -55,15 +56,16 @@ def rewrite(
       args: its arguments.
       rename: address -> address, for every site and value of a composite.
       change: what else becomes of a site and its operands.
+      bind: (operands, site) -> what the site gives.
     """
 
     def handle(visit, operands, _):
         site, operands = change(visit.site, operands)
-        return Outcome(bind_site(operands, replace(site, address=rename(site.address))), {}, {})
+        return Outcome(bind(operands, replace(site, address=rename(site.address))), {}, {})
 
     def compose(composite: Composite, operands: list[Any], *_: Any) -> Outcome:
         def part(jaxpr, given):
-            return lambda *values: rewrite(jaxpr, [*given, *values], rename, change)
+            return lambda *values: rewrite(jaxpr, [*given, *values], rename, change, bind)
 
         n = composite.num_draw
         sites = [replace(s, address=rename(s.address)) for s in composite.sites]

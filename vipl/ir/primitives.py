@@ -175,6 +175,14 @@ def refuse_derivative(params: dict[str, Any]) -> ControlFlowError:
 def outside(*_: Any, **params: Any) -> Any:
     """The third net."""
     site = _site_of(params)
+    if site is not None and site.distribution is not None and not site.is_exact:
+        raise ProgramError(
+            "a random key is asked for outside every program, where no other key is given.",
+            at=site.at(),
+            got="`random_key` without a key, in `assess` or `generate` say",
+            expected="a key of the call, or a call inside a program",
+            fix="pass a key: program.simulate(key), or program.assess(choices, key=key)",
+        )
     raise ProgramError(
         "a site is met outside every program, where nothing gives it a key.",
         at=site.at() if site else "a `cond` that holds a site",

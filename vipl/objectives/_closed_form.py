@@ -11,8 +11,9 @@ import numpyro.distributions as dist
 from vipl.gen import Program
 from vipl.gen._arguments import checked
 from vipl.gen._choices import match, merge
-from vipl.gen._program import merge_emits, valued
+from vipl.gen._program import merge_emits
 from vipl.gen._weighing import Drawn, Given, weighing
+from vipl.gen._without_choice import valued
 from vipl.interpret.interpreter import run
 from vipl.ir.primitives import Path
 from vipl.ir.sites import SiteInfo
@@ -48,7 +49,7 @@ def elbo_with_kl(model: Program, guide: Program, data: dict[str, Any]) -> Any:
     drawing = weighing(lambda site, _: Drawn(weighs=site.address not in closed), emit=with_parameters, name="simulate")
     _, totals, emits = run(staged_q.jaxpr, [], drawing, {})
     log_q = totals.get("log_w", jnp.zeros(()))
-    choices = merge_emits(found_q, {path: value for path, (value, _) in emits.items()})
+    choices = merge_emits(valued(found_q), {path: value for path, (value, _) in emits.items()})
     given = match(merge(choices, data), valued(found_p), model.name, complete=True)
     sources = {
         p.site.address: (p.site.distribution, emits[p.path][1]) for p in valued(found_q) if p.site.address in closed
