@@ -10,8 +10,10 @@ import pytest
 from jax import lax
 
 import vipl
-from vipl import DisARM, Enumerate, LocalEnumerate, MeasureValued, Reparam, Score, deterministic, random_key, sample
-from vipl.inference import SMC, Importance
+from vipl import DisARM, Enumerate, LocalEnumerate, MeasureValued, Score, deterministic, random_key, sample, scaled
+from vipl.estimators import Draw, Estimator
+from vipl.gen._choices import flatten
+from vipl.inference import SMC, Enumeration, Importance
 from vipl.testing import assert_unbiased
 
 KEY = jax.random.key(5)
@@ -179,7 +181,7 @@ def noisy():
 
 def test_each_lane_step_and_address_has_its_own_key_and_each_verb_the_same():
     trace = noisy().simulate(KEY)
-    assert list(trace.choices) == ["y"] and trace.deterministics == {}
+    assert (list(trace.choices), trace.deterministics) == (["y"], {})
     drawn = np.concatenate([np.ravel(x) for x in jax.tree.leaves(trace.retval)])
     assert drawn.size == len(np.unique(drawn)) == 9
     np.testing.assert_allclose(trace.log_prob, dist.Normal(trace.retval["first"], 1.0).log_prob(trace.choices["y"]))
@@ -233,4 +235,235 @@ def test_densities_given_a_random_key_are_honest_estimates():
 
     assert_unbiased(inverse, 2.0, key=KEY, resolution=0.05)
     outer = vipl.gen(lambda: sample("m", vipl.marginal(model(), "y")))
-    assert_unbiased(lambda key: jnp.exp(outer().assess({"m": {"y": 1}}, key=key).log_prob), 0.5, key=KEY, resolution=0.02)
+    assert_unbiased(
+        lambda key: jnp.exp(outer().assess({"m": {"y": 1}}, key=key).log_prob), 0.5, key=KEY, resolution=0.02
+    )
+
+
+# --- tables of sites ----------------------------------------------------------------------------------------------
+
+
+def programs():
+    """Programs in all control flow, and sources."""
+    posterior = vipl.normalize(recorded(True), {"layer": {"z": 0.3}}, Importance(2))
+    inner = vipl.gen(lambda: sample("post", vipl.marginal(recorded(True), ("b", "layer"))))
+    return [recorded(True), parts(0.7), noisy(), posterior, inner(), vipl.detach(layer(0.5))]
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_a_row_has_the_shape_and_dtype_of_what_simulate_gives(number):
+    program = programs()[number]
+    trace = program.simulate(KEY)
+    flat = flatten(trace.choices, "") | flatten(trace.deterministics, "")
+    rows = {r.address if isinstance(r.address, tuple) else (r.address,): r for r in vipl.sites(program)}
+    assert set(flat) == {a for a, r in rows.items() if r.distribution not in ("factor", "random_key")}
+    for address, value in flat.items():
+        assert (rows[address].shape, rows[address].dtype) == (value.shape, value.dtype)
+        assert rows[address].shape[: len(rows[address].loops)] == tuple(loop.size for loop in rows[address].loops)
+
+
+def test_the_table_of_a_program():
+    table = vipl.sites(parts(0.7), {"one": jnp.ones(2), "lanes": {"b": jnp.zeros(2)}})
+    by_address = {row.address: row for row in table}
+    assert [row.address for row in table if row.observed] == ["one", ("lanes", "b")]
+    assert by_address["one"].scaled
+    assert not by_address["z"].scaled
+    assert by_address["lanes", "a"].loops == (("lane", 2),)
+    assert by_address["steps"].loops == (("scan", 2),)
+    assert by_address["one"].support == "reals from 0 to inf"
+    row = vipl.sites(vipl.gen(lambda: sample("x", dist.Normal(jnp.zeros((2, 3)), 1.0).to_event(1), Score()))())[0]
+    assert (row.distribution, row.shape, row.event_shape, row.estimator) == ("Normal", (2, 3), (3,), "Score")
+    assert len(table) == len(list(table)) == len(table[:2]) + len(table[2:])
+    assert table == vipl.sites(parts(0.7), {"one": jnp.ones(2), "lanes": {"b": jnp.zeros(2)}})
+    assert table != vipl.sites(parts(0.7))
+
+
+def test_the_table_is_aligned_text_and_html():
+    table = vipl.sites(layer(0.5), {"z": 0.1})
+    assert str(table) == "\n".join(
+        [
+            "address  distribution   value      support    observed",
+            "-------  -------------  ---------  ---------  --------",
+            "z        Normal         float64[]  all reals  yes",
+            "square   deterministic  float64[]",
+        ]
+    )
+    html = vipl.sites(vipl.gen(lambda: sample("<x>", dist.Normal(0.0, 1.0)))())._repr_html_()
+    assert "<td>&lt;x&gt;</td><td>Normal</td>" in html
+    assert html.count("<tr>") == 2
+
+
+# --- weights of densities -----------------------------------------------------------------------------------------
+
+
+@vipl.gen
+def parts(w):
+    """Every kind of source with a weight."""
+    z = sample("z", dist.Normal(0.0, 1.0))
+    sample("one", scaled(dist.Gamma(2.0, jnp.ones(2)), w))
+    lanes = jax.vmap(lambda v: sample("lanes", scaled(pair(z), v)))(jnp.array([0.5, 2.0]))
+    lax.scan(lambda c, x: (c, sample("steps", scaled(scaled(dist.Normal(c + x, 1.0), 0.5), w))), z, jnp.arange(2.0))
+    return lanes
+
+
+@vipl.gen
+def pair(z):
+    a = sample("a", dist.Bernoulli(0.3))
+    vipl.factor("f", 0.2 * a + jnp.zeros(2))
+    deterministic("twice", 2 * a)
+    return sample("b", scaled(dist.Normal(z, 1.0), 3.0)) + uniform()
+
+
+def density_by_hand(w, x, lanes=(0.5, 2.0)):
+    z, a, b = x["z"], x["lanes"]["a"], x["lanes"]["b"]
+    each = dist.Bernoulli(0.3).log_prob(a) + 0.4 * a + 3.0 * dist.Normal(z, 1.0).log_prob(b)
+    steps = dist.Normal(z + jnp.arange(2.0), 1.0).log_prob(x["steps"])
+    one = dist.Gamma(2.0, 1.0).log_prob(x["one"])
+    return dist.Normal(0.0, 1.0).log_prob(z) + w * one.sum() + jnp.dot(each, jnp.array(lanes)) + 0.5 * w * steps.sum()
+
+
+def test_the_density_of_scaled_sources_is_that_by_hand():
+    trace = parts(0.7).simulate(KEY)
+    np.testing.assert_allclose(trace.log_prob, density_by_hand(0.7, trace.choices), rtol=1e-6)
+    again = parts(0.7).assess(trace.choices, key=KEY)
+    np.testing.assert_allclose(again.log_prob, trace.log_prob, rtol=1e-6)
+    assert_equal(again.deterministics["lanes"]["twice"], 2 * trace.choices["lanes"]["a"])
+    whole = scaled(parts(0.7), 1.5)
+    np.testing.assert_allclose(whole.assess(trace.choices, key=KEY).log_prob, 1.5 * trace.log_prob, rtol=1e-6)
+    slope = jax.grad(lambda w: parts(w).assess(trace.choices, key=KEY).log_prob)(0.7)
+    np.testing.assert_allclose(slope, jax.grad(density_by_hand)(0.7, trace.choices), rtol=1e-6)
+    impossible = scaled(parts(0.7), 0.5).assess(trace.choices | {"one": jnp.array([-1.0, 1.0])}, key=KEY)
+    assert impossible.log_prob == -jnp.inf
+
+
+def test_the_draws_of_a_scaled_source_are_those_of_the_source():
+    plain, weighed = parts(1.0).simulate(KEY), scaled(parts(0.2), 3.0).simulate(KEY)
+    assert_equal((plain.choices, plain.retval), (weighed.choices, weighed.retval))
+    inner = vipl.gen(lambda: sample("n", parts(1.0)))(), vipl.gen(lambda: sample("n", scaled(parts(1.0), 3.0)))()
+    assert_equal(inner[0].simulate(KEY).choices, inner[1].simulate(KEY).choices)
+
+
+def test_generate_weighs_what_it_draws():
+    """log_w is the density of all choices, less that of the law of what is drawn."""
+    given = {"one": jnp.array([0.5, 1.0]), "lanes": {"b": jnp.zeros(2)}}
+    trace, log_w = parts(0.7).generate(given, key=KEY)
+    x = trace.choices
+    law = dist.Normal(0.0, 1.0).log_prob(x["z"]) + dist.Bernoulli(0.3).log_prob(x["lanes"]["a"]).sum()
+    law += dist.Normal(x["z"] + jnp.arange(2.0), 1.0).log_prob(x["steps"]).sum()
+    np.testing.assert_allclose(log_w, density_by_hand(0.7, x) - law, rtol=1e-6)
+
+
+@vipl.gen
+def flips(w):
+    def step(b, _):
+        b = sample("b", scaled(dist.Bernoulli(0.3 + 0.4 * b), w))
+        sample("y", scaled(dist.Normal(1.0 * b, 1.0), 0.5))
+        return b, None
+
+    lax.scan(step, sample("first", dist.Bernoulli(0.5)), None, length=2)
+
+
+@vipl.gen
+def proposal():
+    sample("first", dist.Bernoulli(0.4))
+    sample("b", dist.Bernoulli(0.5).expand([2]))
+
+
+@pytest.mark.parametrize("algorithm", [Importance(3), SMC(3), Importance(2, proposal())])
+def test_algorithms_are_unbiased_for_the_normalizer_of_scaled_densities(algorithm):
+    data = {"y": jnp.array([0.4, -0.2])}
+    exact = jnp.exp(vipl.normalize(flips(0.6), data, Enumeration()).particles(KEY).log_normalizer)
+    estimate = lambda w, key: jnp.exp(vipl.normalize(flips(w), data, algorithm).particles(key).log_normalizer)  # noqa: E731
+    assert_unbiased(functools.partial(estimate, 0.6), exact, key=KEY, resolution=0.02)
+    with pytest.raises(AssertionError, match="z = "):
+        assert_unbiased(functools.partial(estimate, 1.0), exact, key=KEY, resolution=0.02)
+
+
+class ScoreOfScaled(Estimator):
+    """The broken twin: the score of a scaled density."""
+
+    weight: float
+
+    def points(self, law, key):
+        point = law.standing(law.draw(key))
+        return Draw(point.value, log_weight=self.weight * law.log_prob(point), point=point)
+
+
+def elbo_of_scaled(estimator, theta, w):
+    """E_q[v log p(b) - w log q(b)] with weights on model and guide."""
+
+    def guide():
+        sample("b", scaled(dist.Bernoulli(logits=theta), w), estimator)
+
+    q = vipl.gen(guide)().simulate()
+    return (
+        vipl.scaled(vipl.gen(lambda: sample("b", dist.Bernoulli(0.8)))(), 2.5).assess(q.choices).log_prob - q.log_prob
+    )
+
+
+def exact_elbo_of_scaled(theta, w):
+    q = jax.nn.sigmoid(theta)
+    q = jnp.stack([q, 1 - q])
+    return jnp.sum(q * (2.5 * jnp.log(jnp.array([0.8, 0.2])) - w * jnp.log(q)))
+
+
+@pytest.mark.parametrize("estimator", FLIPS)
+def test_objectives_of_scaled_sources_are_unbiased_under_every_estimator(estimator):
+    exact = jax.grad(exact_elbo_of_scaled, argnums=(0, 1))(0.4, 0.6)
+    objective = vipl.expectation(functools.partial(elbo_of_scaled, estimator))
+    gradient = lambda key: jnp.stack(objective.value_and_grad(key, 0.4, 0.6, argnums=(1, 2))[1])  # noqa: E731
+    assert_unbiased(gradient, jnp.stack(exact), key=KEY, resolution=0.05)
+    value = lambda key: objective.estimate(key, 0.4, 0.6)  # noqa: E731
+    assert_unbiased(value, exact_elbo_of_scaled(0.4, 0.6), key=KEY, resolution=0.05)
+
+
+def test_the_score_of_a_scaled_density_would_be_seen():
+    objective = vipl.expectation(functools.partial(elbo_of_scaled, ScoreOfScaled(0.6)))
+    exact = jax.grad(exact_elbo_of_scaled)(0.4, 0.6)
+    with pytest.raises(AssertionError, match="z = "):
+        assert_unbiased(lambda key: objective.value_and_grad(key, 0.4, 0.6)[1], exact, key=KEY, resolution=0.05)
+
+
+@pytest.mark.parametrize("objective", [vipl.objectives.elbo, vipl.objectives.elbo_with_kl])
+def test_a_pathwise_objective_of_scaled_sources(objective):
+    """E_q[w log p(z) + log p(y | z) - log q(z)] with q = Normal(m, 1), p(z) = Normal(0, 1), p(y | z) = Normal(z, 1)."""
+    model = vipl.gen(lambda w: sample("y", dist.Normal(sample("z", scaled(dist.Normal(0.0, 1.0), w)), 1.0)))
+    guide = vipl.gen(lambda m: sample("z", dist.Normal(m, 1.0)))
+    bound = vipl.expectation(lambda m, w: objective(model(w), guide(m), {"y": 0.3}))
+    exact = jnp.array([-0.6 * 0.5 + 0.3 - 0.5, -0.5 * (0.5**2 + 1) - 0.5 * jnp.log(2 * jnp.pi)])
+    gradient = lambda key: jnp.stack(bound.value_and_grad(key, 0.5, 0.6, argnums=(1, 2))[1])  # noqa: E731
+    assert_unbiased(gradient, exact, key=KEY, resolution=0.05)
+
+
+def test_estimators_of_scaled_sources_are_replaced_from_outside():
+    def model(w):
+        return vipl.gen(lambda: sample("b", scaled(dist.Bernoulli(0.3), w)))().with_estimators({"b": Enumerate()})
+
+    bound = vipl.expectation(lambda w: model(w).simulate().log_prob)
+    entropy = 0.3 * jnp.log(0.3) + 0.7 * jnp.log(0.7)
+    np.testing.assert_allclose(bound.estimate(KEY, 2.0), 2 * entropy, rtol=1e-6)
+    whole = scaled(model(1.0), 2.0).with_estimators({"b": Enumerate()})
+    np.testing.assert_allclose(
+        vipl.expectation(lambda: whole.simulate().log_prob).estimate(KEY), 2 * entropy, rtol=1e-6
+    )
+
+
+def test_an_estimated_density_is_scaled():
+    inner = vipl.marginal(vipl.gen(lambda: sample("y", dist.Normal(sample("z", dist.Normal(0.0, 1.0)), 1.0)))(), "y")
+    model = vipl.gen(lambda source: sample("m", source))
+    for given in ({}, {"m": {"y": 0.5}}):
+        (trace, log_w), (weighed, weighed_log_w) = (
+            model(source).generate(given, key=KEY) for source in (inner, scaled(scaled(inner, 0.5), 3.0))
+        )
+        np.testing.assert_allclose(weighed.log_prob, 1.5 * trace.log_prob, rtol=1e-6)
+        np.testing.assert_allclose(weighed_log_w, 1.5 * log_w if given else 0.5 * trace.log_prob, rtol=1e-6)
+    top = scaled(inner, 2.0).assess({"y": 0.5}, key=KEY)
+    assert top.log_prob.shape == ()
+
+
+def test_held_sources_and_weights():
+    held = vipl.detach(scaled(layer(0.5), 2.0))
+    np.testing.assert_allclose(held.assess({"z": 0.1}).log_prob, 2 * layer(0.5).assess({"z": 0.1}).log_prob, rtol=1e-6)
+    np.testing.assert_allclose(
+        scaled(vipl.detach(layer(0.5)), 2.0).assess({"z": 0.1}).log_prob, held.assess({"z": 0.1}).log_prob, rtol=1e-6
+    )

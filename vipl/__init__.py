@@ -35,6 +35,8 @@ from vipl.gen import (
     gen,
     random_key,
     sample,
+    scaled,
+    sites,
 )
 from vipl.inference._marginal import marginal, normalize
 from vipl.interpret.seed import seed
@@ -78,6 +80,8 @@ __all__ = [
     "objectives",
     "random_key",
     "sample",
+    "scaled",
+    "sites",
     "seed",
     "testing",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -53,6 +54,20 @@ class Factor:
 def is_factor(site: Site) -> bool:
     """Says whether a site is a factor."""
     return site.distribution is not None and site.distribution.treedef == jax.tree.structure(Factor(0.0))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ScaledDistribution:
+    """A distribution with a weight; made by `scaled`.
+
+    Attributes:
+      distribution: a NumPyro distribution.
+      weight: f[].
+    """
+
+    distribution: Any
+    weight: Any
 
 
 class _NoSampler(Exception):

@@ -32,7 +32,7 @@ from vipl.interpret.rewrite import rewrite
 from vipl.interpret.seed import violations
 from vipl.ir.functions import check_function
 from vipl.ir.partition import partition, python_integer
-from vipl.ir.primitives import Site, user_frame
+from vipl.ir.primitives import Site, split_weight, user_frame
 from vipl.ir.sites import SiteInfo, check_unique, list_sites
 from vipl.ir.stage import Staged, stage_program
 
@@ -120,6 +120,15 @@ def gen(fn: Callable) -> GenerativeFunction:
     """
     check_function(fn, "vipl.gen")
     return GenerativeFunction(fn)
+
+
+def as_program(source: Source) -> Program:
+    """Any source as a generative function with its arguments."""
+    return source if isinstance(source, Program) else gen(_inlined)(source)
+
+
+def _inlined(source: Source) -> Any:
+    return source.inline((), source.name)
 
 
 class _Method(functools.partial):
@@ -211,6 +220,10 @@ class Program(Source):
         """Whether it is unnormalized."""
         return any(is_factor(p.site) for p in self.staged()[1])
 
+    def has_weights(self) -> bool:
+        """Whether it is unnormalized by `scaled`."""
+        return any(p.site.scaled for p in self.staged()[1])
+
     def unknown(self, known: dict[str, Any]) -> list[SiteInfo]:
         """The places of the choices that are not known."""
         _, found = self.staged()
@@ -296,7 +309,9 @@ def with_estimators(fn: Callable, estimators: Any, name: str, *args: Any, **kwar
     def change(site: Site, operands):
         if site.address in wanted:
             skeleton, leaves = wanted[site.address]
-            site, operands = replace(site, estimator=skeleton), [*operands[: site.num_distribution], *leaves]
+            _, weight = split_weight(site, operands)
+            operands = [*operands[: site.num_distribution], *leaves, *([] if weight is None else [weight])]
+            site = replace(site, estimator=skeleton)
         return site, operands
 
     return staged.result(rewrite(staged.jaxpr, [], lambda address: address, change))

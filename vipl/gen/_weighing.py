@@ -5,7 +5,8 @@ A policy says what a site does: it takes a value, or it is drawn.
     Given    the value is taken and weighed: an observation, a choice that is assessed, what a proposal drew
     Drawn    the site stays an effect; its own value is weighed, or is not
 
-Invariant: whatever the policy, the total of a site is the log density of the value that the site has.
+Invariant: whatever the policy, the total of a site is the log density of the value that the site has; of a scaled site,
+that times its weight w, and where the policy leaves a log density out of a log weight, (w - 1) times it is in.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from vipl.gen._without_choice import is_random_key, is_record
 from vipl.interpret.interpreter import Interpreter, Outcome, Visit
 from vipl.ir.composite import Composite
 from vipl.ir.dataflow import plain, walk
-from vipl.ir.primitives import Path, Site, bind_site
+from vipl.ir.primitives import Path, Site, bind_site, split_weight
 from vipl.ir.probe import WEIGHED, probe, watch
 
 
@@ -102,8 +103,8 @@ class _Weigher(NamedTuple):
 
     def handle(self, visit: Visit, operands: Sequence[Any], given: Any) -> Outcome:
         """What becomes of a site."""
-        site = visit.site
-        operands = watch(WEIGHED, site, operands)
+        operands, weight = split_weight(visit.site, watch(WEIGHED, visit.site, operands))
+        site = replace(visit.site, scaled=False)
         if is_factor(site):
             log_prob = density_inside(site, operands, jnp.zeros((0,)))
             probe(WEIGHED, site, (), jnp.zeros(()), log_prob)
@@ -113,17 +114,18 @@ class _Weigher(NamedTuple):
         if is_record(site):
             return Outcome(jnp.zeros(site.shape), {}, self._emitted(site, operands, visit.path, operands[0]))
         does = self.policy(site, given)
-        value, log_prob = _value_and_density(site, operands, does)
-        totals = {}
-        if isinstance(does, Given) or does.weighs:
+        value, log_prob = _value_and_density(site, operands, does, weight is not None)
+        totals, counts = {}, isinstance(does, Given) or does.weighs
+        if counts or weight is not None:
             probe(WEIGHED, site, operands, value, log_prob)
-            totals = self.total([site], log_prob, isinstance(does, Given))
+            totals = self._totals([site], log_prob, weight, counts, isinstance(does, Given))
         outs = (value, log_prob) if site.weighs else value
         return Outcome(outs, totals, self._emitted(site, operands, visit.path, value))
 
     def compose(self, composite: Composite, operands: list[Any], given: list[Any], path: Path) -> Outcome:
         """What becomes of the values of a composite: all are given, or none is."""
-        sites = composite.sites
+        operands, weight = split_weight(composite.sites[0], operands)
+        sites = [replace(site, scaled=False) for site in composite.sites]
         each = [self.policy(site, x) for site, x in zip(sites, given, strict=True)]
         taken = [does for does in each if isinstance(does, Given)]
         drawn = [does for does in each if isinstance(does, Drawn)]
@@ -135,24 +137,43 @@ class _Weigher(NamedTuple):
         else:
             *values, log_prob = walk(composite.draw, operands[: composite.num_draw], plain)
             values = [does.change(x) for does, x in zip(drawn, values, strict=True)]
-        totals = self.total(sites, log_prob, bool(taken)) if all(does.weighs for does in drawn) else {}
+        totals = self._totals(sites, log_prob, weight, all(does.weighs for does in drawn), bool(taken))
         emits: dict[Path, Any] = {}
         for k, (site, x) in enumerate(zip(sites, values, strict=True)):
             emits |= self._emitted(site, (), (*path, k), x)
         return Outcome(values, totals, emits)
 
+    def _totals(
+        self, sites: Sequence[Site], log_prob: Any, weight: Any, counts: bool, is_given: bool
+    ) -> dict[str, Any]:
+        """What a log density enters.
+
+        Args:
+          sites: one, or those of a composite.
+          log_prob: f[].
+          weight: f[], or None.
+          counts: whether the policy counts the log density.
+          is_given: whether the value is given.
+        """
+        if weight is None:
+            return self.total(sites, log_prob, is_given) if counts else {}
+        beside = ((weight - 1) * log_prob).astype(log_prob.dtype)
+        if not counts:
+            return self.total(sites, beside, is_given)
+        return {"log_w": beside} | self.total(sites, (weight * log_prob).astype(log_prob.dtype), is_given)
+
     def _emitted(self, site: Site, operands: Sequence[Any], path: Path, value: Any) -> dict[Path, Any]:
         return {} if self.emit is None else {path: self.emit(site, operands, value)}
 
 
-def _value_and_density(site: Site, operands: Sequence[Any], does: Given | Drawn) -> tuple[Any, Any]:
-    """The value of a site, and its log density; None where neither the policy nor the site wants that."""
+def _value_and_density(site: Site, operands: Sequence[Any], does: Given | Drawn, scaled: bool) -> tuple[Any, Any]:
+    """The value of a site, and its log density; None where neither the policy, the site nor a weight wants that."""
     if isinstance(does, Given):
         return does.value, does.density(site, operands, does.value)
     if does.weighs:
         return draw_and_weigh(site, operands)
     value = does.change(bind_site(operands, replace(site, weighs=False)))
-    return value, density(site, operands, value) if site.weighs else None
+    return value, density(site, operands, value) if site.weighs or scaled else None
 
 
 def draw_and_weigh(site: Site, operands: Sequence[Any]) -> tuple[Any, Any]:

@@ -102,8 +102,8 @@ def deterministic(address: str | tuple[str, ...], value: T) -> T:
     """Records a value that a program computes, under an address.
 
     The value is in `trace.deterministics`, with a leading axis for each `scan` and `vmap` around the call, as a choice
-    has; of a branch of a `cond` that is not taken it is zeros. It is no choice: it has no density, and `assess` computes
-    it from the choices. Draws, densities and derivatives are those of the program without the record.
+    has; where a `cond` took another branch it is zeros. It is no choice: it has no density, and `assess` computes it
+    from the choices. Draws, densities and derivatives are those of the program without the record.
 
     May be called anywhere in a program where `sample` may; in an objective or under `seed`, outside every generative
     function, nothing is recorded. What `marginal` or `normalize` is applied to records nothing either: a record may
@@ -154,8 +154,8 @@ def random_key(address: str | tuple[str, ...]) -> Any:
     key = fold_in(key of the run, hash(address, occurrence)),  folded once more for each loop around the call.
 
     Each lane of a `vmap`, each step of a `scan` and each of `num_samples` has its own. The runs of one sample at other
-    values, which some estimators make, see the same key. It is no choice and has no density: the trace does not hold it,
-    `log_prob` is that of the choices given the key.
+    values, which some estimators make, see the same key. It is no choice and has no density: the trace does not hold
+    it, and `log_prob` is that of the choices given the key.
 
     A density that depends on the key is an estimate of the density with the key integrated out,
 

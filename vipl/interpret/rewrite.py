@@ -11,10 +11,10 @@ import jax
 from vipl import _jax
 from vipl.interpret.interpreter import Interpreter, Outcome, plain, run, walk
 from vipl.ir.composite import Composite, composite_p
-from vipl.ir.primitives import Site, bind_site
+from vipl.ir.primitives import Site, bind_site, split_weight
 
 
-def bind_composite(sites: Sequence[Site], draw: Callable, weigh: Callable, where: str) -> list[Any]:
+def bind_composite(sites: Sequence[Site], draw: Callable, weigh: Callable, where: str, weight: Any = None) -> list[Any]:
     """Binds a composite of two functions, which may close over values of the program around them.
 
     Args:
@@ -22,6 +22,7 @@ def bind_composite(sites: Sequence[Site], draw: Callable, weigh: Callable, where
       draw: `() -> (*values, log_w)`.
       weigh: `(*values) -> (log_w,)`.
       where: the user's call.
+      weight: f[], that its log weight counts with, where its sites are `scaled`.
 
     Returns:
       The values.
@@ -30,7 +31,8 @@ def bind_composite(sites: Sequence[Site], draw: Callable, weigh: Callable, where
     draw_jaxpr, draw_operands = _closed(draw)
     weigh_jaxpr, weigh_operands = _closed(weigh, *values)
     composite = Composite(tuple(sites), draw_jaxpr, weigh_jaxpr, len(draw_operands), where)
-    return composite_p.bind(*draw_operands, *weigh_operands, composite=composite)
+    weights = [] if weight is None else [weight]
+    return composite_p.bind(*draw_operands, *weigh_operands, *weights, composite=composite)
 
 
 def _closed(fn: Callable, *args: Any) -> tuple[Any, list[Any]]:
@@ -68,8 +70,9 @@ def rewrite(
             return lambda *values: rewrite(jaxpr, [*given, *values], rename, change, bind)
 
         n = composite.num_draw
+        operands, weight = split_weight(composite.sites[0], operands)
         sites = [replace(s, address=rename(s.address)) for s in composite.sites]
         draw, weigh = part(composite.draw, operands[:n]), part(composite.weigh, operands[n:])
-        return Outcome(bind_composite(sites, draw, weigh, composite.where), {}, {})
+        return Outcome(bind_composite(sites, draw, weigh, composite.where, weight), {}, {})
 
     return run(jaxpr, args, Interpreter(handle, lambda *_: {}, "sample", compose), {}).value

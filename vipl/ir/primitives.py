@@ -82,6 +82,7 @@ class Site:
       weighs: whether the site also gives the log density of its own draw, as a second value.
       is_exact: whether its density is exact; only that of a value of a composite may be an estimate.
       finite: the values that one element of a composite's value can take; None: not known, or the source says it.
+      scaled: whether the last operand is a weight, f[], that its log density counts with; of a composite, likewise.
     """
 
     address: tuple[str, ...]
@@ -96,10 +97,16 @@ class Site:
     weighs: bool = False
     is_exact: bool = True
     finite: tuple[Any, ...] | None = None
+    scaled: bool = False
 
     def at(self) -> str:
         """The site as messages write it."""
         return f"{show_address(self.address)} in {self.where}"
+
+
+def split_weight(site: Site, operands: Sequence[Any]) -> tuple[list[Any], Any]:
+    """The operands of a site or composite, and the weight that its log density counts with; None where it has none."""
+    return (list(operands[:-1]), operands[-1]) if site.scaled else (list(operands), None)
 
 
 def user_frame() -> str:

@@ -26,9 +26,9 @@ def elbo_with_kl(model: Program, guide: Program, data: dict[str, Any]) -> Any:
     L = E[log p(y | z) - Σ_i KL(q(z_i | z_<i) || p(z_i | z_<i))],   the value of `elbo` with less noise.
 
     A site is taken in closed form if NumPyro's `kl_divergence` knows the two distributions (or one is a
-    MultivariateNormal, and the other Normals over the same array), if neither stands in a `scan` or a branch, and if
-    model and guide draw their common addresses in one order (else p(z_i | ...) might depend on what the guide draws
-    after z_i). The others are sampled, as in `elbo`.
+    MultivariateNormal, and the other Normals over the same array), if neither is scaled, nor stands in a `scan` or a
+    branch, and if model and guide draw their common addresses in one order (else p(z_i | ...) might depend on what the
+    guide draws after z_i). The others are sampled, as in `elbo`.
 
     Unbiased for L and its gradient, whatever the estimators of the sites.
 
@@ -91,7 +91,8 @@ def _in_closed_form(of_model: list[SiteInfo], of_guide: list[SiteInfo]) -> set[t
 
 
 def _plain(info: SiteInfo) -> bool:
-    return info.site.distribution is not None and not info.in_branch and all(loop.kind == "lane" for loop in info.loops)
+    has_law = info.site.distribution is not None and not info.site.scaled
+    return has_law and not info.in_branch and all(loop.kind == "lane" for loop in info.loops)
 
 
 def _has_divergence(q: SiteInfo, p: SiteInfo) -> bool:
