@@ -467,3 +467,143 @@ def test_held_sources_and_weights():
     np.testing.assert_allclose(
         scaled(vipl.detach(layer(0.5)), 2.0).assess({"z": 0.1}).log_prob, held.assess({"z": 0.1}).log_prob, rtol=1e-6
     )
+
+
+# --- log densities by site ----------------------------------------------------------------------------------------
+
+
+def total(log_probs):
+    return sum(jnp.sum(x) for x in jax.tree.leaves(log_probs))
+
+
+@vipl.gen
+def estimated():
+    """A composite of several values, one of one value, and a site beside them."""
+    sample("post", vipl.normalize(recorded(True), {"layer": {"z": 0.3}}, Importance(2)))
+    sample("m", vipl.marginal(recorded(True), "b"))
+    sample("x", dist.Normal(0.0, 1.0))
+
+
+def told():
+    return [*programs(), estimated(), scaled(estimated(), 1.5), flips(0.6), rounded()]
+
+
+@vipl.gen
+def rounded():
+    """Sites that know more than their rounded values, in batches and events; and branches with other axes."""
+    a = sample("a", dist.Beta(jnp.full(3, 2.0), 0.1).to_event(1))
+    sample("g", dist.Gamma(jnp.full((2, 3), 0.05), 1.0).to_event(1), Score())
+    sample("d", scaled(dist.Dirichlet(jnp.full((2, 3), 0.1)), 0.5))
+    lax.cond(
+        a[0] < 0.5,
+        lambda: sample("c", dist.Normal(jnp.zeros(2), 1.0)),
+        lambda: sample("c", dist.Normal(jnp.zeros(2), 2.0).to_event(1)),
+    )
+
+
+@pytest.mark.parametrize("number", range(10))
+def test_log_densities_by_site_sum_to_the_log_density(number):
+    program = told()[number]
+    trace = program.simulate(KEY)
+    assessed = program.assess(trace.choices, key=KEY)
+    for other in (trace, assessed, program.generate({}, key=KEY)[0]):
+        np.testing.assert_allclose(total(other.log_probs), other.log_prob, rtol=1e-6)
+    inside = lambda key: (lambda t: (t.log_probs, t.log_prob))(program.simulate(key))  # noqa: E731
+    for log_probs, log_prob in (jax.jit(inside)(KEY), vipl.seed(lambda: inside(None))(KEY)):
+        np.testing.assert_allclose(total(log_probs), log_prob, rtol=1e-6)
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), log_probs, trace.log_probs)
+
+
+def test_log_densities_by_site_have_the_axes_of_loops_and_batches():
+    trace = parts(0.7).simulate(KEY)
+    x, z = trace.choices, trace.choices["z"]
+    weights = jnp.array([0.5, 2.0])
+    expected = {
+        "z": dist.Normal(0.0, 1.0).log_prob(z),
+        "one": 0.7 * dist.Gamma(2.0, 1.0).log_prob(x["one"]),
+        "lanes": {
+            "a": weights * dist.Bernoulli(0.3).log_prob(x["lanes"]["a"]),
+            "b": 3.0 * weights * dist.Normal(z, 1.0).log_prob(x["lanes"]["b"]),
+            "f": (0.2 * weights * x["lanes"]["a"])[:, None] * jnp.ones(2),
+        },
+        "steps": 0.35 * dist.Normal(z + jnp.arange(2.0), 1.0).log_prob(x["steps"]),
+    }
+    for other in (trace, parts(0.7).assess(x, key=KEY), parts(0.7).generate({"z": z}, key=KEY)[0]):
+        assert jax.tree.structure(other.log_probs) == jax.tree.structure(expected)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), trace.log_probs, expected)
+    shapes = jax.tree.map(jnp.shape, rounded().simulate(KEY).log_probs)
+    assert shapes == {"a": (), "g": (2,), "d": (2,), "c": ()}
+
+
+def test_where_the_log_density_of_an_estimated_part_stands():
+    log_probs = estimated().simulate(KEY).log_probs
+    assert jax.tree.map(jnp.shape, log_probs) == {"post": {"b, x": ()}, "m": {"b": ()}, "x": ()}
+    other = vipl.normalize(recorded(True), {"layer": {"z": 0.3}}, Importance(2)).simulate(KEY)
+    assert_equal(other.log_probs, {"b, x": other.log_prob})
+
+
+def test_a_branch_that_is_not_taken_has_zeros():
+    model = vipl.gen(
+        lambda x: lax.cond(
+            x > 0, lambda: sample("a", dist.Normal(0.0, 1.0)), lambda: sample("b", dist.Normal(0.0, 1.0))
+        )
+    )
+    log_probs = model(1.0).simulate(KEY).log_probs
+    assert log_probs["b"] == 0
+    assert log_probs["a"] < 0
+
+
+def test_pointwise_log_likelihoods_of_many_draws():
+    draws = {"z": jnp.linspace(-1.0, 1.0, 5)}
+    model = vipl.gen(lambda: sample("y", dist.Normal(sample("z", dist.Normal(0.0, 1.0)) * jnp.ones(3), 1.0)))
+    y = jnp.array([0.1, -0.4, 0.8])
+    exact = dist.Normal(draws["z"][:, None], 1.0).log_prob(y)
+    pointwise = lambda z: model().assess(z | {"y": y}).log_probs["y"]  # noqa: E731
+    np.testing.assert_allclose(jax.vmap(pointwise)(draws), exact, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(jax.vmap(pointwise))(draws), exact, rtol=1e-6)
+    np.testing.assert_allclose(pointwise({"z": 1.0}), exact[-1], rtol=1e-6)
+    slope = jax.grad(lambda z: pointwise({"z": z})[0])(1.0)
+    np.testing.assert_allclose(slope, y[0] - 1.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("estimator", FLIPS)
+def test_an_objective_may_read_log_densities_by_site(estimator):
+    """The entropies of two flips, one of them twice: E[-log q(a) - 2 log q(b)]."""
+
+    def guide(theta):
+        sample("a", dist.Bernoulli(logits=theta), estimator)
+        sample("b", dist.Bernoulli(logits=-theta), estimator)
+
+    def reads(theta):
+        log_probs = vipl.gen(guide)(theta).simulate().log_probs
+        return -log_probs["a"] - 2.0 * log_probs["b"]
+
+    def exact(theta):
+        p = jax.nn.sigmoid(theta)
+        return -3.0 * (p * jnp.log(p) + (1 - p) * jnp.log(1 - p))
+
+    objective = vipl.expectation(reads)
+    gradient = lambda key: objective.value_and_grad(key, 0.4)[1]  # noqa: E731
+    assert_unbiased(gradient, jax.grad(exact)(0.4), key=KEY, resolution=0.05)
+    with pytest.raises(AssertionError, match="z = "):
+        assert_unbiased(gradient, 1.5 * jax.grad(exact)(0.4), key=KEY, resolution=0.05)
+
+
+def equations(objective, *args):
+    text = str(jax.make_jaxpr(objective.estimate_anew)(KEY, *args))
+    return len(text.splitlines())
+
+
+def test_an_objective_that_does_not_read_them_is_without_them():
+    def bound(reads, m):
+        q = layer(m).simulate()
+        p = layer(0.0).assess(q.choices)
+        helper = jax.jit(lambda: parts(0.7).simulate())()
+        return p.log_prob - q.log_prob + (total(helper.log_probs) if reads else helper.log_prob)
+
+    unread = vipl.expectation(functools.partial(bound, False))
+    before = equations(unread, 0.3)
+    read = vipl.expectation(functools.partial(bound, True))
+    assert equations(read, 0.3) > before
+    assert equations(unread, 0.3) == before
+    np.testing.assert_allclose(read.estimate(KEY, 0.3), unread.estimate(KEY, 0.3), rtol=1e-6)

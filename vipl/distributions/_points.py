@@ -85,9 +85,10 @@ def log_density(d: Any, point: Point) -> Any:
     return _log_density(d, point.coordinates)
 
 
-def total(log_prob: Any) -> Any:
-    """f[], the sum of log densities, in the default precision."""
-    return lax.convert_element_type(jnp.sum(log_prob), float)
+def total(log_prob: Any, ndim: int = 0) -> Any:
+    """f[...], the sum of log densities over all axes but the first `ndim`, in the default precision."""
+    axes = tuple(range(ndim, jnp.ndim(log_prob))) if ndim else None
+    return lax.convert_element_type(jnp.sum(log_prob, axis=axes), float)
 
 
 def standing(d: Any, point: Point) -> Point:

@@ -248,8 +248,8 @@ def _checks_itself(base: Any, value: Any) -> bool:
     return isinstance(base, (Factor, *_PLAIN))
 
 
-def site_log_prob(site: Site, operands: Sequence[Any], value: Any, *, check: bool) -> Any:
-    """f[], the log density of a site's value, summed over batch dimensions.
+def site_log_prob(site: Site, operands: Sequence[Any], value: Any, *, check: bool, ndim: int = 0) -> Any:
+    """f[...], the log density of a site's value, summed over batch dimensions, but for the first `ndim`.
 
     Args:
       site: the site.
@@ -257,6 +257,7 @@ def site_log_prob(site: Site, operands: Sequence[Any], value: Any, *, check: boo
       value: [...], the value.
       check: whether the value may lie outside the support, or be NaN: its log density is then -inf, or NaN.
         (NumPyro's densities alone are neither, for many families.)
+      ndim: how many axes stay.
     """
     d = without_event(site.distribution.combine(operands[: site.num_distribution]))
     try:
@@ -266,7 +267,7 @@ def site_log_prob(site: Site, operands: Sequence[Any], value: Any, *, check: boo
     if check and not _checks_itself(innermost(d), value):
         inside, nan = verdict(d, value)
         log_prob = jnp.where(nan, jnp.nan, jnp.where(inside | nan, log_prob, -jnp.inf))
-    return total(log_prob)
+    return total(log_prob, ndim)
 
 
 def without_event(d: Any) -> Any:

@@ -9,6 +9,7 @@ import jax
 
 from vipl import _jax
 from vipl.errors import AddressError, show_addresses
+from vipl.gen._by_site import joint_address
 from vipl.gen._choices import Address, flatten, merge, nest
 from vipl.gen._source import Source, Trace
 from vipl.interpret.rewrite import bind_composite, rewrite
@@ -65,11 +66,14 @@ class Estimated(Source):
         return False
 
     def _simulate(self) -> Trace:
-        choices, log_w = self._draw()
-        return Trace(choices, log_w, self._value(choices))
+        return self._trace(*self._draw())
 
     def _assess(self, choices: dict[str, Any]) -> Trace:
-        return Trace(choices, self._weigh(choices), self._value(choices))
+        return self._trace(choices, self._weigh(choices))
+
+    def _trace(self, choices: dict[str, Any], log_w: Any) -> Trace:
+        joint = nest({joint_address(list(flatten(choices, self.name))): log_w}) if _jax.wants_by_site() else None
+        return Trace(choices, log_w, self._value(choices), {}, joint)
 
     def _generate(self, choices: dict[str, Any]) -> tuple[Trace, Any]:
         if flatten(choices, self.name):

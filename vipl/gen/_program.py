@@ -18,7 +18,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vipl._jax import wants_by_site
 from vipl.errors import AddressError, ProgramError, show_addresses
+from vipl.gen._by_site import log_probs_by_address
 from vipl.gen._checks import lies_inside
 from vipl.gen._choices import Address, flatten, match, merge, nest
 from vipl.gen._density import is_factor
@@ -272,13 +274,14 @@ class Program(Source):
             weighs = all(is_factor(s) or counts(s.address, is_given) for s in sites)
             return {"log_prob": log_prob} | ({"log_w": log_prob} if weighs else {})
 
-        interpreter = weighing(policy, total, name=verb)
+        interpreter = weighing(policy, total, name=verb, by_site=wants_by_site())
         interpreter = _counting_violations(interpreter) if check else interpreter
         outs, totals, emits = run(staged.jaxpr, [], interpreter, by_path)
         zero = jnp.zeros(())
         made = nest(given) if complete else merge_emits(valued(found), emits)
         recorded = merge_emits(records(found), emits)
-        trace = Trace(made, totals.get("log_prob", zero), staged.result(outs), recorded)
+        log_probs = log_probs_by_address(found, emits) if wants_by_site() else None
+        trace = Trace(made, totals.get("log_prob", zero), staged.result(outs), recorded, log_probs)
         return _Run(trace, totals.get("log_w", zero), totals.get("violations", jnp.int32(0)))
 
 

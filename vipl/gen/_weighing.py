@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from vipl.distributions._points import has_coordinates
+from vipl.distributions._points import has_coordinates, total
 from vipl.errors import AddressError, show_addresses
 from vipl.gen._density import is_factor, site_log_prob
 from vipl.gen._without_choice import is_random_key, is_record
@@ -28,14 +28,14 @@ from vipl.ir.primitives import Path, Site, bind_site, split_weight
 from vipl.ir.probe import WEIGHED, probe, watch
 
 
-def density(site: Site, operands: Sequence[Any], value: Any) -> Any:
-    """f[], the log density of a value that may lie outside the support."""
-    return site_log_prob(site, operands, value, check=True)
+def density(site: Site, operands: Sequence[Any], value: Any, ndim: int = 0) -> Any:
+    """f[...], the log density of a value that may lie outside the support, not summed over its first `ndim` axes."""
+    return site_log_prob(site, operands, value, check=True, ndim=ndim)
 
 
-def density_inside(site: Site, operands: Sequence[Any], value: Any) -> Any:
-    """f[], the log density of a value that lies in the support."""
-    return site_log_prob(site, operands, value, check=False)
+def density_inside(site: Site, operands: Sequence[Any], value: Any, ndim: int = 0) -> Any:
+    """f[...], the log density of a value that lies in the support, not summed over its first `ndim` axes."""
+    return site_log_prob(site, operands, value, check=False, ndim=ndim)
 
 
 class Given(NamedTuple):
@@ -43,11 +43,11 @@ class Given(NamedTuple):
 
     Attributes:
       value: [...], the value.
-      density: (site, operands, value) -> its log density. A composite has its own.
+      density: (site, operands, value, ndim) -> its log density, f[] or the first `ndim` axes. A composite has its own.
     """
 
     value: Any
-    density: Callable[[Site, Sequence[Any], Any], Any] = density
+    density: Callable[[Site, Sequence[Any], Any, int], Any] = density
 
 
 class Drawn(NamedTuple):
@@ -81,6 +81,7 @@ def weighing(
     emit: Callable[[Site, Sequence[Any], Any], Any] | None = lambda site, operands, value: value,
     *,
     name: str,
+    by_site: bool = False,
 ) -> Interpreter:
     """An interpreter that values and weighs sites.
 
@@ -89,8 +90,9 @@ def weighing(
       total: which totals a log density enters.
       emit: (site, its operands, its value) -> what is collected; None: nothing is. A composite has no operands.
       name: what the interpreter does, for messages.
+      by_site: whether the log density of each site is collected, too, at `density_path(path)`: f[batch].
     """
-    weigher = _Weigher(policy, total, emit)
+    weigher = _Weigher(policy, total, emit, by_site)
     return Interpreter(weigher.handle, None, name, weigher.compose)
 
 
@@ -100,6 +102,7 @@ class _Weigher(NamedTuple):
     policy: Policy
     total: Total
     emit: Callable[[Site, Sequence[Any], Any], Any] | None
+    by_site: bool
 
     def handle(self, visit: Visit, operands: Sequence[Any], given: Any) -> Outcome:
         """What becomes of a site."""
@@ -108,19 +111,23 @@ class _Weigher(NamedTuple):
         if is_factor(site):
             log_prob = density_inside(site, operands, jnp.zeros((0,)))
             probe(WEIGHED, site, (), jnp.zeros(()), log_prob)
-            return Outcome(jnp.zeros(site.shape), self.total([site], log_prob, True), {})
+            emits = self._density(visit.path, operands[0], None)
+            return Outcome(jnp.zeros(site.shape), self.total([site], log_prob, True), emits)
         if is_random_key(site):
             return Outcome(bind_site(operands, site), {}, {})
         if is_record(site):
             return Outcome(jnp.zeros(site.shape), {}, self._emitted(site, operands, visit.path, operands[0]))
         does = self.policy(site, given)
-        value, log_prob = _value_and_density(site, operands, does, weight is not None)
+        ndim = _batch_ndim(site, operands) if self.by_site or site.log_shape else 0
+        value, log_probs = _value_and_density(site, operands, does, ndim, weight is not None)
+        log_prob = total(log_probs) if ndim else log_probs
         totals, counts = {}, isinstance(does, Given) or does.weighs
         if counts or weight is not None:
             probe(WEIGHED, site, operands, value, log_prob)
             totals = self._totals([site], log_prob, weight, counts, isinstance(does, Given))
-        outs = (value, log_prob) if site.weighs else value
-        return Outcome(outs, totals, self._emitted(site, operands, visit.path, value))
+        outs = (value, log_probs if site.log_shape else log_prob) if site.weighs else value
+        emits = self._emitted(site, operands, visit.path, value) | self._density(visit.path, log_probs, weight)
+        return Outcome(outs, totals, emits)
 
     def compose(self, composite: Composite, operands: list[Any], given: list[Any], path: Path) -> Outcome:
         """What becomes of the values of a composite: all are given, or none is."""
@@ -141,7 +148,7 @@ class _Weigher(NamedTuple):
         emits: dict[Path, Any] = {}
         for k, (site, x) in enumerate(zip(sites, values, strict=True)):
             emits |= self._emitted(site, (), (*path, k), x)
-        return Outcome(values, totals, emits)
+        return Outcome(values, totals, emits | self._density(path, log_prob, weight))
 
     def _totals(
         self, sites: Sequence[Site], log_prob: Any, weight: Any, counts: bool, is_given: bool
@@ -162,26 +169,45 @@ class _Weigher(NamedTuple):
             return self.total(sites, beside, is_given)
         return {"log_w": beside} | self.total(sites, (weight * log_prob).astype(log_prob.dtype), is_given)
 
+    def _density(self, path: Path, log_probs: Any, weight: Any) -> dict[Path, Any]:
+        """The log densities of a site or composite, with its weight, where they are collected."""
+        if not self.by_site:
+            return {}
+        log_probs = log_probs if weight is None else weight * log_probs
+        return {density_path(path): jnp.asarray(log_probs).astype(float)}
+
     def _emitted(self, site: Site, operands: Sequence[Any], path: Path, value: Any) -> dict[Path, Any]:
         return {} if self.emit is None else {path: self.emit(site, operands, value)}
 
 
-def _value_and_density(site: Site, operands: Sequence[Any], does: Given | Drawn, scaled: bool) -> tuple[Any, Any]:
+def density_path(path: Path) -> Path:
+    """Where the log density of the site or composite at a path is collected; no site has this path."""
+    return (*path, -1)
+
+
+def _batch_ndim(site: Site, operands: Sequence[Any]) -> int:
+    return len(site.distribution.combine(operands[: site.num_distribution]).batch_shape)
+
+
+def _value_and_density(
+    site: Site, operands: Sequence[Any], does: Given | Drawn, ndim: int, scaled: bool
+) -> tuple[Any, Any]:
     """The value of a site, and its log density; None where neither the policy, the site nor a weight wants that."""
     if isinstance(does, Given):
-        return does.value, does.density(site, operands, does.value)
+        return does.value, does.density(site, operands, does.value, ndim)
     if does.weighs:
-        return draw_and_weigh(site, operands)
+        return draw_and_weigh(site, operands, ndim)
     value = does.change(bind_site(operands, replace(site, weighs=False)))
-    return value, density(site, operands, value) if site.weighs or scaled else None
+    return value, density(site, operands, value, ndim) if site.weighs or scaled else None
 
 
-def draw_and_weigh(site: Site, operands: Sequence[Any]) -> tuple[Any, Any]:
+def draw_and_weigh(site: Site, operands: Sequence[Any], ndim: int = 0) -> tuple[Any, Any]:
     """Binds a site; its value, and the log density of it, from before it was rounded where the site knows more."""
-    if site.weighs or has_coordinates(site.distribution.combine(operands[: site.num_distribution])):
-        return bind_site(operands, replace(site, weighs=True))
+    d = site.distribution.combine(operands[: site.num_distribution])
+    if site.weighs or has_coordinates(d):
+        return bind_site(operands, replace(site, weighs=True, log_shape=tuple(d.batch_shape[:ndim])))
     value = bind_site(operands, site)
-    return value, density_inside(site, operands, value)
+    return value, density_inside(site, operands, value, ndim)
 
 
 def partly_given(composite: Composite, is_given: list[bool]) -> AddressError:

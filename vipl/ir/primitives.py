@@ -80,6 +80,7 @@ class Site:
       where: function, file and line of the user's call.
       makes_float: whether the distribution draws integers, and the site makes floats of them.
       weighs: whether the site also gives the log density of its own draw, as a second value.
+      log_shape: the shape of that second value: (), the sum, or the batch shape.
       is_exact: whether its density is exact; only that of a value of a composite may be an estimate.
       finite: the values that one element of a composite's value can take; None: not known, or the source says it.
       scaled: whether the last operand is a weight, f[], that its log density counts with; of a composite, likewise.
@@ -98,6 +99,7 @@ class Site:
     is_exact: bool = True
     finite: tuple[Any, ...] | None = None
     scaled: bool = False
+    log_shape: tuple[int, ...] = ()
 
     def at(self) -> str:
         """The site as messages write it."""
@@ -202,7 +204,7 @@ def outside(*_: Any, **params: Any) -> Any:
 
 def _sample_abstract(*_: Any, site: Site) -> Any:
     value = _jax.drawn_aval(site.shape, site.dtype)
-    return [value, _jax.drawn_aval((), jnp.result_type(float))] if site.weighs else [value]
+    return [value, _jax.drawn_aval(site.log_shape, jnp.result_type(float))] if site.weighs else [value]
 
 
 def _sample_batch(axis_data: Any, values: Sequence[Any], dims: Sequence[Any], *, site: Site) -> Any:

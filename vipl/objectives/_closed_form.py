@@ -62,7 +62,7 @@ def elbo_with_kl(model: Program, guide: Program, data: dict[str, Any]) -> Any:
     def policy(site, given):
         value, leaves = given
 
-        def minus_divergence(site, operands, _):
+        def minus_divergence(site, operands, *_):
             q, p = sources[site.address][0], site.distribution
             kl = _divergence(q.combine(leaves), p.combine(operands[: site.num_distribution]))
             return -jnp.sum(kl).astype(float)
@@ -91,7 +91,7 @@ def _in_closed_form(of_model: list[SiteInfo], of_guide: list[SiteInfo]) -> set[t
 
 
 def _plain(info: SiteInfo) -> bool:
-    has_law = info.site.distribution is not None and not info.site.scaled
+    has_law = info.site.distribution is not None and not (info.site.scaled or info.site.log_shape)
     return has_law and not info.in_branch and all(loop.kind == "lane" for loop in info.loops)
 
 
