@@ -462,6 +462,12 @@ def test_an_estimated_density_is_scaled():
 
 
 def test_held_sources_and_weights():
+    def at(m, w):
+        source = vipl.detach(scaled(dist.Normal(m, 1.0), w))
+        return vipl.gen(lambda: sample("x", source))().assess({"x": 2.0}).log_prob
+
+    np.testing.assert_allclose(at(0.5, 3.0), 3.0 * dist.Normal(0.5, 1.0).log_prob(2.0), rtol=1e-6)
+    assert jax.grad(at, argnums=(0, 1))(0.5, 3.0) == (0.0, 0.0)
     held = vipl.detach(scaled(layer(0.5), 2.0))
     np.testing.assert_allclose(held.assess({"z": 0.1}).log_prob, 2 * layer(0.5).assess({"z": 0.1}).log_prob, rtol=1e-6)
     np.testing.assert_allclose(

@@ -72,7 +72,7 @@ def scaled(source: Any, weight: Any) -> Any:
       ... def model(m, batch_size):
       ...     vipl.sample("y", vipl.scaled(dist.Normal(m, 1.0).expand([batch_size]), 1000 / batch_size))
       >>> model(0.0, 10).assess({"y": jax.numpy.zeros(10)}).log_prob
-      Array(-918.9385, dtype=float32)
+      Array(-918.93854, dtype=float32)
     """
     where = user_frame()
     _check_weight(weight, where)

@@ -139,10 +139,10 @@ def sites(program: Source, given: dict[str, Any] | None = None) -> SiteTable:
       ...     p = vipl.sample("p", dist.Beta(2.0, 2.0))
       ...     return jax.vmap(lambda: vipl.sample("side", dist.Bernoulli(p)), axis_size=n)()
       >>> print(vipl.sites(coins(3), {"side": jax.numpy.array([1, 0, 1])}))
-      address  distribution    value       loops    support               observed
-      -------  --------------  ----------  -------  --------------------  --------
-      p        Beta            float32[]            reals from 0 to 1
-      side     BernoulliProbs  int32[3]    3 lanes  integers from 0 to 1  yes
+      address  distribution    value      loops    support               observed
+      -------  --------------  ---------  -------  --------------------  --------
+      p        Beta            float32[]           reals from 0 to 1
+      side     BernoulliProbs  int32[3]   3 lanes  integers from 0 to 1  yes
     """
     check_source(program, "program", "sites")
     known = {} if given is None else given
