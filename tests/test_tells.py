@@ -613,3 +613,32 @@ def test_an_objective_that_does_not_read_them_is_without_them():
     assert equations(read, 0.3) > before
     assert equations(unread, 0.3) == before
     np.testing.assert_allclose(read.estimate(KEY, 0.3), unread.estimate(KEY, 0.3), rtol=1e-6)
+
+
+@pytest.mark.parametrize("estimator", [None, Score()])
+def test_an_objective_reads_batches_of_draws_that_know_more_than_their_value(estimator):
+    def batch():
+        return sample("g", dist.Gamma(jnp.full((2, 3), 0.05), 1.0).to_event(1), estimator)
+
+    def law(by_site):
+        trace = vipl.gen(batch)().simulate()
+        assert not by_site or trace.log_probs["g"].shape == (2,)
+        return trace.log_probs["g"].sum() if by_site else trace.log_prob
+
+    read, unread = (vipl.expectation(functools.partial(law, by_site)).estimate(KEY) for by_site in (True, False))
+    np.testing.assert_allclose(read, unread, rtol=1e-6)
+
+
+def test_log_densities_of_a_program_inside_a_program():
+    """The inner density by site is a part of the outer program, which is itself weighed and drawn."""
+
+    def outer(by_site):
+        trace = rounded().simulate()
+        vipl.factor("inner", -0.5 * trace.log_probs["g"].sum() if by_site else 0.0)
+        return trace.log_prob
+
+    trace = vipl.gen(outer)(True).simulate(KEY)
+    plain = vipl.gen(outer)(False).simulate(KEY)
+    assert_equal((trace.choices, trace.retval), (plain.choices, plain.retval))
+    np.testing.assert_allclose(total(trace.log_probs), trace.log_prob, rtol=1e-6)
+    np.testing.assert_allclose(trace.log_probs["inner"], -0.5 * trace.log_probs["g"].sum(), rtol=1e-6)
