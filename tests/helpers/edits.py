@@ -514,8 +514,8 @@ EDITS: list[Edit] = [
     ),
     *_in(
         "vipl/gen/_without_choice.py",
-        ("a random key is the same everywhere", "return jax.random.key_data(key)",
-         "return jax.random.key_data(jax.random.key(0)) + 0 * jax.random.key_data(key)", "test_tells.py -k each_lane"),
+        ("a random key is the same everywhere", "return jax.random.bits(key, self.shape",
+         "return jax.random.bits(jax.random.key(0), self.shape", "test_tells.py -k each_lane"),
         ("a density given a key is exact", "None, where, is_exact=False)", "None, where, is_exact=True)",
          "test_tells.py -k honest_estimates"),
         ("a filter stumbles over records", "if not records(found):", "if True:", "test_tells.py -k filter_takes"),

@@ -55,27 +55,34 @@ class Record:
 
 @jax.tree_util.register_pytree_node_class
 class KeySource:
-    """The source of `random_key`: draws the data of a PRNG key, which are the site's own key."""
+    """The source of `random_key`: draws random bits, which are the data of a PRNG key.
+
+    Attributes:
+      shape: of the data of JAX's default generator.
+    """
 
     has_rsample = True
     batch_shape = ()
 
+    def __init__(self, shape: tuple[int, ...]):
+        """Keeps the shape."""
+        self.shape = shape
+
     def tree_flatten(self) -> Any:
         """Pytree interface."""
-        return (), None
+        return (), self.shape
 
     @classmethod
-    def tree_unflatten(cls, *_: Any) -> KeySource:
+    def tree_unflatten(cls, shape: Any, _: Any) -> KeySource:
         """Pytree interface."""
-        return cls()
+        return cls(shape)
 
     def sample(self, key: Any) -> Any:
-        """The data of the key: u32[...]."""
-        return jax.random.key_data(key)
+        """u32[*shape]."""
+        return jax.random.bits(key, self.shape, "uint32")
 
 
 _RECORD = jax.tree.structure(Record(0.0))
-_KEY = jax.tree.structure(KeySource())
 
 
 def is_record(site: Site) -> bool:
@@ -85,7 +92,7 @@ def is_record(site: Site) -> bool:
 
 def is_random_key(site: Site) -> bool:
     """Whether a site is made by `random_key`."""
-    return site.distribution is not None and site.distribution.treedef == _KEY
+    return site.distribution is not None and (site.distribution.treedef.node_data() or (None,))[0] is KeySource
 
 
 def records(found: Sequence[SiteInfo]) -> list[SiteInfo]:
@@ -151,7 +158,7 @@ def deterministic(address: str | tuple[str, ...], value: T) -> T:
 def random_key(address: str | tuple[str, ...]) -> Any:
     """A PRNG key that follows the address, for noise that is no choice: dropout, augmentation of data, a random start.
 
-    key = fold_in(key of the run, hash(address, occurrence)),  folded once more for each loop around the call.
+    key = wrap(bits),  bits ~ Uniform of the noise of the address, as the noise of every site is drawn.
 
     Each lane of a `vmap`, each step of a `scan` and each of `num_samples` has its own. The runs of one sample at other
     values, which some estimators make, see the same key. It is no choice and has no density: the trace does not hold
@@ -188,8 +195,8 @@ def random_key(address: str | tuple[str, ...]) -> Any:
     where = user_frame()
     address = check_address(address, where)
     check_context(f"{show_address(address)} in {where}")
-    skeleton, _ = partition(KeySource())
     data = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
+    skeleton, _ = partition(KeySource(data.shape))
     site = Site(address, skeleton, None, 0, data.shape, data.dtype, None, where, is_exact=False)
     return jax.random.wrap_key_data(bind_site([], site))
 
