@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from vipl._types import PyTree
 from vipl.errors import ProgramError, show_aval
 from vipl.expectation import Expectation
 
@@ -17,7 +18,7 @@ def _error(summary: str, got: str, expected: str, fix: str) -> ProgramError:
     return ProgramError(summary, at="vipl.fit", got=got, expected=expected, fix=fix)
 
 
-def check_arguments(objective: Any, optimizer: Any) -> None:
+def check_arguments(objective: object, optimizer: Any) -> None:
     """Raises where these are not what `fit` takes."""
     if not isinstance(objective, Expectation):
         raise _error(
@@ -44,7 +45,7 @@ def check_arguments(objective: Any, optimizer: Any) -> None:
         )
 
 
-def as_arrays(tree: Any, what: str) -> Any:
+def as_arrays(tree: PyTree, what: str) -> PyTree:
     """The pytree with arrays as its leaves; raises where a leaf cannot be one.
 
     Args:
@@ -67,7 +68,7 @@ def as_arrays(tree: Any, what: str) -> Any:
     return jax.tree.unflatten(treedef, arrays)
 
 
-def check_params(params: Any) -> None:
+def check_params(params: PyTree) -> None:
     """Raises where a leaf of the parameters is not a float array."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     wrong = [(path, x) for path, x in leaves if not jnp.issubdtype(x.dtype, jnp.floating)]
@@ -81,7 +82,7 @@ def check_params(params: Any) -> None:
         )
 
 
-def check_batches(data: Any, batch_size: int) -> None:
+def check_batches(data: PyTree, batch_size: int) -> None:
     """Raises where the data have no batches of this size."""
     leaves = jax.tree_util.tree_leaves_with_path(data)
     shown = ", ".join(f"{show_aval(x)} at data{jax.tree_util.keystr(path)}" for path, x in leaves)
@@ -102,7 +103,7 @@ def check_batches(data: Any, batch_size: int) -> None:
         )
 
 
-def check_is_fit(resume: Any, kind: type) -> None:
+def check_is_fit(resume: object, kind: type) -> None:
     """Raises where what is to be continued is not a fit."""
     if not isinstance(resume, kind):
         raise _error(
@@ -131,15 +132,15 @@ def check_resume(resume: Any, begun: Any) -> None:
             raise _error(f"the {what} not of the kind of the fit that is continued.", got, expected, fix)
 
 
-def _show(batches: Any) -> str:
+def _show(batches: tuple[int, int] | None) -> str:
     return "no batches" if batches is None else f"batch_size={batches[1]} of {batches[0]} rows"
 
 
-def _kinds(tree: Any) -> Any:
+def _kinds(tree: PyTree) -> tuple[object, list[tuple[tuple[int, ...], np.dtype]]]:
     return jax.tree.structure(tree), [(jnp.shape(x), jnp.result_type(x)) for x in jax.tree.leaves(tree)]
 
 
-def _first_difference(name: str, here: Any, there: Any) -> tuple[str, str]:
+def _first_difference(name: str, here: PyTree, there: PyTree) -> tuple[str, str]:
     texts = [
         [f"{show_aval(x)} at {name}{jax.tree_util.keystr(path)}" for path, x in jax.tree_util.tree_leaves_with_path(t)]
         for t in (here, there)

@@ -18,9 +18,9 @@ from __future__ import annotations
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ from jax import lax
 from tqdm.auto import tqdm
 
 from vipl._checks import whole_number
+from vipl._types import Array, ArrayLike, Float, Int, PRNGKeyArray, PyTree, Shaped
 from vipl.expectation import Expectation
 from vipl.fit._check import as_arrays, check_arguments, check_batches, check_is_fit, check_params, check_resume
 from vipl.fit._steps import CAUSES, MOST, Job, State, compiled_steps, first_state, what_is_not_finite
@@ -56,22 +57,22 @@ class Fit:
       batches: how many rows the data have, and how many a batch; None without batches.
     """
 
-    params: Any
-    opt_state: Any
-    values: Any
-    stopped: Any
-    key: Any
+    params: PyTree
+    opt_state: PyTree
+    values: Float[Array, " n"]
+    stopped: Int[Array, ""] | int
+    key: Shaped[Array, "..."]
     impl: str = field(metadata={"static": True})
     batches: tuple[int, int] | None = field(metadata={"static": True})
 
 
 def fit(
     objective: Expectation,
-    params: Any,
+    params: PyTree,
     optimizer: optax.GradientTransformation,
     *,
-    key: Any,
-    data: Any = None,
+    key: PRNGKeyArray,
+    data: PyTree = None,
     num_steps: int,
     batch_size: int | None = None,
     num_samples: int = 1,
@@ -140,7 +141,7 @@ def fit(
     check_params(params)
     opt_state = jax.tree.map(_strong, optimizer.init(params))
     bits, impl = jax.random.key_data(key), str(jax.random.key_impl(key))
-    begun = Fit(params, opt_state, (), 0, bits, impl, batches)
+    begun = Fit(params, opt_state, jnp.zeros(0), 0, bits, impl, batches)
     if resume is not None:
         check_resume(resume, begun)
         begun = resume
@@ -176,7 +177,7 @@ class _Done(NamedTuple):
         return replace(self.begun, params=state.params, opt_state=state.opt_state, values=values, stopped=state.taken)
 
 
-def _run(job: Job, key: Any, done: _Done, args: Any, progress: bool) -> Fit:
+def _run(job: Job, key: PRNGKeyArray, done: _Done, args: tuple[PyTree, ...], progress: bool) -> Fit:
     """Takes the steps; whatever ends them, what is done is returned, or handed on with the exception.
 
     What is done changes by one assignment, so that an interrupt at any moment finds all of it of one step.
@@ -203,7 +204,7 @@ def _run(job: Job, key: Any, done: _Done, args: Any, progress: bool) -> Fit:
         raise
 
 
-def _calls(job: Job, key: Any, done: _Done, args: Any, progress: bool) -> Iterator[_Done]:
+def _calls(job: Job, key: PRNGKeyArray, done: _Done, args: tuple[PyTree, ...], progress: bool) -> Iterator[_Done]:
     """Calls the compiled steps, each call about as long as `_SECONDS`, under a bar; yields what is done."""
     taken, length, take = int(done.state.taken), 1, compiled_steps(job)
     with _Bar(job.name, taken, done.stop, progress) as bar:
@@ -232,16 +233,16 @@ class _Bar:
     def _open(self, name: str, initial: int, total: int) -> None:
         self.bar = tqdm(initial=initial, total=total, desc=name, dynamic_ncols=True)
 
-    def move(self, steps: int, mean: Any) -> None:
+    def move(self, steps: int, mean: np.floating) -> None:
         """Moves it, and shows the mean of the latest estimates."""
         if self.bar is not None:
             self._safely(self._move, steps, mean)
 
-    def _move(self, steps: int, mean: Any) -> None:
+    def _move(self, steps: int, mean: np.floating) -> None:
         self.bar.set_postfix_str(f"{mean:.4f}", refresh=False)  # type: ignore[union-attr]
         self.bar.update(steps)  # type: ignore[union-attr]
 
-    def _safely(self, call: Any, *args: Any) -> None:
+    def _safely(self, call: Callable[..., None], *args: object) -> None:
         try:
             call(*args)
         except Exception as error:
@@ -252,13 +253,13 @@ class _Bar:
         """The bar."""
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         """Closes it."""
         if self.bar is not None:
             self._safely(self.bar.close)
 
 
-def _strong(x: Any) -> Any:
+def _strong(x: ArrayLike) -> Array:
     """An array that does not change its type when it is updated: a Python number has a weak one."""
     x = jnp.asarray(x)
     return lax.convert_element_type(x, x.dtype) if x.weak_type else x
@@ -272,7 +273,7 @@ def _warn(text: str) -> None:
     warnings.warn(text, RuntimeWarning, stacklevel=level)
 
 
-def _site_of_number(job: Job, key: Any, done: _Done, args: Any) -> str | None:
+def _site_of_number(job: Job, key: PRNGKeyArray, done: _Done, args: tuple[PyTree, ...]) -> str | None:
     """Names the site that a number that is not finite comes from; None where it is not found."""
     try:
         return what_is_not_finite(job, key, done.state, args)

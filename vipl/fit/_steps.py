@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
+from vipl._types import Array, ArrayLike, Int, PRNGKeyArray, PyTree
 from vipl.cache.programs import keep
 from vipl.expectation import Expectation
 from vipl.ir.keys import fold_tag
@@ -53,14 +55,14 @@ class State(NamedTuple):
       cause: i[], index into `CAUSES`; 0 while all is finite.
     """
 
-    params: Any
-    opt_state: Any
-    order: Any
-    taken: Any
-    cause: Any
+    params: PyTree
+    opt_state: PyTree
+    order: Int[Array, " n"]
+    taken: Int[Array, ""]
+    cause: Int[Array, ""]
 
 
-def first_state(job: Job, key: Any, params: Any, opt_state: Any, rows: int, taken: Any) -> State:
+def first_state(job: Job, key: PRNGKeyArray, params: PyTree, opt_state: PyTree, rows: int, taken: int) -> State:
     """The state before step `taken`."""
     order = jnp.arange(rows, dtype=jnp.int32)
     if job.batch_size is not None:
@@ -74,7 +76,9 @@ def compiled_steps(job: Job) -> Callable:
     return keep("fit", (job.objective, job.optimizer), static, functools.partial(take_steps, job))
 
 
-def take_steps(job: Job, key: Any, state: State, args: Any, stop: Any) -> Any:
+def take_steps(
+    job: Job, key: PRNGKeyArray, state: State, args: tuple[PyTree, ...], stop: ArrayLike
+) -> tuple[State, Array]:
     """Takes steps up to number `stop`, but no more than `MOST`, and none after a number that is not finite.
 
     Returns:
@@ -96,7 +100,7 @@ def take_steps(job: Job, key: Any, state: State, args: Any, stop: Any) -> Any:
     return lax.while_loop(goes_on, body, (state, estimates))
 
 
-def _step(job: Job, key: Any, state: State, args: Any) -> tuple[State, Any]:
+def _step(job: Job, key: PRNGKeyArray, state: State, args: tuple[PyTree, ...]) -> tuple[State, Array]:
     """One step; changes nothing but the order of the rows where a number is not finite."""
     i = state.taken
     order, info = _order_at(job, key, state.order, i)
@@ -116,7 +120,7 @@ def _step(job: Job, key: Any, state: State, args: Any) -> tuple[State, Any]:
     return State(params, opt_state, order, taken, cause), value
 
 
-def what_is_not_finite(job: Job, key: Any, state: State, args: Any) -> str | None:
+def what_is_not_finite(job: Job, key: PRNGKeyArray, state: State, args: tuple[PyTree, ...]) -> str | None:
     """The sentence that names the site at which the step after `state` is not finite; runs the step once more."""
     order, info = _order_at(job, key, state.order, state.taken)
     batch, step_key = _batch(job, args, order, info), fold_tag(key, "step", state.taken.astype(jnp.uint32))
@@ -131,28 +135,28 @@ def what_is_not_finite(job: Job, key: Any, state: State, args: Any) -> str | Non
     return report.sentence(of_derivative=CAUSES[int(state.cause)] == "the gradient")
 
 
-def _value_dtype(job: Job, key: Any, state: State, args: Any) -> Any:
+def _value_dtype(job: Job, key: PRNGKeyArray, state: State, args: tuple[PyTree, ...]) -> np.dtype:
     return jax.eval_shape(lambda: _estimate(job, key, state.params, _batch(job, args, state.order, 0))).dtype
 
 
-def _estimate(job: Job, key: Any, params: Any, batch: Any) -> Any:
+def _estimate(job: Job, key: PRNGKeyArray, params: PyTree, batch: tuple[PyTree, ...]) -> Array:
     out = job.objective.estimate(key, params, *batch, num_samples=job.num_samples)
     return out[0] if job.objective.has_aux else out
 
 
-def _finite(tree: Any) -> Any:
+def _finite(tree: PyTree) -> Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
 
 
 # --- batches ------------------------------------------------------------------------------------------------
 
 
-def _permutation(key: Any, epoch: Any, order: Any) -> Any:
+def _permutation(key: PRNGKeyArray, epoch: Array, order: Array) -> Array:
     fresh = jax.random.permutation(fold_tag(key, "epoch", epoch.astype(jnp.uint32)), order.shape[0])
     return fresh.astype(order.dtype)
 
 
-def _order_at(job: Job, key: Any, order: Any, i: Any) -> Any:
+def _order_at(job: Job, key: PRNGKeyArray, order: Array, i: Array) -> tuple[Array, ArrayLike]:
     """The permutation of the epoch of step i, and the first of its rows that the step uses."""
     if job.batch_size is None:
         return order, 0
@@ -162,7 +166,7 @@ def _order_at(job: Job, key: Any, order: Any, i: Any) -> Any:
     return order, info * job.batch_size
 
 
-def _batch(job: Job, args: Any, order: Any, info: Any) -> Any:
+def _batch(job: Job, args: tuple[PyTree, ...], order: Array, info: ArrayLike) -> tuple[PyTree, ...]:
     if job.batch_size is None:
         return args
     rows = lax.dynamic_slice_in_dim(order, info, job.batch_size)

@@ -13,7 +13,7 @@ from typing import Any, overload
 import numpy as np
 
 from vipl.distributions._points import innermost
-from vipl.gen._arguments import check_source
+from vipl.gen._check_arguments import check_source
 from vipl.gen._choices import match
 from vipl.gen._density import is_factor
 from vipl.gen._program import as_program

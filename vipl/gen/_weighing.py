@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from vipl._types import Array, ArrayLike, PyTree
 from vipl.distributions._points import has_coordinates, total
 from vipl.errors import AddressError, show_addresses
 from vipl.gen._density import is_factor, site_log_prob
@@ -28,12 +29,12 @@ from vipl.ir.primitives import Path, Site, bind_site, split_weight
 from vipl.ir.probe import WEIGHED, probe, watch
 
 
-def density(site: Site, operands: Sequence[Any], value: Any, ndim: int = 0) -> Any:
+def density(site: Site, operands: Sequence[ArrayLike], value: Array, ndim: int = 0) -> Array:
     """f[...], the log density of a value that may lie outside the support, not summed over its first `ndim` axes."""
     return site_log_prob(site, operands, value, check=True, ndim=ndim)
 
 
-def density_inside(site: Site, operands: Sequence[Any], value: Any, ndim: int = 0) -> Any:
+def density_inside(site: Site, operands: Sequence[ArrayLike], value: Array, ndim: int = 0) -> Array:
     """f[...], the log density of a value that lies in the support, not summed over its first `ndim` axes."""
     return site_log_prob(site, operands, value, check=False, ndim=ndim)
 
@@ -46,8 +47,8 @@ class Given(NamedTuple):
       density: (site, operands, value, ndim) -> its log density, f[] or the first `ndim` axes. A composite has its own.
     """
 
-    value: Any
-    density: Callable[[Site, Sequence[Any], Any, int], Any] = density
+    value: Array
+    density: Callable[[Site, Sequence[ArrayLike], Array, int], Array] = density
 
 
 class Drawn(NamedTuple):
@@ -59,17 +60,17 @@ class Drawn(NamedTuple):
     """
 
     weighs: bool = True
-    change: Callable[[Any], Any] = lambda value: value
+    change: Callable[[Array], Array] = lambda value: value
 
 
 Policy = Callable[[Site, Any], Given | Drawn]
 """(site, what the interpreter is given for it) -> what the site does."""
 
-Total = Callable[[Sequence[Site], Any, bool], dict[str, Any]]
+Total = Callable[[Sequence[Site], Array, bool], dict[str, Array]]
 """(sites, log density, whether their values are given) -> what is added up; several sites for a composite."""
 
 
-def log_weight(_: Sequence[Site], log_prob: Any, is_given: bool) -> dict[str, Any]:
+def log_weight(_: Sequence[Site], log_prob: Array, is_given: bool) -> dict[str, Array]:
     """The log density of everything that is weighed."""
     del is_given
     return {"log_w": log_prob}
@@ -78,7 +79,7 @@ def log_weight(_: Sequence[Site], log_prob: Any, is_given: bool) -> dict[str, An
 def weighing(
     policy: Policy,
     total: Total = log_weight,
-    emit: Callable[[Site, Sequence[Any], Any], Any] | None = lambda site, operands, value: value,
+    emit: Callable[[Site, Sequence[ArrayLike], Array], PyTree] | None = lambda site, operands, value: value,
     *,
     name: str,
     by_site: bool = False,
@@ -101,10 +102,10 @@ class _Weigher(NamedTuple):
 
     policy: Policy
     total: Total
-    emit: Callable[[Site, Sequence[Any], Any], Any] | None
+    emit: Callable[[Site, Sequence[ArrayLike], Array], PyTree] | None
     by_site: bool
 
-    def handle(self, visit: Visit, operands: Sequence[Any], given: Any) -> Outcome:
+    def handle(self, visit: Visit, operands: Sequence[ArrayLike], given: Any) -> Outcome:
         """What becomes of a site."""
         operands, weight = split_weight(visit.site, watch(WEIGHED, visit.site, operands))
         site = replace(visit.site, scaled=False)
@@ -123,13 +124,14 @@ class _Weigher(NamedTuple):
         log_prob = total(log_probs) if ndim else log_probs
         totals, counts = {}, isinstance(does, Given) or does.weighs
         if counts or weight is not None:
+            assert log_prob is not None
             probe(WEIGHED, site, operands, value, log_prob)
             totals = self._totals([site], log_prob, weight, counts, isinstance(does, Given))
         outs = (value, log_probs if site.log_shape else log_prob) if site.weighs else value
         emits = self._emitted(site, operands, visit.path, value) | self._density(visit.path, log_probs, weight)
         return Outcome(outs, totals, emits)
 
-    def compose(self, composite: Composite, operands: list[Any], given: list[Any], path: Path) -> Outcome:
+    def compose(self, composite: Composite, operands: list[ArrayLike], given: list[Any], path: Path) -> Outcome:
         """What becomes of the values of a composite: all are given, or none is."""
         operands, weight = split_weight(composite.sites[0], operands)
         sites = [replace(site, scaled=False) for site in composite.sites]
@@ -145,7 +147,7 @@ class _Weigher(NamedTuple):
             *values, log_prob = walk(composite.draw, operands[: composite.num_draw], plain)
             values = [does.change(x) for does, x in zip(drawn, values, strict=True)]
         totals = self._totals(sites, log_prob, weight, all(does.weighs for does in drawn), bool(taken))
-        emits: dict[Path, Any] = {}
+        emits: dict[Path, PyTree] = {}
         for k, (site, x) in enumerate(zip(sites, values, strict=True)):
             emits |= self._emitted(site, (), (*path, k), x)
         return Outcome(values, totals, emits | self._density(path, log_prob, weight))
@@ -176,7 +178,7 @@ class _Weigher(NamedTuple):
         log_probs = log_probs if weight is None else weight * log_probs
         return {density_path(path): jnp.asarray(log_probs).astype(float)}
 
-    def _emitted(self, site: Site, operands: Sequence[Any], path: Path, value: Any) -> dict[Path, Any]:
+    def _emitted(self, site: Site, operands: Sequence[ArrayLike], path: Path, value: Array) -> dict[Path, PyTree]:
         return {} if self.emit is None else {path: self.emit(site, operands, value)}
 
 
@@ -185,13 +187,13 @@ def density_path(path: Path) -> Path:
     return (*path, -1)
 
 
-def _batch_ndim(site: Site, operands: Sequence[Any]) -> int:
+def _batch_ndim(site: Site, operands: Sequence[ArrayLike]) -> int:
     return len(site.distribution.combine(operands[: site.num_distribution]).batch_shape)
 
 
 def _value_and_density(
-    site: Site, operands: Sequence[Any], does: Given | Drawn, ndim: int, scaled: bool
-) -> tuple[Any, Any]:
+    site: Site, operands: Sequence[ArrayLike], does: Given | Drawn, ndim: int, scaled: bool
+) -> tuple[Array, Array | None]:
     """The value of a site, and its log density; None where neither the policy, the site nor a weight wants that."""
     if isinstance(does, Given):
         return does.value, does.density(site, operands, does.value, ndim)
@@ -201,7 +203,7 @@ def _value_and_density(
     return value, density(site, operands, value, ndim) if site.weighs or scaled else None
 
 
-def draw_and_weigh(site: Site, operands: Sequence[Any], ndim: int = 0) -> tuple[Any, Any]:
+def draw_and_weigh(site: Site, operands: Sequence[ArrayLike], ndim: int = 0) -> tuple[Array, Array]:
     """Binds a site; its value, and the log density of it, from before it was rounded where the site knows more."""
     d = site.distribution.combine(operands[: site.num_distribution])
     if site.weighs or has_coordinates(d):
