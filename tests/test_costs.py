@@ -525,9 +525,9 @@ def test_coefficients_do_not_pass_through_a_narrower_dtype(scale):
 
 def test_a_cost_without_one_of_its_sites_is_caught(monkeypatch):
     """The broken twin: what the other plate reaches is not seen."""
-    from vipl.analysis import dependence
+    from vipl.ir.traits import TRAITS
 
-    monkeypatch.setitem(dependence._AXES, "rev", lambda eqn, k, a: a)
+    monkeypatch.setitem(TRAITS, "rev", TRAITS["rev"]._replace(axes=lambda eqn, k, a: a))
     with pytest.raises(AssertionError, match="z = "):
         assert_unbiased(
             under(crossed_plates, MIXED).value_and_grad,

@@ -9,8 +9,10 @@ from __future__ import annotations
 import functools
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from types import CodeType
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard, TypeVar
 
 import jax
 import jax.core
@@ -23,20 +25,46 @@ from jax._src import source_info_util as _source_info
 from jax._src import tree_util as _tree_util
 from jax._src.interpreters import ad as _ad
 from jax._src.interpreters import partial_eval as _partial_eval
+from jax._src.interpreters.batching import AxisData as AxisData
 from jax.extend import core as _extend_core
 from jax.extend.core import primitives as _primitives
 from jax.interpreters import batching as _batching
 from jax.interpreters import mlir as _mlir
+from jax.typing import DTypeLike
+
+from vipl._types import Array, ArrayLike
 
 Primitive = _extend_core.Primitive
-Literal = _extend_core.Literal
-Var = _extend_core.Var
-Eqn = _extend_core.JaxprEqn
 ClosedJaxpr = _extend_core.ClosedJaxpr
-Jaxpr = _extend_core.Jaxpr | _extend_core.ClosedJaxpr
-Atom = _extend_core.Var | _extend_core.Literal
 Tracer = jax.core.Tracer
 ShapedArray = jax.core.ShapedArray
+
+if TYPE_CHECKING:  # JAX's classes; JAX does not say that the abstract values in them are those of arrays
+
+    class Var(_extend_core.Var):
+        aval: ShapedArray
+
+    class Literal:
+        val: Any
+        aval: ShapedArray
+
+    class Eqn(_extend_core.JaxprEqn):
+        invars: list[Var | Literal]
+        outvars: list[Var]
+
+else:
+    Var = _extend_core.Var
+    Literal = _extend_core.Literal
+    Eqn = _extend_core.JaxprEqn
+
+Jaxpr = _extend_core.Jaxpr | _extend_core.ClosedJaxpr
+Atom = Var | Literal
+
+T = TypeVar("T")
+
+Params = dict[str, Any]
+"""The parameters of an equation."""
+
 Trace = _core.Trace
 Effect = _effects.Effect
 
@@ -54,19 +82,19 @@ _DERIVATIVE_TRACES = (_ad.JVPTrace, _ad.LinearizeTrace)
 class JaxprParts(NamedTuple):
     """A jaxpr with its constants, whatever class this JAX gives it."""
 
-    constvars: Sequence[Any]
-    consts: Sequence[Any]
-    invars: Sequence[Any]
-    eqns: Sequence[Any]
-    outvars: Sequence[Any]
+    constvars: Sequence[Var]
+    consts: Sequence[Array]
+    invars: Sequence[Var]
+    eqns: Sequence[Eqn]
+    outvars: Sequence[Atom]
 
 
-def is_jaxpr(x: Any) -> bool:
+def is_jaxpr(x: object) -> TypeGuard[Jaxpr]:
     """Says whether `x` is a jaxpr, closed or open."""
     return hasattr(x, "eqns") and (hasattr(x, "invars") or hasattr(x, "jaxpr"))
 
 
-def is_closed(jaxpr: Any) -> bool:
+def is_closed(jaxpr: Jaxpr) -> TypeGuard[ClosedJaxpr]:
     """Says whether a jaxpr can hold constants."""
     return hasattr(jaxpr, "consts")
 
@@ -80,13 +108,13 @@ def parts(jaxpr: Any) -> JaxprParts:
     return JaxprParts(jaxpr.constvars, (), jaxpr.invars, jaxpr.eqns, jaxpr.outvars)
 
 
-def with_consts(jaxpr: Any, consts: Sequence[Any]) -> Any:
+def with_consts(jaxpr: ClosedJaxpr, consts: Sequence[Array]) -> ClosedJaxpr:
     """The same closed jaxpr with other values for its constants."""
     return jaxpr.replace(consts=list(consts))
 
 
 def with_parts(
-    jaxpr: Any, constvars: Sequence[Any], consts: Sequence[Any], eqns: Sequence[Any], outvars: Sequence[Any]
+    jaxpr: Any, constvars: Sequence[Var], consts: Sequence[Array], eqns: Sequence[Eqn], outvars: Sequence[Atom]
 ) -> Any:
     """A jaxpr of the same kind and inputs; one that is open has no constants."""
     if not is_closed(jaxpr):
@@ -95,21 +123,31 @@ def with_parts(
     return jaxpr.replace(jaxpr=inner, consts=list(consts))
 
 
-def new_variable(v: Any) -> Any:
+def with_ends(eqn: Any, operands: Sequence[Atom], results: Sequence[Var], params: Params) -> Eqn:
+    """The same equation of other operands, with other variables for its results, and other parameters."""
+    return eqn.replace(invars=operands, outvars=results, params=params)
+
+
+def new_variable(v: Var) -> Var:
     """Another variable of the same type."""
-    return _core.Var(v.aval)
+    return _core.Var(v.aval)  # type: ignore[return-value]
 
 
 class ScanParts(NamedTuple):
     """What a `scan` equation holds: its body and how its operands are split."""
 
-    jaxpr: Any
+    jaxpr: Jaxpr
     num_consts: int
     num_carry: int
-    options: dict[str, Any]  # keyword arguments of `lax.scan`
+    options: Params  # keyword arguments of `lax.scan`
+
+    def operands(self, values: list[T]) -> tuple[list[T], list[T], list[T]]:
+        """Constants, carry and xs among the operands."""
+        start = self.num_consts + self.num_carry
+        return values[: self.num_consts], values[self.num_consts : start], values[start:]
 
 
-def scan_parts(params: dict[str, Any]) -> ScanParts:
+def scan_parts(params: Params) -> ScanParts:
     """Reads the parameters of a `scan` equation (their form changed in JAX 0.12)."""
     if "ft_in" in params:
         consts, carry, _ = params["ft_in"].unpack()
@@ -124,23 +162,21 @@ def define_effectful_primitive(
     name: str,
     *,
     effect: Effect,
-    abstract: Callable,
-    batch: Callable,
+    abstract: Callable[..., Sequence[ShapedArray]],
+    batch: Callable[..., tuple[Sequence[Array], Sequence[int]]],
     impl: Callable,
-    refuse_derivative: Callable,
-    multiple_results: bool = False,
-) -> Any:
-    """Makes a primitive that carries `effect` and that no derivative may pass.
+    refuse_derivative: Callable[[Params], Exception],
+) -> Primitive:
+    """Makes a primitive of several results that carries `effect` and that no derivative may pass.
 
     Args:
       name: the primitive's name.
       effect: a JAX effect; it is allowed inside control flow.
-      abstract: avals and parameters -> abstract value(s), without the effect.
+      abstract: avals and parameters -> abstract values, without the effect.
       batch: `(axis_data, values, dims, **params) -> values, dims`; called under every `vmap`,
         also when nothing is mapped.
       impl: called when the primitive is met outside every program.
       refuse_derivative: `params -> exception`, raised when the primitive is bound under `jvp` or `linearize`.
-      multiple_results: whether the primitive returns a list.
     """
     _effects.control_flow_allowed_effects.add_type(type(effect))
 
@@ -151,14 +187,14 @@ def define_effectful_primitive(
             return super().bind_with_trace(trace, *rest)
 
     primitive = EffectfulPrimitive(name)
-    primitive.multiple_results = multiple_results
+    primitive.multiple_results = True
     primitive.def_impl(impl)
     primitive.def_effectful_abstract_eval(lambda *a, **p: (abstract(*a, **p), {effect}))
     _batching.fancy_primitive_batchers[primitive] = batch
     return primitive
 
 
-def define_guard_primitive(name: str, refuse: Callable) -> Any:
+def define_guard_primitive(name: str, refuse: Callable[..., Exception]) -> Primitive:
     """Makes a primitive `(value, *parameters) -> value` of which every derivative raises `refuse(**params)`.
 
     It is a primitive, not a function with a custom rule: JAX 0.10 forgets such rules inside `scan` once it has taken a
@@ -180,7 +216,7 @@ def define_guard_primitive(name: str, refuse: Callable) -> Any:
     return primitive
 
 
-def define_alarm_primitive(name: str, error: Callable) -> Any:
+def define_alarm_primitive(name: str, error: Callable[..., Exception]) -> Primitive:
     """Makes a primitive `(value, flag, **params) -> value`; where the flag is true, `error(**params)` is raised.
 
     In compiled code the host raises it, and is called only then. Derivatives pass through the value. Under `vmap` one
@@ -219,7 +255,7 @@ def define_alarm_primitive(name: str, error: Callable) -> Any:
     return primitive
 
 
-def define_mark_primitive(name: str) -> Any:
+def define_mark_primitive(name: str) -> Primitive:
     """Makes a primitive `(value, **params) -> value` that only carries its parameters; axes of `vmap` come first."""
     primitive = Primitive(name)
 
@@ -248,14 +284,14 @@ class Producer(NamedTuple):
       number: which of them the value is.
     """
 
-    primitive: Any
-    params: dict[str, Any]
-    operands: Sequence[Any]
-    outs: Sequence[Any]
+    primitive: Primitive
+    params: Params
+    operands: Sequence[Tracer]
+    outs: Sequence[ShapedArray]
     number: int
 
 
-def producer(x: Any) -> Producer | None:
+def producer(x: Tracer) -> Producer | None:
     """The equation that a tracer is a result of; None where it is an argument of what is being staged."""
     eqn = getattr(x, "parent", None)
     if eqn is None:
@@ -264,19 +300,19 @@ def producer(x: Any) -> Producer | None:
     return Producer(eqn.primitive, eqn.params, eqn.in_tracers, [v.aval for v in eqn.outvars], number)
 
 
-def closed_over(x: Any) -> Any:
+def closed_over(x: Any) -> ArrayLike:
     """The number or outer tracer that a tracer stands for in an inner program; else the tracer itself."""
     return x.full_lower()
 
 
-def beneath(x: Any) -> tuple[Any, int | None] | None:
+def beneath(x: Any) -> tuple[Array, int | None] | None:
     """The tracer in a tracer of `vmap`, with the axis of the lanes, or of a derivative; None for others."""
     if hasattr(x, "batch_dim"):
         return x.val, x.batch_dim if isinstance(x.batch_dim, int) else None
     return (x.primal, None) if hasattr(x, "primal") else None
 
 
-def define_row_primitive(name: str) -> Any:
+def define_row_primitive(name: str) -> Primitive:
     """Makes a primitive `(table, number, axis=...) -> table[number]` that looks nothing up where all are wanted.
 
     `number` is mapped by a `vmap` of that axis name, along which it is 0, 1, 2, ... for all rows: then the result is
@@ -305,7 +341,7 @@ def define_row_primitive(name: str) -> Any:
     return primitive
 
 
-def wrap_batching(primitive: Any, wrapper: Callable) -> None:
+def wrap_batching(primitive: Primitive, wrapper: Callable) -> None:
     """Puts `wrapper(original, axis_data, values, dims, **params)` before a primitive's batching rule."""
     original = _batching.fancy_primitive_batchers[primitive]
 
@@ -315,12 +351,12 @@ def wrap_batching(primitive: Any, wrapper: Callable) -> None:
     _batching.fancy_primitive_batchers[primitive] = rule
 
 
-def move_to_front(x: Any, dim: int | None) -> Any:
+def move_to_front(x: Array, dim: int | None) -> Array:
     """Moves a batch dimension to the front."""
     return x if dim is None or dim == 0 else jnp.moveaxis(x, dim, 0)
 
 
-def rebind(eqn: Any, values: Sequence[Any]) -> list[Any]:
+def rebind(eqn: Eqn, values: Sequence[ArrayLike]) -> list[Array]:
     """Evaluates one equation as JAX's own evaluator does: same parameters, context, source line."""
     params = eqn.primitive.get_bind_params(eqn.params)
     with eqn_context(eqn), eqn.ctx.manager:
@@ -328,24 +364,24 @@ def rebind(eqn: Any, values: Sequence[Any]) -> list[Any]:
     return list(out) if eqn.primitive.multiple_results else [out]
 
 
-def eqn_context(eqn: Any) -> Any:
+def eqn_context(eqn: Eqn) -> AbstractContextManager[object]:
     """The source line of an equation, for messages and profiles of what is bound in its place."""
     stack = _source_info.current_name_stack() + eqn.source_info.name_stack
     return _source_info.user_context(eqn.source_info.traceback, name_stack=stack)
 
 
-def frames_of(eqn: Any) -> Iterator[tuple[Any, Callable[[], int]]]:
+def frames_of(eqn: Eqn) -> Iterator[tuple[CodeType, Callable[[], int]]]:
     """Code and line of the frames in which an equation was made, innermost first; none where JAX did not keep them."""
     traceback = eqn.source_info.traceback
     for code, last in zip(*traceback.raw_frames(), strict=True) if traceback else ():
         yield code, functools.partial(_line, code, last)
 
 
-def _line(code: Any, last: int) -> int:
+def _line(code: CodeType, last: int) -> int:
     return _source_info.raw_frame_to_frame(code, last).start_line
 
 
-def is_plain_jit(eqn: Any) -> bool:
+def is_plain_jit(eqn: Eqn) -> bool:
     """Says whether an equation is a `jit` that says nothing about devices or the compiler."""
     if eqn.primitive is not jit_p:
         return False
@@ -354,38 +390,38 @@ def is_plain_jit(eqn: Any) -> bool:
     return not any(p["donated_invars"]) and not p["compiler_options_kvs"] and not any(map(_is_said, placed))
 
 
-def _is_said(placement: Any) -> bool:
+def _is_said(placement: object) -> bool:
     return placement is not None and type(placement).__name__ != "UnspecifiedValue"
 
 
-def context_of(eqn: Any) -> Any:
+def context_of(eqn: Eqn) -> Hashable:
     """Under which settings an equation was made; the same object for the same settings."""
     return eqn.ctx
 
 
-def remat_options(params: dict[str, Any]) -> dict[str, Any]:
+def remat_options(params: Params) -> Params:
     """The keyword arguments of `jax.checkpoint` behind a `remat` equation."""
     return {"prevent_cse": params["prevent_cse"], "policy": params["policy"]}
 
 
-def axis_of(axis_data: Any) -> tuple[int, Any, Any]:
+def axis_of(axis_data: AxisData) -> tuple[int, Hashable | None, Hashable | None]:
     """Size, name and mesh axes of the axis that a batching rule is called with; None where there is none."""
     name = axis_data.name
     named = isinstance(name, str) or (isinstance(name, tuple) and bool(name))
     return axis_data.size, name if named else None, axis_data.spmd_name
 
 
-def without_axis(aval: Any, dim: int | None) -> Any:
+def without_axis(aval: ShapedArray, dim: int | None) -> ShapedArray:
     """The abstract value of one lane of what is mapped along `dim`; None: of what is not."""
-    return aval if dim is None else _core.mapped_aval(aval.shape[dim], dim, aval)
+    return aval if dim is None else _core.mapped_aval(aval.shape[dim], dim, aval)  # type: ignore[return-value]
 
 
-def with_axis(aval: Any, size: int) -> Any:
+def with_axis(aval: ShapedArray, size: int) -> ShapedArray:
     """The abstract value of all lanes of what has `aval` in one."""
-    return _core.unmapped_aval(size, 0, aval)
+    return _core.unmapped_aval(size, 0, aval)  # type: ignore[return-value]
 
 
-def struct_of(x: Any) -> jax.ShapeDtypeStruct:
+def struct_of(x: ArrayLike) -> jax.ShapeDtypeStruct:
     """The type of an array, with what it says of devices."""
     aval = typeof(x)
     spread = {} if aval.sharding.mesh.empty else {"sharding": aval.sharding}
@@ -393,22 +429,22 @@ def struct_of(x: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type, **spread, **differs)
 
 
-def varying(x: Any) -> frozenset:
+def varying(x: ArrayLike) -> frozenset[str]:
     """The axes of a `shard_map` along which an array differs, as its type says."""
     return typeof(x).mat.varying
 
 
-def mesh_of(x: Any) -> Any:
+def mesh_of(x: ArrayLike) -> jax.sharding.AbstractMesh:
     """The mesh of devices that the type of an array names; an empty one where it names none."""
     return typeof(x).sharding.mesh
 
 
-def is_explicit(axis_data: Any) -> bool:
+def is_explicit(axis_data: AxisData) -> bool:
     """Whether the lanes of the axis that a batching rule is called with are spread over explicit axes of a mesh."""
     return axis_data.explicit_mesh_axis is not None
 
 
-def drawn_aval(shape: Any, dtype: Any) -> Any:
+def drawn_aval(shape: tuple[int, ...], dtype: DTypeLike) -> ShapedArray:
     """The abstract value of what is drawn, in a program that may differ along axes of a `shard_map`."""
     varying = axes_that_vary()
     if not varying:
@@ -418,7 +454,7 @@ def drawn_aval(shape: Any, dtype: Any) -> Any:
     return ShapedArray(shape, dtype, sharding=spread, manual_axis_type=_core.ManualAxisType(varying=varying))
 
 
-def numeric_mode() -> tuple[Any, ...]:
+def numeric_mode() -> tuple[Hashable, ...]:
     """What, besides the avals, decides the jaxpr of a draw: for cache keys."""
     return (
         _config.enable_x64.value,
@@ -437,7 +473,7 @@ def double_precision() -> bool:
     return bool(_config.enable_x64.value)
 
 
-def equations_around(tracer: Any) -> tuple[Sequence[Any], set[Any]]:
+def equations_around(tracer: Any) -> tuple[Sequence[Eqn], set[Var]]:
     """The equations of the program that a traced value is in, as far as they are known, and its variable there."""
     while isinstance(getattr(tracer, "val", None), Tracer):  # in one lane of a `vmap`
         tracer = tracer.val
@@ -460,12 +496,12 @@ def jit_disabled() -> bool:
 _axes_that_vary = jax.make_user_context(frozenset())
 
 
-def vary_along(axes: frozenset) -> Any:
+def vary_along(axes: frozenset[str]) -> AbstractContextManager[object]:
     """A context in which all of a program is known to differ along axes of a `shard_map`."""
     return _axes_that_vary(axes)
 
 
-def axes_that_vary() -> frozenset:
+def axes_that_vary() -> frozenset[str]:
     """The axes of a `shard_map` along which all of the program differs that is traced now."""
     return _axes_that_vary.value
 
@@ -473,7 +509,7 @@ def axes_that_vary() -> frozenset:
 _generation = jax.make_user_context(0)
 
 
-def in_generation(number: int) -> Any:
+def in_generation(number: int) -> AbstractContextManager[object]:
     """A context in which JAX uses no trace that it has kept from another generation."""
     return _generation(number)
 
@@ -506,7 +542,7 @@ def staging() -> bool:
     return False
 
 
-def derivative_rule(x: Any) -> Any:
+def derivative_rule(x: Any) -> object:
     """The function behind a derivative rule in an equation's parameters, with what JAX adds to it; else None."""
     if isinstance(x, _linear_util.WrappedFun):
         return x.f, [(fn, [p for p in params if not callable(p)]) for fn, params in x.transforms]
@@ -520,82 +556,21 @@ def is_node_class(cls: type) -> bool:
     return cls in _tree_util._registry
 
 
-def typeof(x: Any) -> Any:
+def typeof(x: Any) -> ShapedArray:
     """The abstract value of `x`."""
     return jax.typeof(x)
 
 
-def _named(text: str, kind: int) -> dict[str, int]:
-    return dict.fromkeys(text.split(), kind)
-
-
-# What moving an equation from each step of a loop to all steps at once means: it is cheap enough to be evaluated twice;
-# it is costly; it picks a part of an array; it is not known to be safe, and stays.
-CHEAP, COSTLY, PICKS, STAYS = range(4)
-
-MOVES = (
-    _named(
-        """abs acos acosh add add_any and asin asinh atan atan2 atanh broadcast_in_dim cbrt ceil clamp
-        complex concatenate conj convert_element_type copy copy_p cos cosh div eq erf erf_inv erfc exp exp2
-        expm1 floor ge gt imag integer_pow iota is_finite le log log1p log2 logistic lt max min mul ne neg
-        nextafter not one_minus_square or pad polynomial pow real rem reshape rev round rsqrt select_n
-        shift_left shift_right_arithmetic shift_right_logical sign sin sinh slice split sqrt square squeeze
-        stack stop_gradient sub tan tanh transpose xor""",
-        CHEAP,
-    )
-    | _named(
-        """argmax argmin bessel_i0e bessel_i1e cholesky conv_general_dilated cumlogsumexp cummax cummin
-        cumprod cumsum digamma dot_general igamma igamma_grad_a igammac lgamma polygamma random_gamma_grad
-        reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_sum regularized_incomplete_beta sort
-        top_k triangular_solve zeta""",
-        COSTLY,
-    )
-    | _named("dynamic_slice gather", PICKS)
-)
-
-
-CALLBACKS = ("pure_callback", "io_callback", "debug_callback", "debug_print")
-"""Names of the primitives that call Python functions from compiled code."""
-
-
-PURE = (
-    frozenset(MOVES)
-    | frozenset(
-        """approx_top_k bitcast_convert_type broadcast_to cholesky_update clz custom_linear_solve dynamic_update_slice
-        eig eigh eq_to erf_inv fft from_edtype geqp3 geqrf hessenberg householder_product le_to lt_to lu
-        lu_pivots_to_permutation mesh_cast mulhi name ormqr platform_index population_count pvary qr ragged_dot_general
-        random_bits random_clone random_fold_in random_gamma random_seed random_split random_unwrap random_wrap reduce
-        reduce_precision reduce_window reduce_window_max reduce_window_min reduce_window_sum reduce_xor reshard
-        rng_bit_generator scatter scatter-add scatter-max scatter-min scatter-mul scatter-sub schur
-        select_and_gather_add select_and_scatter select_and_scatter_add sharding_constraint svd symmetric_product
-        threefry2x32 tile to_edtype tridiagonal tridiagonal_solve unstack zeros_like""".split()
-    )
-    | {p.name for p in (jit_p, scan_p, cond_p, while_p, remat_p, custom_jvp_call_p, custom_vjp_call_p)}
-    | {"vipl_guard", "vipl_alarm", "vipl_row", "vipl_mark"}
-)
-"""Primitives that are functions of their operands and parameters, if the programs inside them are.
-
-No effect is no proof: `rng_uniform` has none, and is another number each time.
-"""
-
-
-RANDOM_BITS = "random_bits"
-"""The primitive that makes bits of a key."""
-
-KEYS_OF_KEYS = frozenset("random_split random_fold_in random_clone slice squeeze reshape".split())
-"""Primitives by which keys are made of keys."""
-
-
-def bodies(eqn: Any) -> list[Any]:
+def bodies(eqn: Eqn) -> list[Jaxpr]:
     """The programs inside an equation."""
     each = [x for value in eqn.params.values() for x in (value if isinstance(value, tuple) else (value,))]
     return [x for x in each if is_jaxpr(x)]
 
 
-def map_bodies(eqn: Any, fn: Callable[[Any], Any]) -> dict[str, Any]:
+def map_bodies(eqn: Eqn, fn: Callable[[Jaxpr], Jaxpr]) -> Params:
     """The parameters of an equation, with `fn` of each program in them."""
 
-    def mapped(value: Any) -> Any:
+    def mapped(value: object) -> object:
         if isinstance(value, tuple) and any(map(is_jaxpr, value)):
             return tuple(map(mapped, value))
         return fn(value) if is_jaxpr(value) else value
@@ -603,17 +578,17 @@ def map_bodies(eqn: Any, fn: Callable[[Any], Any]) -> dict[str, Any]:
     return {name: mapped(value) for name, value in eqn.params.items()}
 
 
-def is_ordered(effect: Any) -> bool:
+def is_ordered(effect: object) -> bool:
     """Says whether an effect has an order that no `vmap` can keep, as that of an ordered callback has."""
     return type(effect).__name__ == "OrderedIOEffect"
 
 
-def source_line(eqn: Any) -> str:
+def source_line(eqn: Eqn) -> str:
     """Function, file and line of the user's call that made an equation; empty where JAX does not know it."""
     found = re.fullmatch(r"(.*?):(\d+)(?::\d+)? \((.*)\)", _source_info.summarize(eqn.source_info))
     return f"{found[3].split('.')[-1]} ({pathlib.Path(found[1]).name}:{found[2]})" if found else ""
 
 
-def stops_gradient(eqn: Any) -> bool:
+def stops_gradient(eqn: Eqn) -> bool:
     """Says whether an equation is `stop_gradient`."""
     return eqn.primitive is _primitives.stop_gradient_p

@@ -15,7 +15,7 @@ Invariant: the costs add up to f. With nothing to be kept apart there is one cos
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -23,14 +23,17 @@ import jax
 import jax.numpy as jnp
 
 from vipl import _jax
-from vipl.analysis.both_ways import Trail
+from vipl._jax import Atom, ClosedJaxpr, Eqn, Jaxpr, Literal, Var
+from vipl._types import Array
 from vipl.analysis.dependence import Dependence, Dependences, Mark, holds_drawn_values, join, moved
+from vipl.analysis.stop_conflicts import Conflicts
 from vipl.analysis.stop_gradients import any_meant
 from vipl.analysis.sums import floats_stacked, summed_after
 from vipl.ir import devices
-from vipl.ir.dataflow import evaluate, follow_back, plain, read, read_arrays
+from vipl.ir.dataflow import backward, evaluate, plain, read, read_arrays
 from vipl.ir.primitives import Path
 from vipl.ir.sites import list_sites
+from vipl.ir.traits import traits_of
 
 MAX_COSTS = 8
 
@@ -65,12 +68,12 @@ class Costs(NamedTuple):
     """
 
     costs: tuple[Cost, ...]
-    tail: tuple[Any, ...]
-    value: Any
+    tail: tuple[Eqn, ...]
+    value: Atom
     aux: tuple[Cost, ...]
     picking: bool = False
 
-    def evaluate(self, env: dict[Any, Any]) -> list[Any]:
+    def evaluate(self, env: dict[Var, Array]) -> list[Array]:
         """f[*sizes] of each cost, from the values of the program's variables."""
         (value,) = read_arrays(env, [self.value])
         if not self.tail:
@@ -81,15 +84,14 @@ class Costs(NamedTuple):
             return read(evaluate(self.tail, env | dict(zip(leaves, values, strict=True)), plain), [self.value])[0]
 
         constant, pull = jax.vjp(tail, [devices.zeros(env[v]) for v in leaves])
-        coefficients = dict(
-            zip(leaves, pull(devices.vary(jnp.ones((), value.dtype), _jax.varying(constant)))[0], strict=True)
-        )
+        one = devices.vary(jnp.ones((), value.dtype), _jax.varying(constant))
+        coefficients = dict(zip(leaves, pull(one)[0], strict=True))
         *parts, _ = self.costs
         if self.picking:  # a part that is left out counts for nothing; a NaN of the program's own comes back
             constant = jnp.where(jnp.isnan(value), jnp.nan, constant)
         return [*(self._combined(p, coefficients, env).astype(value.dtype) for p in parts), constant]
 
-    def _combined(self, cost: Cost, coefficients: dict[Any, Any], env: dict[Any, Any]) -> Any:
+    def _combined(self, cost: Cost, coefficients: dict[Var, Array], env: dict[Var, Array]) -> Array:
         def times(c, x):
             return jnp.where(c != 0, c * jnp.where(c != 0, x, 0), 0) if self.picking else c * x
 
@@ -101,7 +103,7 @@ def _complement(ndim: int, axes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(a for a in range(ndim) if a not in axes)
 
 
-def find_costs(jaxpr: Any, wanted: Mapping[Path, int], reached: Dependences, whole: Sequence[Path]) -> Costs:
+def find_costs(jaxpr: Jaxpr, wanted: Mapping[Path, int], reached: Dependences, whole: Sequence[Path]) -> Costs:
     """Takes the objective of a program apart.
 
     Args:
@@ -111,48 +113,57 @@ def find_costs(jaxpr: Any, wanted: Mapping[Path, int], reached: Dependences, who
       whole: those among them whose weights belong to the objective as a whole.
     """
     _, _, _, eqns, (value, *others) = _jax.parts(jaxpr)
-    values, stops = reached.values, reached.stops
     everywhere: Dependence = {path: (None,) * n for path, n in wanted.items()}
-    if values is None:
-        mixed = {p: (line, "what cannot be followed") for p, line in stops.items()}
-        unknown = Cost((), everywhere, mixed=mixed)
-        return Costs((unknown,), (), value, (unknown._replace(mixed={}),) * len(others))
-    aux = [Cost((), {} if isinstance(v, _jax.Literal) else values.get(v, {}), ((v, ()),)) for v in others]
-    rules = _PICKING if stops else _LINEAR
-    constant = isinstance(value, _jax.Literal)
-    costs, tail = ([Cost((), {})], ()) if constant else _split(eqns, value, values, True, rules)
-    if len(costs) > MAX_COSTS:
-        costs, tail = _split(eqns, value, values, False, rules)
+    if reached.values is None:
+        return _unknown_costs(value, len(others), everywhere, reached.stops)
+    values, picking = reached.values, bool(reached.stops)
+    aux = [Cost((), {} if isinstance(v, Literal) else values.get(v, {}), ((v, ()),)) for v in others]
+    costs, tail = _costs_of(eqns, value, values, picking)
     costs += [Cost((), {})] if tail else []  # what no site reaches
-    if stops:
-        trail = Trail(eqns, values, stops)
-        costs, aux = ([_unmarked(c, trail) for c in kind] for kind in (costs, aux))
-        aux = [c._replace(mixed={}) for c in aux]  # their derivatives are traced, whether they are asked for or not
+    if reached.stops:
+        conflicts = Conflicts(eqns, values, reached.stops)
+        costs = [_unmarked(cost, conflicts) for cost in costs]
+        # The derivatives of aux are traced, whether they are asked for or not.
+        aux = [_unmarked(cost, conflicts)._replace(mixed={}) for cost in aux]
     costs = [c._replace(reach=c.reach | {p: everywhere[p] for p in whole if p not in c.held}) for c in costs]
-    return Costs(tuple(costs), tail, value, tuple(aux), picking=bool(stops))
+    return Costs(tuple(costs), tail, value, tuple(aux), picking)
 
 
-def _unmarked(cost: Cost, trail: Trail) -> Cost:
+def _unknown_costs(value: Atom, others: int, everywhere: Dependence, stops: Mapping[Path, str]) -> Costs:
+    """The objective whole, where values could pass unseen: every site may reach it, held and not."""
+    unknown = Cost((), everywhere, mixed={p: (line, "what cannot be followed") for p, line in stops.items()})
+    return Costs((unknown,), (), value, (unknown._replace(mixed={}),) * others)
+
+
+def _unmarked(cost: Cost, conflicts: Conflicts) -> Cost:
     """The same cost, its marks turned into what it holds and what it sees both ways."""
     reach = {p: axes for p, axes in cost.reach.items() if not isinstance(p, Mark)}
     held = {p for p in reach if Mark(p, True) in cost.reach}
     mixed = {p for p in held if Mark(p, False) in cost.reach}
-    lines = {p: trail.lines([v for v, _ in cost.leaves], p) for p in mixed}
+    lines = {p: conflicts.lines([v for v, _ in cost.leaves], p) for p in mixed}
     return cost._replace(reach=reach, held=frozenset(held - mixed), mixed=lines)
 
 
-def _split(
-    eqns: Sequence[Any], value: Any, env: Mapping[Any, Dependence], by_site: bool, rules: Linear
-) -> tuple[list[Cost], tuple[Any, ...]]:
-    """The costs, and the linear end of the program; `by_site`: kept apart also where they differ by sites alone."""
-    leaves, tail = _leaves(eqns, value, env, by_site, rules)
-    costs: list[Cost] = []
-    for leaf in leaves:
-        costs = _add(costs, _cost(leaf, env.get(leaf, {})), by_site)
+def _costs_of(
+    eqns: Sequence[Eqn], value: Atom, env: Mapping[Var, Dependence], picking: bool
+) -> tuple[list[Cost], tuple[Eqn, ...]]:
+    """The costs, and the linear end of the program.
+
+    They are kept apart also where they differ by sites alone, unless these are too many.
+    """
+    if isinstance(value, Literal):
+        return [Cost((), {})], ()
+    for by_site in (True, False):
+        leaves, tail = _leaves(eqns, value, env, by_site, picking)
+        costs: list[Cost] = []
+        for leaf in leaves:
+            costs = _add(costs, _cost(leaf, env.get(leaf, {})), by_site)
+        if len(costs) <= MAX_COSTS:
+            break
     return costs, tail
 
 
-def _cost(leaf: Any, reach: Dependence) -> Cost:
+def _cost(leaf: Var, reach: Dependence) -> Cost:
     kept = sorted({a for axes in reach.values() for a in axes if a is not None})
     sizes = tuple(leaf.aval.shape[a] for a in kept)
     return Cost(sizes, moved(reach, kept.index), ((leaf, tuple(kept)),))
@@ -177,20 +188,20 @@ def _mixes(one: Dependence, other: Dependence) -> bool:
 
 
 def _leaves(
-    eqns: Sequence[Any], value: Any, env: Mapping[Any, Dependence], by_site: bool, rules: Linear
-) -> tuple[list[Any], tuple[Any, ...]]:
+    eqns: Sequence[Eqn], value: Var, env: Mapping[Var, Dependence], by_site: bool, picking: bool
+) -> tuple[list[Var], tuple[Eqn, ...]]:
     """The leaves of the objective that a site reaches, and the linear equations that lead from them to it."""
-    below: dict[Any, dict[Any, None]] = {}  # variable -> its leaves, where these tell more apart than it does
+    below: dict[Var, dict[Var, None]] = {}  # variable -> its leaves, where these tell more apart than it does
     for eqn in eqns:
-        operands = _linear_operands(eqn, env, rules)
+        operands = _linear_operands(eqn, env, picking)
         if operands is None:
             continue
         (out,) = eqn.outvars
         found = {leaf: None for v in operands for leaf in below.get(v, {v: None})}
         if any(_tells_more(env[leaf], env[out], by_site) for leaf in found):
             below[out] = found
-    tail, _ = follow_back(eqns, [value], lambda _, v: v in below)
-    return list(below.get(value, {value: None})), tuple(eqns[i] for i in sorted(tail))
+    tail = backward(eqns, [value], lambda _, v: v in below)
+    return list(below.get(value, {value: None})), tuple(tail.eqns(eqns))
 
 
 def _tells_more(leaf: Dependence, out: Dependence, by_site: bool) -> bool:
@@ -202,46 +213,28 @@ def _tells_more(leaf: Dependence, out: Dependence, by_site: bool) -> bool:
     )
 
 
-def _linear_operands(eqn: Any, env: Mapping[Any, Dependence], linear: Linear) -> list[Any] | None:
-    """The operands that sites reach, if the equation is linear (or affine) in them; None: it is not."""
-    rule = linear.get(eqn.primitive.name)
-    if rule is None:
+def _linear_operands(eqn: Eqn, env: Mapping[Var, Dependence], picking: bool) -> list[Var] | None:
+    """The operands that sites reach, if the equation is linear (or affine) in them; None: it is not.
+
+    Equations that leave out parts of their operands count where that is allowed for (`picking`).
+    """
+    traits = traits_of(eqn)
+    if traits.linear is None or (traits.leaves_out and not picking):
         return None
     dtype = eqn.outvars[0].aval.dtype
     if not jnp.issubdtype(dtype, jnp.floating):
         return None
-    numbers = [k for k, v in enumerate(eqn.invars) if not isinstance(v, _jax.Literal) and env.get(v)]
-    counted = [v for k, v in enumerate(eqn.invars) if k in numbers or jnp.issubdtype(v.aval.dtype, jnp.inexact)]
+    reached = {k: v for k, v in enumerate(eqn.invars) if not isinstance(v, Literal) and env.get(v)}
+    counted = [v for k, v in enumerate(eqn.invars) if k in reached or jnp.issubdtype(v.aval.dtype, jnp.inexact)]
     if any(v.aval.dtype != dtype for v in counted):
         return None  # coefficients would pass through the narrower dtype
-    return [eqn.invars[k] for k in numbers] if numbers and rule(numbers) else None
-
-
-Linear = Mapping[str, Callable[[list[int]], bool]]
-"""Primitive -> whether it is linear in these operands."""
-
-_LINEAR: Linear = {
-    **dict.fromkeys(("add", "add_any", "sub", "concatenate"), lambda numbers: True),
-    **dict.fromkeys(
-        "neg reduce_sum reshape squeeze transpose broadcast_in_dim convert_element_type copy div".split(),
-        lambda numbers: numbers == [0],
-    ),
-    **dict.fromkeys(("mul", "dot_general"), lambda numbers: len(numbers) == 1),
-}
-
-_PICKING: Linear = _LINEAR | {
-    **dict.fromkeys(("stack", "pad"), lambda numbers: True),
-    **dict.fromkeys("slice rev cumsum gather dynamic_slice".split(), lambda numbers: numbers == [0]),
-    "dynamic_update_slice": lambda numbers: set(numbers) <= {0, 1},
-    "select_n": lambda numbers: 0 not in numbers,
-}
-"""The same with those that leave out parts of their operands."""
+    return list(reached.values()) if reached and traits.linear(list(reached)) else None
 
 
 # --- sums that loops and branches hide ------------------------------------------------------------------------
 
 
-def expose_sums(jaxpr: Any) -> Any:
+def expose_sums(jaxpr: ClosedJaxpr) -> ClosedJaxpr:
     """The same program; where drawn values are held, no loop, branch or checkpoint hides sums of its linear end."""
     if any_meant(jaxpr) and holds_drawn_values(jaxpr, {p.path: len(p.loops) for p in list_sites(jaxpr)}):
         return floats_stacked(summed_after(jaxpr))

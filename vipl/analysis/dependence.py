@@ -14,18 +14,20 @@ It holds for every program: a primitive without a rule here loses the axes, and 
 
 from __future__ import annotations
 
-import math
+import functools
 import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vipl import _jax
+from vipl._jax import Eqn, Jaxpr, Primitive, Var
 from vipl.analysis.stop_gradients import any_meant, is_meant, line_of, meant_inside
 from vipl.ir.batching import jaxprs_inside
 from vipl.ir.composite import composite_p
 from vipl.ir.dataflow import Visit, evaluate, walk
 from vipl.ir.guards import GUARDS
 from vipl.ir.primitives import Path, SampleEffect, lanes_p, sample_p
+from vipl.ir.traits import traits_of
 
 
 class Mark(NamedTuple):
@@ -35,7 +37,9 @@ class Mark(NamedTuple):
     held: bool
 
 
-Dependence = dict[Any, tuple[int | None, ...]]
+Loops = tuple[int | None, ...]
+
+Dependence = dict[Any, Loops]
 """Site -> for each loop around it, outermost first, the axis of a value along which the loop runs, or None.
 
 Inside a lane its own loop has no axis: it is written as -1 - depth, the outermost lane being -1. In a program with
@@ -53,12 +57,12 @@ class Dependences(NamedTuple):
       stops: the sites that a meant `stop_gradient` may hold, and a line where one does.
     """
 
-    values: dict[Any, Dependence] | None
+    values: dict[Var, Dependence] | None
     sites: dict[Path, Dependence]
     stops: dict[Path, str]
 
 
-def find_dependence(jaxpr: Any, wanted: Mapping[Path, int]) -> Dependences:
+def find_dependence(jaxpr: Jaxpr, wanted: Mapping[Path, int]) -> Dependences:
     """What the sites of a program without inputs reach.
 
     Args:
@@ -74,41 +78,53 @@ def find_dependence(jaxpr: Any, wanted: Mapping[Path, int]) -> Dependences:
     return Dependences(_follow(jaxpr, plain), plain.sites, {})
 
 
-def holds_drawn_values(jaxpr: Any, sites: Mapping[Path, int]) -> bool:
+def holds_drawn_values(jaxpr: Jaxpr, sites: Mapping[Path, int]) -> bool:
     """Whether a `stop_gradient` that is meant may hold the value of a site; with the number of loops around each."""
     return bool(_marked_run(jaxpr, sites)[1].stops)
 
 
 class Followed(NamedTuple):
-    """What is followed, and what was found so far.
+    """What is followed, what was found so far, and where the way stands.
 
     Attributes:
       wanted: the sites that are followed, with the number of loops around each.
       sites: the reach of all sites.
       stops: the sites that are held somewhere, and a line where they are.
       marks: whether `stop_gradient`s are looked at.
+      path: the position of the program or equation.
+      loops: the loops around it: the axes of the lanes, None for the steps of a `scan`.
     """
 
     wanted: Mapping[Path, int]
     sites: dict[Path, Dependence]
     stops: dict[Path, str]
     marks: bool
+    path: Path = ()
+    loops: Loops = ()
+
+    def below(self, number: int) -> Followed:
+        """At an equation or branch of where this stands."""
+        return self._replace(path=(*self.path, number))
+
+    def inside(self, loop: int | None) -> Followed:
+        """In a loop."""
+        return self._replace(loops=(*self.loops, loop))
 
 
-def _marked_run(jaxpr: Any, wanted: Mapping[Path, int]) -> tuple[dict[Any, Dependence], Followed]:
+def _marked_run(jaxpr: Jaxpr, wanted: Mapping[Path, int]) -> tuple[dict[Var, Dependence], Followed]:
     followed = Followed(wanted, {}, {}, marks=True)
     return _follow(jaxpr, followed) if any_meant(jaxpr) else {}, followed
 
 
-def _follow(jaxpr: Any, followed: Followed) -> dict[Any, Dependence]:
+def _follow(jaxpr: Jaxpr, followed: Followed) -> dict[Var, Dependence]:
     constvars, _, _, eqns, _ = _jax.parts(jaxpr)
-    return evaluate(eqns, dict.fromkeys(constvars, {}), _visitor(followed, (), ()), _of_constant)
+    return evaluate(eqns, dict.fromkeys(constvars, {}), _visitor(followed), _of_constant)
 
 
 _HARMLESS = ("DebugEffect", "OrderedDebugEffect")
 
 
-def _passes_unseen(part: Any) -> bool:
+def _passes_unseen(part: Jaxpr | Eqn) -> bool:
     """Whether a program or an equation has effects through which values could pass unseen."""
     return any(not isinstance(e, SampleEffect) and type(e).__name__ not in _HARMLESS for e in part.effects)
 
@@ -132,35 +148,36 @@ def moved(reach: Dependence, to: Callable[[int], int | None]) -> Dependence:
     return out
 
 
-def _run(jaxpr: Any, ins: Sequence[Dependence], followed: Followed, path: Path, loops: Any) -> list[Dependence]:
+def _run(jaxpr: Jaxpr, ins: Sequence[Dependence], followed: Followed) -> list[Dependence]:
     """The reaches of a program's outputs."""
-    return walk(jaxpr, ins, _visitor(followed, path, loops), _of_constant)
+    return walk(jaxpr, ins, _visitor(followed), _of_constant)
 
 
-def _visitor(followed: Followed, path: Path, loops: tuple[int | None, ...]) -> Visit:
+def _visitor(followed: Followed) -> Visit[Dependence]:
     def visit(i, eqn, operands):
-        return _INSIDE.get(eqn.primitive, _plain)(eqn, operands, followed, (*path, i), loops)
+        return _INSIDE.get(eqn.primitive, _plain)(eqn, operands, followed.below(i))
 
     return visit
 
 
-def _of_constant(_: Any) -> Dependence:
+def _of_constant(_: object) -> Dependence:
     return {}
 
 
 # --- equations with programs inside ---------------------------------------------------------------------------
 
 
-def _depth(loops: tuple[int | None, ...]) -> int:
+def _depth(loops: Loops) -> int:
     """The mark of the next lane inwards."""
     return -1 - sum(a is not None for a in loops)
 
 
-def _site(eqn: Any, operands: list[Dependence], followed: Followed, path: Path, loops: Any) -> list[Dependence]:
+def _site(eqn: Eqn, operands: list[Dependence], followed: Followed) -> list[Dependence]:
+    path, loops = followed.path, followed.loops
     own: Dependence = {path: loops} if path in followed.wanted else {}
     site = eqn.params["site"]
     if followed.marks:
-        own |= {Mark(p, False): () for p in own}
+        own |= {Mark(path, False): () for _ in own}
         if not site.makes_float:  # no law depends on its estimator
             operands = operands[: site.num_distribution]
     reach = join(*(moved(r, _in_lane) for r in operands), own)
@@ -172,72 +189,72 @@ def _in_lane(a: int) -> int | None:
     return a if a < 0 else None
 
 
-def _lanes(eqn: Any, operands: list[Dependence], followed: Followed, path: Path, loops: Any) -> list[Dependence]:
-    mark = _depth(loops)
+def _lanes(eqn: Eqn, operands: list[Dependence], followed: Followed) -> list[Dependence]:
+    mark = _depth(followed.loops)
 
     def enter(mapped):
         return lambda a: a if a < 0 or not mapped else mark if a == 0 else a - 1
 
     ins = [moved(r, enter(m)) for r, m in zip(operands, eqn.params["lane"].mapped, strict=True)]
-    outs = _run(eqn.params["jaxpr"], ins, followed, path, (*loops, mark))
+    outs = _run(eqn.params["jaxpr"], ins, followed.inside(mark))
     return [moved(r, lambda a: 0 if a == mark else a if a < 0 else a + 1) for r in outs]
 
 
-def _scan(eqn: Any, operands: list[Dependence], followed: Followed, path: Path, loops: Any) -> list[Dependence]:
-    body, num_consts, num_carry, _ = _jax.scan_parts(eqn.params)
-    xs = [moved(r, lambda a: a if a < 0 else a - 1 if a else None) for r in operands[num_consts + num_carry :]]
-    consts, carry = operands[:num_consts], operands[num_consts:][:num_carry]
+def _scan(eqn: Eqn, operands: list[Dependence], followed: Followed) -> list[Dependence]:
+    scan = _jax.scan_parts(eqn.params)
+    consts, carry, xs = scan.operands(operands)
+    xs = [moved(r, lambda a: a if a < 0 else a - 1 if a else None) for r in xs]
     while True:
-        outs = _run(body, [*consts, *carry, *xs], followed, path, (*loops, None))
-        after = [join(old, new) for old, new in zip(carry, outs[:num_carry], strict=True)]
+        outs = _run(scan.jaxpr, [*consts, *carry, *xs], followed.inside(None))
+        after = [join(old, new) for old, new in zip(carry, outs[: scan.num_carry], strict=True)]
         if after == carry:
-            return [*carry, *(moved(r, lambda a: a if a < 0 else a + 1) for r in outs[num_carry:])]
+            return [*carry, *(moved(r, lambda a: a if a < 0 else a + 1) for r in outs[scan.num_carry :])]
         carry = after
 
 
-def _cond(eqn: Any, operands: list[Dependence], followed: Followed, path: Path, loops: Any) -> list[Dependence]:
+def _cond(eqn: Eqn, operands: list[Dependence], followed: Followed) -> list[Dependence]:
     index, *rest = operands
     if "branches_platforms" in eqn.params:
-        return _plain(eqn, operands, followed, path, loops)
-    branches = [_run(b, rest, followed, (*path, k), loops) for k, b in enumerate(eqn.params["branches"])]
+        return _plain(eqn, operands, followed)
+    branches = [_run(b, rest, followed.below(k)) for k, b in enumerate(eqn.params["branches"])]
     return [join(moved(index, _in_lane), *outs) for outs in zip(*branches, strict=True)]
 
 
-def _composite(eqn: Any, operands: list[Dependence], followed: Followed, path: Path, loops: Any) -> list[Dependence]:
+def _composite(eqn: Eqn, operands: list[Dependence], followed: Followed) -> list[Dependence]:
     composite = eqn.params["composite"]
-    return _run(composite.draw, operands[: composite.num_draw], followed, path, loops)[:-1]
+    return _run(composite.draw, operands[: composite.num_draw], followed)[:-1]
 
 
-def _call(eqn: Any, operands: list[Dependence], followed: Followed, path: Path, loops: Any) -> list[Dependence]:
+def _call(eqn: Eqn, operands: list[Dependence], followed: Followed) -> list[Dependence]:
     inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
     if inner is None or len(_jax.parts(inner).invars) != len(operands):
-        return _plain(eqn, operands, followed, path, loops)
-    return _run(inner, operands, followed, path, loops)
+        return _plain(eqn, operands, followed)
+    return _run(inner, operands, followed)
 
 
-def _ruled(eqn: Any, operands: list[Dependence], followed: Followed, path: Path, loops: Any) -> list[Dependence]:
+def _ruled(eqn: Eqn, operands: list[Dependence], followed: Followed) -> list[Dependence]:
     """As `_call`; the function's own rule says what its derivative is, whatever is held in it."""
-    return _call(eqn, operands, followed._replace(marks=False), path, loops)
+    return _call(eqn, operands, followed._replace(marks=False))
 
 
-def _while(eqn: Any, operands: list[Dependence], followed: Followed, path: Path, loops: Any) -> list[Dependence]:
+def _while(eqn: Eqn, operands: list[Dependence], followed: Followed) -> list[Dependence]:
     """As any other equation, but for the marks: those of each carry, and of what decides how often the loop runs."""
-    outs = _plain(eqn, operands, followed._replace(marks=False), path, loops)
+    outs = _plain(eqn, operands, followed._replace(marks=False))
     if not followed.marks:
         return outs
     (whole, *_), p = outs, eqn.params
     n, m = p["cond_nconsts"], p["body_nconsts"]
     carry = operands[n + m :]
     while True:
-        (again,) = _run(p["cond_jaxpr"], [*operands[:n], *carry], followed, (*path, 0), loops)
-        outs = _run(p["body_jaxpr"], [*operands[n : n + m], *carry], followed, (*path, 1), loops)
+        (again,) = _run(p["cond_jaxpr"], [*operands[:n], *carry], followed.below(0))
+        outs = _run(p["body_jaxpr"], [*operands[n : n + m], *carry], followed.below(1))
         after = [join(old, new, again) for old, new in zip(carry, outs, strict=True)]
         if after == carry:
             return [{k: whole.get(k, ()) for k in r} for r in carry]
         carry = after
 
 
-_INSIDE: dict[Any, Callable] = {
+_INSIDE: dict[Primitive, Callable[..., list[Dependence]]] = {
     sample_p: _site,
     composite_p: _composite,
     lanes_p: _lanes,
@@ -254,33 +271,40 @@ _INSIDE: dict[Any, Callable] = {
 # --- other equations ------------------------------------------------------------------------------------------
 
 
-def _plain(eqn: Any, operands: list[Dependence], followed: Followed, path: Path, loops: Any) -> list[Dependence]:
+def _plain(eqn: Eqn, operands: list[Dependence], followed: Followed) -> list[Dependence]:
     """Each operand's axes go where the primitive moves them; sites that are out of sight reach everything."""
-    rule = _AXES.get(eqn.primitive.name)
-    in_lane = any(a is not None and a < 0 for r in operands for axes in r.values() for a in axes)
-    across = in_lane and _crosses_lanes(eqn)
-
-    def to(k):
-        def one(a):
-            if a < 0:
-                return None if across else a
-            return None if rule is None else rule(eqn, k, a)
-
-        return one
-
     if eqn.primitive in GUARDS:
         return operands[:1]
-    hidden = followed.marks and _passes_unseen(eqn)
-    unseen: Dependence = {p: (None,) * n for p, n in followed.wanted.items() if hidden or p[: len(path)] == path}
-    if followed.marks:
-        unseen |= {Mark(p, False): () for p in unseen}
-    out = join(*(moved(r, to(k)) for k, r in enumerate(operands)), unseen)
+    out = join(*_after_axes_move(eqn, operands), _unseen(eqn, followed))
     if followed.marks:
         out = _marked(eqn, out, followed)
     return [out for _ in eqn.outvars]
 
 
-def _marked(eqn: Any, out: Dependence, followed: Followed) -> Dependence:
+def _after_axes_move(eqn: Eqn, operands: list[Dependence]) -> list[Dependence]:
+    """What each operand brings to the result: along the axes that are kept, if no lane is left."""
+    axes = traits_of(eqn).axes
+    in_lane = any(a is not None and a < 0 for r in operands for axes in r.values() for a in axes)
+    across = in_lane and _crosses_lanes(eqn)
+
+    def to(k: int, a: int) -> int | None:
+        if a < 0:
+            return None if across else a
+        return axes and axes(eqn, k, a)
+
+    return [moved(r, functools.partial(to, k)) for k, r in enumerate(operands)]
+
+
+def _unseen(eqn: Eqn, followed: Followed) -> Dependence:
+    """The sites inside an equation, or all of them where values could pass through it unseen."""
+    hidden = followed.marks and _passes_unseen(eqn)
+    unseen: Dependence = {
+        p: (None,) * n for p, n in followed.wanted.items() if hidden or p[: len(followed.path)] == followed.path
+    }
+    return unseen | ({Mark(p, False): () for p in unseen} if followed.marks else {})
+
+
+def _marked(eqn: Eqn, out: Dependence, followed: Followed) -> Dependence:
     """The reach behind a `stop_gradient`; of what has one inside, where it is not followed, both marks."""
     if is_meant(eqn):
         out = {Mark(k.path, True) if isinstance(k, Mark) else k: axes for k, axes in out.items()}
@@ -294,7 +318,7 @@ def _marked(eqn: Any, out: Dependence, followed: Followed) -> Dependence:
     return out
 
 
-def _crosses_lanes(eqn: Any) -> bool:
+def _crosses_lanes(eqn: Eqn) -> bool:
     """Whether an equation is a collective over a named axis, or holds one."""
     names = eqn.params.get("axis_name"), eqn.params.get("axes")
     each = [n for given in names for n in (given if isinstance(given, tuple) else (given,))]
@@ -302,120 +326,3 @@ def _crosses_lanes(eqn: Any) -> bool:
         return True
     inside = [jaxpr for value in eqn.params.values() for jaxpr in jaxprs_inside(value, set())]
     return any(_crosses_lanes(e) for jaxpr in inside for e in _jax.parts(jaxpr).eqns)
-
-
-def _shape(eqn: Any, k: int) -> tuple[int, ...]:
-    return eqn.invars[k].aval.shape
-
-
-def _out(eqn: Any) -> tuple[int, ...]:
-    return eqn.outvars[0].aval.shape
-
-
-def _same(eqn: Any, k: int, a: int) -> int | None:
-    """Elementwise; axes of size 1 may be repeated."""
-    shape, out = _shape(eqn, k), _out(eqn)
-    return a if len(shape) == len(out) and shape[a] == out[a] else None
-
-
-def _without(a: int, dropped: Sequence[int]) -> int | None:
-    return None if a in dropped else a - sum(d < a for d in dropped)
-
-
-def _but(dimension: int, a: int) -> int | None:
-    return None if a == dimension else a
-
-
-def _broadcast(eqn: Any, k: int, a: int) -> int | None:
-    to = eqn.params["broadcast_dimensions"][a]
-    return to if _out(eqn)[to] == _shape(eqn, k)[a] else None
-
-
-def _reshape(eqn: Any, k: int, a: int) -> int | None:
-    """The axis that has as many elements before it, and the same size."""
-    before, after = _shape(eqn, k), _out(eqn)
-    if eqn.params["dimensions"] is not None or 0 in before:
-        return None
-    same = (b for b, n in enumerate(after) if n == before[a] and math.prod(after[:b]) == math.prod(before[:a]))
-    return next(same, None)
-
-
-def _slice(eqn: Any, k: int, a: int) -> int | None:
-    p = eqn.params
-    whole = p["start_indices"][a] == 0 and p["limit_indices"][a] == _shape(eqn, k)[a]
-    return a if whole and (p["strides"] is None or p["strides"][a] == 1) else None
-
-
-def _dynamic_slice(eqn: Any, k: int, a: int) -> int | None:
-    return a if eqn.params["slice_sizes"][a] == _shape(eqn, 0)[a] else None
-
-
-def _dynamic_update_slice(eqn: Any, k: int, a: int) -> int | None:
-    return a if _shape(eqn, 1)[a] == _shape(eqn, 0)[a] else None
-
-
-def _dot_general(eqn: Any, k: int, a: int) -> int | None:
-    contracting, batch = eqn.params["dimension_numbers"]
-    if a in contracting[k]:
-        return None
-    if a in batch[k]:
-        return list(batch[k]).index(a)
-    free = a - sum(d < a for d in (*contracting[k], *batch[k]))
-    of_left = len(_shape(eqn, 0)) - len(contracting[0]) - len(batch[0]) if k == 1 else 0
-    return len(batch[0]) + of_left + free
-
-
-def _gather(eqn: Any, k: int, a: int) -> int | None:
-    d, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
-    rows = [i for i in range(len(_out(eqn))) if i not in d.offset_dims]  # the axes of the indices, but the last
-    if k == 1:
-        return rows[a] if a < len(rows) else None
-    if a in d.operand_batching_dims:
-        at = d.start_indices_batching_dims[list(d.operand_batching_dims).index(a)]
-        return rows[at]
-    gone = (*d.collapsed_slice_dims, *d.operand_batching_dims)
-    if a in gone or sizes[a] != _shape(eqn, 0)[a]:
-        return None
-    return d.offset_dims[a - sum(g < a for g in gone)]
-
-
-def _conv(eqn: Any, k: int, a: int) -> int | None:
-    d = eqn.params["dimension_numbers"]
-    batch = k == 0 and a == d.lhs_spec[0] and eqn.params["batch_group_count"] == 1
-    return d.out_spec[0] if batch else None
-
-
-def _named(rule: Callable, names: str) -> dict[str, Callable]:
-    return dict.fromkeys(names.split(), rule)
-
-
-_AXES: dict[str, Callable[[Any, int, int], int | None]] = {
-    **_named(
-        _same,
-        "abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp "
-        "convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt igamma "
-        "igamma_grad_a igammac integer_pow is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter not "
-        "or polygamma pow random_gamma_grad reduce_precision regularized_incomplete_beta rem round rsqrt select_n "
-        "shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh "
-        "xor zeta",
-    ),
-    **_named(
-        lambda eqn, k, a: _without(a, eqn.params["axes"]),
-        "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax argmin",
-    ),
-    **_named(lambda eqn, k, a: _but(eqn.params["axis"], a), "cumsum cumprod cummax cummin cumlogsumexp split"),
-    **_named(lambda eqn, k, a: _but(eqn.params["dimension"], a), "concatenate sort"),
-    **_named(lambda eqn, k, a: a if a < len(_shape(eqn, k)) - 2 else None, "cholesky triangular_solve"),
-    "broadcast_in_dim": _broadcast,
-    "conv_general_dilated": _conv,
-    "dot_general": _dot_general,
-    "dynamic_slice": _dynamic_slice,
-    "dynamic_update_slice": _dynamic_update_slice,
-    "gather": _gather,
-    "pad": lambda eqn, k, a: a if tuple(eqn.params["padding_config"][a]) == (0, 0, 0) else None,
-    "reshape": _reshape,
-    "rev": lambda eqn, k, a: None if a in eqn.params["dimensions"] else a,
-    "slice": _slice,
-    "squeeze": lambda eqn, k, a: _without(a, eqn.params["dimensions"]),
-    "transpose": lambda eqn, k, a: list(eqn.params["permutation"]).index(a),
-}

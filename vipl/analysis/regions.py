@@ -13,10 +13,11 @@ Not here: which set a distribution draws on (`vipl.gen._supports`), where values
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 _MAX_BOUNDS = 4096  # of an array with more unequal entries the bounds count as unknown
 
@@ -32,7 +33,7 @@ class Numbers(NamedTuple):
         return np.asarray(self.values, dtype=float).reshape(self.shape)
 
 
-def numbers(x: Any) -> Numbers | None:
+def numbers(x: ArrayLike) -> Numbers | None:
     """Keeps a concrete array; as one number where all are equal. None where one is NaN, or there are too many."""
     array = np.asarray(x, dtype=float)
     if np.isnan(array).any() or array.size == 0:
@@ -41,6 +42,11 @@ def numbers(x: Any) -> Numbers | None:
         return Numbers((), (float(array.flat[0]),))
     return Numbers(array.shape, tuple(array.ravel().tolist())) if array.size <= _MAX_BOUNDS else None
 
+
+Measure = Any
+"""One of the names below; or a tuple of a name, and of what it is made of."""
+
+Bound = ArrayLike | Numbers | None
 
 LEBESGUE, COUNTING, COMPLEX, POINT = "real numbers", "integers", "complex numbers", "points"
 ATOM, ATOMS = "real numbers and an atom at 0", "atoms"  # in mixtures; a single point is no atom of anything
@@ -69,7 +75,7 @@ class Region(NamedTuple):
       tight: whether every number takes all values between its bounds.
     """
 
-    measure: Any
+    measure: Measure
     low: Numbers | None
     high: Numbers | None
     structure: tuple[Any, ...] | None = None
@@ -85,38 +91,52 @@ class Region(NamedTuple):
         return max([self.event_dim, *(len(s) + inner for s in shapes)])
 
     def __str__(self) -> str:
-        if isinstance(self.measure, tuple) and self.measure[0] == "image":
-            return f"transformed {_named(self.measure[1])}"
-        if isinstance(self.measure, tuple) and self.measure[0] == "either":
-            return " or ".join(dict.fromkeys(map(_named, self.measure[1:])))
-        if isinstance(self.measure, tuple) and self.measure[0] == "slices":
-            return "several supports, slice by slice"
-        kind = "integer" if self.measure == COUNTING else "real"
+        if kind := _kind(self.measure):
+            if kind == "image":
+                return f"transformed {_named(self.measure[1])}"
+            if kind == "either":
+                return " or ".join(dict.fromkeys(map(_named, self.measure[1:])))
+            if kind == "slices":
+                return "several supports, slice by slice"
         if self.measure in (POINT, ATOMS):
             return "one point"
-        whole = (self.low, self.high) == (EVERYWHERE.low, EVERYWHERE.high)
         if self.structure is not None:
-            name = str(self.structure[0])
-            if self.structure[0] == "multinomial":
-                name = f"counts that sum to {_shown(self.structure[1])}"
-            elif self.measure == LEBESGUE and self.structure[0] == "increasing vectors" and not whole:
-                name += f" from {_shown(self.low)} to {_shown(self.high)}"
-            return name
-        text = f"all {kind}s" if whole else f"{kind}s from {_shown(self.low)} to {_shown(self.high)}"
-        return "complex numbers" if self.measure == COMPLEX else text
+            return self._structured()
+        if self.measure == COMPLEX:
+            return "complex numbers"
+        kind = "integers" if self.measure == COUNTING else "reals"
+        return f"all {kind}" if self._is_whole() else f"{kind} {self._range()}"
+
+    def _structured(self) -> str:
+        name, *parameters = self.structure or ("",)
+        if name == "multinomial":
+            return f"counts that sum to {_shown(parameters[0])}"
+        bounded = self.measure == LEBESGUE and name == "increasing vectors" and not self._is_whole()
+        return f"{name} {self._range()}" if bounded else str(name)
+
+    def _is_whole(self) -> bool:
+        return (self.low, self.high) == (EVERYWHERE.low, EVERYWHERE.high)
+
+    def _range(self) -> str:
+        return f"from {_shown(self.low)} to {_shown(self.high)}"
 
     def measured(self) -> str:
         """The measure in words."""
         return _measured(self.measure)
 
 
-def _named(measure: Any) -> str:
+def _kind(measure: Measure) -> str | None:
+    """The name of a measure that is made of others, or of a manifold; None: it is one of those in `_WORDS`."""
+    return measure[0] if isinstance(measure, tuple) else None
+
+
+def _named(measure: Measure) -> str:
     if measure in _WORDS:
         return measure
     return "values of several supports" if measure[0] in ("image", "either", "slices") else str(measure[0])
 
 
-def _measured(measure: Any) -> str:
+def _measured(measure: Measure) -> str:
     if measure in _WORDS:
         return _WORDS[measure]
     if measure[0] == "either":
@@ -134,22 +154,22 @@ def _shown(x: Numbers | None) -> str:
     return f"{x.values[0]:g}" if x.shape == () else np.array2string(x.array(), threshold=6, separator=", ")
 
 
-def box(measure: Any, low: Any, high: Any, **more: Any) -> Region:
+def box(measure: Measure, low: Bound, high: Bound, **more: Any) -> Region:
     """All arrays between bounds; a bound is an array, `Numbers`, or None."""
-    low, high = (x if x is None or isinstance(x, Numbers) else numbers(x) for x in (low, high))
-    return Region(measure, low, high, **more)
+    lower, upper = (x if x is None or isinstance(x, Numbers) else numbers(x) for x in (low, high))
+    return Region(measure, lower, upper, **more)
 
 
 EVERYWHERE = box(LEBESGUE, -math.inf, math.inf)
 
 
-def manifold(name: str, event_dim: int, *parameters: Any) -> Region:
+def manifold(name: str, event_dim: int, *parameters: Hashable) -> Region:
     """All points of a set of lower dimension than the arrays in it; densities are over its free numbers."""
     whole = EVERYWHERE
     return Region((name, *parameters), whole.low, whole.high, (name, *parameters), event_dim, tight=False)
 
 
-def image(region: Region, description: Any = None) -> Region:
+def image(region: Region, description: Hashable | None = None) -> Region:
     """What becomes of a set where nothing is known but that it is no more what it was."""
     return Region(("image", region.measure, description), None, None, exact=False, tight=False)
 
@@ -177,7 +197,7 @@ def included(a: Region | None, b: Region | None) -> bool | None:
         return None
     if (same := continuous(a.measure, b.measure)) is not True:
         return same
-    between = _both(_above(a.low, b.low, a.measure), _above(_negative(a.high), _negative(b.high), a.measure))
+    between = _all([_above(a.low, b.low, a.measure), _above(_negative(a.high), _negative(b.high), a.measure)])
     if between is False:
         return False if a.tight else None
     structured = _has_structure(a, b)
@@ -186,34 +206,44 @@ def included(a: Region | None, b: Region | None) -> bool | None:
     return True if between and structured and b.exact else None
 
 
-def continuous(a: Any, b: Any) -> bool | None:
+def continuous(a: Measure, b: Measure) -> bool | None:
     """Says whether densities with respect to measure `a` are densities with respect to `b`."""
-    if isinstance(a, tuple) and a[0] == "either":
-        verdicts = {continuous(x, b) for x in a[1:]}
-        return False if False in verdicts else None if None in verdicts else True
-    if isinstance(b, tuple) and b[0] == "either":  # a mixture: the sum of the measures of its parts
-        verdicts = {continuous(a, x) for x in b[1:]}
-        return True if True in verdicts else None if None in verdicts else False
-    slices = [m[1:] for m in (a, b) if isinstance(m, tuple) and m[0] == "slices"]
-    if slices and a != b:
-        parts = {continuous(x, b) for x in slices[0]} if a[0] == "slices" else {continuous(a, x) for x in slices[0]}
-        return None if len(slices) == 2 or False not in parts else False
+    if _kind(a) == "either":
+        return _all(continuous(x, b) for x in a[1:])
+    if _kind(b) == "either":  # a mixture: the sum of the measures of its parts
+        return _any(continuous(a, x) for x in b[1:])
+    if "slices" in (_kind(a), _kind(b)) and a != b:
+        return _by_slices(a, b)
     if a == POINT:
         return None  # the mode of a posterior (MAP): nothing is compared, the point is looked at
-    if isinstance(a, tuple) and isinstance(b, tuple) and a[0] == b[0] == "image":
+    if _kind(a) == _kind(b) == "image":
         return True if a == b and a[2] is not None else None
     return a == b or (a, b) == (LEBESGUE, ATOM)
 
 
-def _both(x: bool | None, y: bool | None) -> bool | None:
-    return False if False in (x, y) else None if None in (x, y) else True
+def _by_slices(a: Measure, b: Measure) -> bool | None:
+    """Never sure: which slice is compared with which is not known. False: the one measure fits no slice at all."""
+    if _kind(a) == _kind(b):
+        return None
+    parts = [continuous(x, b) for x in a[1:]] if _kind(a) == "slices" else [continuous(a, x) for x in b[1:]]
+    return False if False in parts else None
+
+
+def _all(verdicts: Iterable[bool | None]) -> bool | None:
+    known = set(verdicts)
+    return False if False in known else None if None in known else True
+
+
+def _any(verdicts: Iterable[bool | None]) -> bool | None:
+    known = set(verdicts)
+    return True if True in known else None if None in known else False
 
 
 def _negative(x: Numbers | None) -> Numbers | None:
     return x and Numbers(x.shape, tuple(-v for v in x.values))
 
 
-def _above(x: Numbers | None, bound: Numbers | None, measure: Any) -> bool | None:
+def _above(x: Numbers | None, bound: Numbers | None, measure: Measure) -> bool | None:
     """Whether no number of `x` is below `bound`."""
     if bound is not None and all(v == -math.inf for v in bound.values):
         return True
@@ -275,19 +305,19 @@ def union(a: Region, b: Region) -> Region:
     if a == b:
         return a
     measure = a.measure if a.measure == b.measure else ("either", *_alternatives(a), *_alternatives(b))
-    if a.structure == b.structure and a.event_dim == b.event_dim:
-        kept = {"structure": a.structure, "event_dim": a.event_dim}
-    else:
-        kept = {}
+    alike = a.structure == b.structure and a.event_dim == b.event_dim
+    structure, event_dim = (a.structure, a.event_dim) if alike else (None, 0)
     low, high = _extreme(np.minimum, a.low, b.low), _extreme(np.maximum, a.high, b.high)
-    return Region(measure, low, high, exact=False, tight=False, **kept)
+    return Region(measure, low, high, structure, event_dim, exact=False, tight=False)
 
 
-def _alternatives(a: Region) -> tuple[Any, ...]:
-    return a.measure[1:] if isinstance(a.measure, tuple) and a.measure[0] == "either" else (a.measure,)
+def _alternatives(a: Region) -> tuple[Measure, ...]:
+    return a.measure[1:] if _kind(a.measure) == "either" else (a.measure,)
 
 
-def _extreme(which: Any, x: Numbers | None, y: Numbers | None) -> Numbers | None:
+def _extreme(
+    which: Callable[[np.ndarray, np.ndarray], np.ndarray], x: Numbers | None, y: Numbers | None
+) -> Numbers | None:
     if x is None or y is None:
         return None
     try:
@@ -306,7 +336,7 @@ def coordinates(region: Region) -> Region | None:
     return Region(region.measure, low, high, exact=False, tight=region.tight and not loose)
 
 
-def rearranged(region: Region, shape: tuple[int, ...], move: Any) -> Region | None:
+def rearranged(region: Region, shape: tuple[int, ...], move: Callable[[np.ndarray], np.ndarray]) -> Region | None:
     """The set after `move`, a function of NumPy arrays of a given shape that moves, repeats or picks entries."""
     if region.structure is not None:
         return coordinates(region) or image(region)

@@ -12,27 +12,32 @@ import sys
 import sysconfig
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import jax
 from jax import lax
 
 from vipl import _jax
+from vipl._jax import Eqn, Jaxpr
+from vipl._types import PyTree
 from vipl.ir.batching import jaxprs_inside
 from vipl.ir.dataflow import plain, walk
 from vipl.ir.partition import Skeleton, partition
 from vipl.ir.primitives import NOWHERE, is_users_file, show_frame
+from vipl.ir.traits import Move, traits_of
+
+T = TypeVar("T")
 
 LIBRARIES = ("jax", "numpyro", "flax", "optax", "distrax", "tensorflow_probability", "equinox", "chex", "blackjax")
 """Whose `stop_gradient`s are no statements of the user's."""
 
 
-def stopped(x: Any) -> Any:
+def stopped(x: T) -> T:
     """The arrays of a pytree without derivative, as the user means it."""
     return jax.tree.map(lambda x: lax.stop_gradient(x) if isinstance(x, _jax.Tracer) else x, x)
 
 
-def hold(fn: Callable, *args: Any) -> Any:
+def hold(fn: Callable[..., T], *args: PyTree) -> T:
     """`fn(*args)`, a program, with derivatives in `args` alone: there is none in anything that `fn` closes over.
 
     So `hold(guide.simulate)` draws without any derivative, and `hold(lambda z: guide.assess(z).log_prob, z)` is a
@@ -59,7 +64,7 @@ _HERE = stopped.__code__.co_filename
 _JAX = lax.stop_gradient.__code__.co_filename
 
 
-def is_meant(eqn: Any) -> bool:
+def is_meant(eqn: Eqn) -> bool:
     """Whether an equation is a `stop_gradient` that the user wrote, or `hold` did.
 
     What has no frame of `stop_gradient` was made in the place of another equation, as the density of a site is.
@@ -87,7 +92,7 @@ def _library_roots() -> tuple[str, ...]:
 _PYTHON = tuple(os.path.join(sysconfig.get_path("stdlib"), file) for file in ("functools.py", "contextlib.py"))
 
 
-def line_of(eqn: Any) -> str:
+def line_of(eqn: Eqn) -> str:
     """Function, file and line of the user's code that made an equation."""
     roots = _library_roots()
     for code, line in _jax.frames_of(eqn):
@@ -96,19 +101,19 @@ def line_of(eqn: Any) -> str:
     return NOWHERE
 
 
-_MEANT: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
+_MEANT: weakref.WeakKeyDictionary[Jaxpr, bool] = weakref.WeakKeyDictionary()
 
 
-def any_meant(jaxpr: Any) -> bool:
+def any_meant(jaxpr: Jaxpr) -> bool:
     """Whether a program holds a `stop_gradient` that is meant."""
     if jaxpr not in _MEANT:
         _MEANT[jaxpr] = any(is_meant(eqn) or meant_inside(eqn) for eqn in _jax.parts(jaxpr).eqns)
     return _MEANT[jaxpr]
 
 
-def meant_inside(eqn: Any) -> bool:
+def meant_inside(eqn: Eqn) -> bool:
     """Whether a program in an equation holds one; in a function with a rule of its own, the rule says what it means."""
-    if eqn.primitive.name in _jax.MOVES or eqn.primitive in (_jax.custom_jvp_call_p, _jax.custom_vjp_call_p):
+    if traits_of(eqn).move != Move.STAYS or eqn.primitive in (_jax.custom_jvp_call_p, _jax.custom_vjp_call_p):
         return False
     seen: set[int] = set()
     return any(any_meant(jaxpr) for value in eqn.params.values() for jaxpr in jaxprs_inside(value, seen))

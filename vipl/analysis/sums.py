@@ -12,21 +12,28 @@ same values, up to the order in which they are added.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from vipl import _jax
-from vipl.ir.dataflow import evaluate, plain, read, walk
+from vipl._jax import Atom, ClosedJaxpr, Eqn, Jaxpr, Literal, Params, ScanParts, Var
+from vipl._types import Array
+from vipl.ir.dataflow import evaluate, maker, plain, read, walk
 from vipl.ir.primitives import lanes_p
+from vipl.ir.traits import traits_of
 
-Terms = list[tuple[int, Any]]
-"""Pairs of a sign and a variable; None for a variable: zero."""
+Terms = list[tuple[int, Atom]]
+"""The terms of a sum: pairs of a sign and a variable."""
+
+Signed = list[tuple[int, Array]]
+"""The same with values."""
 
 
-def summed_after(jaxpr: Any) -> Any:
+def summed_after(jaxpr: Jaxpr) -> Jaxpr:
     """The same program without such sums."""
     if not _any(jaxpr):
         return jaxpr
@@ -37,20 +44,20 @@ def summed_after(jaxpr: Any) -> Any:
 _STACKS = ("stack", "concatenate", "broadcast_in_dim", "reshape", "squeeze")
 
 
-def floats_stacked(jaxpr: Any) -> Any:
+def floats_stacked(jaxpr: Jaxpr) -> ClosedJaxpr:
     """The same program, in which integers that are stacked and then made floats are made floats first."""
     constvars, consts, _, eqns, _ = _jax.parts(jaxpr)
-    made_by = {v: e for e in eqns for v in e.outvars}
-    values: dict[Any, Any] = dict(zip(constvars, consts, strict=True))
+    made_by = maker(eqns)
+    values: dict[Var, Array] = dict(zip(constvars, consts, strict=True))
 
-    def made_float(v: Any, dtype: Any) -> Any:
-        e = None if isinstance(v, _jax.Literal) else made_by.get(v)
+    def made_float(v: Atom, dtype: DTypeLike) -> Array:
+        e = made_by(v)
         if e is None or e.primitive.name not in _STACKS:
             return jax.lax.convert_element_type(read(values, [v])[0], dtype)
         with _jax.eqn_context(e):
             return _jax.rebind(e, [made_float(x, dtype) for x in e.invars])[0]
 
-    def visit(i: int, eqn: Any, operands: list[Any]) -> Sequence[Any]:
+    def visit(i: int, eqn: Eqn, operands: list[Array]) -> Sequence[Array]:
         if eqn.primitive.name == "convert_element_type" and _is_float(eqn.outvars[0]) and not _is_float(eqn.invars[0]):
             outs = [made_float(eqn.invars[0], eqn.params["new_dtype"])]
         else:
@@ -61,11 +68,11 @@ def floats_stacked(jaxpr: Any) -> Any:
     return jax.make_jaxpr(lambda: walk(jaxpr, [], visit))()
 
 
-def _any(jaxpr: Any) -> bool:
+def _any(jaxpr: Jaxpr) -> bool:
     return any(_in_sight(eqn) for eqn in _jax.parts(jaxpr).eqns)
 
 
-def _inside(eqn: Any) -> Sequence[Any]:
+def _inside(eqn: Eqn) -> Sequence[Jaxpr]:
     """The programs in an equation that are looked into."""
     if eqn.primitive is _jax.cond_p and "branches_platforms" not in eqn.params:
         return eqn.params["branches"]
@@ -73,7 +80,7 @@ def _inside(eqn: Any) -> Sequence[Any]:
     return (eqn.params["jaxpr"],) if known else ()
 
 
-def _in_sight(eqn: Any) -> bool:
+def _in_sight(eqn: Eqn) -> bool:
     inside = _inside(eqn)
     if any(map(_any, inside)):
         return True
@@ -87,7 +94,7 @@ def _in_sight(eqn: Any) -> bool:
     return any(len(t) > 1 for jaxpr in inside for t in _outputs(jaxpr)[num_carry:])
 
 
-def _visit(i: int, eqn: Any, values: list[Any]) -> Sequence[Any]:
+def _visit(i: int, eqn: Eqn, values: list[Array]) -> Sequence[Array]:
     if not _in_sight(eqn):
         return plain(i, eqn, values)
     with _jax.eqn_context(eqn):
@@ -96,7 +103,7 @@ def _visit(i: int, eqn: Any, values: list[Any]) -> Sequence[Any]:
         return _branches(eqn, [summed_after(jaxpr) for jaxpr in _inside(eqn)], values)
 
 
-def _branches(eqn: Any, branches: Sequence[Any], values: list[Any]) -> list[Any]:
+def _branches(eqn: Eqn, branches: Sequence[Jaxpr], values: list[Array]) -> list[Array]:
     """Of a `cond`, of lanes or of a checkpoint."""
     terms = [_outputs(b) for b in branches]
     longest = [max(map(len, each)) for each in zip(*terms, strict=True)]
@@ -120,7 +127,7 @@ def _branches(eqn: Any, branches: Sequence[Any], values: list[Any]) -> list[Any]
     return [functools.reduce(jnp.add, each) for each in outs]
 
 
-def _values(jaxpr: Any, operands: Sequence[Any], outs: Sequence[Terms]) -> list[Terms]:
+def _values(jaxpr: Jaxpr, operands: Sequence[Array], outs: Sequence[Terms]) -> list[Signed]:
     """The terms of a program's outputs, with their values."""
     constvars, consts, invars, eqns, _ = _jax.parts(jaxpr)
     env = evaluate(eqns, dict(zip([*constvars, *invars], [*consts, *operands], strict=True)), plain)
@@ -139,37 +146,44 @@ class Sum(NamedTuple):
     eqns: frozenset[int]
 
 
-def _scan(params: dict[str, Any], values: list[Any]) -> list[Any]:
-    sums = _sums(params)
-    jaxpr, num_consts, num_carry, options = _jax.scan_parts(params)
-    constvars, inner, invars, eqns, outvars = _jax.parts(jaxpr)
-    consts, init, xs = values[:num_consts], values[num_consts:][:num_carry], values[num_consts + num_carry :]
-    kept = [k for k in range(num_carry) if k not in sums]
+def _scan(params: Params, values: list[Array]) -> list[Array]:
+    scan, sums = _jax.scan_parts(params), _sums(params)
+    kept = [k for k in range(scan.num_carry) if k not in sums]
+    consts, init, xs = scan.operands(values)
+    stacked = _outputs(scan.jaxpr)[scan.num_carry :]
+    body = _body_without(scan, sums, kept, consts, [*(s.terms for s in sums.values()), *stacked])
+    carry, steps = jax.lax.scan(body, [init[k] for k in kept], xs, **scan.options)
+    after = dict(zip(kept, carry, strict=True))
+    for (k, s), terms in zip(sums.items(), steps, strict=False):
+        totals = [jnp.sum(x, axis=0) for x in terms]
+        after[k] = _added([(1, init[k]), *_signed(s.terms, totals)])
+    ys = [_added(_signed(pairs, terms)) for pairs, terms in zip(stacked, steps[len(sums) :], strict=True)]
+    return [*(after[k] for k in range(scan.num_carry)), *ys]
+
+
+def _body_without(
+    scan: ScanParts, sums: Mapping[int, Sum], kept: Sequence[int], consts: Sequence[Array], terms: Sequence[Terms]
+) -> Callable[[list[Array], list[Array]], tuple[list[Array], list[list[Array]]]]:
+    """The body of a scan without its sums: (kept carries, x) -> (kept carries, the values of terms)."""
+    constvars, inner, invars, eqns, outvars = _jax.parts(scan.jaxpr)
     dropped = frozenset().union(*(s.eqns for s in sums.values()))
-    eqns = [e for k, e in enumerate(eqns) if k not in dropped]
-    stacked = _outputs(jaxpr)[num_carry:]
+    rest = [e for k, e in enumerate(eqns) if k not in dropped]
+    const_vars, carry_vars, x_vars = scan.operands(list(invars))
+    known = dict(zip([*constvars, *const_vars], [*inner, *consts], strict=True))
 
     def body(carry, x):
-        variables = [*constvars, *invars[:num_consts], *(invars[num_consts + k] for k in kept)]
-        env = dict(zip(variables, [*inner, *consts, *carry], strict=True))
-        env |= dict(zip(invars[num_consts + num_carry :], x, strict=True))
-        env = evaluate(eqns, env, plain)
-        terms = [[read(env, [v])[0] for _, v in pairs] for pairs in (*(s.terms for s in sums.values()), *stacked)]
-        return read(env, [outvars[k] for k in kept]), terms
+        env = known | dict(zip([*(carry_vars[k] for k in kept), *x_vars], [*carry, *x], strict=True))
+        env = evaluate(rest, env, plain)
+        return read(env, [outvars[k] for k in kept]), [read(env, [v for _, v in pairs]) for pairs in terms]
 
-    carry, terms = jax.lax.scan(body, [init[k] for k in kept], xs, **options)
-    after = dict(zip(kept, carry, strict=True))
-    for (k, s), steps in zip(sums.items(), terms, strict=False):
-        totals = [(sign, jnp.sum(x, axis=0)) for (sign, _), x in zip(s.terms, steps, strict=True)]
-        after[k] = _added([(1, init[k]), *totals])
-    ys = [
-        _added([(sign, x) for (sign, _), x in zip(pairs, steps, strict=True)])
-        for pairs, steps in zip(stacked, terms[len(sums) :], strict=True)
-    ]
-    return [*(after[k] for k in range(num_carry)), *ys]
+    return body
 
 
-def _added(terms: Terms) -> Any:
+def _signed(terms: Terms, values: Sequence[Array]) -> Signed:
+    return [(sign, x) for (sign, _), x in zip(terms, values, strict=True)]
+
+
+def _added(terms: Signed) -> Array:
     (sign, total), *rest = terms
     total = total if sign > 0 else -total
     for sign, x in rest:
@@ -177,13 +191,14 @@ def _added(terms: Terms) -> Any:
     return total
 
 
-def _sums(params: dict[str, Any]) -> dict[int, Sum]:
+def _sums(params: Params) -> dict[int, Sum]:
     """The carries of a scan that are sums, by number."""
-    jaxpr, num_consts, num_carry, _ = _jax.scan_parts(params)
-    _, _, invars, _, outvars = _jax.parts(jaxpr)
-    follow = _Follower.of(jaxpr).follow
-    ends = {k: (invars[num_consts + k], outvars[k]) for k in range(num_carry) if _is_float(outvars[k])}
-    return {k: found for k, (start, end) in ends.items() if (found := follow(start, end)) is not None}
+    scan = _jax.scan_parts(params)
+    _, _, invars, _, outvars = _jax.parts(scan.jaxpr)
+    follower = _Follower.of(scan.jaxpr)
+    _, carry, _ = scan.operands(list(invars))
+    ends = {k: follower.follow(v, outvars[k]) for k, v in enumerate(carry) if _is_float(outvars[k])}
+    return {k: found for k, found in ends.items() if found is not None}
 
 
 class _Follower(NamedTuple):
@@ -193,26 +208,26 @@ class _Follower(NamedTuple):
       eqns: the program's.
       outvars: its outputs.
       readers: variable -> the numbers of the equations that read it.
-      made_by: variable -> the equation that makes it.
+      made_by: variable -> the equation that makes it, if any.
     """
 
-    eqns: Sequence[Any]
-    outvars: Sequence[Any]
-    readers: dict[Any, list[int]]
-    made_by: dict[Any, Any]
+    eqns: Sequence[Eqn]
+    outvars: Sequence[Atom]
+    readers: dict[Var, list[int]]
+    made_by: Callable[[Atom], Eqn | None]
 
     @classmethod
-    def of(cls, jaxpr: Any) -> _Follower:
+    def of(cls, jaxpr: Jaxpr) -> _Follower:
         """Looks at a program."""
         _, _, _, eqns, outvars = _jax.parts(jaxpr)
-        readers: dict[Any, list[int]] = {}
+        readers: dict[Var, list[int]] = {}
         for i, e in enumerate(eqns):
             for v in e.invars:
-                if not isinstance(v, _jax.Literal):
+                if not isinstance(v, Literal):
                     readers.setdefault(v, []).append(i)
-        return cls(eqns, outvars, readers, {v: e for e in eqns for v in e.outvars})
+        return cls(eqns, outvars, readers, maker(eqns))
 
-    def follow(self, v: Any, end: Any) -> Sum | None:
+    def follow(self, v: Var, end: Atom) -> Sum | None:
         """What is added to a variable on its way to `end`; None where nothing is, or something else reads it."""
         terms: Terms = []
         used: set[int] = set()
@@ -226,7 +241,7 @@ class _Follower(NamedTuple):
         alone = v not in self.readers and sum(v is out for out in self.outvars) == 1
         return Sum(terms, frozenset(used)) if terms and alone else None
 
-    def _step(self, v: Any) -> tuple[int, Terms, Any] | None:
+    def _step(self, v: Var) -> tuple[int, Terms, Var] | None:
         """The only equation that reads a variable, what it adds to it, and its result; None where it does not add."""
         if len(self.readers.get(v, ())) != 1 or any(v is out for out in self.outvars):
             return None
@@ -234,35 +249,38 @@ class _Follower(NamedTuple):
         e = self.eqns[number]
         if _is_identity(e):
             return number, [], e.outvars[0]
-        sign = -1 if e.primitive.name == "sub" else 1
-        if e.primitive.name not in ("add", "add_any", "sub") or (sign < 0 and e.invars[0] is not v):
+        pairs = list(zip(traits_of(e).signs, e.invars, strict=False))
+        if (1, v) not in pairs or len(pairs) != 2:
             return None
-        return number, _terms(sign, e.invars[1] if e.invars[0] is v else e.invars[0], self.made_by), e.outvars[0]
+        pairs.remove((1, v))
+        ((sign, other),) = pairs
+        return number, _terms(sign, other, self.made_by), e.outvars[0]
 
 
-def _outputs(jaxpr: Any) -> list[Terms]:
+def _outputs(jaxpr: Jaxpr) -> list[Terms]:
     """What a program returns, each as a sum."""
     _, _, _, eqns, outvars = _jax.parts(jaxpr)
-    made_by = {v: e for e in eqns for v in e.outvars}
+    made_by = maker(eqns)
     return [_terms(1, v, made_by) if _is_float(v) else [(1, v)] for v in outvars]
 
 
-def _is_float(v: Any) -> bool:
+def _is_float(v: Atom) -> bool:
     return jnp.issubdtype(v.aval.dtype, jnp.floating)
 
 
-def _is_identity(eqn: Any) -> bool:
+def _is_identity(eqn: Eqn) -> bool:
     """Whether an equation only says that a number's type is firm."""
     return eqn.primitive.name == "convert_element_type" and eqn.invars[0].aval.dtype == eqn.outvars[0].aval.dtype
 
 
-def _terms(sign: int, v: Any, made_by: dict[Any, Any]) -> Terms:
+def _terms(sign: int, v: Atom, made_by: Callable[[Atom], Eqn | None]) -> Terms:
     """A variable as a sum, taken apart as far as it is one."""
-    e = None if isinstance(v, _jax.Literal) else made_by.get(v)
-    if e is not None and _is_identity(e):
-        return _terms(sign, e.invars[0], made_by)
-    if e is None or e.primitive.name not in ("add", "add_any", "sub", "neg"):
+    e = made_by(v)
+    if e is None:
         return [(sign, v)]
-    first, *second = e.invars
-    signs = (-sign,) if e.primitive.name == "neg" else (sign, -sign if e.primitive.name == "sub" else sign)
-    return [t for s, x in zip(signs, (first, *second), strict=True) for t in _terms(s, x, made_by)]
+    if _is_identity(e):
+        return _terms(sign, e.invars[0], made_by)
+    signs = traits_of(e).signs
+    if not signs:
+        return [(sign, v)]
+    return [term for s, x in zip(signs, e.invars, strict=True) for term in _terms(sign * s, x, made_by)]

@@ -13,13 +13,15 @@ Not here: regions (`regions`), which region a site has (`vipl.gen._supports`).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
 
 from vipl import _jax
+from vipl._jax import Jaxpr, Params, Primitive, ShapedArray
+from vipl._types import Array
 from vipl.analysis.regions import Region, concatenated, coordinates, included, part, rearranged, reshaped, union
 from vipl.ir.composite import composite_p
 from vipl.ir.dataflow import walk
@@ -28,8 +30,8 @@ from vipl.ir.primitives import lanes_p, sample_p
 _mark_p = _jax.define_mark_primitive("vipl_mark")
 
 
-class Drawn(NamedTuple):
-    """Where a value comes from.
+class OfSite(NamedTuple):
+    """What is known of a value that is a site's draw, or parts of draws.
 
     Attributes:
       at: the site, as messages write it.
@@ -44,30 +46,41 @@ class Drawn(NamedTuple):
     padded: bool = False
 
 
-class Nowhere(NamedTuple):
-    """What is known of a value that is no draw: whether it is zeros, or enters a function that is staged apart."""
+class OfNoSite(NamedTuple):
+    """What is known of any other value: whether it is zeros, or enters a function that is staged apart."""
 
     zero: bool = False
     enters: bool = False
 
 
-LOST, ZERO, ENTERS = Nowhere(), Nowhere(zero=True), Nowhere(enters=True)
-Known = Drawn | Nowhere
+LOST, ZERO, ENTERS = OfNoSite(), OfNoSite(zero=True), OfNoSite(enters=True)
+Known = OfSite | OfNoSite
 
 
 class _Step(NamedTuple):
     """One equation: its primitive, parameters, and the shapes and dtypes of its operands and results."""
 
-    primitive: Any
-    params: dict[str, Any]
-    ins: Sequence[Any]
-    outs: Sequence[Any]
+    primitive: Primitive
+    params: Params
+    ins: Sequence[ShapedArray]
+    outs: Sequence[ShapedArray]
+
+
+Rule = Callable[[_Step, Sequence[Known]], list[Known]]
+"""What an equation makes of what is known of its operands."""
+
+Rearrange = Callable[[np.ndarray], np.ndarray]
+"""What an equation does to an array, in NumPy."""
+
+About = TypeVar("About", bound=Hashable)
 
 
 # --- marks ------------------------------------------------------------------------------------------------
 
 
-def mark(value: Any, wanted: Sequence[Region | None], refuse: Callable[[Drawn, Any], Exception], about: Any) -> None:
+def mark(
+    value: Array, wanted: Sequence[Region | None], refuse: Callable[[OfSite, About], Exception], about: About
+) -> None:
     """Leaves a note that `value` is given to a site whose support is one of `wanted`.
 
     Args:
@@ -81,7 +94,7 @@ def mark(value: Any, wanted: Sequence[Region | None], refuse: Callable[[Drawn, A
 
 def verdict(known: Known, wanted: Sequence[Region | None]) -> bool | None:
     """Whether a value lies in all of several supports (True), in none of them (False), or neither is known."""
-    if not isinstance(known, Drawn):
+    if not isinstance(known, OfSite):
         return None
     verdicts = {included(known.region, x) for x in wanted}
     if verdicts == {False}:
@@ -89,13 +102,13 @@ def verdict(known: Known, wanted: Sequence[Region | None]) -> bool | None:
     return True if verdicts == {True} and known.sure else None
 
 
-def check_marks(jaxpr: Any) -> None:
+def check_marks(jaxpr: Jaxpr) -> None:
     """Raises where a program gives a value to a site in whose support it does not lie, as far as that is known."""
     if _holds_mark(jaxpr, {}):
         _flow(jaxpr, [], True)
 
 
-def _holds_mark(jaxpr: Any, seen: dict[int, bool]) -> bool:
+def _holds_mark(jaxpr: Jaxpr, seen: dict[int, bool]) -> bool:
     if id(jaxpr) not in seen:
         eqns = _jax.parts(jaxpr).eqns
         seen[id(jaxpr)] = any(e.primitive is _mark_p for e in eqns) or any(
@@ -104,7 +117,7 @@ def _holds_mark(jaxpr: Any, seen: dict[int, bool]) -> bool:
     return seen[id(jaxpr)]
 
 
-def _inner(primitive: Any, params: dict[str, Any]) -> list[Any]:
+def _inner(primitive: Primitive, params: Params) -> list[Jaxpr]:
     """The programs in an equation through which values are carried."""
     if primitive is composite_p:
         return [params["composite"].draw]
@@ -117,7 +130,7 @@ def _inner(primitive: Any, params: dict[str, Any]) -> list[Any]:
 # --- two ways through a program ---------------------------------------------------------------------------
 
 
-def origin(x: Any, depth: int = 64) -> Known:
+def origin(x: object, depth: int = 64) -> Known:
     """What is known of a value of the program that is being staged."""
     if not isinstance(x, _jax.Tracer) or not depth:
         return _of_constant(x)
@@ -139,7 +152,7 @@ def origin(x: Any, depth: int = 64) -> Known:
     return _carry(step, ins, False)[made.number]
 
 
-def _flow(jaxpr: Any, ins: Sequence[Known], check: bool) -> list[Known]:
+def _flow(jaxpr: Jaxpr, ins: Sequence[Known], check: bool) -> list[Known]:
     """What is known of a program's results, from what is known of its arguments."""
 
     def visit(_, eqn, values):
@@ -164,7 +177,7 @@ def _of_constant(x: Any) -> Known:
         return LOST
 
 
-def _carries(primitive: Any) -> bool:
+def _carries(primitive: Primitive) -> bool:
     return primitive in _WHOLE or primitive.name in _RULES
 
 
@@ -184,7 +197,7 @@ def _carry(step: _Step, ins: Sequence[Known], check: bool) -> list[Known]:
 
 def _sample(step: _Step, ins: Sequence[Known], check: bool) -> list[Known]:
     site = step.params["site"]
-    return [Drawn(site.at(), site.support), *(LOST for _ in step.outs[1:])]
+    return [OfSite(site.at(), site.support), *(LOST for _ in step.outs[1:])]
 
 
 def _composite(step: _Step, ins: Sequence[Known], check: bool) -> list[Known]:
@@ -197,7 +210,7 @@ def _call(step: _Step, ins: Sequence[Known], check: bool) -> list[Known]:
     return _flow(inner, ins, check)
 
 
-def _slices(ins: Sequence[Known], avals: Sequence[Any], mapped: Sequence[bool]) -> list[Known]:
+def _slices(ins: Sequence[Known], avals: Sequence[ShapedArray], mapped: Sequence[bool]) -> list[Known]:
     """What is known of operands in one pass of a loop or `vmap`."""
     return [_row(x, aval) if is_mapped else x for x, aval, is_mapped in zip(ins, avals, mapped, strict=True)]
 
@@ -207,11 +220,12 @@ def _lanes(step: _Step, ins: Sequence[Known], check: bool) -> list[Known]:
 
 
 def _scan(step: _Step, ins: Sequence[Known], check: bool) -> list[Known]:
-    jaxpr, num_consts, num_carry, _ = _jax.scan_parts(step.params)
-    start = num_consts + num_carry
-    rows = _slices(ins[start:], step.ins[start:], [True] * (len(ins) - start))
-    carry = _fixed(lambda now: _flow(jaxpr, [*ins[:num_consts], *now, *rows], False)[:num_carry], ins[num_consts:start])
-    return [*carry, *_flow(jaxpr, [*ins[:num_consts], *carry, *rows], check)[num_carry:]]
+    scan = _jax.scan_parts(step.params)
+    consts, start, xs = scan.operands(list(ins))
+    _, _, avals = scan.operands(list(step.ins))
+    rows = _slices(xs, avals, [True] * len(xs))
+    carry = _fixed(lambda now: _flow(scan.jaxpr, [*consts, *now, *rows], False)[: scan.num_carry], start)
+    return [*carry, *_flow(scan.jaxpr, [*consts, *carry, *rows], check)[scan.num_carry :]]
 
 
 def _while(step: _Step, ins: Sequence[Known], check: bool) -> list[Known]:
@@ -239,7 +253,7 @@ def _fixed(body: Callable[[list[Known]], list[Known]], start: Sequence[Known]) -
     return [LOST] * len(now)
 
 
-_WHOLE: dict[Any, Callable] = {
+_WHOLE: dict[Primitive, Callable[[_Step, Sequence[Known], bool], list[Known]]] = {
     sample_p: _sample,
     composite_p: _composite,
     lanes_p: _lanes,
@@ -254,38 +268,41 @@ _WHOLE: dict[Any, Callable] = {
 
 
 def _rank(known: Known) -> int:
-    return known.region.rank if isinstance(known, Drawn) and known.region is not None else 0
+    return known.region.rank if isinstance(known, OfSite) and known.region is not None else 0
 
 
-def _changed(known: Drawn, region: Region | None) -> Known:
+def _changed(known: OfSite, region: Region | None) -> Known:
     return LOST if region is None else known._replace(region=region)
 
 
-def _row(known: Known, aval: Any) -> Known:
+def _row(known: Known, aval: ShapedArray) -> Known:
     """One row of an array along its first axis."""
-    if not isinstance(known, Drawn) or _rank(known) < len(aval.shape):
+    if not isinstance(known, OfSite) or _rank(known) < len(aval.shape):
         return known
     return _changed(known, known.region and coordinates(known.region))
 
 
 def _either(values: Sequence[Known], *, zeros: bool = True) -> Known:
     """What is known of a value that is one of several; zeros stand for no value, as in the branches of a `cond`."""
-    drawn = [x for x in values if isinstance(x, Drawn)]
+    drawn = [x for x in values if isinstance(x, OfSite)]
     padded = zeros and ZERO in values
     if not drawn:
         return values[0] if len(set(values)) == 1 else LOST
-    if len(drawn) < len(values) and not (padded and all(isinstance(x, Drawn) or x == ZERO for x in values)):
-        return ENTERS if all(isinstance(x, Drawn) or x.enters for x in values) else LOST
-    first, *others = drawn
-    for x in others:
-        first = _joint(first, x)
-    return first._replace(sure=first.sure and not padded, padded=first.padded or padded)
+    if len(drawn) + padded * list(values).count(ZERO) < len(values):
+        return _enters_or_lost(values)
+    joint = functools.reduce(_joint, drawn)
+    return joint._replace(sure=joint.sure and not padded, padded=joint.padded or padded)
 
 
-def _joint(a: Drawn, b: Drawn) -> Drawn:
+def _enters_or_lost(values: Sequence[Known]) -> Known:
+    """What is known of a value that is one of several, some of them no draws."""
+    return ENTERS if all(isinstance(x, OfSite) or x.enters for x in values) else LOST
+
+
+def _joint(a: OfSite, b: OfSite) -> OfSite:
     region = None if a.region is None or b.region is None else union(a.region, b.region)
     at = a.at if a.at == b.at else f"{a.at} or {b.at}"
-    return Drawn(at, region, a.sure and b.sure, a.padded or b.padded)
+    return OfSite(at, region, a.sure and b.sure, a.padded or b.padded)
 
 
 # --- equations that move values ---------------------------------------------------------------------------
@@ -303,7 +320,7 @@ def _convert(step: _Step, ins: Sequence[Known]) -> list[Known]:
     return [ins[0] if 0 <= ranks[0] <= ranks[1] or ins[0] == ZERO else LOST]
 
 
-def _move(kept: Callable[[_Step, int], bool], move: Callable[[_Step], Any] | None, picks: bool) -> Callable:
+def _move(kept: Callable[[_Step, int], bool], move: Callable[[_Step], Rearrange] | None, picks: bool) -> Rule:
     """The rule of a primitive that moves, repeats or picks entries of its first operand.
 
     Args:
@@ -314,7 +331,7 @@ def _move(kept: Callable[[_Step, int], bool], move: Callable[[_Step], Any] | Non
 
     def rule(step: _Step, ins: Sequence[Known]) -> list[Known]:
         known = ins[0]
-        if not isinstance(known, Drawn) or known.region is None:
+        if not isinstance(known, OfSite) or known.region is None:
             return [known]
         region, shape = known.region, step.ins[0].shape
         if kept(step, region.rank):
@@ -332,7 +349,7 @@ def _kept_broadcast(step: _Step, k: int) -> bool:
     return not k or (step.params["broadcast_dimensions"][-k:] == last and shape[-k:] == out[-k:])
 
 
-def _broadcast(step: _Step) -> Any:
+def _broadcast(step: _Step) -> Rearrange:
     shape, dimensions = step.params["shape"], step.params["broadcast_dimensions"]
 
     def move(x):
@@ -349,7 +366,7 @@ def _kept_slice(step: _Step, k: int) -> bool:
     return all(a == 0 and b == size and s == 1 for a, b, s, size in list(ranges)[n - k :])
 
 
-def _slice(step: _Step) -> Any:
+def _slice(step: _Step) -> Rearrange:
     p = step.params
     strides = p["strides"] or (1,) * len(p["start_indices"])
     index = tuple(slice(*x) for x in zip(p["start_indices"], p["limit_indices"], strides, strict=True))
@@ -363,7 +380,7 @@ def _above(axes: Sequence[int], step: _Step, k: int) -> bool:
 
 def _gather(step: _Step, ins: Sequence[Known]) -> list[Known]:
     known, numbers = ins[0], step.params["dimension_numbers"]
-    if not isinstance(known, Drawn) or known.region is None:
+    if not isinstance(known, OfSite) or known.region is None:
         return [known]
     k, shape, n = known.region.rank, step.ins[0].shape, len(step.outs[0].shape)
     whole = numbers.offset_dims[len(numbers.offset_dims) - k :] == tuple(range(n - k, n))
@@ -374,12 +391,12 @@ def _gather(step: _Step, ins: Sequence[Known]) -> list[Known]:
     return [_changed(known._replace(sure=known.sure and inside), region)]
 
 
-def _pieces(axis: Callable[[_Step], int], sizes: Callable[[_Step], Sequence[int]], drop: bool) -> Callable:
+def _pieces(axis: Callable[[_Step], int], sizes: Callable[[_Step], Sequence[int]], drop: bool) -> Rule:
     """The rule of `split` and `unstack`."""
 
     def rule(step: _Step, ins: Sequence[Known]) -> list[Known]:
         known, outs, start = ins[0], [], 0
-        if not isinstance(known, Drawn) or known.region is None or _above([axis(step)], step, known.region.rank):
+        if not isinstance(known, OfSite) or known.region is None or _above([axis(step)], step, known.region.rank):
             return [known] * len(step.outs)
         for size in sizes(step):
             index = (*[slice(None)] * axis(step), start if drop else slice(start, start + size))
@@ -395,27 +412,28 @@ def _pieces(axis: Callable[[_Step], int], sizes: Callable[[_Step], Sequence[int]
 
 
 def _concatenate(step: _Step, ins: Sequence[Known]) -> list[Known]:
-    axis = step.params["dimension"] if "dimension" in step.params else step.params["axis"]
-    stacks = "dimension" not in step.params
-    drawn = [x for x in ins if isinstance(x, Drawn)]
+    """The rule of `concatenate` and `stack`."""
+    drawn = [x for x in ins if isinstance(x, OfSite)]
     regions = [x.region for x in drawn if x.region is not None]
     if not drawn:
         return [_either(ins, zeros=False)]
     if len(regions) < len(ins):
-        return [_lost_or_enters(ins)]
-    joint = functools.reduce(_joint, drawn)
+        return [_enters_or_lost(ins)]
+    return [functools.reduce(_joint, drawn)._replace(region=_side_by_side(step, regions))]
+
+
+def _side_by_side(step: _Step, regions: Sequence[Region]) -> Region:
+    """Where an array lies that is made of arrays in these regions, along an old or a new axis."""
+    stacks = "dimension" not in step.params
+    axis = step.params["axis" if stacks else "dimension"]
     if len(set(regions)) == 1 and axis < len(step.outs[0].shape) - regions[0].rank:
-        return [joint]
+        return regions[0]
     if len({r.measure for r in regions}) > 1 or any(r.structure is not None for r in regions):
         region = functools.reduce(union, [coordinates(r) or part(r) for r in regions])
-        return [joint._replace(region=region._replace(structure=None, event_dim=0))]
+        return region._replace(structure=None, event_dim=0)
     shapes = [(*a.shape[:axis], 1, *a.shape[axis:]) if stacks else a.shape for a in step.ins]
     lifted = [reshaped(r, a.shape, shape) for r, a, shape in zip(regions, step.ins, shapes, strict=True)]
-    return [joint._replace(region=concatenated(lifted, shapes, axis))]
-
-
-def _lost_or_enters(ins: Sequence[Known]) -> Known:
-    return ENTERS if all(isinstance(x, Drawn) or x.enters for x in ins) else LOST
+    return concatenated(lifted, shapes, axis)
 
 
 def _select(step: _Step, ins: Sequence[Known]) -> list[Known]:
@@ -424,7 +442,7 @@ def _select(step: _Step, ins: Sequence[Known]) -> list[Known]:
 
 def _add(step: _Step, ins: Sequence[Known]) -> list[Known]:
     """A sum of what branches of a `cond` hand out: all but one are zeros. Of other sums nothing is known."""
-    padded = all(isinstance(x, Drawn) and x.padded for x in ins)
+    padded = all(isinstance(x, OfSite) and x.padded for x in ins)
     return [_either(ins) if padded else LOST]
 
 
@@ -436,7 +454,7 @@ def _zeros(step: _Step, ins: Sequence[Known]) -> list[Known]:
     return [ZERO if ins[0] == ZERO else LOST]
 
 
-_RULES: dict[str, Callable] = {
+_RULES: dict[str, Rule] = {
     "stop_gradient": _same,
     "copy": _same,
     "copy_p": _same,

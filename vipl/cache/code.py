@@ -9,8 +9,8 @@ from __future__ import annotations
 import dis
 import functools
 import types
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
 
 # A container of which such a method is called, and nothing else, is a log, not an input.
 _ADDS = frozenset("append appendleft extend add insert update clear".split())
@@ -32,7 +32,7 @@ class Code(NamedTuple):
       imports: modules that are imported.
     """
 
-    body: Any
+    body: Hashable
     names: frozenset[str]
     cells: frozenset[str]
     logs: frozenset[str]
@@ -40,43 +40,53 @@ class Code(NamedTuple):
     imports: frozenset[str]
 
 
+# How an instruction names something -> the attribute of `Code`.
+_NAMING = {
+    **dict.fromkeys(("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"), "names"),
+    **dict.fromkeys(("LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"), "cells"),
+    **dict.fromkeys(("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "IMPORT_FROM"), "attributes"),
+    "IMPORT_NAME": "imports",
+}
+
+
 @functools.lru_cache(maxsize=4096)
 def code_of(code: types.CodeType) -> Code:
     """Reads a code object."""
     steps = [i for i in dis.get_instructions(code) if i.opname not in ("CACHE", "EXTENDED_ARG", "NOP")]
-    names, cells, logs, attributes, imports = set(), set(), set(), set(), set()
-    loaded, counted = set(), set()
-    for number, step in enumerate(steps):
-        rest = steps[number + 1 : number + 11]
-        if step.opcode in dis.hasconst:
-            loaded.add(step.arg)
-        elif step.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"):
-            (logs if _only_added_to(step.argval, rest) else names).add(step.argval)
-        elif step.opname in ("LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"):
-            (logs if _only_added_to(step.argval, rest) else cells).add(step.argval)
-        elif step.opname in ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "IMPORT_FROM"):
-            if step.offset not in counted:
-                attributes.add(step.argval)
-        elif step.opname == "IMPORT_NAME":
-            imports.add(step.argval)
-        if _matches(rest, _COUNTS_ATTRIBUTE):
-            counted.add(rest[1].offset)
+    loaded = {step.arg for step in steps if step.opcode in dis.hasconst}
     consts = [c for i, c in enumerate(code.co_consts) if i in loaded]
-    inner = [code_of(c) for c in consts if isinstance(c, types.CodeType)]
     body = (
         code.co_code,
         tuple(_constant(c) if i in loaded else None for i, c in enumerate(code.co_consts)),
         (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars, code.co_name),
         (code.co_flags, code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_exceptiontable),
     )
-    names, cells = names.union(*(c.names for c in inner)), cells.union(*(c.cells for c in inner))
-    logs = logs.union(*(c.logs for c in inner)) - names - cells
-    attributes = attributes.union(*(c.attributes for c in inner), *map(_strings, consts))
-    imports = imports.union(*(c.imports for c in inner))
-    return Code(body, *map(frozenset, (names, cells, logs, attributes, imports)))
+    inner = [code_of(c) for c in consts if isinstance(c, types.CodeType)]
+    found = _named_in(steps)
+    for kind, names in found.items():
+        names.update(*(getattr(c, kind) for c in inner))
+    found["logs"] -= found["names"] | found["cells"]
+    found["attributes"].update(*map(_strings, consts))
+    return Code(body, **{kind: frozenset(names) for kind, names in found.items()})
 
 
-def _only_added_to(name: str, rest: Sequence[Any]) -> bool:
+def _named_in(steps: Sequence[dis.Instruction]) -> dict[str, set[str]]:
+    """What instructions name, by the attributes of `Code`."""
+    found: dict[str, set[str]] = {kind: set() for kind in ("names", "cells", "logs", "attributes", "imports")}
+    counted = set()  # where attributes are read only to be counted up
+    for number, step in enumerate(steps):
+        rest = steps[number + 1 : number + 11]
+        kind = _NAMING.get(step.opname)
+        if kind in ("names", "cells") and _only_added_to(step.argval, rest):
+            kind = "logs"
+        if kind is not None and not (kind == "attributes" and step.offset in counted):
+            found[kind].add(step.argval)
+        if _matches(rest, _COUNTS_ATTRIBUTE):
+            counted.add(rest[1].offset)
+    return found
+
+
+def _only_added_to(name: str, rest: Sequence[dis.Instruction]) -> bool:
     """Whether something is loaded only to be added to, or counted up."""
     if rest and rest[0].opname in ("LOAD_ATTR", "LOAD_METHOD"):
         return rest[0].argval in _ADDS
@@ -85,15 +95,15 @@ def _only_added_to(name: str, rest: Sequence[Any]) -> bool:
     return _matches(rest, ("LOAD_CONST", *_COUNTS_ITEM))
 
 
-def _matches(steps: Sequence[Any], pattern: Sequence[str]) -> bool:
+def _matches(steps: Sequence[dis.Instruction], pattern: Sequence[str]) -> bool:
     return len(steps) >= len(pattern) and all(s.opname.startswith(p) for s, p in zip(steps, pattern, strict=False))
 
 
-def _strings(constant: Any) -> list[str]:
+def _strings(constant: object) -> list[str]:
     if isinstance(constant, str):
         return [constant]
     return [s for c in constant for s in _strings(c)] if isinstance(constant, (tuple, frozenset)) else []
 
 
-def _constant(c: Any) -> Any:
+def _constant(c: object) -> Hashable:
     return code_of(c).body if isinstance(c, types.CodeType) else (type(c), repr(c))

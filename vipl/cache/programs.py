@@ -17,32 +17,39 @@ import functools
 import operator
 import types
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
 from vipl import _jax
-from vipl.cache.fingerprint import Reading, Same, read, reader_token
+from vipl._jax import Atom, Jaxpr, Primitive, Var
+from vipl._types import Array, ArrayLike, PyTree
+from vipl.cache.fingerprint import read, reader_token
+from vipl.cache.reading import Reading, Same
 from vipl.ir import devices
 from vipl.ir.batching import jaxprs_inside
 from vipl.ir.guards import ALARM
 from vipl.ir.partition import Skeleton, partition
+from vipl.ir.traits import CALLBACKS
+
+V = TypeVar("V")
 
 _MANY = 512
 
 
-class _Recent(OrderedDict):
+class _Recent(OrderedDict[Hashable, V]):
     """A dictionary that forgets what has not been asked for longest."""
 
-    def find(self, key: Hashable) -> Any:
+    def find(self, key: Hashable) -> V | None:
         found = self.get(key)
         if found is not None:
             self.move_to_end(key)
         return found
 
-    def put(self, key: Hashable, value: Any) -> Any:
+    def put(self, key: Hashable, value: V) -> V:
         self[key] = value
         while len(self) > _MANY:
             self.popitem(last=False)
@@ -53,13 +60,13 @@ class _Kept:
     """The programs of what reads the same."""
 
     def __init__(self):
-        self.programs = _Recent()
+        self.programs: _Recent[Program] = _Recent()
 
 
-_READINGS = _Recent()  # what is read -> its latest reading
-_KEPT = _Recent()  # token -> programs
-_PLAIN = _Recent()  # programs that read nothing
-_TRACES = _Recent()  # token of a jaxpr -> the program that was traced to it
+_READINGS: _Recent[tuple[object, Reading]] = _Recent()  # what is read -> its latest reading
+_KEPT: _Recent[_Kept] = _Recent()  # token -> programs
+_PLAIN: _Recent[Program] = _Recent()  # programs that read nothing
+_TRACES: _Recent[Program] = _Recent()  # token of a jaxpr -> the program that was traced to it
 
 
 def forget() -> None:
@@ -72,14 +79,14 @@ def forget() -> None:
 class _Result:
     """What a program returns, where not all of it is arrays."""
 
-    def __init__(self, skeleton: Skeleton, leaves: Any):
+    def __init__(self, skeleton: Skeleton, leaves: list[Array]):
         self.skeleton, self.leaves = skeleton, leaves
 
-    def tree_flatten(self) -> Any:
+    def tree_flatten(self) -> tuple[tuple[list[Array]], Skeleton]:
         return (self.leaves,), self.skeleton
 
     @classmethod
-    def tree_unflatten(cls, skeleton: Any, children: Any) -> _Result:
+    def tree_unflatten(cls, skeleton: Any, children: tuple[list[Array]]) -> _Result:
         return cls(skeleton, *children)
 
 
@@ -91,20 +98,20 @@ class Program:
         self.fn: Callable | None = None
         self.readings: Sequence[Reading] = ()
         self.traces = 0
-        self.by_trace: dict[Any, Program] | None = None  # avals -> program, where another one is the same
+        self.by_trace: dict[Hashable, Program] | None = None  # avals -> program, where another one is the same
         self.rings = False  # whether a value of it may raise when it runs
         self.needs_values = False  # whether it cannot be traced without the values of its arguments
         self.calls: Sequence[Reading] | None = None  # for whose objects it calls the host, if it does
         self.jitted = jax.jit(self._traced)
 
-    def _traced(self, *args: Any) -> Any:
+    def _traced(self, *args: PyTree) -> PyTree:
         self.traces += 1
         with generation_of(self.readings):
             out = devices.on_devices(self.fn)(*args)  # type: ignore[arg-type]
         skeleton, leaves = partition(out)
         return _Result(skeleton, leaves) if skeleton.types else out
 
-    def __call__(self, fn: Callable, readings: Sequence[Reading], args: Sequence[Any]) -> Any:
+    def __call__(self, fn: Callable, readings: Sequence[Reading], args: Sequence[PyTree]) -> Any:
         """Runs it: `fn(*args)`."""
         self.fn, self.readings = fn, readings
         try:
@@ -113,14 +120,14 @@ class Program:
             self.fn, self.readings = None, ()
         return out.skeleton.combine(out.leaves) if type(out) is _Result else out
 
-    def _by_trace(self, fn: Callable, readings: Sequence[Reading], args: Sequence[Any]) -> Any:
+    def _by_trace(self, fn: Callable, readings: Sequence[Reading], args: Sequence[PyTree]) -> Any:
         avals = _avals(args)
         other = self.by_trace.get(avals)  # type: ignore[union-attr]
         if other is None:
             other = self.by_trace[avals] = self.same_as(args)  # type: ignore[index]
         return self.jitted(*args) if other is self else other(fn, readings, args)
 
-    def same_as(self, args: Sequence[Any]) -> Program:
+    def same_as(self, args: Sequence[PyTree]) -> Program:
         """Traces it, and returns the one that was kept with this trace; else itself."""
         traced = self.jitted.trace(*args)
         self.rings = _holds(traced.jaxpr, lambda p: p is ALARM)
@@ -130,13 +137,13 @@ class Program:
         other = _TRACES.find(token)
         return other if other is not None else _TRACES.put(token, self)
 
-    def notes_calls(self, jaxpr: Any) -> bool:
+    def notes_calls(self, jaxpr: Jaxpr) -> bool:
         """Whether it calls functions of the host, which are those of the objects that were read, not of equal ones."""
-        if _holds(jaxpr, lambda p: p.name in _jax.CALLBACKS):
+        if _holds(jaxpr, lambda p: p.name in CALLBACKS):
             self.calls = self.readings
         return self.calls is not None
 
-    def look(self, fn: Callable, readings: Sequence[Reading], args: Sequence[Any]) -> None:
+    def look(self, fn: Callable, readings: Sequence[Reading], args: Sequence[PyTree]) -> None:
         """Looks at what was traced inside of another trace."""
         self.fn, self.readings = fn, readings
         try:
@@ -144,7 +151,7 @@ class Program:
         finally:
             self.fn, self.readings = None, ()
 
-    def first(self, fn: Callable, readings: Sequence[Reading], args: Sequence[Any]) -> None:
+    def first(self, fn: Callable, readings: Sequence[Reading], args: Sequence[PyTree]) -> None:
         """Looks for a kept program of the same trace, before the first call."""
         self.fn, self.readings = fn, readings
         try:
@@ -157,10 +164,10 @@ class Program:
 
 def compiled(
     kind: str,
-    roots: Sequence[Any],
+    roots: Sequence[object],
     static: Hashable,
     fn: Callable,
-    args: Sequence[Any],
+    args: Sequence[PyTree],
     instead: Callable | None = None,
 ) -> Any:
     """`fn(*args)`, compiled, and kept for all calls that would trace the same.
@@ -188,14 +195,22 @@ def compiled(
     return _run(program, kind, roots, static, readings, fn, args)
 
 
-def keep(kind: str, roots: Sequence[Any], static: Hashable, fn: Callable) -> Callable:
+def keep(kind: str, roots: Sequence[object], static: Hashable, fn: Callable) -> Callable:
     """`compiled` for many calls: what `fn` reads is read now, and not again between them."""
     readings = [reading_of(root) for root in roots]
     program = _program(kind, static, readings) or Program()
     return lambda *args: _run(program, kind, roots, static, readings, fn, args)
 
 
-def _run(program: Program, kind: str, roots: Any, static: Any, readings: Any, fn: Callable, args: Any) -> Any:
+def _run(
+    program: Program,
+    kind: str,
+    roots: Sequence[object],
+    static: Hashable,
+    readings: Sequence[Reading],
+    fn: Callable,
+    args: Sequence[PyTree],
+) -> Any:
     before = program.traces
     if not before and not _jax.staging():
         program.first(fn, readings, args)
@@ -207,7 +222,7 @@ def _run(program: Program, kind: str, roots: Any, static: Any, readings: Any, fn
     return out
 
 
-def _shape(x: Any) -> Any:
+def _shape(x: ArrayLike) -> ArrayLike | jax.ShapeDtypeStruct:
     return _jax.struct_of(x) if hasattr(_jax.typeof(x), "shape") else x
 
 
@@ -226,7 +241,9 @@ def _program(kind: str, static: Hashable, readings: Sequence[Reading], known: Pr
     return program
 
 
-def _with_instead(program: Program, fn: Callable, readings: Any, args: Sequence[Any], instead: Callable) -> Any:
+def _with_instead(
+    program: Program, fn: Callable, readings: Sequence[Reading], args: Sequence[PyTree], instead: Callable
+) -> Any:
     if not program.needs_values:
         try:
             if not program.traces:
@@ -244,7 +261,7 @@ def _with_instead(program: Program, fn: Callable, readings: Any, args: Sequence[
         return instead()
 
 
-def _after(program: Program, kind: str, roots: Sequence[Any], static: Hashable, readings: Sequence[Reading]) -> None:
+def _after(program: Program, kind: str, roots: Sequence[object], static: Hashable, readings: Sequence[Reading]) -> None:
     """Keeps a program also for what its trace has left behind."""
     if all(r.holds() for r in readings):
         return
@@ -254,10 +271,10 @@ def _after(program: Program, kind: str, roots: Sequence[Any], static: Hashable, 
 # --- readings -----------------------------------------------------------------------------------------------
 
 
-def reading_of(root: Any) -> Reading:
+def reading_of(root: object) -> Reading:
     """The reading of something, made anew where it does not hold any more."""
     if isinstance(root, types.MethodType):
-        key: Any = id(root.__func__), id(root.__self__)
+        key: Hashable = id(root.__func__), id(root.__self__)
     else:
         key = root if isinstance(root, Skeleton) else id(root)
     found = _READINGS.find(key)  # beside what was read, so that no other object has its `id`
@@ -266,7 +283,7 @@ def reading_of(root: Any) -> Reading:
     return found[1]
 
 
-def _new_reading(root: Any) -> Reading:
+def _new_reading(root: object) -> Reading:
     reading = read((list(_nodes(root.treedef)), root.static, root.types) if isinstance(root, Skeleton) else root)
     if reading.unreadable is None:
         reading.kept = _KEPT.find(reading.token) or _KEPT.put(reading.token, _Kept())
@@ -294,7 +311,7 @@ def _plain(treedef: Any) -> bool:
     return all(cls in _CONTAINERS for cls, *_ in _nodes(treedef))
 
 
-def _nodes(treedef: Any) -> Any:
+def _nodes(treedef: Any) -> Iterator[tuple[type | None, Hashable, int]]:
     """Class and auxiliary data of every node, with the number of its children; None, None, 0 for a leaf."""
     cls, said = treedef.node_data() or (None, None)
     yield cls, said, len(treedef.children())
@@ -308,7 +325,7 @@ _generation = 0
 _traced: list[Reading] = []  # what was read for the traces of this generation
 
 
-def generation_of(readings: Sequence[Reading]) -> Any:
+def generation_of(readings: Sequence[Reading]) -> AbstractContextManager[object]:
     """A context for a trace; a new generation where something has changed since another trace of this one."""
     global _generation
     if len(_traced) > _MANY or any(r.unreadable for r in readings) or not all(r.holds() for r in _traced):
@@ -321,12 +338,12 @@ def generation_of(readings: Sequence[Reading]) -> Any:
 # --- traces -------------------------------------------------------------------------------------------------
 
 
-def _avals(args: Sequence[Any]) -> Any:
+def _avals(args: Sequence[PyTree]) -> Hashable:
     leaves, structure = jax.tree.flatten(args)
     return structure, tuple(_jax.typeof(x) for x in leaves), _jax.numeric_mode()
 
 
-def _holds(jaxpr: Any, wanted: Callable[[Any], bool]) -> bool:
+def _holds(jaxpr: Jaxpr, wanted: Callable[[Primitive], bool]) -> bool:
     """Whether a program has an equation of a primitive that is wanted."""
     for eqn in _jax.parts(jaxpr).eqns:
         if wanted(eqn.primitive):
@@ -336,15 +353,15 @@ def _holds(jaxpr: Any, wanted: Callable[[Any], bool]) -> bool:
     return False
 
 
-def _token(jaxpr: Any) -> tuple[Any, ...]:
+def _token(jaxpr: Jaxpr) -> tuple[Hashable, ...]:
     """Equal for jaxprs that do the same."""
     read_value, atoms = reader_token()
 
-    def of(jaxpr: Any) -> None:
-        numbers: dict[Any, int] = {}
+    def of(jaxpr: Jaxpr) -> None:
+        numbers: dict[Var, int] = {}
         constvars, consts, invars, eqns, outvars = _jax.parts(jaxpr)
 
-        def variable(v: Any) -> None:
+        def variable(v: Atom) -> None:
             if isinstance(v, _jax.Literal):
                 value = np.asarray(v.val)
                 atoms.append((str(v.aval), value.tobytes()))
@@ -359,15 +376,18 @@ def _token(jaxpr: Any) -> tuple[Any, ...]:
             atoms.append((str(v.aval), getattr(v.aval, "weak_type", None)))
         for eqn in eqns:
             atoms.append(Same(eqn.primitive))
-            for v in (*eqn.invars, "->", *eqn.outvars):
-                variable(v) if v != "->" else atoms.append(v)
+            for v in eqn.invars:
+                variable(v)
+            atoms.append("->")
+            for v in eqn.outvars:
+                variable(v)
             for name, x in sorted(eqn.params.items()):
                 atoms.append(name)
                 parameter(x)
         for v in outvars:
             variable(v)
 
-    def parameter(x: Any) -> None:
+    def parameter(x: object) -> None:
         if _jax.is_jaxpr(x):
             of(x)
         elif isinstance(x, (tuple, list)):

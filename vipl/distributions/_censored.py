@@ -12,13 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
-from vipl.distributions._special import log1mexp, log_ndtr
+from vipl._types import Array, ArrayLike, Float
+from vipl.distributions._special_functions import log1mexp, log_ndtr
 
 _POSITIVE = (dist.Exponential, dist.Weibull, dist.LogNormal)
 _BASES = (dist.Normal, dist.Logistic, *_POSITIVE)
 
 
-def log_tails(base: Any, x: Any) -> tuple[Any, Any]:
+def log_tails(base: Any, x: ArrayLike) -> tuple[Array, Array]:
     """Log F(x) and log S(x); x may be infinite, or below the support."""
     x = jnp.asarray(x, jnp.result_type(float, x))
     below, above = x <= 0 if isinstance(base, _POSITIVE) else x == -jnp.inf, x == jnp.inf
@@ -26,7 +27,7 @@ def log_tails(base: Any, x: Any) -> tuple[Any, Any]:
     if isinstance(base, (dist.Exponential, dist.Weibull)):
         exponential = isinstance(base, dist.Exponential)
         hazard = base.rate * y if exponential else (y / jnp.asarray(base.scale)) ** jnp.asarray(base.concentration)
-        log_f, log_s = log1mexp(-hazard), -hazard
+        log_f, log_s = log1mexp(jnp.asarray(-hazard)), -hazard
     else:
         z = ((jnp.log(y) if isinstance(base, dist.LogNormal) else y) - base.loc) / base.scale
         tail = (lambda z: -jax.nn.softplus(-z)) if isinstance(base, dist.Logistic) else log_ndtr
@@ -40,7 +41,7 @@ def log_tails(base: Any, x: Any) -> tuple[Any, Any]:
 class LeftCensored(dist.LeftCensoredDistribution):
     """log F(x) where x is censored, log p(x) elsewhere."""
 
-    def log_prob(self, value: Any) -> Any:
+    def log_prob(self, value: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
         """f[...], the log density."""
         if not isinstance(self.base_dist, _BASES):
             return super().log_prob(value)
@@ -51,7 +52,7 @@ class LeftCensored(dist.LeftCensoredDistribution):
 class RightCensored(dist.RightCensoredDistribution):
     """log S(x) where x is censored, log p(x) elsewhere."""
 
-    def log_prob(self, value: Any) -> Any:
+    def log_prob(self, value: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
         """f[...], the log density."""
         if not isinstance(self.base_dist, _BASES):
             return super().log_prob(value)

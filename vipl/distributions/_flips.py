@@ -11,22 +11,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax.scipy.special import gammaln
 
 from vipl._jax import Tracer
-from vipl.distributions import _special
-from vipl.distributions._special import floating, log1mexp, times_log, times_log1m
+from vipl._types import Array, ArrayLike, Float, Num, PRNGKeyArray
+from vipl.distributions import _special_functions as special
+from vipl.distributions._special_functions import floating, log1mexp, times_log, times_log1m
 
 
 class BernoulliLogits(dist.BernoulliLogits):
     """log p(x) = x φ - softplus(φ)."""
 
-    def log_prob(self, value: Any) -> Any:
+    def log_prob(self, value: Num[ArrayLike, "*batch"]) -> Float[Array, "*batch"]:
         """f[...], the log probability: of an integer (-inf where it is neither 0 nor 1), or of a relaxed flip."""
         value, logits = jnp.asarray(value), jnp.asarray(self.logits)
         if jnp.issubdtype(value.dtype, jnp.floating):
@@ -35,7 +34,7 @@ class BernoulliLogits(dist.BernoulliLogits):
 
 
 @jax.custom_jvp
-def _log_bernoulli(value: Any, logits: Any) -> Any:
+def _log_bernoulli(value: Array, logits: Array) -> Array:
     """-softplus(-s φ) for the sign s = 2 x - 1, also at infinite logits; -inf for an x that is neither 0 nor 1.
 
     In few operations: XLA's compiler for CPUs splits a longer pass over the data between threads, which for a small
@@ -44,7 +43,7 @@ def _log_bernoulli(value: Any, logits: Any) -> Any:
     return _bernoulli_parts(value, logits)[0]
 
 
-def _bernoulli_parts(value: Any, logits: Any) -> tuple[Any, Any, Any]:
+def _bernoulli_parts(value: Array, logits: Array) -> tuple[Array, Array, Array]:
     """The log probability, s and exp(-|φ|)."""
     sign = 2 * value.astype(logits.dtype) - 1
     e = _decay(logits)
@@ -53,7 +52,7 @@ def _bernoulli_parts(value: Any, logits: Any) -> tuple[Any, Any, Any]:
 
 
 @_log_bernoulli.defjvp
-def _log_bernoulli_jvp(primals: Any, tangents: Any) -> Any:
+def _log_bernoulli_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
     """D log p(x) / dφ = s σ(-s φ), by the same exponential.
 
     The division comes first here, so last in the transposed program: XLA fuses what is before it into one pass, and
@@ -65,13 +64,13 @@ def _log_bernoulli_jvp(primals: Any, tangents: Any) -> Any:
 
 
 @jax.custom_jvp
-def _decay(u: Any) -> Any:
+def _decay(u: Array) -> Array:
     """exp(-|u|), with the derivative from the left at 0, so that functions of it that are smooth are smooth there."""
     return jnp.exp(-jnp.abs(u))
 
 
 @_decay.defjvp
-def _decay_jvp(primals: Any, tangents: Any) -> Any:
+def _decay_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
     (u,) = primals
     e = _decay(u)
     return e, jnp.where(u > 0, -e, e) * tangents[0]
@@ -80,11 +79,11 @@ def _decay_jvp(primals: Any, tangents: Any) -> Any:
 class BinomialLogits(dist.BinomialLogits):
     """log p(x) = log (n choose x) + x φ - n softplus(φ)."""
 
-    def log_prob(self, value: Any) -> Any:
+    def log_prob(self, value: Num[ArrayLike, "*batch"]) -> Float[Array, "*batch"]:
         """f[...], the log probability."""
         value, n, logits = floating(value), floating(self.total_count), jnp.asarray(self.logits)
         p, q = jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits)
-        return _special.log_binomial(value, n - value, p, q, -jax.nn.softplus(-logits), -jax.nn.softplus(logits))
+        return special.log_binomial(value, n - value, p, q, -jax.nn.softplus(-logits), -jax.nn.softplus(logits))
 
 
 # --- by probabilities ------------------------------------------------------------------------------------------
@@ -93,7 +92,7 @@ class BinomialLogits(dist.BinomialLogits):
 class BernoulliProbs(dist.BernoulliProbs):
     """log p(x) = x log p + (1 - x) log (1 - p)."""
 
-    def log_prob(self, value: Any) -> Any:
+    def log_prob(self, value: Num[ArrayLike, "*batch"]) -> Float[Array, "*batch"]:
         """f[...], the log probability."""
         value, p = floating(value), jnp.asarray(self.probs)
         return times_log(value, p) + times_log1m(1 - value, p)
@@ -102,17 +101,17 @@ class BernoulliProbs(dist.BernoulliProbs):
 class BinomialProbs(dist.BinomialProbs):
     """log p(x) = log (n choose x) + x log p + (n - x) log (1 - p)."""
 
-    def log_prob(self, value: Any) -> Any:
+    def log_prob(self, value: Num[ArrayLike, "*batch"]) -> Float[Array, "*batch"]:
         """f[...], the log probability."""
         value, n, p = floating(value), floating(self.total_count), jnp.asarray(self.probs)
         one = jnp.ones_like(p)
-        return _special.log_binomial(value, n - value, p, 1 - p, times_log(one, p), times_log1m(one, p))
+        return special.log_binomial(value, n - value, p, 1 - p, times_log(one, p), times_log1m(one, p))
 
 
 class GeometricProbs(dist.GeometricProbs):
     """log p(x) = log p + x log (1 - p)."""
 
-    def log_prob(self, value: Any) -> Any:
+    def log_prob(self, value: Num[ArrayLike, "*batch"]) -> Float[Array, "*batch"]:
         """f[...], the log probability."""
         value, p = floating(value), jnp.asarray(self.probs)
         return times_log1m(value, p) + times_log(jnp.ones_like(p), p)
@@ -121,7 +120,7 @@ class GeometricProbs(dist.GeometricProbs):
 class MultinomialProbs(dist.MultinomialProbs):
     """log p(x) = log n! + Σ_i (x_i log p_i - log x_i!); draws are those of a Categorical, counted."""
 
-    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Any:
+    def sample(self, key: PRNGKeyArray, sample_shape: tuple[int, ...] = ()) -> Array:
         """i[...], a draw; nothing of probability 0 is counted."""
         p, n = jnp.asarray(self.probs), jnp.asarray(self.total_count)
         most = self.total_count_max
@@ -136,7 +135,7 @@ class MultinomialProbs(dist.MultinomialProbs):
         counted = counted.reshape(most, *(1 for _ in sample_shape), *self.batch_shape)
         return jnp.sum((drawn[..., None] == jnp.arange(p.shape[-1])) & counted[..., None], axis=0)
 
-    def log_prob(self, value: Any) -> Any:
+    def log_prob(self, value: Num[ArrayLike, "*batch n"]) -> Float[Array, "*batch"]:
         """f[...], the log probability."""
         value = floating(value)
         terms = times_log(value, jnp.asarray(self.probs)) - gammaln(value + 1.0)
@@ -146,7 +145,7 @@ class MultinomialProbs(dist.MultinomialProbs):
 class CategoricalProbs(dist.CategoricalProbs):
     """The first value whose cumulative probability exceeds a uniform number, among those that are possible."""
 
-    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Any:
+    def sample(self, key: PRNGKeyArray, sample_shape: tuple[int, ...] = ()) -> Array:
         """i[...], a draw."""
         p = jnp.asarray(self.probs)
         total = jnp.cumsum(p, axis=-1)
@@ -159,7 +158,7 @@ class CategoricalProbs(dist.CategoricalProbs):
 class OrderedLogistic(dist.OrderedLogistic):
     """p(k) = σ(c_k - φ) - σ(c_{k-1} - φ) = σ(c_k - φ) σ(φ - c_{k-1}) (1 - exp(c_{k-1} - c_k))."""
 
-    def log_prob(self, value: Any) -> Any:
+    def log_prob(self, value: Num[ArrayLike, "*batch"]) -> Float[Array, "*batch"]:
         """f[...], the log probability."""
         c = jnp.asarray(self.cutpoints)
         t = jnp.asarray(self.predictor)[..., None]

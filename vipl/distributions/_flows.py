@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 from jax.tree_util import Partial
 from numpyro.distributions import constraints, transforms
 
+from vipl._types import Array, ArrayLike, PyTree
+
 
 class WithFunctions(transforms.Transform):
     """A transform some attributes of which are functions with parameters."""
 
-    def __init__(self, template: Any, functions: dict[str, Any]):
+    def __init__(self, template: transforms.Transform, functions: Mapping[str, Callable]):
         """Takes the transform without these functions, and the functions by the names of the attributes."""
         self.template, self.functions = template, functions
 
-    def tree_flatten(self) -> Any:
+    def tree_flatten(self) -> tuple[tuple[object, ...], tuple[tuple[str, ...], dict[str, object]]]:
         """Pytree interface."""
         return (self.template, self.functions), (("template", "functions"), {})
 
@@ -32,32 +35,32 @@ class WithFunctions(transforms.Transform):
         return _replaced(self.template, self.functions)
 
     @property
-    def domain(self) -> Any:
+    def domain(self) -> constraints.Constraint:
         """Of the transform."""
         return self.whole.domain
 
     @property
-    def codomain(self) -> Any:
+    def codomain(self) -> constraints.Constraint:
         """Of the transform."""
         return self.whole.codomain
 
     @property
-    def sign(self) -> Any:
+    def sign(self) -> ArrayLike:
         """Of the transform."""
         return self.whole.sign
 
-    def __call__(self, x: Any) -> Any:
+    def __call__(self, x: Array) -> Array:
         """The image."""
         return self.whole(x)
 
-    def _inverse(self, y: Any) -> Any:
+    def _inverse(self, y: Array) -> Array:
         return self.whole._inverse(y)
 
-    def call_with_intermediates(self, x: Any) -> Any:
+    def call_with_intermediates(self, x: Array) -> tuple[Array, PyTree | None]:
         """The image, and what the Jacobian needs."""
         return self.whole.call_with_intermediates(x)
 
-    def log_abs_det_jacobian(self, x: Any, y: Any, intermediates: Any = None) -> Any:
+    def log_abs_det_jacobian(self, x: Array, y: Array, intermediates: PyTree | None = None) -> Array:
         """The log of the volume's change."""
         return self.whole.log_abs_det_jacobian(x, y, intermediates)
 
@@ -70,7 +73,7 @@ class WithFunctions(transforms.Transform):
         return self.whole.inverse_shape(shape)
 
 
-def _replaced(t: Any, attributes: dict[str, Any]) -> Any:
+def _replaced(t: transforms.Transform, attributes: Mapping[str, object]) -> transforms.Transform:
     new = copy.copy(t)
     new._inv = None  # the inverse that NumPyro keeps is that of the old one
     for name, value in attributes.items():
@@ -78,7 +81,7 @@ def _replaced(t: Any, attributes: dict[str, Any]) -> Any:
     return new
 
 
-def with_functions(t: Any) -> Any:
+def with_functions(t: transforms.Transform) -> transforms.Transform:
     """The same transform, with the parameters of its functions in the pytree; itself where there are none."""
     if isinstance(t, transforms.ComposeTransform):
         parts = [with_functions(p) for p in t.parts]
@@ -87,7 +90,7 @@ def with_functions(t: Any) -> Any:
     return WithFunctions(_replaced(t, dict.fromkeys(functions)), functions) if functions else t
 
 
-def _as_pytree(f: Any) -> Any:
+def _as_pytree(f: object) -> Callable | None:
     """A function with parameters as a pytree; None for anything else."""
     if isinstance(f, (transforms.Transform, constraints.Constraint)) or not callable(f):
         return None

@@ -11,6 +11,7 @@ from jax import lax
 from numpyro.distributions import constraints
 
 from vipl._checks import whole_number
+from vipl._types import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, Shaped
 
 
 class HiddenMarkov(dist.Distribution):
@@ -36,14 +37,15 @@ class HiddenMarkov(dist.Distribution):
     arg_constraints = {"initial_logits": constraints.real_vector}
     pytree_data_fields = ("initial_logits", "transition_logits", "observation", "observed")
     pytree_aux_fields = ("num_steps",)
+    observation: Any  # a distribution; NumPyro does not say that what it returns are arrays
 
     def __init__(
         self,
-        initial_logits: Any,
-        transition_logits: Any,
-        observation: Any,
+        initial_logits: Float[ArrayLike, " S"],
+        transition_logits: Float[ArrayLike, "*steps S S"],
+        observation: dist.Distribution,
         num_steps: int,
-        observed: Any = None,
+        observed: Bool[Array, " T"] | None = None,
         *,
         validate_args: bool | None = None,
     ):
@@ -54,11 +56,11 @@ class HiddenMarkov(dist.Distribution):
         super().__init__((), (num_steps, *observation.event_shape), validate_args=validate_args)
 
     @constraints.dependent_property(is_discrete=False)  # type: ignore[arg-type]
-    def support(self) -> Any:
+    def support(self) -> constraints.Constraint:
         """That of the observations."""
         return constraints.independent(self.observation.support, 1)
 
-    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Any:
+    def sample(self, key: PRNGKeyArray, sample_shape: tuple[int, ...] = ()) -> Shaped[Array, "*sample T ..."]:
         """[*sample_shape, T, ...], data; the states are drawn and forgotten."""
         if sample_shape:
             flat = jax.random.split(key, sample_shape)
@@ -68,18 +70,18 @@ class HiddenMarkov(dist.Distribution):
             return draw(flat)
         state_key, data_key = jax.random.split(key)
         states = self._draw_path(state_key, self._log_transitions())
-        values = jax.vmap(lambda k: self._observation_draw(k))(jax.random.split(data_key, self.num_steps))
+        values = jax.vmap(lambda k: self.observation.sample(k))(jax.random.split(data_key, self.num_steps))
         if len(self.observation.batch_shape) == 2:
             values = jax.vmap(lambda v, t: v[t])(values, jnp.arange(self.num_steps))
         return jax.vmap(lambda v, z: v[z])(values, states)
 
-    def log_prob(self, value: Any) -> Any:
+    def log_prob(self, value: Shaped[Array, "*batch T ..."]) -> Float[Array, "*batch"]:
         """f[...], the log density of the data; leading axes are series of their own."""
         if jnp.ndim(value) > len(self.event_shape):
             return jax.vmap(self.log_prob)(value)
         return self._log_evidence(self.log_likelihoods(value))
 
-    def log_likelihoods(self, value: Any) -> Any:
+    def log_likelihoods(self, value: Shaped[Array, "T ..."]) -> Float[Array, "T S"]:
         """f[T, S], log p(y_t | z_t); 0 where a datum is missing."""
         value = jnp.asarray(value)
         if self.observed is not None:
@@ -92,24 +94,21 @@ class HiddenMarkov(dist.Distribution):
             return log_likelihoods
         return jnp.where(jnp.reshape(self.observed, (-1, 1)), log_likelihoods, 0.0)
 
-    def posterior_marginals(self, value: Any) -> Any:
+    def posterior_marginals(self, value: Shaped[Array, "T ..."]) -> Float[Array, "T S"]:
         """f[T, S], p(z_t | y): the derivative of the log density in the log likelihoods."""
         return jax.grad(self._log_evidence)(self.log_likelihoods(value))
 
-    def posterior_sample(self, key: Any, value: Any) -> Any:
+    def posterior_sample(self, key: PRNGKeyArray, value: Shaped[Array, "T ..."]) -> Int[Array, " T"]:
         """i[T], a path z ~ p(z | y); exact, parallel in time."""
         log_likelihoods = self.log_likelihoods(value)
         return self._draw_path(key, self._log_transitions(), log_likelihoods)
 
-    def _observation_draw(self, key: Any) -> Any:
-        return self.observation.sample(key)
-
-    def _log_transitions(self) -> Any:
+    def _log_transitions(self) -> Float[Array, "T-1 S S"]:
         """f[T - 1, S, S], normalized."""
         rows = jax.nn.log_softmax(self.transition_logits, axis=-1)
         return jnp.broadcast_to(rows, (self.num_steps - 1, *rows.shape[-2:]))
 
-    def _log_evidence(self, log_likelihoods: Any) -> Any:
+    def _log_evidence(self, log_likelihoods: Float[Array, "T S"]) -> Float[Array, ""]:
         first = jax.nn.log_softmax(self.initial_logits) + log_likelihoods[0]
         steps = self._log_transitions() + log_likelihoods[1:, None, :]
         if self.num_steps == 1:
@@ -117,7 +116,12 @@ class HiddenMarkov(dist.Distribution):
         total = lax.associative_scan(_log_product, steps)[-1]
         return jax.nn.logsumexp(first[:, None] + total)
 
-    def _draw_path(self, key: Any, log_transitions: Any, log_likelihoods: Any = None) -> Any:
+    def _draw_path(
+        self,
+        key: PRNGKeyArray,
+        log_transitions: Float[Array, "T-1 S S"],
+        log_likelihoods: Float[Array, "T S"] | None = None,
+    ) -> Int[Array, " T"]:
         """Backwards: the last state, then for every state of t + 1 a state of t; the maps are composed in parallel."""
         num, size = self.num_steps, self.initial_logits.shape[-1]
         if log_likelihoods is None:
@@ -138,6 +142,6 @@ class HiddenMarkov(dist.Distribution):
         return jnp.append(composed[:, last], last)
 
 
-def _log_product(a: Any, b: Any) -> Any:
+def _log_product(a: Float[Array, "*n S S"], b: Float[Array, "*n S S"]) -> Float[Array, "*n S S"]:
     """Log (exp a @ exp b), for stacks of matrices."""
     return jax.nn.logsumexp(a[..., :, :, None] + b[..., None, :, :], axis=-2)

@@ -7,26 +7,25 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from numpyro.distributions import discrete
 
-from vipl.distributions import _special
-from vipl.distributions._special import floating, times_log, times_log1m
+from vipl._types import Array, ArrayLike, Float, Num
+from vipl.distributions import _special_functions as special
+from vipl.distributions._special_functions import floating, times_log, times_log1m
 
 
 class ZeroInflatedProbs(discrete.ZeroInflatedProbs):
     """p(x) = gate [x = 0] + (1 - gate) base(x)."""
 
-    def log_prob(self, value: Any) -> Any:
+    def log_prob(self, value: Num[Array, "*batch"]) -> Float[Array, "*batch"]:
         """f[...], the log probability."""
         gate, base = jnp.asarray(self.gate), self.base_dist.log_prob(value)
         return jnp.where(value == 0, _log_of_zero(gate, base), times_log1m(jnp.ones_like(gate), gate) + base)
 
 
-def _log_of_zero(gate: Any, base: Any) -> Any:
+def _log_of_zero(gate: Array, base: ArrayLike) -> Array:
     """Log (g + (1 - g) exp(base)) for base <= 0, with its derivatives at g = 0 and g = 1, too.
 
     Large g: log (1 - (1 - g) (1 - exp(base))). Else base + log (1 + g (exp(-base) - 1)), unless exp(-base) is large.
@@ -45,13 +44,13 @@ def _log_of_zero(gate: Any, base: Any) -> Any:
 class ZeroInflatedPoisson(dist.ZeroInflatedPoisson):
     """A ZeroInflatedProbs."""
 
-    log_prob = ZeroInflatedProbs.log_prob
+    log_prob = ZeroInflatedProbs.log_prob  # type: ignore[assignment]
 
 
 class HurdleProbs(discrete.HurdleProbs):
     """p(0) = gate; p(x) = (1 - gate) base(x) / (1 - base(0)), where 1 - base(0) of a Poisson may be small."""
 
-    def log_prob(self, value: Any) -> Any:
+    def log_prob(self, value: Num[Array, "*batch"]) -> Float[Array, "*batch"]:
         """f[...], the log probability."""
         base = self.base_dist
         while isinstance(base, dist.ExpandedDistribution):
@@ -62,22 +61,22 @@ class HurdleProbs(discrete.HurdleProbs):
         x = jnp.where(value == 0, 1.0, value)
         few, many = jnp.where(rate < 20, rate, 1.0), jnp.where(rate < 20, 20.0, rate)
         ratio = jnp.where(
-            rate < 20, 0.5 * few - _special.log_sinhc(0.5 * few), jnp.log(many) - jnp.log1p(-jnp.exp(-many))
+            rate < 20, 0.5 * few - special.log_sinhc(0.5 * few), jnp.log(many) - jnp.log1p(-jnp.exp(-many))
         )
-        log_prob = _special.log_poisson(x - 1, rate, jnp.log(rate)) - jnp.log(x) + ratio
+        log_prob = special.log_poisson(x - 1, rate, jnp.log(rate)) - jnp.log(x) + ratio
         return jnp.where(value == 0, self._log_gate(), self._log_one_minus_gate() + log_prob)
 
-    def _log_gate(self) -> Any:
+    def _log_gate(self) -> Array:
         return times_log(jnp.ones_like(jnp.asarray(self.gate)), jnp.asarray(self.gate))
 
-    def _log_one_minus_gate(self) -> Any:
+    def _log_one_minus_gate(self) -> Array:
         return times_log1m(jnp.ones_like(jnp.asarray(self.gate)), jnp.asarray(self.gate))
 
 
 class HurdlePoisson(dist.HurdlePoisson):
     """A HurdleProbs."""
 
-    log_prob = HurdleProbs.log_prob
+    log_prob = HurdleProbs.log_prob  # type: ignore[assignment]
     _log_gate, _log_one_minus_gate = HurdleProbs._log_gate, HurdleProbs._log_one_minus_gate
 
 
@@ -96,4 +95,4 @@ class HurdleLogNormal(dist.HurdleLogNormal):
 class HurdleLogits(dist.HurdleLogits):
     """A HurdleProbs."""
 
-    log_prob = HurdleProbs.log_prob
+    log_prob = HurdleProbs.log_prob  # type: ignore[assignment]

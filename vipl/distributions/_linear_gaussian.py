@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,13 @@ from jax import lax
 from numpyro.distributions import constraints
 
 from vipl._checks import whole_number
+from vipl._types import Array, ArrayLike, Bool, Float, PRNGKeyArray
+
+Moments = tuple[Float[Array, "T n"], Float[Array, "T n n"]]
+"""Means and covariances of the states."""
+
+Map = tuple[Float[Array, "T n n"], Float[Array, "T n"]]
+"""Of each step a matrix M and an offset o: x -> M x + o."""
 
 
 class LinearGaussian(dist.Distribution):
@@ -46,17 +53,17 @@ class LinearGaussian(dist.Distribution):
 
     def __init__(
         self,
-        initial_mean: Any,
-        initial_cov: Any,
-        transition: Any,
-        transition_cov: Any,
-        emission: Any,
-        emission_cov: Any,
+        initial_mean: Float[ArrayLike, " n"],
+        initial_cov: Float[ArrayLike, "n n"],
+        transition: Float[ArrayLike, "*steps n n"],
+        transition_cov: Float[ArrayLike, "*steps n n"],
+        emission: Float[ArrayLike, "*steps d n"],
+        emission_cov: Float[ArrayLike, "*steps d d"],
         num_steps: int,
         *,
-        transition_bias: Any = None,
-        emission_bias: Any = None,
-        observed: Any = None,
+        transition_bias: Float[ArrayLike, "*steps n"] | None = None,
+        emission_bias: Float[ArrayLike, "*steps d"] | None = None,
+        observed: Bool[Array, " T"] | None = None,
         validate_args: bool | None = None,
     ):
         """Keeps the parameters."""
@@ -70,7 +77,7 @@ class LinearGaussian(dist.Distribution):
         self.num_steps, self.observed = num_steps, observed
         super().__init__((), (num_steps, d), validate_args=validate_args)
 
-    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Any:
+    def sample(self, key: PRNGKeyArray, sample_shape: tuple[int, ...] = ()) -> Float[Array, "*sample T d"]:
         """f[*sample_shape, T, d], data; differentiable in all parameters."""
         if sample_shape:
             draw = self.sample
@@ -90,7 +97,7 @@ class LinearGaussian(dist.Distribution):
         blur = jnp.einsum("tij,tj->ti", jnp.linalg.cholesky(s.emission_cov), noise)
         return jnp.einsum("tij,tj->ti", s.emission, states) + s.emission_bias + blur
 
-    def log_prob(self, value: Any) -> Any:
+    def log_prob(self, value: Float[Array, "*batch T d"]) -> Float[Array, "*batch"]:
         """f[...], the log density of the data; leading axes are series of their own."""
         if jnp.ndim(value) > len(self.event_shape):
             return jax.vmap(self.log_prob)(value)
@@ -109,7 +116,7 @@ class LinearGaussian(dist.Distribution):
             terms = jnp.where(self.observed, terms, 0.0)
         return jnp.sum(terms)
 
-    def posterior_marginals(self, value: Any) -> tuple[Any, Any]:
+    def posterior_marginals(self, value: Float[Array, "T d"]) -> Moments:
         """Means f[T, n] and covariances f[T, n, n] of the states given all data: the smoother."""
         matrices, offsets, covs = self._backward(*self._filter_of(value))
 
@@ -126,15 +133,13 @@ class LinearGaussian(dist.Distribution):
         _, mean, cov = lax.associative_scan(combine, (matrices, offsets, covs), reverse=True)
         return mean, cov
 
-    def posterior_sample(self, key: Any, value: Any) -> Any:
+    def posterior_sample(self, key: PRNGKeyArray, value: Float[Array, "T d"]) -> Float[Array, "T n"]:
         """f[T, n], a path x ~ p(x | y); exact, parallel in time, differentiable."""
         matrices, offsets, covs = self._backward(*self._filter_of(value))
         noise = jax.random.normal(key, offsets.shape, offsets.dtype)
         tiny = jnp.finfo(covs.dtype).eps * jnp.eye(covs.shape[-1], dtype=covs.dtype)
         blurred = offsets + jnp.einsum("tij,tj->ti", jnp.linalg.cholesky(covs + tiny[None]), noise)
-        _, path = lax.associative_scan(
-            lambda later, earlier: _affine(later, earlier), (matrices, blurred), reverse=True
-        )
+        _, path = lax.associative_scan(_affine, (matrices, blurred), reverse=True)
         return path
 
     # --- how ----------------------------------------------------------------------------------------------
@@ -152,7 +157,7 @@ class LinearGaussian(dist.Distribution):
             jnp.broadcast_to(self.emission_bias, (t, d)),
         )
 
-    def _seen(self, value: Any) -> tuple[Steps, Any]:
+    def _seen(self, value: Float[Array, "T d"]) -> tuple[Steps, Float[Array, "T d"]]:
         """The steps and the data, where a missing datum becomes an observation of nothing."""
         s, y = self._steps(), jnp.asarray(value)
         if self.observed is None:
@@ -168,11 +173,11 @@ class LinearGaussian(dist.Distribution):
             jnp.where(seen, y, 0.0),
         )
 
-    def _filter_of(self, value: Any) -> tuple[Steps, Any, Any]:
+    def _filter_of(self, value: Float[Array, "T d"]) -> tuple[Steps, Float[Array, "T n"], Float[Array, "T n n"]]:
         s, y = self._seen(value)
         return s, *self._filter(s, y)
 
-    def _filter(self, s: Steps, y: Any) -> tuple[Any, Any]:
+    def _filter(self, s: Steps, y: Float[Array, "T d"]) -> Moments:
         """Means f[T, n] and covariances f[T, n, n] of the states given the data so far."""
         n = self.emission.shape[-1]
         eye = jnp.eye(n, dtype=s.transition_cov.dtype)
@@ -193,7 +198,9 @@ class LinearGaussian(dist.Distribution):
         _, mean, cov, _, _ = lax.associative_scan(jax.vmap(_filter_product), elements)
         return mean, 0.5 * (cov + jnp.swapaxes(cov, 1, 2))
 
-    def _backward(self, s: Steps, mean: Any, cov: Any) -> tuple[Any, Any, Any]:
+    def _backward(
+        self, s: Steps, mean: Float[Array, "T n"], cov: Float[Array, "T n n"]
+    ) -> tuple[Float[Array, "T n n"], Float[Array, "T n"], Float[Array, "T n n"]]:
         """x_t = G_t x_{t+1} + o_t + Normal(0, L_t) given the data up to t; for the last step the filter itself."""
 
         def element(a, q, b, m, p):
@@ -213,20 +220,20 @@ class LinearGaussian(dist.Distribution):
 class Steps(NamedTuple):
     """The parameters with a leading axis over the steps."""
 
-    transition: Any
-    transition_cov: Any
-    transition_bias: Any
-    emission: Any
-    emission_cov: Any
-    emission_bias: Any
+    transition: Float[Array, "T-1 n n"]
+    transition_cov: Float[Array, "T-1 n n"]
+    transition_bias: Float[Array, "T-1 n"]
+    emission: Float[Array, "T d n"]
+    emission_cov: Float[Array, "T d d"]
+    emission_bias: Float[Array, "T d"]
 
 
-def _affine(first: tuple[Any, Any], second: tuple[Any, Any]) -> tuple[Any, Any]:
+def _affine(first: Map, second: Map) -> Map:
     """X -> M2 (M1 x + o1) + o2."""
     return second[0] @ first[0], jnp.einsum("tij,tj->ti", second[0], first[1]) + second[1]
 
 
-def _filter_product(first: Any, second: Any) -> Any:
+def _filter_product(first: tuple[Array, ...], second: tuple[Array, ...]) -> tuple[Array, ...]:
     """Two spans of filtering, one after the other (Sarkka and Garcia-Fernandez, lemma 8)."""
     a1, b1, c1, eta1, j1 = first
     a2, b2, c2, eta2, j2 = second

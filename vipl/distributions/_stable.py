@@ -7,13 +7,15 @@ What is wrong with a family, and what is done instead, stands in the file of its
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TypeVar
 
 import numpyro.distributions as dist
 from numpyro.distributions.transforms import Transform
 
 from vipl.distributions import _censored, _counts, _flips, _gammas, _inflated, _tails, _truncated
 from vipl.distributions._flows import with_functions
+
+T = TypeVar("T")
 
 _STABLE = {
     cls.__base__: cls
@@ -24,21 +26,11 @@ _STABLE = {
 """NumPyro's class -> the class that stands in its place."""
 
 
-def stabilize(d: Any) -> Any:
-    """The same distribution, with the densities of this module in it and in its parts."""
+def stabilize(d: T) -> T:
+    """The same distribution, with the densities of this module in it and in its parts; anything else as it is."""
     if not isinstance(d, dist.Distribution):
         return d
-    changes = {}
-    for name, part in vars(d).items():
-        if isinstance(part, dist.Distribution):
-            new = stabilize(part)
-        elif isinstance(part, (list, tuple)) and any(isinstance(x, (dist.Distribution, Transform)) for x in part):
-            new = type(part)([with_functions(x) if isinstance(x, Transform) else stabilize(x) for x in part])
-            new = part if all(a is b for a, b in zip(new, part, strict=True)) else new
-        else:
-            continue
-        if new is not part:
-            changes[name] = new
+    changes = {name: new for name, part in vars(d).items() if (new := _stable_part(part)) is not part}
     cls = _STABLE.get(type(d))
     if cls is None and not changes:
         return d
@@ -48,3 +40,11 @@ def stabilize(d: Any) -> Any:
     if cls is not None:
         new.__class__ = cls
     return new
+
+
+def _stable_part(part: object) -> object:
+    """An attribute of a distribution, with the distributions and transforms in it replaced; itself where none is."""
+    if not isinstance(part, (list, tuple)) or not any(isinstance(x, (dist.Distribution, Transform)) for x in part):
+        return stabilize(part)
+    new = type(part)([with_functions(x) if isinstance(x, Transform) else stabilize(x) for x in part])
+    return part if all(a is b for a, b in zip(new, part, strict=True)) else new

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax.scipy.linalg import solve_triangular
 from jax.scipy.special import i0e
 
-from vipl.distributions import _special
-from vipl.distributions._special import log1mexp
+from vipl._types import Array, Float
+from vipl.distributions import _special_functions as special
+from vipl.distributions._special_functions import log1mexp
 
 
-def _log1p_square(z: Any, df: Any) -> Any:
+def _log1p_square(z: Array, df: Array | float) -> Array:
     """Log (1 + z² / df), of a z whose square may overflow."""
     far = jnp.abs(z) > 1e6
     big = jnp.where(far, jnp.abs(z), 1.0)
@@ -24,27 +23,32 @@ def _log1p_square(z: Any, df: Any) -> Any:
 class StudentT(dist.StudentT):
     """log p(x) of z = (x - loc) / scale, by log (1 + z² / ν) of a z whose square may overflow."""
 
-    def log_prob(self, value: Any) -> Any:
+    loc: Array
+
+    def log_prob(self, value: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
         """f[...], the log density."""
         df, scale = jnp.asarray(self.df), jnp.asarray(self.scale)
         tail = 0.5 * (df + 1.0) * _log1p_square((value - self.loc) / scale, df)
         normalizer = jnp.log(scale) + 0.5 * jnp.log(df) + 0.5 * jnp.log(jnp.pi)
-        return _special.log_gamma_ratio(0.5 * df, 0.5) - normalizer - tail
+        return special.log_gamma_ratio(0.5 * df, 0.5) - normalizer - tail
 
 
 class MultivariateStudentT(dist.MultivariateStudentT):
     """log p(x), with a ratio of gamma functions that holds for large ν."""
 
-    def log_prob(self, value: Any) -> Any:
+    loc: Array
+    scale_tril: Array
+
+    def log_prob(self, value: Float[Array, "*batch n"]) -> Float[Array, "*batch"]:
         """f[...], the log density."""
         df, n = jnp.asarray(self.df), self.event_shape[0]
         z = _whiten(self.scale_tril, value - self.loc)
         log_det = jnp.sum(jnp.log(jnp.diagonal(jnp.asarray(self.scale_tril), axis1=-2, axis2=-1)), axis=-1)
-        normalizer = 0.5 * n * (jnp.log(df) + jnp.log(jnp.pi)) + log_det - _special.log_gamma_ratio(0.5 * df, 0.5 * n)
+        normalizer = 0.5 * n * (jnp.log(df) + jnp.log(jnp.pi)) + log_det - special.log_gamma_ratio(0.5 * df, 0.5 * n)
         return -0.5 * (df + n) * jnp.log1p(jnp.sum(z * z, axis=-1) / df) - normalizer
 
 
-def _whiten(scale_tril: Any, x: Any) -> Any:
+def _whiten(scale_tril: Array, x: Array) -> Array:
     """L⁻¹ x, with batches on both."""
     shape = jnp.broadcast_shapes(jnp.shape(scale_tril)[:-2], jnp.shape(x)[:-1])
     scale_tril = jnp.broadcast_to(scale_tril, (*shape, *jnp.shape(scale_tril)[-2:]))
@@ -55,7 +59,9 @@ def _whiten(scale_tril: Any, x: Any) -> Any:
 class Cauchy(dist.Cauchy):
     """log p(x) of a z = (x - loc) / scale whose square may overflow."""
 
-    def log_prob(self, value: Any) -> Any:
+    loc: Array
+
+    def log_prob(self, value: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
         """f[...], the log density."""
         scale = jnp.asarray(self.scale)
         return -jnp.log(jnp.pi) - jnp.log(scale) - _log1p_square((value - self.loc) / scale, 1.0)
@@ -64,7 +70,9 @@ class Cauchy(dist.Cauchy):
 class VonMises(dist.VonMises):
     """log p(x) = -2 κ sin² ((x - loc) / 2) - log (2π I0(κ) exp(-κ))."""
 
-    def log_prob(self, value: Any) -> Any:
+    loc: Array
+
+    def log_prob(self, value: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
         """f[...], the log density."""
         k = jnp.asarray(self.concentration)
         return -2 * k * jnp.sin(0.5 * (value - self.loc)) ** 2 - jnp.log(2 * jnp.pi) - jnp.log(i0e(k))
@@ -73,7 +81,7 @@ class VonMises(dist.VonMises):
 class Kumaraswamy(dist.Kumaraswamy):
     """log p(x) = log a b + (a - 1) log x + (b - 1) log (1 - x^a), with 1 - x^a not clipped."""
 
-    def log_prob(self, value: Any) -> Any:
+    def log_prob(self, value: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
         """f[...], the log density."""
         a, b = jnp.asarray(self.concentration1), jnp.asarray(self.concentration0)
         log_x = jnp.log(value)
@@ -86,19 +94,19 @@ class DoublyTruncatedPowerLaw(dist.DoublyTruncatedPowerLaw):
     NumPyro's derivatives in the bounds are those of the density, not of its logarithm.
     """
 
-    def log_prob(self, value: Any) -> Any:
+    def log_prob(self, value: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
         """f[...], the log density."""
         alpha, low, high = (jnp.asarray(t) for t in (self.alpha, self.low, self.high))
         low, high = jnp.log(low), jnp.log(high)
         gap = high - low
-        mass = jnp.log(gap) + 0.5 * (alpha + 1) * (high + low) + _special.log_sinhc(0.5 * (alpha + 1) * gap)
+        mass = jnp.log(gap) + 0.5 * (alpha + 1) * (high + low) + special.log_sinhc(0.5 * (alpha + 1) * gap)
         return alpha * jnp.log(value) - mass
 
 
 class TruncatedPolyaGamma(dist.TruncatedPolyaGamma):
     """The density of a Polya-Gamma(1, 0), by whichever of its two series converges at once."""
 
-    def log_prob(self, value: Any) -> Any:
+    def log_prob(self, value: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
         """f[...], the log density."""
         n = jnp.arange(6) + 0.5
         sign = jnp.where(jnp.arange(6) % 2 == 0, 1.0, -1.0)
@@ -114,12 +122,12 @@ class TruncatedPolyaGamma(dist.TruncatedPolyaGamma):
 class ProjectedNormal(dist.ProjectedNormal):
     """log p(x) = log ∫ r^(d - 1) N(r x; c, 1) dr over r > 0, also opposite to c."""
 
-    def log_prob(self, value: Any, intermediates: Any = None) -> Any:
+    def log_prob(self, value: Float[Array, "*batch n"], intermediates: None = None) -> Float[Array, "*batch"]:
         """f[...], the log density."""
         c, x = jnp.broadcast_arrays(jnp.asarray(self.concentration), value)
         n = c.shape[-1] - 1
         if n not in (1, 2):
             return super().log_prob(value, intermediates)
         across = jnp.cross(c, x) if n == 2 else c[..., :1] * x[..., 1:] - c[..., 1:] * x[..., :1]
-        ray = _special.log_ray(jnp.sum(c * x, -1), jnp.sum(c * c, -1), jnp.sum(across**2, -1), n)
+        ray = special.log_ray(jnp.sum(c * x, -1), jnp.sum(c * c, -1), jnp.sum(across**2, -1), n)
         return ray - 0.5 * n * jnp.log(2 * jnp.pi)

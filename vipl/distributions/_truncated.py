@@ -6,46 +6,64 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Protocol
 
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from numpy.typing import ArrayLike
 
-from vipl.distributions._special import log1mexp, log_ndtr_of_bound
+from vipl._types import Array, Float
+from vipl.distributions._special_functions import log1mexp, log_ndtr_of_bound
 
 
-def _tail(cdf: Any, loc: Any, bound: Any, sign: Any) -> Any:
+def _tail(cdf: Callable[[Array], Array], loc: Array, bound: Array, sign: Array | float) -> Array:
     """The distribution function at a bound that may be infinite, reflected at the location where `sign` is -1."""
     finite = jnp.isfinite(bound)
     at = jnp.where(finite, bound, loc)
     return jnp.where(finite, cdf(loc - sign * (loc - at)), jnp.where(sign * bound > 0, 1.0, 0.0))
 
 
-def _base(d: Any) -> Any:
-    return d.base_dist
+class LocationScale(Protocol):
+    """What is used here of a base distribution of NumPyro's."""
+
+    loc: Array
+    scale: Array
+
+    def cdf(self, value: Array) -> Array:
+        """P(x <= value)."""
+        ...
+
+    def log_prob(self, value: Array) -> Array:
+        """The log density."""
+        ...
 
 
-def _standard(base: Any, bound: Any) -> Any:
+def _standard(base: LocationScale, bound: ArrayLike) -> Array:
     return (jnp.asarray(bound) - base.loc) / base.scale
 
 
 class TwoSidedTruncatedDistribution(dist.TwoSidedTruncatedDistribution):
     """Bounds may be infinite. The mass of a Normal between them is computed from the nearer tail."""
 
-    def _side(self) -> Any:
-        return jnp.where(_base(self).loc >= self.low, 1.0, -1.0)
+    base_dist: LocationScale
+    low: Array
+    high: Array
+
+    def _side(self) -> Array:
+        return jnp.where(self.base_dist.loc >= self.low, 1.0, -1.0)
 
     @property
-    def _tail_prob_at_low(self) -> Any:
-        return _tail(_base(self).cdf, _base(self).loc, jnp.asarray(self.low), self._side())
+    def _tail_prob_at_low(self) -> Array:
+        return _tail(self.base_dist.cdf, self.base_dist.loc, jnp.asarray(self.low), self._side())
 
     @property
-    def _tail_prob_at_high(self) -> Any:
-        return _tail(_base(self).cdf, _base(self).loc, jnp.asarray(self.high), self._side())
+    def _tail_prob_at_high(self) -> Array:
+        return _tail(self.base_dist.cdf, self.base_dist.loc, jnp.asarray(self.high), self._side())
 
     @property
-    def _log_diff_tail_probs(self) -> Any:
-        base = _base(self)
+    def _log_diff_tail_probs(self) -> Array:
+        base = self.base_dist
         if isinstance(base, dist.Normal):
             return log_normal_mass(_standard(base, self.low), _standard(base, self.high))
         if isinstance(base, dist.Cauchy):
@@ -56,41 +74,46 @@ class TwoSidedTruncatedDistribution(dist.TwoSidedTruncatedDistribution):
 class LeftTruncatedDistribution(dist.LeftTruncatedDistribution):
     """The bound may be infinite."""
 
-    @property
-    def _tail_prob_at_low(self) -> Any:
-        sign = jnp.where(_base(self).loc >= self.low, 1.0, -1.0)
-        return _tail(_base(self).cdf, _base(self).loc, jnp.asarray(self.low), sign)
+    base_dist: LocationScale
+    low: Array
 
-    def log_prob(self, value: Any) -> Any:
+    @property
+    def _tail_prob_at_low(self) -> Array:
+        sign = jnp.where(self.base_dist.loc >= self.low, 1.0, -1.0)
+        return _tail(self.base_dist.cdf, self.base_dist.loc, jnp.asarray(self.low), sign)
+
+    def log_prob(self, value: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
         """f[...], the log density."""
-        if isinstance(_base(self), dist.Cauchy):
-            bound = _standard(_base(self), self.low)
-            return _base(self).log_prob(value) - jnp.log(jnp.atan2(1.0, bound) / jnp.pi)
-        if not isinstance(_base(self), dist.Normal):
+        if isinstance(self.base_dist, dist.Cauchy):
+            bound = _standard(self.base_dist, self.low)
+            return self.base_dist.log_prob(value) - jnp.log(jnp.atan2(1.0, bound) / jnp.pi)
+        if not isinstance(self.base_dist, dist.Normal):
             return super().log_prob(value)
-        low = _standard(_base(self), self.low)
-        return _base(self).log_prob(value) - log_normal_mass(low, jnp.full_like(low, jnp.inf))
+        low = _standard(self.base_dist, self.low)
+        return self.base_dist.log_prob(value) - log_normal_mass(low, jnp.full_like(low, jnp.inf))
 
 
 class RightTruncatedDistribution(dist.RightTruncatedDistribution):
     """The bound may be infinite."""
 
+    base_dist: LocationScale
+
     @property
-    def _cdf_at_high(self) -> Any:
-        return _tail(_base(self).cdf, _base(self).loc, jnp.asarray(self.high), 1.0)
+    def _cdf_at_high(self) -> Array:
+        return _tail(self.base_dist.cdf, self.base_dist.loc, jnp.asarray(self.high), 1.0)
 
-    def log_prob(self, value: Any) -> Any:
+    def log_prob(self, value: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
         """f[...], the log density."""
-        if isinstance(_base(self), dist.Cauchy):
-            bound = _standard(_base(self), self.high)
-            return _base(self).log_prob(value) - jnp.log(jnp.atan2(1.0, -bound) / jnp.pi)
-        if not isinstance(_base(self), dist.Normal):
+        if isinstance(self.base_dist, dist.Cauchy):
+            bound = _standard(self.base_dist, self.high)
+            return self.base_dist.log_prob(value) - jnp.log(jnp.atan2(1.0, -bound) / jnp.pi)
+        if not isinstance(self.base_dist, dist.Normal):
             return super().log_prob(value)
-        high = _standard(_base(self), self.high)
-        return _base(self).log_prob(value) - log_normal_mass(jnp.full_like(high, -jnp.inf), high)
+        high = _standard(self.base_dist, self.high)
+        return self.base_dist.log_prob(value) - log_normal_mass(jnp.full_like(high, -jnp.inf), high)
 
 
-def _log_cauchy_mass(low: Any, high: Any) -> Any:
+def _log_cauchy_mass(low: Array, high: Array) -> Array:
     """Log of the mass between two bounds, which may be infinite: of the angle between (1, low) and (1, high)."""
     left, right = jnp.isfinite(low), jnp.isfinite(high)
     a, b = jnp.where(left, low, 0.0), jnp.where(right, high, 0.0)
@@ -100,7 +123,7 @@ def _log_cauchy_mass(low: Any, high: Any) -> Any:
     return jnp.where(left | right, jnp.log(jnp.atan2(y, x) / jnp.pi), 0.0)
 
 
-def log_normal_mass(low: Any, high: Any) -> Any:
+def log_normal_mass(low: Array, high: Array) -> Array:
     """Log (Φ(high) - Φ(low)), from the tail in which the interval lies; bounds may be infinite."""
     low, high = jnp.where(low > 0, -high, low), jnp.where(low > 0, -low, high)
     log_high, log_low = log_ndtr_of_bound(high), log_ndtr_of_bound(low)

@@ -14,7 +14,7 @@ from jax.custom_derivatives import SymbolicZero
 from vipl._checks import is_integer, whole_number
 from vipl._jax import Tracer
 from vipl._types import Array, ArrayLike, PRNGKeyArray
-from vipl.distributions._points import Point, exp_inside
+from vipl.distributions._draws import Point, exp_inside
 from vipl.distributions._stable import stabilize
 from vipl.errors import EstimatorError
 from vipl.gen import Draw, Estimator, Law

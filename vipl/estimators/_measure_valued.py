@@ -11,7 +11,7 @@ import numpyro.distributions as dist
 from jax import lax
 
 from vipl._types import Array, PRNGKeyArray
-from vipl.distributions._points import Point, Steps, in_support, innermost, transformed
+from vipl.distributions._draws import Point, Steps, in_support, innermost, transformed
 from vipl.errors import EstimatorError
 from vipl.estimators._alternatives import Others, change, one_at_a_time, stacked
 from vipl.estimators._local import LocalEnumerate

@@ -16,10 +16,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from vipl._checks import is_integer, whole_number
+from vipl._types import Array, PRNGKeyArray, PyTree
 from vipl.cache.programs import compiled, parts_of
 from vipl.errors import EstimatorError, ProgramError, shortened, show_aval
 from vipl.expectation.plan import Plan, make_plan
 from vipl.expectation.surrogate import draws, one_sample
+from vipl.gen import Estimator
 from vipl.gen._choices import flatten
 from vipl.gen._program import with_estimators
 from vipl.gen._sample import check_estimator
@@ -30,6 +32,8 @@ from vipl.ir.primitives import user_frame
 from vipl.ir.purity import check_unordered
 from vipl.ir.stage import Staged, stage_program
 from vipl.passes.cse import cse
+
+Argnums = int | tuple[int, ...]
 
 
 class Expectation:
@@ -46,18 +50,20 @@ class Expectation:
 
     _not_read = ("_lengths",)  # it changes nothing that a call gives
 
-    def __init__(self, fn: Callable, has_aux: bool = False, estimators: tuple[Any, ...] = ()):
+    def __init__(
+        self, fn: Callable, has_aux: bool = False, estimators: tuple[tuple[tuple[str, ...], Estimator], ...] = ()
+    ):
         """Wraps a program."""
         functools.update_wrapper(self, fn, updated=())
         self.fn, self.has_aux, self.estimators = fn, has_aux, estimators
         self._lengths: set[Skeleton] = set()  # kinds of arguments of which an integer is used as a length
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: PyTree) -> Any:
         """Runs the program inside another one."""
         return self._program()(*args)
 
     @functools.partial(key_by_keyword, before=1)
-    def estimate(self, key: Any, *args: Any, num_samples: int = 1) -> Any:
+    def estimate(self, key: PRNGKeyArray, *args: PyTree, num_samples: int = 1) -> Any:
         """Estimates the expected value; its JAX derivatives estimate the derivatives.
 
         (1/n) Σ_i S_i, with S_i independent surrogates: E[S] = E[f], E[∇S] = ∇E[f].
@@ -104,18 +110,18 @@ class Expectation:
         self._lengths.add(skeleton)
         return estimate
 
-    def estimate_anew(self, key: Any, *args: Any, num_samples: int = 1) -> Any:
+    def estimate_anew(self, key: PRNGKeyArray, *args: PyTree, num_samples: int = 1) -> Any:
         """`estimate`, traced anew at each call, in the context of the call: nothing is kept."""
         skeleton, leaves = partition(args)
         return self._estimate(as_key(key), leaves, skeleton=skeleton, num_samples=num_samples)
 
-    def _kept(self, key: Any, skeleton: Skeleton, leaves: Any, num_samples: int) -> Any:
+    def _kept(self, key: PRNGKeyArray, skeleton: Skeleton, leaves: list[Array], num_samples: int) -> Any:
         roots, static = parts_of(skeleton)
         program = functools.partial(self._estimate, skeleton=skeleton, num_samples=num_samples)
         return compiled("estimate", (self, *roots), (static, num_samples), program, (key, leaves))
 
     @functools.partial(key_by_keyword, before=1)
-    def value_and_grad(self, key: Any, *args: Any, num_samples: int = 1, argnums: Any = 1) -> Any:
+    def value_and_grad(self, key: PRNGKeyArray, *args: PyTree, num_samples: int = 1, argnums: Argnums = 1) -> Any:
         """Estimates value and gradient in one run: `jax.value_and_grad(self.estimate, argnums)(key, *args)`.
 
         Args:
@@ -149,16 +155,14 @@ class Expectation:
             check_estimator(estimator, at)
         return Expectation(self.fn, self.has_aux, tuple((dict(self.estimators) | flat).items()))
 
-    def _check_argnums(self, argnums: Any, args: tuple[Any, ...]) -> Any:
+    def _check_argnums(self, argnums: Argnums, args: tuple[PyTree, ...]) -> Argnums:
         """The numbers among `args`; raises where one is none, is that of the key, or names what has no gradient."""
         at = f"value_and_grad of {self._name} in {user_frame()}"
-        several = isinstance(argnums, (tuple, list)) and bool(argnums)
-        every: Any = argnums if several else (argnums,)
-        count = 1 + len(args)
-        numbers = [operator.index(given) if is_integer(given) else None for given in every]
         got = f"argnums={shortened(argnums)}, with {len(args)} argument{'' if len(args) == 1 else 's'} after the key"
-        found = [n % count for n in numbers if n is not None and -count <= n < count]
-        if len(found) < len(numbers):
+        several = isinstance(argnums, (tuple, list)) and bool(argnums)
+        count = 1 + len(args)
+        found = [_argument_number(given, count) for given in (argnums if several else (argnums,))]  # type: ignore
+        if None in found:
             raise ProgramError(
                 "argnums does not name arguments of the objective.",
                 at=at,
@@ -174,7 +178,7 @@ class Expectation:
             self._check_differentiable(args[number - 1], number, at)
         return tuple(n - 1 for n in found) if several else found[0] - 1
 
-    def _check_differentiable(self, argument: Any, number: int, at: str) -> None:
+    def _check_differentiable(self, argument: PyTree, number: int, at: str) -> None:
         leaves = jax.tree_util.tree_leaves_with_path(argument)
         for path, leaf in leaves:
             if not is_array(leaf) or not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
@@ -195,10 +199,10 @@ class Expectation:
             return self.fn
         return functools.partial(with_estimators, self.fn, self.estimators, self._name)
 
-    def _estimate(self, key: Any, leaves: Any, *, skeleton: Skeleton, num_samples: int) -> Any:
+    def _estimate(self, key: PRNGKeyArray, leaves: list[Array], *, skeleton: Skeleton, num_samples: int) -> Any:
         return cse(lambda key, leaves: self._average(key, skeleton, leaves, num_samples), key, leaves)
 
-    def _average(self, key: Any, skeleton: Skeleton, leaves: Any, num_samples: int) -> Any:
+    def _average(self, key: PRNGKeyArray, skeleton: Skeleton, leaves: list[Array], num_samples: int) -> Any:
         staged = stage_program(_floating(self._program(), self.has_aux), skeleton.combine(leaves), {})
         _check_result(staged, self.has_aux, self._name)
         plan = make_plan(staged)
@@ -219,6 +223,12 @@ class Expectation:
             others = (jnp.sum(mine, axis=0) - mine) / (num_samples - 1)
             value += jnp.sum(lax.stop_gradient(others) * control) / num_samples
         return (value, staged.result(samples.outs)[1]) if self.has_aux else value
+
+
+def _argument_number(given: object, count: int) -> Any:
+    """Which of `count` arguments a number names, negative ones counting from the last; None where it is none."""
+    number = operator.index(given) if is_integer(given) else count  # type: ignore[arg-type]
+    return number % count if -count <= number < count else None
 
 
 def expectation(fn: Callable | None = None, *, has_aux: bool = False) -> Any:
@@ -291,7 +301,7 @@ def _check_result(staged: Staged, has_aux: bool, name: str) -> None:
         )
 
 
-def _gradient_in_the_key(write: Any, at: str, got: str) -> ProgramError:
+def _gradient_in_the_key(write: Argnums, at: str, got: str) -> ProgramError:
     return ProgramError(
         "a gradient is asked for in the key.",
         at=at,

@@ -5,17 +5,20 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from vipl import _jax
+from vipl._jax import Jaxpr
+from vipl._types import Array, Float, Int
 from vipl.analysis.decomposition import Cost
 from vipl.errors import EstimatorError
 from vipl.expectation.plan import Plan
-from vipl.expectation.run import RUNS, Given, Run, along, collect_costs, law_in, over_lanes, run_program
+from vipl.expectation.run import RUNS, Run, SiteInput, along, collect_costs, law_in, over_lanes, run_program
+from vipl.gen import Alternatives
 from vipl.ir.guards import undifferentiable
 from vipl.ir.primitives import Path
 from vipl.ir.sites import SiteInfo
@@ -38,7 +41,9 @@ class _Group(NamedTuple):
     is_pruned: bool
 
 
-def alternatives_term(plan: Plan, given: dict[Path, Given], digits: dict[Path, Any], main: Run, pick: Any) -> Any:
+def alternatives_term(
+    plan: Plan, given: dict[Path, SiteInput], digits: dict[Path, Array], main: Run, pick: Array | None
+) -> Float[Array, ""] | None:
     """Σ_a weight_a (W_a f_a - W f): a run for each alternative of each site and visit, and one for all pruned.
 
     Lanes that are kept apart take their alternatives in one run.
@@ -79,12 +84,12 @@ def _groups(plan: Plan) -> list[_Group]:
 def _run_group(
     plan: Plan,
     group: _Group,
-    jaxpr: Any,
-    still: dict[Path, Given],
-    digits: dict[Path, Any],
-    others: dict[Path, Any],
-    pick: Any,
-) -> Any:
+    jaxpr: Jaxpr,
+    still: dict[Path, SiteInput],
+    digits: dict[Path, Array],
+    others: dict[Path, Alternatives],
+    pick: Array | None,
+) -> list[Array]:
     """f[runs, *sizes] of each cost: its weighted value in the runs of a group."""
     count = sum(math.prod(plan.run_shape(p)) for p in group.sites)
     # A site by itself takes its values in order, one in each run; of several each is told which runs are its own.
@@ -98,7 +103,7 @@ def _run_group(
     def at(number):
         return collect_costs(plan, run_program(plan, jaxpr, site_inputs, digits, number), digits).weighted
 
-    if group.is_pruned:
+    if group.is_pruned and pick is not None:
         runs = group.first + pick[None]
     else:
         runs = jnp.arange(count, dtype=jnp.int32) + (0 if alone else group.first)
@@ -106,8 +111,15 @@ def _run_group(
 
 
 def _changes(
-    plan: Plan, group: _Group, info: SiteInfo, cost: Cost, others: Any, results: Any, value: Any, pick: Any
-) -> tuple[Any, Any]:
+    plan: Plan,
+    group: _Group,
+    info: SiteInfo,
+    cost: Cost,
+    others: Alternatives,
+    results: Array,
+    value: Array,
+    pick: Array | None,
+) -> tuple[Array, Array]:
     """The weights of a site's alternatives for a cost, and by how much the cost is another in their runs."""
     weight = _run_weights(plan, info, law_in(plan, cost, info.path, others.weights), cost, pick)
     first = 0 if group.is_pruned else plan.runs.first[info.path] - group.first
@@ -118,14 +130,14 @@ def _changes(
     return weight, difference
 
 
-def _run_numbers(plan: Plan, info: SiteInfo) -> Any:
+def _run_numbers(plan: Plan, info: SiteInfo) -> Int[Array, "*loops alternatives"]:
     """i[*loops, alternatives]: the run in which a site takes an alternative."""
     shape = plan.run_shape(info)
     numbers = plan.runs.first[info.path] + jnp.arange(math.prod(shape), dtype=jnp.int32).reshape(shape)
     return over_lanes(info, numbers, plan.apart[info.path], first=0)
 
 
-def _run_weights(plan: Plan, info: SiteInfo, weights: Any, cost: Cost, pick: Any) -> Any:
+def _run_weights(plan: Plan, info: SiteInfo, weights: Array, cost: Cost, pick: Array | None) -> Array:
     """f[runs, ...]: the weights of a site's alternatives in the runs that are its own, broadcasting to a cost."""
     apart = plan.apart[info.path]
     together, lanes = ([i for i, x in enumerate(apart) if x is kept] for kept in (False, True))
@@ -134,14 +146,14 @@ def _run_weights(plan: Plan, info: SiteInfo, weights: Any, cost: Cost, pick: Any
     axes = [cost.reach[info.path][i] for i in lanes]
     x = jax.vmap(lambda row: along(row, tuple(axes), len(cost.sizes)))(x)
     number = plan.runs.first[info.path] - plan.runs.num_full
-    if number < 0 or not plan.runs.num_pruned:
+    if number < 0 or pick is None:
         return x
     mine = (pick >= number) & (pick < number + x.shape[0])
     survivor = lax.dynamic_index_in_dim(x, pick - number, keepdims=True)
     return jnp.where(mine, plan.runs.num_pruned * survivor, 0)
 
 
-def _still(x: Any) -> Any:
+def _still(x: Array) -> Array:
     """Without derivative; a key may be used again, since common random numbers are wanted."""
     if jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key):
         return jax.random.clone(x)
@@ -149,7 +161,7 @@ def _still(x: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=256)
-def _first_order(names: str) -> Callable:
+def _first_order(names: str) -> Callable[[Array, Array, list[Array]], Array]:
     """Weights * differences, whose first derivative is right and whose second derivative raises.
 
     The differences depend on all inputs of the program, although no derivative passes them: so a second derivative

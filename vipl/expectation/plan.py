@@ -12,7 +12,7 @@ import numpy as np
 from vipl import _jax
 from vipl.analysis.decomposition import Costs, find_costs
 from vipl.analysis.dependence import Dependences, find_dependence
-from vipl.analysis.meeting import Meeting, find_meeting
+from vipl.analysis.joint_end import JointEnd, find_joint_end
 from vipl.analysis.supports import check_marks
 from vipl.errors import EstimatorError, ProgramError
 from vipl.estimators._enumerate import MAX_POINTS
@@ -77,10 +77,10 @@ class Plan:
         return [p for p, points in self._draws() if points.shared_control is not None]
 
     @functools.cached_property
-    def meeting(self) -> Meeting | None:
+    def joint_end(self) -> JointEnd | None:
         """The end of the program in which lanes of enumerated sites meet, if they meet nowhere else."""
         has_control = any(points.control is not None for _, points in self._draws())
-        return None if has_control or self.runs.first else _find_meeting(self)
+        return None if has_control or self.runs.first else _find_joint_end(self)
 
     @property
     def runs_several(self) -> list[SiteInfo]:
@@ -214,7 +214,7 @@ def _loop_numbers(plan: Plan, members: list[SiteInfo]) -> np.ndarray:
     return numbers
 
 
-def _find_meeting(plan: Plan) -> Meeting | None:
+def _find_joint_end(plan: Plan) -> JointEnd | None:
     """Where the lanes of enumerated sites meet that are not apart in the costs."""
     if plan.reached.values is None or any(p.path not in plan.reached.sites for p in plan.found):
         return None
@@ -228,7 +228,7 @@ def _find_meeting(plan: Plan) -> Meeting | None:
     costs = plan.costs
     outs = [*_jax.parts(plan.staged.jaxpr).outvars]
     outs += [v for cost in costs.costs for v, _ in cost.leaves] + [v for eqn in costs.tail for v in eqn.invars]
-    return find_meeting(plan.staged.jaxpr, plan.reached.values, plan.reached.sites, outs, lanes)
+    return find_joint_end(plan.staged.jaxpr, plan.reached.values, plan.reached.sites, outs, lanes)
 
 
 def _weighs(points: Draw | Points) -> bool:

@@ -11,9 +11,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from vipl import _jax
-from vipl.analysis.both_ways import both_ways
+from vipl._jax import Jaxpr
+from vipl._types import Array, Float, Int, PyTree
 from vipl.analysis.decomposition import Cost
-from vipl.distributions._points import total
+from vipl.analysis.stop_conflicts import conflict_error
+from vipl.distributions._draws import total
 from vipl.errors import EstimatorError
 from vipl.expectation.plan import Plan
 from vipl.gen import Points
@@ -37,14 +39,14 @@ class Emitted(NamedTuple):
       alternatives: its other values with their weights.
     """
 
-    log_weight: Any = None
-    shared_control: Any = None
+    log_weight: Float[Array, "*loops"] | None = None
+    shared_control: Float[Array, "*loops"] | None = None
     log_support: Any = None
     visited: Any = None
     alternatives: Any = None
 
 
-class Given(NamedTuple):
+class SiteInput(NamedTuple):
     """What a site is handed.
 
     Attributes:
@@ -53,9 +55,9 @@ class Given(NamedTuple):
       alternative: its other values, if it has any and they are run, and in which runs; None: in each one of them.
     """
 
-    noise: Any
-    digit: Any
-    alternative: Any = None
+    noise: list[Array]
+    digit: Int[Array, "*loops"] | None
+    alternative: tuple[Array, Array | None] | None = None
 
 
 class Run(NamedTuple):
@@ -69,14 +71,14 @@ class Run(NamedTuple):
       emits: what the sites hand out.
     """
 
-    costs: list[Any]
-    weights: list[Any]
-    outs: list[Any]
-    totals: dict[str, Any]
+    costs: list[Array]
+    weights: list[Array | None]
+    outs: list[Array]
+    totals: dict[str, Array]
     emits: dict[Path, Emitted]
 
     @property
-    def weighted(self) -> list[Any]:
+    def weighted(self) -> list[Array]:
         """The costs times their probabilities."""
         return [weighted(w, x) for w, x in zip(self.weights, self.costs, strict=True)]
 
@@ -90,7 +92,9 @@ _row_p = _jax.define_row_primitive("vipl_row")
 _NUMBERS = ("log_weight", "control", "shared_control")
 
 
-def run_program(plan: Plan, jaxpr: Any, given: dict[Path, Given], digits: dict[Path, Any], number: Any) -> Outcome:
+def run_program(
+    plan: Plan, jaxpr: Jaxpr, given: dict[Path, SiteInput], digits: dict[Path, Array], number: Array | None
+) -> Outcome:
     """Runs the program at its points; with a `number`, at that alternative. The value is the environment."""
     constvars, consts, _, eqns, _ = _jax.parts(jaxpr)
     common = {path: d for path, d in digits.items() if d.ndim == 0}
@@ -99,7 +103,7 @@ def run_program(plan: Plan, jaxpr: Any, given: dict[Path, Given], digits: dict[P
     return run_equations(eqns, env, _interpreter(plan, common, number), site_inputs)
 
 
-def collect_costs(plan: Plan, out: Outcome, digits: dict[Path, Any]) -> Run:
+def collect_costs(plan: Plan, out: Outcome, digits: dict[Path, Array]) -> Run:
     """The costs of a run, and their weights."""
     outvars = _jax.parts(plan.staged.jaxpr).outvars
     costs = plan.costs.evaluate(out.value)
@@ -110,7 +114,7 @@ def collect_costs(plan: Plan, out: Outcome, digits: dict[Path, Any]) -> Run:
     return Run(costs, weights, read_arrays(out.value, outvars), out.totals, out.emits)
 
 
-def _interpreter(plan: Plan, common: dict[Path, Any], number: Any) -> Interpreter:
+def _interpreter(plan: Plan, common: dict[Path, Array], number: Array | None) -> Interpreter:
     """Runs the program at its points; with a `number`, at that alternative.
 
     The digits in `common` are those of all visits. They are not handed to the sites, where lanes would map them, but
@@ -159,7 +163,7 @@ def _interpreter(plan: Plan, common: dict[Path, Any], number: Any) -> Interprete
     return Interpreter(handle, None, "expectation")
 
 
-def weighed(site: Site, operands: Sequence[Any], value: Any, log_probs: Any) -> Any:
+def weighed(site: Site, operands: Sequence[Array], value: Array, log_probs: Array | None) -> Any:
     """The value, with its log density beside it where the site gives that too."""
     if not site.weighs:
         return value
@@ -167,7 +171,7 @@ def weighed(site: Site, operands: Sequence[Any], value: Any, log_probs: Any) -> 
     return value, total(log_probs, len(site.log_shape))
 
 
-def _guarded(site: Site, x: Any, fixed: Any) -> Any:
+def _guarded(site: Site, x: Array, fixed: PyTree) -> Array:
     """The same number, whose derivative in the `fixed` parameters raises; those in others pass."""
     guard = undifferentiable(_no_derivative, site.at())
     return x + guard(jnp.zeros_like(x), fixed) if jnp.issubdtype(x.dtype, jnp.floating) else guard(x, fixed)
@@ -178,7 +182,9 @@ def values_axis(path: Path) -> str:
     return f"vipl values {path}"
 
 
-def probability(plan: Plan, emits: dict[Path, Emitted], digits: dict[Path, Any], cost: Cost, ndim: int) -> Any:
+def probability(
+    plan: Plan, emits: dict[Path, Emitted], digits: dict[Path, Array], cost: Cost, ndim: int
+) -> Array | None:
     """W_e of a cost: the product of the probabilities of the values that reach it; None: no site has any.
 
     Of the numbers of a site that does not reach it, or that stands in a branch that is not taken, only the first
@@ -199,7 +205,7 @@ def probability(plan: Plan, emits: dict[Path, Emitted], digits: dict[Path, Any],
     return jnp.where(functools.reduce(jnp.logical_and, once), jnp.exp(log_probability), 0.0)
 
 
-def law_in(plan: Plan, cost: Cost, path: Path, x: Any) -> Any:
+def law_in(plan: Plan, cost: Cost, path: Path, x: Array) -> Array:
     """A number of a site's law as it counts in a cost.
 
     Without derivative where the cost sees the value held; with one that raises where it sees the value both ways.
@@ -207,11 +213,11 @@ def law_in(plan: Plan, cost: Cost, path: Path, x: Any) -> Any:
     if path in cost.held:
         return lax.stop_gradient(x)
     if path in cost.mixed:
-        return undifferentiable(both_ways, (plan.at(path), *cost.mixed[path]))(x, ())
+        return undifferentiable(conflict_error, (plan.at(path), *cost.mixed[path]))(x, ())
     return x
 
 
-def weighted(weight: Any, x: Any) -> Any:
+def weighted(weight: Array | None, x: Array) -> Array:
     """Weight * x; where the weight is 0, x is not looked at."""
     if weight is None:
         return x
@@ -219,7 +225,7 @@ def weighted(weight: Any, x: Any) -> Any:
     return jnp.where(weight != 0, weight * jnp.where(weight != 0, x, 0), 0)
 
 
-def along(x: Any, axes: tuple[int | None, ...], ndim: int) -> Any:
+def along(x: Array, axes: tuple[int | None, ...], ndim: int) -> Array:
     """The sum of f[*loops] over the loops that have no axis, the others as the axes of an array of `ndim` axes."""
     x = jnp.sum(x, axis=tuple(i for i, a in enumerate(axes) if a is None))
     kept = [a for a in axes if a is not None]
@@ -227,7 +233,7 @@ def along(x: Any, axes: tuple[int | None, ...], ndim: int) -> Any:
     return jnp.expand_dims(x, tuple(a for a in range(ndim) if a not in kept))
 
 
-def over_lanes(info: SiteInfo, x: Any, apart: Sequence[bool], first: int) -> Any:
+def over_lanes(info: SiteInfo, x: Array, apart: Sequence[bool], first: int) -> Array:
     """Repeats an array with axes for the loops that are taken together, from axis `first`, along the other loops."""
     where = [first + i for i, alone in enumerate(apart) if alone]
     x = jnp.expand_dims(x, where)

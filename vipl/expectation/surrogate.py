@@ -14,7 +14,7 @@ of costs, f = Σ_c cost_c (`analysis.decomposition`), of which f alone is the si
 
 Lanes that every cost keeps apart take their values, or their alternatives, all in one run; lanes that meet only in the
 end of the program take theirs in one run up to there, and only the end is evaluated for all joint values
-(`analysis.meeting`).
+(`analysis.joint_end`).
 
 So the size of the compiled program is linear in the number of sites, whatever their estimators, and a loop's
 body is traced a fixed number of times.
@@ -27,20 +27,22 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from vipl._types import Array, ArrayLike, Float, Int, PRNGKeyArray, Shaped
 from vipl.analysis.decomposition import Cost
+from vipl.analysis.joint_end import JointEnd
 from vipl.errors import ProgramError, show_aval
 from vipl.expectation.other_runs import alternatives_term
 from vipl.expectation.plan import Plan
 from vipl.expectation.run import (
     Emitted,
-    Given,
     Run,
+    SiteInput,
     along,
     collect_costs,
     law_in,
@@ -58,6 +60,11 @@ from vipl.ir.keys import fold_tag
 from vipl.ir.primitives import Path
 from vipl.ir.sites import Loop, SiteInfo
 
+T = TypeVar("T")
+
+Noise = dict[Path, list[Array]]
+"""What each site's program draws with."""
+
 
 class Sample(NamedTuple):
     """One run of the estimator.
@@ -69,13 +76,13 @@ class Sample(NamedTuple):
       outs: the program's outputs.
     """
 
-    surrogate: Any
-    values: list[Any]
-    shared_controls: list[Any]
-    outs: Any
+    surrogate: Float[Array, ""]
+    values: list[Array]
+    shared_controls: list[Array]
+    outs: list[Array]
 
 
-def draws(plan: Plan, key: Any, num_samples: int | None = None) -> tuple[dict[Path, Any], Any]:
+def draws(plan: Plan, key: PRNGKeyArray, num_samples: int | None = None) -> tuple[Noise, Array | None]:
     """What `one_sample` is handed: noise, and which of the pruned runs is made; for several samples, an axis more."""
     around, shape = ((), ()) if num_samples is None else ((Loop("sample", num_samples),), (num_samples,))
     drawn = {path: origin for path, origin in plan.origins.items() if origin.info.outside_while is None}
@@ -86,17 +93,17 @@ def draws(plan: Plan, key: Any, num_samples: int | None = None) -> tuple[dict[Pa
     return mine, pick if plan.pruned_order is None else jnp.asarray(plan.pruned_order)[pick]
 
 
-def one_sample(plan: Plan, noise: dict[Path, Any], pick: Any) -> Sample:
+def one_sample(plan: Plan, noise: Noise, pick: Array | None) -> Sample:
     """Runs the estimator once."""
-    meeting = plan.meeting.lanes if plan.meeting else {}
-    outer = [p for p in plan.enumerated if p.path not in meeting]
-    inner = [p for p in plan.enumerated if p.path in meeting]
+    end = plan.joint_end
+    inner = [p for p in plan.enumerated if end and p.path in end.lanes]
+    outer = [p for p in plan.enumerated if p not in inner]
 
     def at(*digits):
         chosen = {p.path: d for p, d in zip(outer, digits, strict=True)}
-        if inner:
-            return _where_lanes_meet(plan, noise, inner, chosen), None
-        given = {path: Given(x, None) for path, x in noise.items()}
+        if end and inner:
+            return _over_joint_values(plan, end, noise, inner, chosen), None
+        given = {path: SiteInput(x, None) for path, x in noise.items()}
         run = collect_costs(plan, run_program(plan, plan.staged.jaxpr, given, chosen, None), chosen)
         correction = alternatives_term(plan, given, chosen, run, pick) if plan.runs.first else None
         return _weighed(plan, run, chosen), correction
@@ -108,18 +115,18 @@ def one_sample(plan: Plan, noise: dict[Path, Any], pick: Any) -> Sample:
     return sample
 
 
-def _for_each(fn: Callable[..., Any], tables: dict[str, Any]) -> Any:
+def _for_each(fn: Callable[..., Any], tables: dict[str, Array]) -> Any:
     """`fn` of one row of each table, for all of them: one leading axis, of the name given, for each table."""
     for i, axis in reversed(list(enumerate(tables))):
         fn = jax.vmap(fn, in_axes=tuple(0 if j == i else None for j in range(len(tables))), axis_name=axis)
     return fn(*tables.values())
 
 
-def _summed(x: Any, axes: int) -> Any:
+def _summed(x: T, axes: int) -> T:
     return jax.tree.map(lambda x: jnp.sum(x, axis=tuple(range(axes))), x) if axes else x
 
 
-def _digits(plan: Plan, info: SiteInfo, apart: Sequence[bool]) -> Any:
+def _digits(plan: Plan, info: SiteInfo, apart: Sequence[bool]) -> Int[Array, " values *loops"]:
     """For every joint value of a site's visits, the number of its value at each: i[size**count, *loops].
 
     Lanes that are kept apart all have the same; i[size] where all visits have.
@@ -131,7 +138,7 @@ def _digits(plan: Plan, info: SiteInfo, apart: Sequence[bool]) -> Any:
     return over_lanes(info, _numbers(size, together), apart, first=1)
 
 
-def _numbers(base: int, shape: Sequence[int]) -> Any:
+def _numbers(base: int, shape: Sequence[int]) -> Int[Array, " joint *shape"]:
     """i[base**count, *shape]: all arrays of digits, the first one slowest."""
     count = math.prod(shape)
     joint = jnp.arange(base**count, dtype=jnp.int32)[:, None]
@@ -139,58 +146,68 @@ def _numbers(base: int, shape: Sequence[int]) -> Any:
     return ((joint // powers) % base).reshape(base**count, *shape)
 
 
-def _where_lanes_meet(plan: Plan, noise: dict[Path, Any], inner: list[SiteInfo], digits: dict[Path, Any]) -> Sample:
+def _over_joint_values(
+    plan: Plan, end: JointEnd, noise: Noise, inner: list[SiteInfo], digits: dict[Path, Array]
+) -> Sample:
     """The sum over the values of sites whose lanes meet in the end of the program.
 
     What is before the end is run for every value of one lane, in all lanes at once; the end for all joint values.
     """
-    meeting: Any = plan.meeting
-    lanes = meeting.lanes
+    lanes = end.lanes
     alone = {p.path: [a or i in lanes[p.path] for i, a in enumerate(plan.apart[p.path])] for p in inner}
-    tables = [_digits(plan, p, alone[p.path]) for p in inner]
-
-    def before(*rows):
-        chosen = digits | {p.path: row for p, row in zip(inner, rows, strict=True)}
-        given = {path: Given(x, None) for path, x in noise.items()}
-        out = run_program(plan, plan.staged.jaxpr, given, chosen, None)
-        return read(out.value, list(meeting.leaves)), {path: out.emits[path] for path in meeting.sites}
-
-    heads, emits = _for_each(before, {values_axis(p.path): t for p, t in zip(inner, tables, strict=True)})
+    tables = {p.path: _digits(plan, p, alone[p.path]) for p in inner}
+    heads, emits = _before_end(plan, end, noise, tables, digits)
 
     def at(*numbers):
-        def joint(x, reach):
-            for left, (p, number) in zip(reversed(range(len(inner))), zip(inner, numbers, strict=True), strict=True):
-                axes = [left + reach[p.path][i] for i in lanes[p.path]] if p.path in reach else None
-                x = x[0] if axes is None else _looked_up(x, number, axes)
-            return x
-
-        leaves = {v: joint(x, reach) for (v, reach), x in zip(meeting.leaves.items(), heads, strict=True)}
-        here = {
-            path: jax.tree.map(lambda x, reach=reach: joint(x, reach), emits[path])
-            for path, reach in meeting.sites.items()
-        }
-        env = evaluate(meeting.eqns, leaves, plain)
+        joint = dict(zip(tables, numbers, strict=True))
+        look = functools.partial(_at_joint_value, lanes, joint)
+        leaves = {v: look(reach, x) for (v, reach), x in zip(end.leaves.items(), heads, strict=True)}
+        here = {p: jax.tree.map(functools.partial(look, reach), emits[p]) for p, reach in end.sites.items()}
+        env = evaluate(end.eqns, leaves, plain)
         chosen = digits | {
-            p.path: _looked_up(_over_loops(p, t), n, lanes[p.path])
-            for p, t, n in zip(inner, tables, numbers, strict=True)
+            p.path: _looked_up(_over_loops(p, tables[p.path]), joint[p.path], lanes[p.path]) for p in inner
         }
         return _weighed(plan, collect_costs(plan, Outcome(env, {}, here), chosen), chosen)
 
     joint = {
-        f"joint {values_axis(p.path)}": _numbers(t.shape[0], [p.loop_shape[i] for i in lanes[p.path]])
-        for p, t in zip(inner, tables, strict=True)
+        f"joint {values_axis(p.path)}": _numbers(tables[p.path].shape[0], [p.loop_shape[i] for i in lanes[p.path]])
+        for p in inner
     }
     return _summed(_for_each(at, joint), len(inner))
 
 
-def _over_loops(info: SiteInfo, digits: Any) -> Any:
+def _before_end(
+    plan: Plan, end: JointEnd, noise: Noise, tables: dict[Path, Array], digits: dict[Path, Array]
+) -> tuple[list[Array], dict[Path, Emitted]]:
+    """What the end reads, and what the sites before it hand out: one leading axis for the rows of each table."""
+
+    def at(*rows):
+        chosen = digits | dict(zip(tables, rows, strict=True))
+        given = {path: SiteInput(x, None) for path, x in noise.items()}
+        out = run_program(plan, plan.staged.jaxpr, given, chosen, None)
+        return read(out.value, list(end.leaves)), {path: out.emits[path] for path in end.sites}
+
+    return _for_each(at, {values_axis(path): table for path, table in tables.items()})
+
+
+def _at_joint_value(
+    lanes: dict[Path, tuple[int, ...]], numbers: dict[Path, Array], reach: dict[Path, Any], x: Array
+) -> Array:
+    """Of [values of each site, ...] what stands there at a joint value: each site's numbers, one for each lane."""
+    for left, (path, number) in zip(reversed(range(len(numbers))), numbers.items(), strict=True):
+        reached = path in reach  # otherwise it is the same for all values
+        x = _looked_up(x, number, [left + reach[path][i] for i in lanes[path]]) if reached else x[0]
+    return x
+
+
+def _over_loops(info: SiteInfo, digits: Int[Array, "values ..."]) -> Int[Array, " values *loops"]:
     """i[..., *loops] of digits that all visits may share."""
     if digits.ndim > 1 or not info.loops:
         return digits
     return jnp.broadcast_to(digits.reshape(-1, *[1] * len(info.loops)), (digits.size, *info.loop_shape))
 
 
-def _looked_up(x: Any, number: Any, axes: Sequence[int]) -> Any:
+def _looked_up(x: Shaped[Array, "values ..."], number: Int[Array, "*lanes"], axes: Sequence[int]) -> Array:
     """Of [values, ...], in every lane the entry with that lane's number: i[*lanes], `axes` of the result."""
     front = range(len(axes))
     x = jnp.moveaxis(x, [a + 1 for a in axes], [1 + i for i in front])
@@ -200,7 +217,7 @@ def _looked_up(x: Any, number: Any, axes: Sequence[int]) -> Any:
     return jnp.moveaxis(x.reshape(*lanes, *rest), list(front), list(axes))
 
 
-def _total(plan: Plan, name: str, emits: dict[Path, Emitted], cost: Cost, ndim: int) -> Any:
+def _total(plan: Plan, name: str, emits: dict[Path, Emitted], cost: Cost, ndim: int) -> Array | None:
     """The sum over the sites whose law counts in a cost, broadcasting to it; None where no site has it."""
     parts = [
         along(law_in(plan, cost, path, x), axes, ndim)
@@ -210,7 +227,7 @@ def _total(plan: Plan, name: str, emits: dict[Path, Emitted], cost: Cost, ndim: 
     return functools.reduce(jnp.add, parts) if parts else None
 
 
-def _weighed(plan: Plan, run: Run, digits: dict[Path, Any]) -> Sample:
+def _weighed(plan: Plan, run: Run, digits: dict[Path, Array]) -> Sample:
     """The sample at one joint value of the enumerated sites, times its probability."""
     dtype = run.outs[0].dtype
     parts, held, controls = [], [], []
@@ -234,7 +251,7 @@ def _weighed(plan: Plan, run: Run, digits: dict[Path, Any]) -> Sample:
     return Sample(surrogate, held, controls, outs)
 
 
-def _averaged(plan: Plan, x: Any, seen: Cost, emits: dict[Path, Emitted], digits: dict[Path, Any]) -> Any:
+def _averaged(plan: Plan, x: ArrayLike, seen: Cost, emits: dict[Path, Emitted], digits: dict[Path, Array]) -> Array:
     """The summand of an auxiliary output's expected value."""
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.inexact):

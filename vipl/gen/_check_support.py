@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from vipl._jax import Tracer
 from vipl._types import Array
 from vipl.analysis.regions import POINT, Region, continuous
-from vipl.analysis.supports import ENTERS, Drawn, mark, origin, verdict
+from vipl.analysis.supports import ENTERS, OfSite, mark, origin, verdict
 from vipl.errors import SupportError
 from vipl.ir.primitives import Site
 
@@ -29,12 +29,12 @@ def lies_inside(value: Array, sites: Sequence[Site]) -> bool:
     if known == ENTERS and isinstance(value, Tracer):
         mark(value, wanted, _refuse, about)
     inside = verdict(known, wanted)
-    if inside is False and isinstance(known, Drawn):
+    if inside is False and isinstance(known, OfSite):
         raise _refuse(known, about)
     return inside is True
 
 
-def _refuse(drawn: Drawn, about: tuple[str, Region]) -> SupportError:
+def _refuse(drawn: OfSite, about: tuple[str, Region]) -> SupportError:
     at, wanted = about
     got = drawn.region
     assert got is not None

@@ -11,7 +11,7 @@ import numpy as np
 
 from vipl import _jax
 from vipl._types import Array, PyTree
-from vipl.analysis.supports import Drawn, origin
+from vipl.analysis.supports import OfSite, origin
 from vipl.errors import AddressError, ChoiceError, show_address, show_addresses, show_aval
 from vipl.ir.batching import sites_of_value
 from vipl.ir.partition import as_array
@@ -97,9 +97,9 @@ def flatten(choices: object, what: str) -> dict[Address, Any]:
     return out
 
 
-def _drawn(value: object) -> Drawn | None:
+def _drawn(value: object) -> OfSite | None:
     known = origin(value)
-    return known if isinstance(known, Drawn) else None
+    return known if isinstance(known, OfSite) else None
 
 
 def _nested_hint(name: object) -> str:

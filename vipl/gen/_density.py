@@ -15,8 +15,8 @@ from numpyro.distributions import transforms as t
 from vipl import _jax
 from vipl._jax import ShapedArray
 from vipl._types import Array, ArrayLike
+from vipl.distributions._draws import draw, innermost, log_density, total
 from vipl.distributions._flips import BernoulliLogits
-from vipl.distributions._points import draw, innermost, log_density, total
 from vipl.errors import DistributionError, show_aval
 from vipl.gen._equivalents import equivalent, library_of
 from vipl.gen._supports import joins_zero, names_its_support, steps_of

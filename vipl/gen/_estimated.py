@@ -14,7 +14,7 @@ from vipl.errors import AddressError, show_addresses
 from vipl.gen._by_site import joint_address
 from vipl.gen._choices import Address, Choices, flatten, merge, nest
 from vipl.gen._source import Source, Trace
-from vipl.interpret.rewrite import bind_composite, rewrite
+from vipl.interpret.subprograms import bind_composite, rewrite
 from vipl.ir.primitives import Site
 
 

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from vipl._types import Array, ArrayLike, Bool, Float, PRNGKeyArray, PyTree, Shaped
-from vipl.distributions._points import Point, draw, log_density, standing
+from vipl.distributions._draws import Point, draw, log_density, standing
 
 
 class Law:

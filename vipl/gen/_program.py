@@ -31,8 +31,8 @@ from vipl.gen._source import Source, Trace
 from vipl.gen._weighing import Drawn, Given, density, density_inside, weighing
 from vipl.gen._without_choice import check_no_choice, is_random_key, is_record, records, valued
 from vipl.interpret.interpreter import Interpreter, run
-from vipl.interpret.rewrite import rewrite
 from vipl.interpret.seed import violations
+from vipl.interpret.subprograms import rewrite
 from vipl.ir.functions import check_function
 from vipl.ir.partition import partition, python_integer
 from vipl.ir.primitives import Path, Site, split_weight, user_frame

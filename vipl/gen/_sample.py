@@ -11,7 +11,7 @@ import numpyro.distributions as dist
 from vipl import _jax
 from vipl._jax import ShapedArray
 from vipl._types import ArrayLike, Float
-from vipl.distributions._points import in_support, log_density
+from vipl.distributions._draws import in_support, log_density
 from vipl.distributions._stable import stabilize
 from vipl.errors import ChoiceError, EstimatorError, ProgramError, ViplError, show_address, show_aval
 from vipl.gen._choices import Address, check_address

@@ -46,7 +46,7 @@ from vipl.analysis.regions import (
     union,
     unsure,
 )  # fmt: skip
-from vipl.distributions._points import innermost
+from vipl.distributions._draws import innermost
 
 _INF = math.inf
 

@@ -12,7 +12,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from vipl.distributions._points import innermost
+from vipl.distributions._draws import innermost
 from vipl.gen._check_arguments import check_source
 from vipl.gen._choices import match
 from vipl.gen._density import is_factor

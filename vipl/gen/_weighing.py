@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from vipl._types import Array, ArrayLike, PyTree
-from vipl.distributions._points import has_coordinates, total
+from vipl.distributions._draws import has_coordinates, total
 from vipl.errors import AddressError, show_addresses
 from vipl.gen._density import is_factor, site_log_prob
 from vipl.gen._without_choice import is_random_key, is_record

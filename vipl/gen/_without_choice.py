@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from vipl.errors import AddressError, ChoiceError, show_address, show_addresses, show_aval
 from vipl.gen._choices import check_address, flatten
 from vipl.gen._density import is_factor
-from vipl.interpret.rewrite import rewrite
+from vipl.interpret.subprograms import rewrite
 from vipl.ir.partition import as_array, partition
 from vipl.ir.primitives import Site, bind_site, user_frame
 from vipl.ir.sites import SiteInfo, list_sites

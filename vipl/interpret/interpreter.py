@@ -22,7 +22,7 @@ An equation that holds a site and has no rule here raises; none is passed over i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -30,6 +30,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from vipl import _jax
+from vipl._jax import Eqn, Jaxpr, Primitive, ShapedArray, Var
+from vipl._types import Array, ArrayLike, PyTree
 from vipl.errors import ControlFlowError
 from vipl.ir import devices
 from vipl.ir.batching import has_site, sites_of
@@ -37,9 +39,12 @@ from vipl.ir.composite import Composite, composite_p
 from vipl.ir.dataflow import evaluate, plain, read, walk
 from vipl.ir.primitives import Lane, Path, Site, lanes_p, sample_p
 from vipl.ir.purity import check_unordered
-from vipl.ir.sites import list_sites
+from vipl.ir.sites import SiteInfo, list_sites
 from vipl.ir.stage import stage
 from vipl.passes import scan_fission as fission
+
+Inputs = Mapping[Path, Any]
+"""What sites are handed: a pytree for each path."""
 
 
 class Outcome(NamedTuple):
@@ -52,8 +57,8 @@ class Outcome(NamedTuple):
     """
 
     value: Any
-    totals: dict[str, Any]
-    emits: dict[Path, Any]
+    totals: dict[str, Array]
+    emits: dict[Path, PyTree]
 
 
 class Visit(NamedTuple):
@@ -75,20 +80,20 @@ class Interpreter(NamedTuple):
         one entry for each of its values, at `(*path, number)`. None: only the sites of its `draw` are seen.
     """
 
-    handle: Callable[[Visit, Sequence[Any], Any], Outcome]
-    in_while: Callable[[Any, Any, Any], Any] | None
+    handle: Callable[[Visit, Sequence[Array], Any], Outcome]
+    in_while: Callable[[list[SiteInfo], Inputs, Array], Inputs] | None
     name: str
-    compose: Callable[[Composite, list[Any], list[Any], Path], Outcome] | None = None
+    compose: Callable[[Composite, list[Array], list[Any], Path], Outcome] | None = None
 
 
 # --- the loop ---------------------------------------------------------------------------------------------
 
 
 def run(
-    jaxpr: Any,
-    args: Sequence[Any],
+    jaxpr: Jaxpr,
+    args: Sequence[Array],
     interpreter: Interpreter,
-    given: dict[Path, Any],
+    given: Inputs,
     path: Path = (),
 ) -> Outcome:
     """Evaluates a program with an interpreter at its sites."""
@@ -99,13 +104,13 @@ def run(
 
 
 def run_equations(
-    eqns: Sequence[Any], env: dict[Any, Any], interpreter: Interpreter, given: dict[Path, Any], path: Path = ()
+    eqns: Sequence[Eqn], env: dict[Var, Array], interpreter: Interpreter, given: Inputs, path: Path = ()
 ) -> Outcome:
     """Evaluates the first equations of a program; the value of the outcome is the environment after them."""
-    totals: dict[str, Any] = {}
-    emits: dict[Path, Any] = {}
+    totals: dict[str, Array] = {}
+    emits: dict[Path, PyTree] = {}
 
-    def visit(i: int, eqn: Any, values: list[Any]) -> Sequence[Any]:
+    def visit(i: int, eqn: Eqn, values: list[Array]) -> Sequence[Array]:
         if not has_site(eqn):
             return _jax.rebind(eqn, values)
         with _jax.eqn_context(eqn):
@@ -118,7 +123,7 @@ def run_equations(
     return Outcome(evaluate(eqns, env, visit), totals, emits)
 
 
-def _below(given: dict[Path, Any], path: Path) -> dict[Path, Any]:
+def _below(given: Inputs, path: Path) -> Inputs:
     return {p: x for p, x in given.items() if p[: len(path)] == path}
 
 
@@ -127,13 +132,13 @@ def _sum_axis(out: Outcome) -> Outcome:
     return out._replace(totals={name: jnp.sum(x, axis=0) for name, x in out.totals.items()})
 
 
-def _sample_rule(eqn: Any, values: list[Any], interpreter: Interpreter, given: Any, path: Path) -> Outcome:
+def _sample_rule(eqn: Eqn, values: list[Array], interpreter: Interpreter, given: Inputs, path: Path) -> Outcome:
     out = interpreter.handle(Visit(eqn.params["site"], path), values, given.get(path))
     values = out.value if eqn.params["site"].weighs else [out.value]
     return out._replace(value=[devices.vary(x) for x in values])
 
 
-def _composite_rule(eqn: Any, values: list[Any], interpreter: Interpreter, given: Any, path: Path) -> Outcome:
+def _composite_rule(eqn: Eqn, values: list[Array], interpreter: Interpreter, given: Inputs, path: Path) -> Outcome:
     composite: Composite = eqn.params["composite"]
     if interpreter.compose is not None:
         return interpreter.compose(
@@ -143,18 +148,18 @@ def _composite_rule(eqn: Any, values: list[Any], interpreter: Interpreter, given
     return out._replace(value=out.value[:-1])
 
 
-def _jit_rule(eqn: Any, values: list[Any], interpreter: Interpreter, given: Any, path: Path) -> Outcome:
+def _jit_rule(eqn: Eqn, values: list[Array], interpreter: Interpreter, given: Inputs, path: Path) -> Outcome:
     return run(eqn.params["jaxpr"], values, interpreter, given, path)
 
 
-def _remat_rule(eqn: Any, values: list[Any], interpreter: Interpreter, given: Any, path: Path) -> Outcome:
+def _remat_rule(eqn: Eqn, values: list[Array], interpreter: Interpreter, given: Inputs, path: Path) -> Outcome:
     def body(values, given):
         return run(eqn.params["jaxpr"], values, interpreter, given, path)
 
     return jax.checkpoint(body, **_jax.remat_options(eqn.params))(values, _below(given, path))
 
 
-def _lanes_rule(eqn: Any, values: list[Any], interpreter: Interpreter, given: Any, path: Path) -> Outcome:
+def _lanes_rule(eqn: Eqn, values: list[Array], interpreter: Interpreter, given: Inputs, path: Path) -> Outcome:
     lane: Lane = eqn.params["lane"]
     check_unordered(eqn.params["jaxpr"], f"{lane.size} lanes of a vmap")
     axes = [0 if m else None for m in lane.mapped]
@@ -167,27 +172,26 @@ def _lanes_rule(eqn: Any, values: list[Any], interpreter: Interpreter, given: An
     return _sum_axis(mapped(values, _below(given, path)))
 
 
-def _scan_rule(eqn: Any, values: list[Any], interpreter: Interpreter, given: Any, path: Path) -> Outcome:
-    jaxpr, num_consts, num_carry, options = _jax.scan_parts(eqn.params)
-    consts, init, xs = values[:num_consts], values[num_consts:][:num_carry], values[num_consts + num_carry :]
-
+def _scan_rule(eqn: Eqn, values: list[Array], interpreter: Interpreter, given: Inputs, path: Path) -> Outcome:
+    scan = _jax.scan_parts(eqn.params)
+    consts, init, xs = scan.operands(values)
     steps = (xs, _below(given, path))
 
     def body(carry, step):
         x, step_given = step
-        outs, totals, emits = run(jaxpr, [*consts, *carry, *x], interpreter, step_given, path)
-        return outs[:num_carry], (outs[num_carry:], totals, emits)
+        outs, totals, emits = run(scan.jaxpr, [*consts, *carry, *x], interpreter, step_given, path)
+        return outs[: scan.num_carry], (outs[scan.num_carry :], totals, emits)
 
     staged, shape = stage(body, jax.tree.map(_aval, init), jax.tree.map(lambda x: _aval(x, 1), steps))
     carry, (ys, totals, emits) = shape
     # What a site hands out as one number (a log weight) is like a total: nothing in the loop needs it.
     is_total = [False] * len(jax.tree.leaves(ys)) + [True] * len(totals) + [x.size == 1 for x in jax.tree.leaves(emits)]
-    flat = fission.scan(staged, init, jax.tree.leaves(steps), is_total, options)
+    flat = fission.scan(staged, init, jax.tree.leaves(steps), is_total, scan.options)
     carry, (ys, totals, emits) = jax.tree.unflatten(jax.tree.structure(shape), flat)
     return _sum_axis(Outcome([*carry, *ys], totals, emits))
 
 
-def _aval(x: Any, loops: int = 0) -> Any:
+def _aval(x: ArrayLike, loops: int = 0) -> ShapedArray:
     """The abstract value of `x` inside loops."""
     aval = _jax.typeof(x)
     for _ in range(loops):
@@ -195,7 +199,7 @@ def _aval(x: Any, loops: int = 0) -> Any:
     return aval.update(weak_type=False)
 
 
-def _cond_rule(eqn: Any, values: list[Any], interpreter: Interpreter, given: Any, path: Path) -> Outcome:
+def _cond_rule(eqn: Eqn, values: list[Array], interpreter: Interpreter, given: Inputs, path: Path) -> Outcome:
     """Interprets each branch, pads what the others hand out with zeros, and selects as JAX does."""
     if "branches_platforms" in eqn.params:
         raise _unsupported(eqn, "the platform that the program is compiled for would decide its addresses")
@@ -226,7 +230,7 @@ def _cond_rule(eqn: Any, values: list[Any], interpreter: Interpreter, given: Any
     return lax.switch(index, branches, operands, given)
 
 
-def _while_rule(eqn: Any, values: list[Any], interpreter: Interpreter, given: Any, path: Path) -> Outcome:
+def _while_rule(eqn: Eqn, values: list[Array], interpreter: Interpreter, given: Inputs, path: Path) -> Outcome:
     """Counts the passes, so that each has its own keys; only for interpreters that can give them."""
     make_given = interpreter.in_while
     if make_given is None:
@@ -256,7 +260,9 @@ def _while_rule(eqn: Any, values: list[Any], interpreter: Interpreter, given: An
     return Outcome(out, {}, {})
 
 
-_RULES: dict[Any, Callable] = {
+Rule = Callable[[Eqn, list[Array], Interpreter, Inputs, Path], Outcome]
+
+_RULES: dict[Primitive, Rule] = {
     sample_p: _sample_rule,
     composite_p: _composite_rule,
     lanes_p: _lanes_rule,
@@ -268,7 +274,7 @@ _RULES: dict[Any, Callable] = {
 }
 
 
-def _rule(eqn: Any) -> Callable:
+def _rule(eqn: Eqn) -> Rule:
     rule = _RULES.get(eqn.primitive)
     if rule is None:
         raise _unsupported(eqn, "sites in it would be lost, repeated, or drawn with a rule that is not seen")
@@ -287,7 +293,7 @@ _INSTEAD = {
 }
 
 
-def _unsupported(eqn: Any, why: str, fix: str | None = None) -> ControlFlowError:
+def _unsupported(eqn: Eqn, why: str, fix: str | None = None) -> ControlFlowError:
     site = next(sites_of(eqn), None)
     name = eqn.primitive.name
     return ControlFlowError(

@@ -21,20 +21,24 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from vipl import _jax
+from vipl._jax import Atom, Eqn, ShapedArray, Tracer, Var
+from vipl._types import Array, PRNGKeyArray, Shaped
 from vipl.errors import ProgramError, show_aval
 from vipl.ir.dataflow import evaluate, plain, read
-from vipl.ir.keys import fold_loop, fold_tag, site_digest
+from vipl.ir.keys import fold_loop, fold_tag, is_key, site_digest
 from vipl.ir.primitives import Path
 from vipl.ir.purity import is_pure
 from vipl.ir.sites import Loop, SiteInfo
 from vipl.ir.stage import stage
+from vipl.ir.traits import RANDOM_BITS, traits_of
 
 
 class SiteProgram(NamedTuple):
@@ -48,15 +52,15 @@ class SiteProgram(NamedTuple):
       shape: the result's structure, with shapes and dtypes.
     """
 
-    bits: Callable[[Any, Sequence[Loop]], list[Any]]
-    noise: Callable[[list[Any]], list[Any]]
-    rest: Callable[[list[Any], Sequence[Any]], Any]
-    signature: Any
+    bits: Callable[[PRNGKeyArray, Sequence[Loop]], list[Array]]
+    noise: Callable[[list[Array]], list[Array]]
+    rest: Callable[[list[Array], Sequence[Array]], Any]
+    signature: Hashable
     shape: Any
 
 
 @functools.lru_cache(maxsize=4096)
-def _split(build: Callable, config: Any, avals: tuple[Any, ...], mode: Any) -> SiteProgram:
+def _split_program(build: Callable, config: Hashable, avals: tuple[ShapedArray, ...], mode: Hashable) -> SiteProgram:
     del mode  # part of the cache key only
     fn = build(config)
     key = _jax.drawn_aval((), jax.eval_shape(lambda: jax.random.key(0)).dtype)
@@ -69,14 +73,14 @@ def _split(build: Callable, config: Any, avals: tuple[Any, ...], mode: Any) -> S
     residuals = [v for v in _read_by(other, outvars) if levels[v] in (KEY, DRAWN)]
     base = dict(zip(constvars, consts, strict=True))
     ends = _ends(made, levels, _read_by(shaped, residuals))
-    alone = len(made) == len(ends) == 1 and made[0].primitive.name == _jax.RANDOM_BITS and not ends[0].aval.shape
+    alone = len(made) == len(ends) == 1 and made[0].primitive.name == RANDOM_BITS and not ends[0].aval.shape
 
     def bits(key, loops):
         if alone and not loops and _is_hash(key):
             return [_as_number(key, ends[0].aval.dtype)]
         env = evaluate(constant, base | {invars[0]: key}, plain)
         env = evaluate(made, env, functools.partial(_for_passes, loops))
-        return [_in_front(_folded(x, loops), len(loops)) if _is_key(x) else x for x in read(env, ends)]
+        return [_in_front(_folded(x, loops), len(loops)) if is_key(x) else x for x in read(env, ends)]
 
     def noise(bits):
         env = base | dict(zip(ends, bits, strict=True))
@@ -90,7 +94,7 @@ def _split(build: Callable, config: Any, avals: tuple[Any, ...], mode: Any) -> S
     return SiteProgram(bits, noise, rest, text if not consts else (text, object()), shape)
 
 
-def _check_closed(traced: list[Any]) -> None:
+def _check_closed(traced: list[Tracer]) -> None:
     if traced:
         raise ProgramError(
             "a function that a site holds closes over a value that is computed in the program.",
@@ -107,34 +111,34 @@ def _check_closed(traced: list[Any]) -> None:
 FIXED, KEY, DRAWN, OTHER = range(4)
 
 
-def _by_level(eqns: Sequence[Any], levels: dict[Any, int]) -> tuple[dict[Any, int], tuple[list[Any], ...]]:
+def _by_level(eqns: Sequence[Eqn], levels: dict[Var, int]) -> tuple[dict[Var, int], tuple[list[Eqn], ...]]:
     """The levels of all variables, and the equations of each; bits of keys are drawn by those that make keys."""
-    parts: tuple[list[Any], ...] = ([], [], [], [])
+    parts: tuple[list[Eqn], ...] = ([], [], [], [])
 
     def visit(_, eqn, levels):
-        here, name = max(levels, default=FIXED) if is_pure(eqn) else OTHER, eqn.primitive.name
-        out = DRAWN if here == KEY and name not in _jax.KEYS_OF_KEYS else here
-        parts[here if name == _jax.RANDOM_BITS else out].append(eqn)
+        here = max(levels, default=FIXED) if is_pure(eqn) else OTHER
+        out = DRAWN if here == KEY and not traits_of(eqn).makes_keys else here
+        parts[here if eqn.primitive.name == RANDOM_BITS else out].append(eqn)
         return [out] * len(eqn.outvars)
 
     return evaluate(eqns, levels, visit, constant=lambda _: FIXED), parts
 
 
-def _ends(made: Sequence[Any], levels: dict[Any, int], used: dict[Any, None]) -> list[Any]:
+def _ends(made: Sequence[Eqn], levels: dict[Var, int], used: dict[Var, None]) -> list[Var]:
     """All bits that are made, and the keys that are used otherwise."""
-    bits = [v for eqn in made if eqn.primitive.name == _jax.RANDOM_BITS for v in eqn.outvars]
+    bits = [v for eqn in made if eqn.primitive.name == RANDOM_BITS for v in eqn.outvars]
     return bits + [v for v, level in levels.items() if level == KEY and v in used]
 
 
-def _read_by(eqns: Sequence[Any], outs: Sequence[Any]) -> dict[Any, None]:
+def _read_by(eqns: Sequence[Eqn], outs: Sequence[Atom]) -> dict[Var, None]:
     """The variables that equations read, and those among `outs`."""
     variables = [v for eqn in eqns for v in eqn.invars] + list(outs)
     return dict.fromkeys(v for v in variables if not isinstance(v, _jax.Literal))
 
 
-def _for_passes(loops: Sequence[Loop], number: int, eqn: Any, values: list[Any]) -> list[Any]:
+def _for_passes(loops: Sequence[Loop], number: int, eqn: Eqn, values: list[Array]) -> list[Array]:
     """Evaluates an equation for all passes of loops, from the same key: bits get leading axes."""
-    if not loops or eqn.primitive.name != _jax.RANDOM_BITS:
+    if not loops or eqn.primitive.name != RANDOM_BITS:
         return plain(number, eqn, values)
     (keys,), (out,) = values, eqn.outvars
     shape = (*(loop.size for loop in loops), *eqn.params["shape"])
@@ -144,12 +148,12 @@ def _for_passes(loops: Sequence[Loop], number: int, eqn: Any, values: list[Any])
     return [draw(keys)]
 
 
-def _is_hash(key: Any) -> bool:
+def _is_hash(key: PRNGKeyArray) -> bool:
     """Whether a key is what the default generator makes of another key and a number."""
     return str(jax.random.key_impl(key)) == "threefry2x32" and _jax.stream_of_hashes()
 
 
-def _as_number(key: Any, dtype: Any) -> Any:
+def _as_number(key: PRNGKeyArray, dtype: DTypeLike) -> Shaped[Array, ""]:
     """The bits of a key as one number, as the generator makes numbers of its hashes."""
     first, second = jax.random.key_data(key)
     if jnp.dtype(dtype).itemsize == 8:
@@ -157,21 +161,17 @@ def _as_number(key: Any, dtype: Any) -> Any:
     return (first ^ second).astype(dtype)
 
 
-def _folded(keys: Any, loops: Sequence[Loop]) -> Any:
+def _folded(keys: PRNGKeyArray, loops: Sequence[Loop]) -> PRNGKeyArray:
     """Keys of all passes of loops, as the last axes."""
     return functools.reduce(fold_loop, loops, keys)
 
 
-def _in_front(x: Any, axes: int) -> Any:
+def _in_front(x: PRNGKeyArray, axes: int) -> PRNGKeyArray:
     """Keys with the last axes in front; JAX's checker of key reuse takes a transposed key for a used one."""
     return jax.random.clone(jnp.moveaxis(x, range(x.ndim - axes, x.ndim), range(axes)))
 
 
-def _is_key(x: Any) -> bool:
-    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-
-
-def site_program(build: Callable, config: Any, avals: Sequence[Any]) -> SiteProgram:
+def site_program(build: Callable, config: Hashable, avals: Sequence[ShapedArray]) -> SiteProgram:
     """Splits the site program `build(config)` for operands of the given abstract values; cached.
 
     Args:
@@ -179,12 +179,12 @@ def site_program(build: Callable, config: Any, avals: Sequence[Any]) -> SiteProg
       config: hashable.
       avals: the operands in one lane.
     """
-    return _split(build, config, tuple(avals), _jax.numeric_mode())
+    return _split_program(build, config, tuple(avals), _jax.numeric_mode())
 
 
 def draw_noise(
-    key: Any, found: Sequence[SiteInfo], programs: dict[Path, SiteProgram], around: Sequence[Loop] = ()
-) -> dict[Path, Any]:
+    key: PRNGKeyArray, found: Sequence[SiteInfo], programs: dict[Path, SiteProgram], around: Sequence[Loop] = ()
+) -> dict[Path, list[Array]]:
     """What each site of a program is handed: its noise, with one leading axis for each loop around it.
 
     Loops `around` the program come first.
@@ -192,7 +192,7 @@ def draw_noise(
     A site inside a `while` loop is handed its key instead, with the axes of the loops outside that `while`.
     Sites with the same noise program and loops draw in one call.
     """
-    groups: dict[Any, list[SiteInfo]] = {}
+    groups: dict[tuple[Any, tuple[Loop, ...]], list[SiteInfo]] = {}
     for info in found:
         kind = programs[info.path].signature if info.outside_while is None else "key"
         groups.setdefault((kind, (*around, *info.known_loops)), []).append(info)
@@ -200,7 +200,7 @@ def draw_noise(
         return {}
     hashes = jnp.asarray([site_digest(p) for members in groups.values() for p in members], dtype=jnp.uint32)
     every = jax.vmap(jax.random.fold_in, (None, 0))(key, hashes)  # the keys of all sites in one call
-    out: dict[Path, Any] = {}
+    out: dict[Path, list[Array]] = {}
     start = 0
     for (kind, loops), members in groups.items():
         keys = every[start : start + len(members)] if len(members) > 1 else every[start]
@@ -211,16 +211,16 @@ def draw_noise(
     return out
 
 
-def _own(x: Any) -> Any:
+def _own(x: Array) -> Array:
     """A site's part of what its group was given; a key of it is a key of its own."""
-    return jax.random.clone(x) if _is_key(x) else x
+    return jax.random.clone(x) if is_key(x) else x
 
 
 def draw_noise_in_while(
-    keys: dict[Path, Any], found: Sequence[SiteInfo], programs: dict[Path, SiteProgram], count: Any
-) -> dict[Path, Any]:
+    keys: Mapping[Path, list[PRNGKeyArray]], found: Sequence[SiteInfo], programs: dict[Path, SiteProgram], count: Array
+) -> dict[Path, list[Array]]:
     """What the sites in one pass of a `while` loop are handed, from their keys before it."""
-    out: dict[Path, Any] = {}
+    out: dict[Path, list[Array]] = {}
     for info in found:
         passed, loops = fold_tag(keys[info.path][0], "while", count), info.known_loops
         inner = info.outside_while is not None
@@ -228,7 +228,7 @@ def draw_noise_in_while(
     return out
 
 
-def _noise(program: SiteProgram, keys: Any, loops: Sequence[Loop]) -> list[Any]:
+def _noise(program: SiteProgram, keys: PRNGKeyArray, loops: Sequence[Loop]) -> list[Array]:
     """Noise of keys, with one axis for each loop added; a vmap over one key or lane compiles to more than the call."""
     many, lanes = keys.size != 1, (*keys.shape, *(loop.size for loop in loops))
     bits = (

@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
+from numpyro.distributions import Distribution
+from numpyro.distributions.transforms import Transform
 
-from vipl._jax import staging
+from vipl._jax import Jaxpr, staging
+from vipl._types import Array, Int, PRNGKeyArray
 from vipl.analysis.supports import check_marks
 from vipl.cache.programs import compiled, parts_of
-from vipl.distributions._points import draw, log_density, total
+from vipl.distributions._draws import draw, log_density, total
 from vipl.errors import ControlFlowError
-from vipl.interpret.interpreter import Interpreter, Outcome, run
+from vipl.interpret.interpreter import Inputs, Interpreter, Outcome, run
 from vipl.interpret.noise import draw_noise, draw_noise_in_while, site_program
 from vipl.ir import devices
 from vipl.ir.functions import check_function
 from vipl.ir.guards import undifferentiable
 from vipl.ir.keys import as_key, check_digests, key_by_keyword
-from vipl.ir.partition import partition, python_integer
+from vipl.ir.partition import Skeleton, partition, python_integer
 from vipl.ir.primitives import Site
 from vipl.ir.sites import SiteInfo, list_sites
 from vipl.ir.stage import stage_program
 
 
-def draw_program(config: tuple[Any, bool, int]) -> Callable:
+def draw_program(config: tuple[Skeleton, bool, int]) -> Callable:
     """The site program of plain sampling: `(key, *leaves) -> [value]`, or `[value, log density]`."""
     source, weighs, ndim = config
 
@@ -101,12 +103,12 @@ def seed(fn: Callable) -> Callable:
     return seeded
 
 
-def seed_jaxpr(key: Any, jaxpr: Any) -> list[Any]:
+def seed_jaxpr(key: PRNGKeyArray, jaxpr: Jaxpr) -> list[Array]:
     """Runs a closed jaxpr without arguments, drawing its sites."""
     return _drawn(key, jaxpr).value
 
 
-def violations(d: Any) -> Any:
+def violations(d: Distribution | Transform) -> Int[Array, ""]:
     """i[], how many parameters of a distribution, and of those in it, violate NumPyro's constraints.
 
     NumPyro looks at values only, not at tracers.
@@ -121,7 +123,7 @@ def violations(d: Any) -> Any:
     return total
 
 
-def _drawn(key: Any, jaxpr: Any, check: bool = False) -> Outcome:
+def _drawn(key: PRNGKeyArray, jaxpr: Jaxpr, check: bool = False) -> Outcome:
     """Draws the sites of a program; with `check` it counts violations."""
     check_marks(jaxpr)
     found = list_sites(jaxpr)
@@ -143,7 +145,7 @@ def _drawn(key: Any, jaxpr: Any, check: bool = False) -> Outcome:
             outs = [undifferentiable(_no_pathwise, site.at())(lax.stop_gradient(x), leaves) for x in outs]
         return Outcome(outs if site.weighs else outs[0], {"violations": violations(source)} if check else {}, {})
 
-    def in_while(inner: list[SiteInfo], keys: Any, count: Any) -> Any:
+    def in_while(inner: list[SiteInfo], keys: Inputs, count: Array) -> Inputs:
         return draw_noise_in_while(keys, inner, programs, count)
 
     return run(jaxpr, [], Interpreter(handle, in_while, "seed"), draw_noise(key, found, programs))

@@ -15,10 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from vipl import _jax
-from vipl.ir.primitives import Site, defer_lanes, outside, refuse_derivative, sample_effect
+from vipl._jax import AxisData, ClosedJaxpr, ShapedArray
+from vipl._types import Array
+from vipl.ir.primitives import Batched, Site, defer_lanes, outside, refuse_derivative, sample_effect
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,17 +36,19 @@ class Composite:
     """
 
     sites: tuple[Site, ...]
-    draw: Any
-    weigh: Any
+    draw: ClosedJaxpr
+    weigh: ClosedJaxpr
     num_draw: int
     where: str
 
 
-def _abstract(*_: Any, composite: Composite) -> list[Any]:
+def _abstract(*_: ShapedArray, composite: Composite) -> list[ShapedArray]:
     return [_jax.drawn_aval(s.shape, s.dtype) for s in composite.sites]
 
 
-def _batch(axis_data: Any, values: Sequence[Any], dims: Sequence[Any], *, composite: Composite) -> Any:
+def _batch(
+    axis_data: AxisData, values: Sequence[Array], dims: Sequence[int | None], *, composite: Composite
+) -> Batched:
     return defer_lanes(lambda *xs: composite_p.bind(*xs, composite=composite), axis_data, values, dims)
 
 
@@ -56,5 +59,4 @@ composite_p = _jax.define_effectful_primitive(
     batch=_batch,
     impl=outside,
     refuse_derivative=refuse_derivative,
-    multiple_results=True,
 )

@@ -7,16 +7,20 @@ each equation.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import jax.numpy as jnp
 
 from vipl import _jax
+from vipl._jax import Atom, Eqn, Jaxpr, Literal, Var
+from vipl._types import Array
 
-Visit = Callable[[int, Any, list[Any]], Sequence[Any]]
+T = TypeVar("T")
+
+Visit = Callable[[int, Eqn, list[T]], Sequence[T]]
 """`(number, equation, operands) -> results`: what one equation means."""
 
-Constant = Callable[[Any], Any]
+Constant = Callable[[Any], T]
 """What is known of a constant or literal."""
 
 
@@ -24,14 +28,14 @@ def _itself(x: Any) -> Any:
     return x
 
 
-def walk(jaxpr: Any, args: Sequence[Any], visit: Visit, constant: Constant = _itself) -> list[Any]:
+def walk(jaxpr: Jaxpr, args: Sequence[T], visit: Visit[T], constant: Constant[T] = _itself) -> list[T]:
     """Evaluates a jaxpr; `args` and results are values, or what is known of them."""
     constvars, consts, invars, eqns, outvars = _jax.parts(jaxpr)
     env = dict(zip([*constvars, *invars], [*map(constant, consts), *args], strict=True))
     return read(evaluate(eqns, env, visit, constant), outvars, constant)
 
 
-def evaluate(eqns: Sequence[Any], env: dict[Any, Any], visit: Visit, constant: Constant = _itself) -> dict[Any, Any]:
+def evaluate(eqns: Sequence[Eqn], env: dict[Var, T], visit: Visit[T], constant: Constant[T] = _itself) -> dict[Var, T]:
     """The equation loop: extends an environment by the results of the equations."""
     env = dict(env)
     for i, eqn in enumerate(eqns):
@@ -39,47 +43,62 @@ def evaluate(eqns: Sequence[Any], env: dict[Any, Any], visit: Visit, constant: C
     return env
 
 
-def read(env: dict[Any, Any], variables: Sequence[Any], constant: Constant = _itself) -> list[Any]:
+def read(env: dict[Var, T], variables: Sequence[Atom], constant: Constant[T] = _itself) -> list[T]:
     """The values of variables and literals."""
-    return [constant(v.val) if isinstance(v, _jax.Literal) else env[v] for v in variables]
+    return [constant(v.val) if isinstance(v, Literal) else env[v] for v in variables]
 
 
-def read_arrays(env: dict[Any, Any], variables: Sequence[Any]) -> list[Any]:
+def read_arrays(env: dict[Var, Array], variables: Sequence[Atom]) -> list[Array]:
     """The values of variables and literals; a literal, which is a Python number, as an array."""
     values = zip(variables, read(env, variables), strict=True)
-    return [jnp.asarray(x, jnp.result_type(v.aval)) if isinstance(v, _jax.Literal) else x for v, x in values]
+    return [jnp.asarray(x, jnp.result_type(v.aval)) if isinstance(v, Literal) else x for v, x in values]
 
 
-def plain(_: int, eqn: Any, values: list[Any]) -> list[Any]:
+def plain(_: int, eqn: Eqn, values: list[Array]) -> list[Array]:
     """Evaluates an equation as JAX does."""
     return _jax.rebind(eqn, values)
 
 
-def follow_back(
-    eqns: Sequence[Any], wanted: Iterable[Any], enter: Callable[[int, Any], bool] = lambda *_: True
-) -> tuple[set[int], dict[Any, int | None]]:
-    """The equations that make the wanted variables, and where the way back to them ends.
+def maker(eqns: Sequence[Eqn]) -> Callable[[Atom], Eqn | None]:
+    """Variable -> the equation that makes it; None for literals, inputs and constants."""
+    made_by = {v: eqn for eqn in eqns for v in eqn.outvars}
+    return lambda v: None if isinstance(v, Literal) else made_by.get(v)
+
+
+class Cut(NamedTuple):
+    """A part of a program: the equations behind some variables, as far back as they are followed.
+
+    Attributes:
+      numbers: those of the equations.
+      ends: each variable at which the way back ends, with the number of the equation that makes it, if any.
+    """
+
+    numbers: set[int]
+    ends: dict[Var, int | None]
+
+    def eqns(self, program: Sequence[Eqn]) -> list[Eqn]:
+        """The equations, in the order of the program that they are a part of."""
+        return [program[i] for i in sorted(self.numbers)]
+
+
+def backward(eqns: Sequence[Eqn], wanted: Iterable[Atom], enter: Callable[[int, Var], bool] = lambda i, v: True) -> Cut:
+    """The part of a program that makes the wanted variables.
 
     Args:
-      eqns: of a program.
+      eqns: of the program.
       wanted: variables and literals.
       enter: (number, variable) -> whether to follow the variable through the equation that makes it.
-
-    Returns:
-      The numbers of the equations; and each variable at an end, with the number of the equation that makes it, if any.
     """
     made_by = {v: i for i, eqn in enumerate(eqns) for v in eqn.outvars}
-    found: set[int] = set()
-    ends: dict[Any, int | None] = {}
+    cut = Cut(set(), {})
     left = list(wanted)
     while left:
         v = left.pop()
-        i = None if isinstance(v, _jax.Literal) else made_by.get(v)
-        if isinstance(v, _jax.Literal) or i in found:
+        if isinstance(v, Literal) or (i := made_by.get(v)) in cut.numbers:
             continue
         if i is not None and enter(i, v):
-            found.add(i)
+            cut.numbers.add(i)
             left += eqns[i].invars
         else:
-            ends[v] = i
-    return found, ends
+            cut.ends[v] = i
+    return cut

@@ -16,20 +16,22 @@ import jax
 import jax.numpy as jnp
 
 from vipl import _jax
+from vipl._jax import ShapedArray
+from vipl._types import Array, PyTree
 from vipl.ir.primitives import explicit_inside
 
 _OF_EXPLICIT_AXES = ("context mesh", "axis names that are of type Auto")  # messages of JAX
 
 
-def on_devices(fn: Callable) -> Callable:
+def on_devices(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
     """A function of pytrees of arrays, as programs run over the devices of its arguments."""
 
-    def run(*args: Any) -> Any:
+    def run(*args: PyTree) -> PyTree:
         axes = frozenset().union(*map(_jax.varying, jax.tree.leaves(args)))
         with _jax.vary_along(axes | _jax.axes_that_vary()):
             return fn(*jax.tree.map(vary, args))
 
-    def over(*args: Any) -> Any:
+    def over(*args: PyTree) -> PyTree:
         meshes = (jax.sharding.get_abstract_mesh(), *map(_jax.mesh_of, jax.tree.leaves(args)))
         mesh = next((m for m in meshes if jax.sharding.AxisType.Explicit in (m.axis_types or ())), None)
         if mesh is None:
@@ -45,12 +47,12 @@ def on_devices(fn: Callable) -> Callable:
     return over
 
 
-def vary(x: Any, axes: frozenset | None = None) -> Any:
+def vary(x: Any, axes: frozenset[str] | None = None) -> Any:
     """`x`, of a type that says that it differs along axes of a `shard_map`; None: those of the program."""
     missing = (_jax.axes_that_vary() if axes is None else axes) - _jax.varying(x)
     return jax.lax.pcast(x, tuple(sorted(missing)), to="varying") if missing else x
 
 
-def zeros(like: Any) -> Any:
+def zeros(like: Array | ShapedArray) -> Array:
     """Zeros of the shape and dtype of an array."""
     return vary(jnp.zeros(like.shape, like.dtype))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import TypeVar
 
 import jax
 
 from vipl import _jax
+from vipl._types import Array, Bool, PyTree
+
+At = TypeVar("At", bound=Hashable)
 
 _guard_p = _jax.define_guard_primitive("vipl_guard", lambda error, at: error(at))
 
@@ -19,7 +22,7 @@ GUARDS = (_guard_p, _alarm_p)
 """Primitives whose value is their first operand; the others decide whether an error is raised."""
 
 
-def alarm(value: Any, flag: Any, error: Callable[[str], Exception], at: str) -> Any:
+def alarm(value: Array, flag: Bool[Array, ""], error: Callable[[str], Exception], at: str) -> Array:
     """The value; raises `error(at)` where the flag is true.
 
     In compiled code the host raises it when the program runs, and JAX hands it on as a `JaxRuntimeError` with the
@@ -34,7 +37,7 @@ def alarm(value: Any, flag: Any, error: Callable[[str], Exception], at: str) -> 
     return _alarm_p.bind(value, flag, error=error, at=at)
 
 
-def undifferentiable(error: Callable[[Any], Exception], at: Any) -> Callable:
+def undifferentiable(error: Callable[[At], Exception], at: At) -> Callable[[Array, PyTree], Array]:
     """`(value, parameters) -> value`, whose derivative in value or parameters raises `error(at)`.
 
     It raises when the derivative is traced, and only if one of them is differentiated.
@@ -44,7 +47,7 @@ def undifferentiable(error: Callable[[Any], Exception], at: Any) -> Callable:
       at: its argument, hashable.
     """
 
-    def guarded(value: Any, parameters: Any) -> Any:
+    def guarded(value: Array, parameters: PyTree) -> Array:
         return _guard_p.bind(value, *jax.tree.leaves(parameters), error=error, at=at)
 
     return guarded

@@ -23,12 +23,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vipl._types import ArrayLike, PRNGKeyArray
 from vipl.errors import AddressError, ProgramError, shortened, show_address, show_aval
 from vipl.ir.primitives import user_frame
 from vipl.ir.sites import Loop, SiteInfo
 
 
-def digest(*parts: Any) -> int:
+def digest(*parts: object) -> int:
     """A 32-bit hash that is the same in every process."""
     text = "\x1f".join(str(p) for p in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")
@@ -54,7 +55,7 @@ def check_digests(found: Sequence[SiteInfo]) -> None:
             )
 
 
-def as_key(key: Any) -> Any:
+def as_key(key: object) -> PRNGKeyArray:
     """Checks a PRNG key; raw uint32 keys of the default generator are wrapped."""
     if isinstance(key, jax.Array) and is_key(key) and key.ndim == 0:
         return key
@@ -75,7 +76,7 @@ def is_key(x: Any) -> bool:
     return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
-def fold_loop(keys: Any, loop: Loop) -> Any:
+def fold_loop(keys: PRNGKeyArray, loop: Loop) -> PRNGKeyArray:
     """Keys for all indices of one loop: adds an axis at the end.
 
     They are new keys; `clone` says so to JAX's checker of key reuse, which takes a transposed key for a used one.
@@ -87,7 +88,7 @@ def fold_loop(keys: Any, loop: Loop) -> Any:
     return jax.random.clone(jax.vmap(fold, (None, 0), tagged.ndim)(tagged, jnp.arange(loop.size, dtype=jnp.uint32)))
 
 
-def fold_tag(keys: Any, kind: str, index: Any = None) -> Any:
+def fold_tag(keys: PRNGKeyArray, kind: str, index: ArrayLike | None = None) -> PRNGKeyArray:
     """Folds a tag, and then an index if there is one, into an array of keys."""
     fold = jax.random.fold_in
     for _ in range(keys.ndim):
@@ -108,7 +109,7 @@ def key_by_keyword(fn: _F, before: int = 0) -> _F:
     """
 
     @functools.wraps(fn)
-    def called(*args: Any, **kwargs: Any) -> Any:
+    def called(*args, **kwargs):
         if "key" in kwargs and len(args) > before:
             args = (*args[:before], kwargs.pop("key"), *args[before:])
         return fn(*args, **kwargs)

@@ -5,15 +5,16 @@ Invariant: `combine(skeleton, leaves)` of `skeleton, leaves = partition(tree)` i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from vipl._jax import Tracer
+from vipl._types import ArrayLike, PyTree
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,10 @@ class Skeleton:
     """
 
     treedef: Any
-    static: tuple[tuple[bool, Any], ...]
+    static: tuple[tuple[bool, Hashable], ...]
     types: tuple[type, ...]
 
-    def combine(self, leaves: Any) -> Any:
+    def combine(self, leaves: Iterable[object]) -> Any:
         """Puts the operands back."""
         operands = iter(leaves)
         values = [
@@ -52,17 +53,17 @@ class Skeleton:
         return jax.tree.unflatten(self.treedef, values)
 
 
-def not_arrays(tree: Any) -> list[Any]:
+def not_arrays(tree: PyTree) -> list[object]:
     """The leaves of a pytree that are not arrays or numbers."""
     return [leaf for leaf in jax.tree.leaves(tree) if not is_array(leaf)]
 
 
-def python_integer(leaf: Any) -> bool:
+def python_integer(leaf: object) -> bool:
     """An integer or boolean of Python, or a scalar of NumPy, such as a length."""
     return isinstance(leaf, (bool, int, np.integer, np.bool_))
 
 
-def concrete_integer(leaf: Any) -> bool:
+def concrete_integer(leaf: object) -> bool:
     """Any integers that are not traced: `Binomial.total_count`, bounds of `DiscreteUniform`, a mask."""
     if isinstance(leaf, (Tracer, str)):
         return False
@@ -71,21 +72,21 @@ def concrete_integer(leaf: Any) -> bool:
     return isinstance(leaf, (np.ndarray, jax.Array)) and np.dtype(leaf.dtype).kind in "iub"
 
 
-def _hashable(leaf: Any) -> Any:
+def _hashable(leaf: object) -> object:
     if isinstance(leaf, (np.ndarray, jax.Array)) and is_array(leaf):
         array = np.asarray(leaf)
         return _Integers(array.shape, array.dtype.str, array.tobytes())
     return leaf
 
 
-def is_array(leaf: Any) -> bool:
+def is_array(leaf: object) -> TypeGuard[ArrayLike]:
     """A leaf that can be an operand: an array, a tracer, a Python number."""
     if isinstance(leaf, (np.ndarray, np.generic)):
         return leaf.dtype.kind in "biufcV"  # not text, dates, or objects
     return isinstance(leaf, (Tracer, jax.Array, bool, int, float, complex))
 
 
-def as_array(x: Any) -> Any:
+def as_array(x: object) -> ArrayLike | None:
     """What is an array or is made of numbers (a list, a data frame) as an array; None of anything else."""
     if is_array(x):
         return x
@@ -100,12 +101,12 @@ def as_array(x: Any) -> Any:
     return None
 
 
-def is_real(x: Any) -> bool:
+def is_real(x: object) -> bool:
     """A real number or an array of them; not a boolean, nor a string."""
     return is_array(x) and any(jnp.issubdtype(jnp.result_type(x), kind) for kind in (jnp.floating, jnp.integer))
 
 
-def partition(tree: Any, *, keep: Callable[[Any], bool] | None = None) -> tuple[Skeleton, list[Any]]:
+def partition(tree: PyTree, *, keep: Callable[[object], bool] | None = None) -> tuple[Skeleton, list[Any]]:
     """Splits a pytree into a hashable rest and its array leaves.
 
     Args:

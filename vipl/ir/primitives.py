@@ -20,15 +20,18 @@ import functools
 import pathlib
 import sys
 import sysconfig
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import CodeType, TracebackType
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpyro
 
 from vipl import _jax
+from vipl._jax import AxisData, Jaxpr, Params, ShapedArray
+from vipl._types import Array
 from vipl.errors import ControlFlowError, ProgramError, show_address
 from vipl.ir.partition import Skeleton
 
@@ -54,8 +57,8 @@ class Lane:
     """
 
     size: int
-    name: Any
-    mesh_axes: Any
+    name: Hashable | None
+    mesh_axes: Hashable | None
     mapped: tuple[bool, ...]
 
     @property
@@ -91,13 +94,13 @@ class Site:
     estimator: Skeleton | None
     num_distribution: int
     shape: tuple[int, ...]
-    dtype: Any
+    dtype: jnp.dtype
     support: Any
     where: str
     makes_float: bool = False
     weighs: bool = False
     is_exact: bool = True
-    finite: tuple[Any, ...] | None = None
+    finite: tuple[int | float, ...] | None = None
     scaled: bool = False
     log_shape: tuple[int, ...] = ()
 
@@ -124,7 +127,7 @@ def user_frame() -> str:
 NOWHERE = "an unknown place"
 
 
-def failing_line(traceback: Any) -> str | None:
+def failing_line(traceback: TracebackType | None) -> str | None:
     """Function, file and line where an error arose, as far as the user's own files know; None where they do not."""
     found = None
     while traceback is not None:
@@ -140,7 +143,7 @@ def is_users_file(name: str) -> bool:
     return not name.startswith(_SKIPPED) and (not name.startswith("<") or name.startswith(("<stdin", "<ipython-input")))
 
 
-def show_frame(code: Any, line: int) -> str:
+def show_frame(code: CodeType, line: int) -> str:
     """A frame as messages write it."""
     return f"{code.co_name} ({pathlib.Path(code.co_filename).name}:{line})"
 
@@ -156,11 +159,14 @@ class SampleEffect(_jax.Effect):
 
 sample_effect = SampleEffect()
 
+Batched = tuple[Sequence[Array], Sequence[int]]
+"""Results of a batching rule, and the axes of the lanes in them."""
+
 Path = tuple[int, ...]
 """The position of a site in a program: the numbers of the equations (and branches) that lead to it."""
 
 
-def _site_of(params: dict[str, Any]) -> Site | None:
+def _site_of(params: Params) -> Site | None:
     """The site of an equation, or the first one of the `vmap` or `cond` that it is."""
     if "composite" in params or "site" in params:
         return params["composite"].sites[0] if "composite" in params else params["site"]
@@ -169,7 +175,7 @@ def _site_of(params: dict[str, Any]) -> Site | None:
     return next(filter(None, (_site_of(eqn.params) for eqn in inside)), None)
 
 
-def refuse_derivative(params: dict[str, Any]) -> ControlFlowError:
+def refuse_derivative(params: Params) -> ControlFlowError:
     """The second net."""
     site = _site_of(params)
     return ControlFlowError(
@@ -181,7 +187,7 @@ def refuse_derivative(params: dict[str, Any]) -> ControlFlowError:
     )
 
 
-def outside(*_: Any, **params: Any) -> Any:
+def outside(*_: object, **params: Any) -> NoReturn:
     """The third net."""
     site = _site_of(params)
     if site is not None and site.distribution is not None and not site.is_exact:
@@ -202,12 +208,12 @@ def outside(*_: Any, **params: Any) -> Any:
     )
 
 
-def _sample_abstract(*_: Any, site: Site) -> Any:
+def _sample_abstract(*_: ShapedArray, site: Site) -> list[ShapedArray]:
     value = _jax.drawn_aval(site.shape, site.dtype)
     return [value, _jax.drawn_aval(site.log_shape, jnp.result_type(float))] if site.weighs else [value]
 
 
-def _sample_batch(axis_data: Any, values: Sequence[Any], dims: Sequence[Any], *, site: Site) -> Any:
+def _sample_batch(axis_data: AxisData, values: Sequence[Array], dims: Sequence[int | None], *, site: Site) -> Batched:
     return defer_lanes(lambda *xs: sample_p.bind(*xs, site=site), axis_data, values, dims)
 
 
@@ -218,17 +224,16 @@ sample_p = _jax.define_effectful_primitive(
     batch=_sample_batch,
     impl=outside,
     refuse_derivative=refuse_derivative,
-    multiple_results=True,
 )
 
 
-def bind_site(operands: Sequence[Any], site: Site) -> Any:
+def bind_site(operands: Sequence[Array], site: Site) -> Any:
     """Binds a site; its value, or the pair of its value and the log density of it where the site `weighs`."""
     outs = sample_p.bind(*operands, site=site)
     return tuple(outs) if site.weighs else outs[0]
 
 
-def _lanes_abstract(*_: Any, jaxpr: Any, lane: Lane) -> list[Any]:
+def _lanes_abstract(*_: ShapedArray, jaxpr: Jaxpr, lane: Lane) -> list[ShapedArray]:
     outs = [v.aval for v in _jax.parts(jaxpr).outvars]
     return [_jax.with_axis(aval, lane.size) for aval in outs]
 
@@ -244,7 +249,7 @@ def explicit_inside() -> ProgramError:
     )
 
 
-def defer_lanes(bind: Callable, axis_data: Any, values: Sequence[Any], dims: Sequence[Any]) -> Any:
+def defer_lanes(bind: Callable, axis_data: AxisData, values: Sequence[Array], dims: Sequence[int | None]) -> Batched:
     """Binds `lanes_p`: the equation that `bind` binds, unmapped, with the lanes beside it."""
     avals = [_jax.without_axis(_jax.typeof(x), d) for x, d in zip(values, dims, strict=True)]
     jaxpr = jax.make_jaxpr(bind)(*avals)
@@ -255,7 +260,7 @@ def defer_lanes(bind: Callable, axis_data: Any, values: Sequence[Any], dims: Seq
     return outs, [0] * len(outs)
 
 
-def _lanes_batch(axis_data: Any, values: Sequence[Any], dims: Sequence[Any], **params: Any) -> Any:
+def _lanes_batch(axis_data: AxisData, values: Sequence[Array], dims: Sequence[int | None], **params: Any) -> Batched:
     return defer_lanes(functools.partial(lanes_p.bind, **params), axis_data, values, dims)
 
 
@@ -266,5 +271,4 @@ lanes_p = _jax.define_effectful_primitive(
     batch=_lanes_batch,
     impl=outside,
     refuse_derivative=refuse_derivative,
-    multiple_results=True,
 )

@@ -11,14 +11,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from vipl import _jax
+from vipl._types import Array, ArrayLike
 from vipl.ir.primitives import Site
 
 DRAWN, WEIGHED = range(2)
@@ -39,7 +39,9 @@ class Report:
         self.slopes: dict[tuple[tuple[int, int], str], str] = {}
         self.numbers = itertools.count()
 
-    def tell(self, order: tuple[int, int], at: str, parameters: Any, value: Any, log_prob: Any) -> None:
+    def tell(
+        self, order: tuple[int, int], at: str, parameters: ArrayLike, value: ArrayLike, log_prob: ArrayLike
+    ) -> None:
         """Notes the first of them that is not finite."""
         parts = ("a parameter of its distribution", parameters), ("its value", value), ("its log density", log_prob)
         for what, x in parts:
@@ -48,7 +50,7 @@ class Report:
                 self.values.setdefault((order, at), f"{what} is {bad.flat[0]}")
                 return
 
-    def tell_slope(self, order: tuple[int, int], at: str, slope: Any) -> None:
+    def tell_slope(self, order: tuple[int, int], at: str, slope: ArrayLike) -> None:
         """Notes a derivative that is not finite."""
         if not np.all(np.isfinite(slope)):
             self.slopes[order, at] = "the derivative that comes back to its parameters is not finite"
@@ -80,7 +82,7 @@ def probing() -> Iterator[Report]:
         _active = before
 
 
-def watch(kind: int, site: Site, operands: Sequence[Any]) -> Sequence[Any]:
+def watch(kind: int, site: Site, operands: Sequence[Array]) -> Sequence[Array]:
     """The operands of a site, whose derivatives are told."""
     if _active is None:
         return operands
@@ -88,7 +90,7 @@ def watch(kind: int, site: Site, operands: Sequence[Any]) -> Sequence[Any]:
     return [_watched(tell, x) if _is_float(x) else x for x in operands]
 
 
-def probe(kind: int, site: Site, operands: Sequence[Any], value: Any, log_prob: Any = 0.0) -> None:
+def probe(kind: int, site: Site, operands: Sequence[Array], value: Array, log_prob: ArrayLike = 0.0) -> None:
     """Tells what a site sees: its operands, its value, and the log density of that."""
     if _active is None:
         return
@@ -97,16 +99,16 @@ def probe(kind: int, site: Site, operands: Sequence[Any], value: Any, log_prob: 
     jax.debug.callback(tell, jnp.concatenate([jnp.zeros(0), *parameters]), value, log_prob)
 
 
-def _is_float(x: Any) -> bool:
+def _is_float(x: ArrayLike) -> bool:
     return jnp.issubdtype(jnp.result_type(x), jnp.floating)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _watched(tell: Any, x: Any) -> Any:
+def _watched(tell: Callable[[Array], None], x: Array) -> Array:
     return x
 
 
-def _backward(tell: Any, _: Any, slope: Any) -> tuple[Any]:
+def _backward(tell: Callable[[Array], None], _: None, slope: Array) -> tuple[Array]:
     jax.debug.callback(tell, slope)
     return (slope,)
 

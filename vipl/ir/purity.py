@@ -1,32 +1,33 @@
 """Which equations may be merged, dropped, moved or evaluated once more: those known to be pure.
 
 Invariant: an equation that is not known to give the same for the same operands, and to do nothing else, stays where it
-is, as often as it stands there. `vipl._jax.PURE` is the one list; a primitive that is not on it is not pure.
+is, as often as it stands there. `vipl.ir.traits` has the one list; a primitive that is not on it is not pure.
 """
 
 from __future__ import annotations
 
 import weakref
-from typing import Any
 
 from vipl import _jax
+from vipl._jax import Eqn, Jaxpr
 from vipl.errors import ControlFlowError
+from vipl.ir.traits import traits_of
 
-_PURE: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
+_PURE: weakref.WeakKeyDictionary[Jaxpr, bool] = weakref.WeakKeyDictionary()
 
 
-def is_pure(eqn: Any) -> bool:
+def is_pure(eqn: Eqn) -> bool:
     """Says whether an equation is known to be pure, and all programs inside it."""
-    return not eqn.effects and eqn.primitive.name in _jax.PURE and all(map(_pure_program, _jax.bodies(eqn)))
+    return not eqn.effects and traits_of(eqn).pure and all(map(_pure_program, _jax.bodies(eqn)))
 
 
-def _pure_program(jaxpr: Any) -> bool:
+def _pure_program(jaxpr: Jaxpr) -> bool:
     if jaxpr not in _PURE:
         _PURE[jaxpr] = all(map(is_pure, _jax.parts(jaxpr).eqns))
     return _PURE[jaxpr]
 
 
-def check_unordered(jaxpr: Any, why: str) -> None:
+def check_unordered(jaxpr: Jaxpr, why: str) -> None:
     """Raises where a program has a callback with an order, and is run several times at once.
 
     Args:

@@ -6,10 +6,11 @@ Invariant: `list_sites(jaxpr)` lists the sites that `run` visits, in the order a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from vipl import _jax
+from vipl._jax import Eqn, Jaxpr, Params, Primitive, ShapedArray
 from vipl.errors import AddressError, show_address
 from vipl.ir.batching import has_site
 from vipl.ir.composite import composite_p
@@ -38,7 +39,7 @@ class SiteInfo(NamedTuple):
 
     path: Path
     site: Site
-    avals: tuple[Any, ...]
+    avals: tuple[ShapedArray, ...]
     loops: tuple[Loop, ...]
     occurrence: int
     outside_while: int | None
@@ -50,7 +51,7 @@ class SiteInfo(NamedTuple):
         return tuple(loop.size for loop in self.loops)
 
     @property
-    def distribution_avals(self) -> tuple[Any, ...]:
+    def distribution_avals(self) -> tuple[ShapedArray, ...]:
         """The abstract values of the source's operands."""
         return self.avals[: self.site.num_distribution]
 
@@ -65,7 +66,7 @@ class SiteInfo(NamedTuple):
         return math.prod(self.loop_shape)
 
 
-def list_sites(jaxpr: Any, path: Path = (), *, whole: bool = False) -> list[SiteInfo]:
+def list_sites(jaxpr: Jaxpr, path: Path = (), *, whole: bool = False) -> list[SiteInfo]:
     """Lists the sites of a program in order.
 
     Args:
@@ -73,19 +74,38 @@ def list_sites(jaxpr: Any, path: Path = (), *, whole: bool = False) -> list[Site
       path: where it stands.
       whole: whether a composite counts as its values, each a place, or as the sites of its `draw`.
     """
-    found, _ = _walk(jaxpr, path, (), None, False, {}, whole)
-    return found
+    return _walk(jaxpr, path, _Around((), None, False), {}, whole)[0]
 
 
-def _walk(
-    jaxpr: Any,
-    path: Path,
-    loops: tuple[Loop, ...],
-    outside_while: int | None,
-    in_branch: bool,
-    counts: dict[tuple[str, ...], int],
-    whole: bool,
-) -> tuple[list[SiteInfo], dict[tuple[str, ...], int]]:
+class _Around(NamedTuple):
+    """What stands around a program: loops, how many of them outside the outermost `while`, and whether a branch."""
+
+    loops: tuple[Loop, ...]
+    outside_while: int | None
+    in_branch: bool
+
+
+class _Child(NamedTuple):
+    """A program inside an equation, with the path that `run` gives it, and what the equation puts around it."""
+
+    path: Path
+    jaxpr: Jaxpr
+    loops: tuple[Loop, ...] = ()
+    is_branch: bool = False
+    in_while: bool = False
+
+    def around(self, outside: _Around) -> _Around:
+        """What stands around this program in an equation that has `outside` around it."""
+        loops, outside_while, in_branch = outside
+        if self.in_while and outside_while is None:
+            outside_while = len(loops)
+        return _Around(loops + self.loops, outside_while, in_branch or self.is_branch)
+
+
+_Counts = dict[tuple[str, ...], int]  # address -> how many sites of it have been met
+
+
+def _walk(jaxpr: Jaxpr, path: Path, around: _Around, counts: _Counts, whole: bool) -> tuple[list[SiteInfo], _Counts]:
     found: list[SiteInfo] = []
     for i, eqn in enumerate(_jax.parts(jaxpr).eqns):
         here = (*path, i)
@@ -94,45 +114,55 @@ def _walk(
             for at, site in _sites(eqn, here):
                 occurrence = counts.get(site.address, 0)
                 counts = counts | {site.address: occurrence + 1}
-                found.append(SiteInfo(at, site, avals, loops, occurrence, outside_while, in_branch))
+                found.append(SiteInfo(at, site, avals, around.loops, occurrence, *around[1:]))
         elif has_site(eqn):
-            alternatives = []
-            for inner_path, inner, loop, is_while in _children(eqn, here):
-                start = alternatives[-1] if alternatives and is_while else counts
-                outside = len(loops) if is_while and outside_while is None else outside_while
-                branch = in_branch or eqn.primitive is _jax.cond_p
-                inside, after = _walk(inner, inner_path, loops + loop, outside, branch, start, whole)
-                found += inside
-                alternatives.append(after)
-            counts = {a: max(c.get(a, 0) for c in alternatives) for c in alternatives for a in c} or counts
+            more, counts = _walk_inside(eqn, here, around, counts, whole)
+            found += more
     return found, counts
 
 
-def _sites(eqn: Any, path: Path) -> list[tuple[Path, Site]]:
+def _walk_inside(eqn: Eqn, path: Path, around: _Around, counts: _Counts, whole: bool) -> tuple[list[SiteInfo], _Counts]:
+    """The sites inside an equation. Branches start from the same counts; the parts of a `while` follow each other."""
+    found: list[SiteInfo] = []
+    ends: list[_Counts] = []
+    for child in _children(eqn, path):
+        start = ends[-1] if ends and child.in_while else counts
+        more, end = _walk(child.jaxpr, child.path, child.around(around), start, whole)
+        found += more
+        ends.append(end)
+    return found, {a: max(end.get(a, 0) for end in ends) for end in ends for a in end} or counts
+
+
+def _sites(eqn: Eqn, path: Path) -> list[tuple[Path, Site]]:
     if eqn.primitive is sample_p:
         return [(path, eqn.params["site"])]
     return [((*path, k), site) for k, site in enumerate(eqn.params["composite"].sites)]
 
 
-def _children(eqn: Any, path: Path) -> Sequence[tuple[Path, Any, tuple[Loop, ...], bool]]:
-    """The programs inside an equation, with the paths that `run` gives them and the loop they stand in."""
-    p = eqn.params
-    if eqn.primitive is composite_p:
-        return [(path, p["composite"].draw, (), False)]
-    if eqn.primitive is lanes_p:
-        return [(path, p["jaxpr"], (Loop("lane", p["lane"].size),), False)]
-    if eqn.primitive is _jax.scan_p:
-        return [(path, p["jaxpr"], (Loop("scan", p["length"]),), False)]
-    if eqn.primitive is _jax.cond_p:
-        return [((*path, b), branch, (), False) for b, branch in enumerate(p["branches"])]
-    if eqn.primitive is _jax.while_p:
-        return [((*path, 0), p["cond_jaxpr"], (), True), ((*path, 1), p["body_jaxpr"], (), True)]
-    if eqn.primitive in (_jax.jit_p, _jax.remat_p):
-        return [(path, p["jaxpr"], (), False)]
-    return []  # `run` raises there
+def _children(eqn: Eqn, path: Path) -> list[_Child]:
+    """The programs inside an equation; none where `run` raises."""
+    children = _CHILDREN.get(eqn.primitive)
+    return children(eqn.params, path) if children else []
 
 
-def check_unique(found: Sequence[SiteInfo], jaxpr: Any) -> None:
+def _one(params: Params, path: Path) -> list[_Child]:
+    return [_Child(path, params["jaxpr"])]
+
+
+_CHILDREN: dict[Primitive, Callable[[Params, Path], list[_Child]]] = {
+    _jax.jit_p: _one,
+    _jax.remat_p: _one,
+    composite_p: lambda p, path: [_Child(path, p["composite"].draw)],
+    lanes_p: lambda p, path: [_Child(path, p["jaxpr"], (Loop("lane", p["lane"].size),))],
+    _jax.scan_p: lambda p, path: [_Child(path, p["jaxpr"], (Loop("scan", p["length"]),))],
+    _jax.cond_p: lambda p, path: [_Child((*path, b), j, is_branch=True) for b, j in enumerate(p["branches"])],
+    _jax.while_p: lambda p, path: [
+        _Child((*path, k), p[name], in_while=True) for k, name in enumerate(("cond_jaxpr", "body_jaxpr"))
+    ],
+}
+
+
+def check_unique(found: Sequence[SiteInfo], jaxpr: Jaxpr) -> None:
     """Raises where two sites of one address can both be met in one run.
 
     Branches of one `cond` may share an address: only one of them is taken.
@@ -168,17 +198,16 @@ def _prefixes(address: tuple[str, ...]) -> list[tuple[str, ...]]:
     return [address[:n] for n in range(1, len(address))]
 
 
-def _exclusive(jaxpr: Any, a: Path, b: Path) -> bool:
+def _exclusive(jaxpr: Jaxpr, a: Path, b: Path) -> bool:
     """Whether two paths part at the branches of one `cond`."""
     for i, eqn in enumerate(_jax.parts(jaxpr).eqns):
         if a[0] == b[0] == i:
-            inside = _children(eqn, (i,))
             if eqn.primitive is _jax.cond_p and a[1] != b[1]:
                 return True
-            for inner_path, inner, _, _ in inside:
-                n = len(inner_path)
-                if len(a) > n and len(b) > n and a[:n] == inner_path == b[:n]:
-                    return _exclusive(inner, a[n:], b[n:])
+            for child in _children(eqn, (i,)):
+                n = len(child.path)
+                if len(a) > n and len(b) > n and a[:n] == child.path == b[:n]:
+                    return _exclusive(child.jaxpr, a[n:], b[n:])
     return False
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 
-from vipl._jax import by_site, wants_by_site
+from vipl._jax import ClosedJaxpr, by_site, wants_by_site
+from vipl._types import PyTree
 from vipl.errors import ProgramError
 from vipl.ir.inline import inline_jits
 from vipl.ir.partition import Skeleton, partition
@@ -23,15 +24,15 @@ class Staged(NamedTuple):
       skeleton: the result's structure, with what in it is not an array.
     """
 
-    jaxpr: Any
+    jaxpr: ClosedJaxpr
     skeleton: Skeleton
 
-    def result(self, outs: Any) -> Any:
+    def result(self, outs: Iterable[object]) -> Any:
         """The program's result from the jaxpr's outputs."""
         return self.skeleton.combine(outs)
 
 
-def stage_program(fn: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Staged:
+def stage_program(fn: Callable, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Staged:
     """Traces `fn(*args, **kwargs)`, with its sites as equations.
 
     Python numbers among the arguments stay Python numbers, so that a length may depend on them. A program is traced
@@ -46,7 +47,7 @@ def stage_program(fn: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         return _staged(fn, args, kwargs)
 
 
-def _staged(fn: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Staged:
+def _staged(fn: Callable, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Staged:
     box: list[Skeleton] = []
 
     def flat():
@@ -69,7 +70,7 @@ def _staged(fn: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Stag
     return Staged(inline_jits(jaxpr), box[0])
 
 
-def stage(fn: Callable, *args: Any) -> tuple[Any, Any]:
+def stage(fn: Callable, *args: PyTree) -> tuple[ClosedJaxpr, PyTree]:
     """Traces `fn(*args)` to a jaxpr of the flat arguments, without plain `jit`s, and the shapes of its result."""
     flat, treedef = jax.tree.flatten(args)
     jaxpr, shape = jax.make_jaxpr(lambda *flat: fn(*jax.tree.unflatten(treedef, flat)), return_shape=True)(*flat)

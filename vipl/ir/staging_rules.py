@@ -28,11 +28,15 @@ import numpyro.handlers
 import numpyro.primitives
 
 from vipl import _jax
+from vipl._jax import Tracer
 from vipl.errors import ProgramError, ViplError, show_address, show_addresses, show_aval
 from vipl.ir.batching import sites_of_value
 from vipl.ir.primitives import failing_line, user_frame
 
-_HANDLERS: list[Any] = numpyro.primitives._PYRO_STACK
+Message = dict[str, Any]
+"""What NumPyro's statements hand to its handlers."""
+
+_HANDLERS: list[numpyro.primitives.Messenger] = numpyro.primitives._PYRO_STACK
 
 _STATEMENTS = {
     "param": (
@@ -78,7 +82,7 @@ class _Guard(numpyro.primitives.Messenger):
         super().__init__(None)
         self.thread, self.double = threading.get_ident(), _jax.double_precision()
 
-    def process_message(self, msg: Any) -> None:
+    def process_message(self, msg: Message) -> None:
         """Raises, unless nothing is lost."""
         if msg["type"] == "inspect" or threading.get_ident() != self.thread:
             return
@@ -88,7 +92,7 @@ class _Guard(numpyro.primitives.Messenger):
             raise _statement(msg)
 
 
-def _since(guard: _Guard) -> list[Any]:
+def _since(guard: _Guard) -> list[numpyro.primitives.Messenger]:
     """The handlers that were entered after staging began."""
     return [h for h in _HANDLERS[_HANDLERS.index(guard) + 1 :] if not isinstance(h, _Guard)]
 
@@ -151,7 +155,7 @@ def in_program() -> bool:
     return any(isinstance(handler, _Guard) for handler in _HANDLERS)
 
 
-def _statement(msg: Any) -> ProgramError:
+def _statement(msg: Message) -> ProgramError:
     kind, name = msg["type"], str(msg.get("name", ""))
     if kind == "sample":
         source = msg["fn"]
@@ -208,48 +212,59 @@ def _explained(error: Exception) -> ProgramError | None:
     if isinstance(error, ViplError):
         return None
     if type(error).__name__ == "TraceContextError" and type(error).__module__.startswith("flax"):
-        return ProgramError(
-            "a program changes the state of a Flax module that was made outside of it.",
-            at=failing_line(error.__traceback__) or user_frame(),
-            got=str(error).split(" (")[0],
-            expected="parameters as arguments of the program, and modules without other state",
-            fix="split the module with vipl.interop.flax.functional, and call apply(params) in the program",
-        )
+        return _changes_state(error)
     tracers = _tracers_in(error.__traceback__)
-    cause = error.__cause__
-    named = error if isinstance(error, _CONCRETE) else cause if isinstance(cause, _CONCRETE) else None
-    if named is not None:
-        uses = [(use, fix) for kind, use, fix in _USES if isinstance(named, kind)]
-    elif isinstance(error, (TypeError, IndexError, ValueError)) and tracers:
-        uses = [(use, fix) for text, use, fix in _TEXTS if re.search(text, str(error))]
-    else:
+    use = _use_of(error, bool(tracers))
+    if use is None:
         return None
-    if not uses:
-        return None
-    use, fix = uses[0]
     found, from_site = _describe(tracers)
     raised = ProgramError(
         "a value that is known only when the program runs is used as a Python value.",
         at=failing_line(error.__traceback__) or user_frame(),
-        got=f"{found}, used as {use}",
+        got=f"{found}, used as {use[0]}",
         expected="operations of JAX; Python values only where nothing drawn or traced goes in",
-        fix=fix + ("" if from_site else "; an argument that is a number can be closed over instead"),
+        fix=use[1] + ("" if from_site else "; an argument that is a number can be closed over instead"),
     )
     raised.needs_number = True
     return raised
 
 
-def _tracers_in(traceback: TracebackType | None) -> list[Any]:
+def _changes_state(error: Exception) -> ProgramError:
+    return ProgramError(
+        "a program changes the state of a Flax module that was made outside of it.",
+        at=failing_line(error.__traceback__) or user_frame(),
+        got=str(error).split(" (")[0],
+        expected="parameters as arguments of the program, and modules without other state",
+        fix="split the module with vipl.interop.flax.functional, and call apply(params) in the program",
+    )
+
+
+def _use_of(error: Exception, traced: bool) -> tuple[str, str] | None:
+    """What a traced value was used as, and what to do; None where the error does not say so.
+
+    Args:
+      error: of JAX, or of Python.
+      traced: whether the failing frames hold traced values.
+    """
+    named = next((e for e in (error, error.__cause__) if isinstance(e, _CONCRETE)), None)
+    if named is not None:
+        return next((use, fix) for kind, use, fix in _USES if isinstance(named, kind))
+    if not traced or not isinstance(error, (TypeError, IndexError, ValueError)):
+        return None
+    return next(((use, fix) for text, use, fix in _TEXTS if re.search(text, str(error))), None)
+
+
+def _tracers_in(traceback: TracebackType | None) -> list[Tracer]:
     """The traced values that the failing frames hold, those of the innermost frame first."""
     frames = []
     while traceback is not None:
         frames.append(traceback.tb_frame)
         traceback = traceback.tb_next
     held = (value for frame in reversed(frames[-6:]) for value in frame.f_locals.values())
-    return [x for value in held for x in _flat(value) if isinstance(x, _jax.Tracer)]
+    return [x for value in held for x in _flat(value) if isinstance(x, Tracer)]
 
 
-def _flat(value: Any) -> Iterator[Any]:
+def _flat(value: object) -> Iterator[object]:
     if isinstance(value, (tuple, list)):
         for x in value:
             yield from _flat(x)
@@ -259,7 +274,7 @@ def _flat(value: Any) -> Iterator[Any]:
         yield value
 
 
-def _describe(tracers: list[Any]) -> tuple[str, bool]:
+def _describe(tracers: list[Tracer]) -> tuple[str, bool]:
     """What a traced value is, and whether the sites that it depends on are known."""
     for tracer in tracers:
         addresses = dict.fromkeys(site.address for site in sites_of_value(tracer))

@@ -6,20 +6,24 @@ evaluated by an objective and once more by the score of the site. Merged before,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from vipl import _jax
-from vipl.ir.dataflow import evaluate, follow_back, plain, read
+from vipl._jax import Atom, Eqn
+from vipl._types import Array, ArrayLike, PyTree
+from vipl.ir.dataflow import backward, evaluate, plain, read
 from vipl.ir.purity import is_pure
 from vipl.ir.stage import stage
 
+T = TypeVar("T")
 
-def cse(fn: Callable, *args: Any) -> Any:
+
+def cse(fn: Callable[..., T], *args: PyTree) -> T:
     """`fn(*args)`, each equation of the same operands evaluated once, those that nothing reads not at all.
 
     Plain `jit`s are inlined. Equations that are not known to be pure stay, as often as they stand there. Those that
@@ -27,7 +31,9 @@ def cse(fn: Callable, *args: Any) -> Any:
     """
     jaxpr, shape = stage(fn, *args)
     constvars, consts, invars, eqns, outvars = _jax.parts(jaxpr)
-    done: dict[Any, Any] = {}  # what decides an equation's results -> its operands and results
+    done: dict[
+        Hashable, tuple[list[Array], list[Array]]
+    ] = {}  # what decides an equation's results -> its operands and results
 
     def visit(i, eqn, values):
         if (identity := _identity(eqn, values)) is None:
@@ -37,17 +43,18 @@ def cse(fn: Callable, *args: Any) -> Any:
         return done[identity][1]
 
     env = dict(zip([*constvars, *invars], [*consts, *jax.tree.leaves(args)], strict=True))
-    outs = read(evaluate(_that_are_read(eqns, outvars), env, visit), outvars)
+    outs = read(evaluate(_needed(eqns, outvars), env, visit), outvars)
     return jax.tree.unflatten(jax.tree.structure(shape), outs)
 
 
-def _that_are_read(eqns: Sequence[Any], outvars: Sequence[Any]) -> list[Any]:
+def _needed(eqns: Sequence[Eqn], outvars: Sequence[Atom]) -> list[Eqn]:
+    """The equations that make outputs, those that are not known to be pure, and what these read."""
     stay = {i for i, eqn in enumerate(eqns) if not is_pure(eqn)}
-    needed, _ = follow_back(eqns, [*outvars, *(v for i in stay for v in eqns[i].invars)])
-    return [eqns[i] for i in sorted(needed | stay)]
+    cut = backward(eqns, [*outvars, *(v for i in stay for v in eqns[i].invars)])
+    return [eqns[i] for i in sorted(cut.numbers | stay)]
 
 
-def _identity(eqn: Any, values: Sequence[Any]) -> Any:
+def _identity(eqn: Eqn, values: Sequence[ArrayLike]) -> Hashable | None:
     """What decides the results of an equation; None where it is to be left alone, or cannot be compared."""
     if not is_pure(eqn) or any(jnp.issubdtype(v.aval.dtype, jax.dtypes.prng_key) for v in eqn.outvars):
         return None
@@ -61,7 +68,7 @@ def _identity(eqn: Any, values: Sequence[Any]) -> Any:
     return identity
 
 
-def _name(x: Any) -> Any:
+def _name(x: ArrayLike) -> Hashable:
     """What an operand is told by: a number by its bits, an array by being the same."""
     if isinstance(x, jax.Array) or np.ndim(x):
         return id(x)

@@ -13,12 +13,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from vipl._jax import ClosedJaxpr
 from vipl.analysis.decomposition import expose_sums
 from vipl.passes.unroll import unroll_scans
 
 
-def prepare(jaxpr: Any) -> Any:
+def prepare(jaxpr: ClosedJaxpr) -> ClosedJaxpr:
     """The passes before the analysis."""
     return expose_sums(unroll_scans(jaxpr))

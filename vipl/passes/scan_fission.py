@@ -17,24 +17,28 @@ same steps, with the same operands, as in the scan.
   equations, and outputs. Other numbers are computed again: cheaper than a derivative that goes through the loop.
 - A ys is moved, too, where that hands over no more numbers than it has itself.
 - What stays: effects, sites, keys and random numbers, control flow (the `vmap` of a `cond` takes all its branches),
-  guards and alarms, `checkpoint` (whose body is to be kept small), and every primitive that `_jax` does not list.
+  guards and alarms, `checkpoint` (whose body is to be kept small), and every primitive that is not in the table of
+  `vipl.ir.traits`.
 
 Moving trades memory for time: the loop stacks what the rest reads, also where no derivative is taken.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Container, Sequence
+from typing import NamedTuple, TypeGuard
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from vipl import _jax
-from vipl.ir.dataflow import evaluate, follow_back, plain, read, walk
+from vipl._jax import Atom, Eqn, Jaxpr, Params, Var
+from vipl._types import Array
+from vipl.ir.dataflow import Cut, backward, evaluate, plain, read, walk
 from vipl.ir.inline import inline_jits
 from vipl.ir.purity import is_pure
+from vipl.ir.traits import Move, traits_of
 
 FIXED, AHEAD, LOOP = range(3)  # the levels of a variable: equal in all steps; known before the loop; made by it
 
@@ -52,11 +56,11 @@ class _Body(NamedTuple):
       rounds: numbers of the carries that are known ahead; those of a round need those of the rounds before.
     """
 
-    eqns: Sequence[Any]
-    carry: list[tuple[Any, Any]]
-    steps: Sequence[Any]
-    outs: Sequence[Any]
-    level: dict[Any, int]
+    eqns: Sequence[Eqn]
+    carry: list[tuple[Var, Atom]]
+    steps: Sequence[Var]
+    outs: Sequence[Atom]
+    level: dict[Var, int]
     stays: set[int]
     rounds: list[list[int]]
 
@@ -78,14 +82,14 @@ class _Split(NamedTuple):
     loop: set[int]
     after: set[int]
     carried: list[int]
-    reads: list[Any]
-    stacked: list[Any]
+    reads: list[Var]
+    stacked: list[Var]
     late: list[int]
 
 
 def scan(
-    jaxpr: Any, init: Sequence[Any], xs: Sequence[Any], totals: Sequence[bool], options: dict[str, Any]
-) -> list[Any]:
+    jaxpr: Jaxpr, init: Sequence[Array], xs: Sequence[Array], totals: Sequence[bool], options: Params
+) -> list[Array]:
     """Evaluates a scan, split where it has totals that can be moved.
 
     Args:
@@ -98,13 +102,10 @@ def scan(
     Returns:
       The carry after the last step, and the outs, stacked.
     """
-    constvars, consts, invars, eqns, outvars = _jax.parts(jaxpr)
     n = len(init)
-    body = _analyse(constvars, invars, eqns, outvars, n)
-    split = (
-        _split(body, [v for v, total in zip(body.outs, totals, strict=True) if total]) if options["length"] else None
-    )
-    fixed = dict(zip(constvars, consts, strict=True))
+    body = _analyse(jaxpr, n)
+    added_up = [v for v, total in zip(body.outs, totals, strict=True) if total]
+    split = _split(body, added_up) if options["length"] else None
     if split is None:
 
         def whole(carry, x):
@@ -113,13 +114,15 @@ def scan(
 
         carry, outs = lax.scan(whole, list(init), list(xs), **options)
         return [*carry, *outs]
-    return _evaluate(body, split, fixed, list(init), xs, options)
+    constvars, consts, *_ = _jax.parts(jaxpr)
+    return _evaluate(body, split, dict(zip(constvars, consts, strict=True)), list(init), xs, options)
 
 
 # --- what is known of a body --------------------------------------------------------------------------------
 
 
-def _analyse(constvars: Any, invars: Any, eqns: Any, outvars: Any, n: int) -> _Body:
+def _analyse(jaxpr: Jaxpr, n: int) -> _Body:
+    constvars, _, invars, eqns, outvars = _jax.parts(jaxpr)
     carry = list(zip(invars[:n], outvars[:n], strict=True))
     kinds = [_kind(eqn) for eqn in eqns]
     base = dict.fromkeys(constvars, FIXED) | dict.fromkeys(invars[n:], AHEAD)
@@ -134,14 +137,14 @@ def _analyse(constvars: Any, invars: Any, eqns: Any, outvars: Any, n: int) -> _B
         base |= {carry[i][0]: AHEAD for i in known}
 
 
-def _levels(eqns: Any, kinds: list[int], base: dict[Any, int]) -> tuple[dict[Any, int], set[int]]:
+def _levels(eqns: Sequence[Eqn], kinds: list[Move], base: dict[Var, int]) -> tuple[dict[Var, int], set[int]]:
     stays, handed = set(), {v for v, at in base.items() if at == LOOP}
 
     def visit(i, eqn, levels):
         size = sum(v.aval.size for v in eqn.outvars)
         # A part of an array is handed over, not the array: a history in the carry is as long as the loop.
-        picks = kinds[i] == _jax.PICKS and any(_has(handed, v) and v.aval.size > size for v in eqn.invars)
-        if kinds[i] == _jax.STAYS or picks:
+        picks = kinds[i] == Move.PICKS and any(_is_in(v, handed) and v.aval.size > size for v in eqn.invars)
+        if kinds[i] == Move.STAYS or picks:
             stays.add(i)
             handed.update(eqn.outvars)
         return [LOOP if i in stays else max(levels, default=FIXED)] * len(eqn.outvars)
@@ -149,37 +152,37 @@ def _levels(eqns: Any, kinds: list[int], base: dict[Any, int]) -> tuple[dict[Any
     return evaluate(eqns, base, visit, constant=lambda _: FIXED), stays
 
 
-def _kind(eqn: Any) -> int:
+def _kind(eqn: Eqn) -> Move:
     """How an equation may be moved; of one that holds a program, the worst in it."""
     if not is_pure(eqn) or any(map(_is_key, [*eqn.invars, *eqn.outvars])):
-        return _jax.STAYS
+        return Move.STAYS
     if eqn.primitive is _jax.custom_jvp_call_p:
         inner = inline_jits(eqn.params["call_jaxpr"])  # as that of `jax.nn.relu`, which is a `jit`
-        return max(map(_kind, _jax.parts(inner).eqns), default=_jax.CHEAP)
-    return _jax.MOVES.get(eqn.primitive.name, _jax.STAYS)
+        return max(map(_kind, _jax.parts(inner).eqns), default=Move.CHEAP)
+    return traits_of(eqn).move
 
 
-def _is_key(v: Any) -> bool:
+def _is_key(v: Atom) -> bool:
     return jnp.issubdtype(v.aval.dtype, jax.dtypes.extended)
 
 
-def _has_derivative(eqn: Any) -> bool:
+def _has_derivative(eqn: Eqn) -> bool:
     floats = any(jnp.issubdtype(v.aval.dtype, jnp.inexact) for v in eqn.outvars)
     return floats and not _jax.stops_gradient(eqn)
 
 
-def _of(level: dict[Any, int], v: Any) -> int:
+def _of(level: dict[Var, int], v: Atom) -> int:
     return FIXED if isinstance(v, _jax.Literal) else level[v]
 
 
-def _has(some: Any, v: Any) -> bool:
+def _is_in(v: Atom, some: Container[Var]) -> TypeGuard[Var]:
     return not isinstance(v, _jax.Literal) and v in some
 
 
 # --- the split ----------------------------------------------------------------------------------------------
 
 
-def _split(body: _Body, totals: list[Any]) -> _Split | None:
+def _split(body: _Body, totals: list[Atom]) -> _Split | None:
     """Decides what goes where; None where nothing can be moved."""
     level = body.level
     carried = [i for i, (before, _) in enumerate(body.carry) if level[before] == LOOP]
@@ -187,60 +190,62 @@ def _split(body: _Body, totals: list[Any]) -> _Split | None:
     moved = _move(body, totals, roots)
     if moved is None:
         return None
-    after, read_after, kept = moved
-    stacked = [v for v in dict.fromkeys([*read_after, *kept]) if level[v] == LOOP]
+    after, kept = moved
+    stacked = [v for v in dict.fromkeys([*after.ends, *kept]) if level[v] == LOOP]
     late = _late(body, carried, stacked)
     stacked = [v for v in stacked if v not in {body.carry[i][0] for i in late}]
     known = [body.carry[i][1] for i in sum(body.rounds, [])]
-    before = [v for v in [*read_after, *known, *body.outs] if _of(level, v) < LOOP]
-    ahead, _ = follow_back(body.eqns, before)
-    loop, ends = follow_back(body.eqns, [*roots, *stacked], lambda i, v: i not in ahead or _grows(body.eqns[i], v))
-    return _Split(ahead, loop | body.stays, after, carried, [v for v in ends if level[v] == AHEAD], stacked, late)
+    before = [v for v in [*after.ends, *known, *body.outs] if _of(level, v) < LOOP]
+    ahead = backward(body.eqns, before).numbers
+    loop = backward(body.eqns, [*roots, *stacked], lambda i, v: i not in ahead or _grows(body.eqns[i], v))
+    reads = [v for v in loop.ends if level[v] == AHEAD]
+    return _Split(ahead, loop.numbers | body.stays, after.numbers, carried, reads, stacked, late)
 
 
-def _roots(body: _Body, carried: list[int]) -> list[Any]:
+def _roots(body: _Body, carried: list[int]) -> list[Atom]:
     """What the loop makes, whatever is moved: the carries, and the results of the equations that stay."""
     staying = [body.eqns[i] for i in sorted(body.stays)]
     roots = [body.carry[i][1] for i in carried]
     return roots + [v for eqn in staying for v in eqn.outvars or eqn.invars]  # a print makes nothing
 
 
-def _move(body: _Body, totals: list[Any], roots: list[Any]) -> tuple[set[int], dict[Any, Any], list[Any]] | None:
-    """What is evaluated after the loop that makes `roots`, what that reads, and the outs that the loop computes."""
-    level, kept = body.level, []
+def _move(body: _Body, totals: list[Atom], roots: list[Atom]) -> tuple[Cut, list[Var]] | None:
+    """What is evaluated after the loop that makes `roots`, and the outs that the loop computes; None: nothing is."""
+    level = body.level
+    kept: list[Var] = []
     while True:
         later = _later(body, [*roots, *kept])
-        after, ends = follow_back(body.eqns, totals, later)
-        if not after and not any(i is not None and level[v] < LOOP for v, i in ends.items()):
+        after = backward(body.eqns, totals, later)
+        if not after.numbers and not any(i is not None and level[v] < LOOP for v, i in after.ends.items()):
             return None
         new = []
         for v in body.outs:
-            if _of(level, v) == LOOP and v not in kept:
-                more, more_ends = follow_back(body.eqns, [v], later)
-                if sum(u.aval.size for u in more_ends if level[u] == LOOP and u not in ends) <= v.aval.size:
-                    after, ends = after | more, ends | more_ends
+            if _is_in(v, level) and level[v] == LOOP and v not in kept:
+                more = backward(body.eqns, [v], later)
+                if sum(u.aval.size for u in more.ends if level[u] == LOOP and u not in after.ends) <= v.aval.size:
+                    after = Cut(after.numbers | more.numbers, after.ends | more.ends)
                 else:
                     new.append(v)
         if not new:
-            return after, ends, kept
+            return after, kept
         kept += new
 
 
-def _late(body: _Body, carried: list[int], stacked: list[Any]) -> list[int]:
+def _late(body: _Body, carried: list[int], stacked: list[Var]) -> list[int]:
     """The carries that are stacked before and after a step; none of them is made of another."""
     late: list[int] = []
     for i in carried:
         others = [v for j in late for v in body.carry[j]]
-        if all(_has(stacked, v) and v not in others for v in body.carry[i]):
+        if all(_is_in(v, stacked) and v not in others for v in body.carry[i]):
             late.append(i)
     return late
 
 
-def _later(body: _Body, roots: list[Any]) -> Callable[[int, Any], bool]:
+def _later(body: _Body, roots: list[Atom]) -> Callable[[int, Var], bool]:
     """Says of a variable whether its equation is evaluated after the loop that makes `roots`, or is read from it."""
     level, eqns = body.level, body.eqns
-    loop, _ = follow_back(eqns, roots, lambda _, v: level[v] == LOOP)
-    slope, _ = follow_back(eqns, roots, lambda i, v: level[v] == LOOP and _has_derivative(eqns[i]))
+    loop = backward(eqns, roots, lambda _, v: level[v] == LOOP).numbers
+    slope = backward(eqns, roots, lambda i, v: level[v] == LOOP and _has_derivative(eqns[i])).numbers
     outs = {v for v in [*body.outs, *(after for _, after in body.carry)] if not isinstance(v, _jax.Literal)}
 
     def later(i, v):
@@ -248,13 +253,13 @@ def _later(body: _Body, roots: list[Any]) -> Callable[[int, Any], bool]:
             return False
         if i not in loop:
             return True
-        cheap = v not in outs and _kind(eqns[i]) == _jax.CHEAP
+        cheap = v not in outs and _kind(eqns[i]) == Move.CHEAP
         return _has_derivative(eqns[i]) and (i not in slope or cheap)
 
     return later
 
 
-def _grows(eqn: Any, v: Any) -> bool:
+def _grows(eqn: Eqn, v: Atom) -> bool:
     """Whether a variable has more numbers than what it is made of: it is then not stacked to be read by the loop."""
     inputs = [u.aval.size for u in eqn.invars if not isinstance(u, _jax.Literal)]
     return v.aval.size > max(inputs, default=0)
@@ -273,10 +278,10 @@ class _Steps:
       options: of the scan.
     """
 
-    def __init__(self, body: _Body, fixed: dict[Any, Any], stacks: dict[Any, Any], options: dict[str, Any]):
+    def __init__(self, body: _Body, fixed: dict[Var, Array], stacks: dict[Var, Array], options: Params):
         self.body, self.fixed, self.stacks, self.options = body, fixed, stacks, options
 
-    def select(self, numbers: set[int]) -> list[Any]:
+    def select(self, numbers: set[int]) -> list[Eqn]:
         """The equations with these numbers, in order."""
         return [self.body.eqns[i] for i in sorted(numbers)]
 
@@ -284,7 +289,7 @@ class _Steps:
         """Evaluates equations for all steps."""
         eqns = self.select(numbers)
         made = [v for eqn in eqns for v in eqn.outvars]
-        known = list(dict.fromkeys(v for eqn in eqns for v in eqn.invars if _has(self.stacks, v)))
+        known = list(dict.fromkeys(v for eqn in eqns for v in eqn.invars if _is_in(v, self.stacks)))
 
         def step(values):
             return read(evaluate(eqns, self.fixed | dict(zip(known, values, strict=True)), plain), made)
@@ -294,14 +299,14 @@ class _Steps:
             stacks = jax.vmap(step, axis_size=self.options["length"])(values)
             self.stacks |= dict(zip(made, stacks, strict=True))
 
-    def of(self, v: Any) -> Any:
+    def of(self, v: Atom) -> Array:
         """[length, ...], the values of a variable or literal."""
-        if _has(self.stacks, v):
+        if _is_in(v, self.stacks):
             return self.stacks[v]
         (x,) = read(self.fixed, [v])
         return jnp.broadcast_to(x, (self.options["length"], *jnp.shape(x)))
 
-    def delay(self, number: int, first: Any) -> Any:
+    def delay(self, number: int, first: Array) -> Array:
         """Makes a carry before each step from that after each step, and returns that after the last."""
         before, after = self.body.carry[number]
         stack = self.of(after)
@@ -316,8 +321,8 @@ class _Steps:
 
 
 def _evaluate(
-    body: _Body, split: _Split, consts: dict[Any, Any], init: list[Any], xs: Sequence[Any], options: dict[str, Any]
-) -> list[Any]:
+    body: _Body, split: _Split, consts: dict[Var, Array], init: list[Array], xs: Sequence[Array], options: Params
+) -> list[Array]:
     fixed = consts | {v: x for (v, _), x in zip(body.carry, init, strict=True) if body.level[v] == FIXED}
     steps = _Steps(body, fixed, dict(zip(body.steps, xs, strict=True)), options)
     constant = {i for i in split.ahead if body.level[body.eqns[i].outvars[0]] == FIXED}
@@ -325,7 +330,7 @@ def _evaluate(
     last, done = dict(enumerate(init)), constant
     for known in body.rounds:
         made = [body.carry[i][1] for i in known]
-        now, _ = follow_back(body.eqns, made, lambda _, v: not _has(steps.stacks, v))
+        now = backward(body.eqns, made, lambda _, v: not _is_in(v, steps.stacks)).numbers
         steps.evaluate(now - constant)
         done = done | now
         last |= {i: steps.delay(i, init[i]) for i in known}
@@ -337,7 +342,7 @@ def _evaluate(
     return [*(last[i] for i in range(len(init))), *map(steps.of, body.outs)]
 
 
-def _loop(steps: _Steps, split: _Split, init: list[Any]) -> dict[int, Any]:
+def _loop(steps: _Steps, split: _Split, init: list[Array]) -> dict[int, Array]:
     """Runs what is left of the loop: adds what it hands over to `steps`, and returns its carries after the last."""
     carry = [steps.body.carry[i] for i in split.carried]
     eqns = steps.select(split.loop)

@@ -12,13 +12,15 @@ own.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from vipl import _jax
+from vipl._jax import ClosedJaxpr, Eqn, Jaxpr, Params
+from vipl._types import Array
 from vipl.ir.batching import has_site
 from vipl.ir.dataflow import plain, walk
 from vipl.ir.primitives import Path, lanes_p
@@ -36,7 +38,7 @@ class Origin(NamedTuple):
     info: SiteInfo
     passes: tuple[int | None, ...]
 
-    def of_passes(self, x: Any, first: int = 0) -> Any:
+    def of_passes(self, x: Array, first: int = 0) -> Array:
         """This site's part of an array that has the loops around `info` as axes, from axis `first`."""
         for axis in reversed(range(len(self.passes))):
             if (number := self.passes[axis]) is not None:
@@ -44,7 +46,7 @@ class Origin(NamedTuple):
         return x
 
 
-def origins(jaxpr: Any) -> list[Origin]:
+def origins(jaxpr: Jaxpr) -> list[Origin]:
     """The sites of `unroll_scans(jaxpr)`, in the order of `list_sites`, each with what it was in `jaxpr`."""
     below: dict[Path, list[SiteInfo]] = {}
     for info in list_sites(jaxpr):
@@ -54,7 +56,7 @@ def origins(jaxpr: Any) -> list[Origin]:
 
 
 def _origins(
-    jaxpr: Any, path: Path, passes: tuple[int | None, ...], below: dict[Path, list[SiteInfo]]
+    jaxpr: Jaxpr, path: Path, passes: tuple[int | None, ...], below: dict[Path, list[SiteInfo]]
 ) -> Iterator[Origin]:
     for i, eqn in enumerate(_jax.parts(jaxpr).eqns):
         here = (*path, i)
@@ -71,7 +73,7 @@ def _origins(
             yield from _origins(eqn.params["jaxpr"], here, inside, below)
 
 
-def unroll_scans(jaxpr: Any) -> Any:
+def unroll_scans(jaxpr: ClosedJaxpr) -> ClosedJaxpr:
     """The same program without such loops around sites, in plain code and `vmap`."""
     if not _any(jaxpr):
         return jaxpr
@@ -79,31 +81,31 @@ def unroll_scans(jaxpr: Any) -> Any:
     return jax.make_jaxpr(lambda *args: walk(jaxpr, args, _visit))(*avals)
 
 
-def _visit(i: int, eqn: Any, values: list[Any]) -> Sequence[Any]:
+def _visit(i: int, eqn: Eqn, values: list[Array]) -> Sequence[Array]:
     if not _in_sight(eqn):
         return plain(i, eqn, values)
     if eqn.primitive is lanes_p:
         return lanes_p.bind(*values, **eqn.params | {"jaxpr": unroll_scans(eqn.params["jaxpr"])})
-    jaxpr, num_consts, num_carry, options = _jax.scan_parts(eqn.params)
-    consts, carry, xs = values[:num_consts], values[num_consts:][:num_carry], values[num_consts + num_carry :]
-    steps: list[Any] = [None] * options["length"]
-    for k in _steps(options):
-        outs = walk(jaxpr, [*consts, *carry, *(x[k] for x in xs)], _visit)
-        carry, steps[k] = outs[:num_carry], outs[num_carry:]
+    scan = _jax.scan_parts(eqn.params)
+    consts, carry, xs = scan.operands(values)
+    steps: list[list[Array]] = [[]] * scan.options["length"]
+    for k in _steps(scan.options):
+        outs = walk(scan.jaxpr, [*consts, *carry, *(x[k] for x in xs)], _visit)
+        carry, steps[k] = outs[: scan.num_carry], outs[scan.num_carry :]
     return [*carry, *(jnp.stack(ys) for ys in zip(*steps, strict=True))]
 
 
-def _steps(options: dict[str, Any]) -> Sequence[int]:
+def _steps(options: Params) -> Sequence[int]:
     """The numbers of a loop's steps in the order in which they are run; those of the xs."""
     numbers = range(options["length"])
     return numbers[::-1] if options["reverse"] else numbers
 
 
-def _any(jaxpr: Any) -> bool:
+def _any(jaxpr: Jaxpr) -> bool:
     return any(_in_sight(eqn) for eqn in _jax.parts(jaxpr).eqns)
 
 
-def _in_sight(eqn: Any) -> bool:
+def _in_sight(eqn: Eqn) -> bool:
     """Whether an equation is such a loop, or holds one."""
     if not has_site(eqn):
         return False

@@ -21,16 +21,23 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy.typing as npt
 import numpyro.distributions as dist
 from jax import lax
 from jax.scipy.special import gammaln
-from numpyro.distributions import constraints, transforms
+from numpyro.distributions import Distribution, constraints, transforms
+from numpyro.distributions.transforms import Transform
 
-from vipl.distributions import _gammas, _special
+from vipl._types import Array, ArrayLike, Float, PRNGKeyArray, Shaped
+from vipl.distributions import _gammas
+from vipl.distributions import _special_functions as special
+
+Bounds = tuple[ArrayLike, ArrayLike]
 
 
 class Point(NamedTuple):
@@ -41,11 +48,31 @@ class Point(NamedTuple):
       coordinates: what the value was made of, with the batch shape in front; None: the value itself.
     """
 
-    value: Any
+    value: Shaped[Array, "*shape"]
     coordinates: Any = None
 
 
-def draw(d: Any, key: Any, sample_shape: tuple[int, ...] = ()) -> Point:
+class Steps(NamedTuple):
+    """The coordinates of a transformed draw.
+
+    Attributes:
+      base: the point of the base distribution.
+      images: what each transform made of it, inside its range.
+      logs: of a positive number whose logarithm is known, that; otherwise None.
+      extra: what transforms keep of their own evaluation, for their Jacobians.
+    """
+
+    base: Point
+    images: tuple[Array, ...]
+    logs: tuple[Any, ...]
+    extra: tuple[object, ...]
+
+
+Coordinates = Array | Steps
+"""What a draw was made of: log x, logit x, or the steps of a transformed draw."""
+
+
+def draw(d: Distribution, key: PRNGKeyArray, sample_shape: tuple[int, ...] = ()) -> Point:
     """Draws a point; differentiable in the parameters where the distribution is reparametrized."""
     if has_coordinates(d):
         return _draw(d, key, sample_shape)
@@ -53,7 +80,7 @@ def draw(d: Any, key: Any, sample_shape: tuple[int, ...] = ()) -> Point:
     return Point(in_support(d, x))
 
 
-def has_coordinates(d: Any) -> bool:
+def has_coordinates(d: Distribution) -> bool:
     """Whether draws of a distribution keep more than their value."""
     d = innermost(d)
     cls = next((c for c in _FAMILIES if isinstance(d, c)), None)
@@ -62,7 +89,7 @@ def has_coordinates(d: Any) -> bool:
     return type(d).log_prob in (cls.log_prob, *(stable.log_prob for stable in _FAMILIES[cls]))
 
 
-def innermost(d: Any) -> Any:
+def innermost(d: Distribution) -> Distribution:
     """The distribution without `to_event`, `expand` and masks."""
     while isinstance(d, (dist.Independent, dist.ExpandedDistribution, dist.MaskedDistribution)):
         d = d.base_dist
@@ -78,26 +105,26 @@ _FAMILIES = {
 }
 
 
-def log_density(d: Any, point: Point) -> Any:
+def log_density(d: Any, point: Point) -> Float[Array, "*batch"]:
     """f[batch_shape], the log density of a point before its value was rounded; of a masked one 0."""
     if point.coordinates is None:
         return d.log_prob(point.value)
     return _log_density(d, point.coordinates)
 
 
-def total(log_prob: Any, ndim: int = 0) -> Any:
+def total(log_prob: Float[Array, "..."], ndim: int = 0) -> Float[Array, "..."]:
     """f[...], the sum of log densities over all axes but the first `ndim`, in the default precision."""
     axes = tuple(range(ndim, jnp.ndim(log_prob))) if ndim else None
     return lax.convert_element_type(jnp.sum(log_prob, axis=axes), float)
 
 
-def standing(d: Any, point: Point) -> Point:
+def standing(d: Distribution, point: Point) -> Point:
     """The same point, whose value has no derivative; its coordinates move with the parameters so that it has none."""
     value, coordinates = lax.stop_gradient(tuple(point))
     return Point(value, _placed(d, coordinates, None))
 
 
-def log_density_along(d: Any, point: Point) -> Any:
+def log_density_along(d: Any, point: Point) -> Float[Array, "*batch"]:
     """f[batch_shape], the log density whose derivative is that in the value alone: the parameters stand still."""
     d = jax.tree.map(_still, d)
     if point.coordinates is None:
@@ -113,7 +140,7 @@ def _still(x: Any) -> Any:
 
 
 @jax.custom_jvp
-def inside(x: Any, low: Any, high: Any) -> Any:
+def inside(x: Float[Array, "*shape"], low: ArrayLike, high: ArrayLike) -> Float[Array, "*shape"]:
     """The nearest number between two bounds that is neither; its derivative is that of `x`. NaN stays NaN."""
     info = jnp.finfo(x.dtype)
     low, high = (jnp.asarray(b, x.dtype) for b in (low, high))
@@ -123,61 +150,61 @@ def inside(x: Any, low: Any, high: Any) -> Any:
 
 
 @inside.defjvp
-def _(primals: Any, tangents: Any) -> Any:
+def _(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
     return inside(*primals), tangents[0]
 
 
 @jax.custom_jvp
-def exp_inside(y: Any) -> Any:
+def exp_inside(y: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """exp(y), a positive number; the derivative of its logarithm is that of y, also where it is rounded."""
     info = jnp.finfo(y.dtype)
     return jnp.clip(jnp.exp(y), info.tiny, info.max)
 
 
 @exp_inside.defjvp
-def _(primals: Any, tangents: Any) -> Any:
+def _(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
     x = exp_inside(*primals)
     return x, x * tangents[0]
 
 
 @jax.custom_jvp
-def sigmoid_inside(y: Any) -> Any:
+def sigmoid_inside(y: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """1 / (1 + exp(-y)), between 0 and 1; the derivative of its logit is that of y, also where it is rounded."""
     info = jnp.finfo(y.dtype)
     return jnp.clip(jax.nn.sigmoid(y), info.tiny, 1 - info.epsneg)
 
 
 @sigmoid_inside.defjvp
-def _(primals: Any, tangents: Any) -> Any:
+def _(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
     x = sigmoid_inside(*primals)
     return x, x * (1 - x) * tangents[0]
 
 
 @jax.custom_jvp
-def softplus_inside(y: Any) -> Any:
+def softplus_inside(y: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """log(1 + exp(y)), a positive number; where it is rounded, the derivative of its logarithm is that of y."""
     return jnp.clip(jax.nn.softplus(y), jnp.finfo(y.dtype).tiny)
 
 
 @softplus_inside.defjvp
-def _(primals: Any, tangents: Any) -> Any:
-    (y,), x = primals, softplus_inside(*primals)
+def _(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
+    y, x = primals[0], softplus_inside(*primals)
     return x, jnp.maximum(jax.nn.sigmoid(y), jnp.where(y < 0, x / 2, 0)) * tangents[0]
 
 
-def _follow(value: Any, path: Any) -> Any:
+def _follow(value: Array, path: Array) -> Array:
     """The first argument, with the derivative of the second."""
     return _followed(value, path) if jnp.issubdtype(value.dtype, jnp.inexact) else value
 
 
 @jax.custom_jvp
-def _followed(value: Any, path: Any) -> Any:
+def _followed(value: Array, path: Array) -> Array:
     del path
     return value
 
 
 @_followed.defjvp
-def _(primals: Any, tangents: Any) -> Any:
+def _(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
     return _followed(*primals), tangents[1]
 
 
@@ -185,24 +212,24 @@ def _(primals: Any, tangents: Any) -> Any:
 
 
 @functools.singledispatch
-def _draw(d: Any, key: Any, sample_shape: tuple[int, ...]) -> Point:
+def _draw(d: Distribution, key: PRNGKeyArray, sample_shape: tuple[int, ...]) -> Point:
     """Draws a point of a family that has coordinates."""
     raise TypeError(f"{type(d).__name__} has no coordinates")
 
 
 @functools.singledispatch
-def _log_density(d: Any, coordinates: Any) -> Any:
+def _log_density(d: Distribution, coordinates: Coordinates) -> Float[Array, "*batch"]:
     """The log density at coordinates."""
     raise TypeError(f"{type(d).__name__} has no coordinates")
 
 
 @functools.singledispatch
-def _coordinates_of(d: Any, value: Any) -> Any:
+def _coordinates_of(d: Distribution, value: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """The coordinates as a function of the value, which lies inside the support."""
     raise TypeError(f"{type(d).__name__} has no coordinates")
 
 
-def _placed(d: Any, coordinates: Any, value: Any) -> Any:
+def _placed(d: Distribution, coordinates: Coordinates | None, value: Array | None) -> Coordinates | None:
     """The same coordinates with other derivatives: those of `value`, the parameters being those of `d`.
 
     A value that is None moves as the coordinates do.
@@ -211,11 +238,11 @@ def _placed(d: Any, coordinates: Any, value: Any) -> Any:
     if coordinates is None:
         return None
     if isinstance(coordinates, Steps):
-        return _placed_steps(d, coordinates, value)
+        return _placed_steps(d, coordinates, value)  # type: ignore[arg-type]
     return coordinates if value is None else _follow(coordinates, _coordinates_of(d, value))
 
 
-def in_support(d: Any, x: Any) -> Any:
+def in_support(d: Distribution, x: Any) -> Shaped[Array, "*shape"]:
     """The value, inside a support that is an interval; bounds that are arrays belong to the parts of a batch."""
     if not jnp.issubdtype(jnp.result_type(x), jnp.floating) or _has_atoms(d):
         return x
@@ -225,7 +252,7 @@ def in_support(d: Any, x: Any) -> Any:
     return inside(jnp.asarray(x), *bounds)
 
 
-def _has_atoms(d: Any) -> bool:
+def _has_atoms(d: Distribution) -> bool:
     """Whether a point may have a probability of its own, an edge among them."""
     name = type(d).__name__
     parts = [v for v in vars(d).values() if isinstance(v, dist.Distribution)]
@@ -235,7 +262,7 @@ def _has_atoms(d: Any) -> bool:
     )
 
 
-def _bounds(d: Any) -> tuple[Any, Any] | None:
+def _bounds(d: Distribution) -> Bounds | None:
     """The bounds of a support that is an interval of numbers; they broadcast to the value."""
     if isinstance(d, (dist.Independent, dist.ExpandedDistribution, dist.MaskedDistribution)):
         return _bounds(d.base_dist)
@@ -254,7 +281,7 @@ def _bounds(d: Any) -> tuple[Any, Any] | None:
     return bounds
 
 
-def _interval(s: Any) -> tuple[Any, Any] | None:
+def _interval(s: constraints.Constraint | None) -> Bounds | None:
     if isinstance(s, constraints.independent):
         return _interval(s.base_constraint)
     if isinstance(s, type(constraints.simplex)):
@@ -269,35 +296,36 @@ def _interval(s: Any) -> tuple[Any, Any] | None:
 
 @_draw.register(dist.Independent)
 @_draw.register(dist.MaskedDistribution)
-def _(d: Any, key: Any, sample_shape: tuple[int, ...]) -> Point:
+def _(d: dist.Independent | dist.MaskedDistribution, key: PRNGKeyArray, sample_shape: tuple[int, ...]) -> Point:
     return draw(d.base_dist, key, sample_shape)
 
 
 @_draw.register
-def _(d: dist.ExpandedDistribution, key: Any, sample_shape: tuple[int, ...]) -> Point:
-    return Point(*d._sample(lambda key, shape: draw(d.base_dist, key, shape), key, sample_shape))
+def _(d: dist.ExpandedDistribution, key: PRNGKeyArray, sample_shape: tuple[int, ...]) -> Point:
+    expand: Any = d._sample  # takes and returns pairs of a value and what goes with it
+    return Point(*expand(lambda key, shape: draw(d.base_dist, key, shape), key, sample_shape))
 
 
 @_log_density.register
-def _(d: dist.Independent, coordinates: Any) -> Any:
+def _(d: dist.Independent, coordinates: Coordinates) -> Array:
     log_p = _log_density(d.base_dist, coordinates)
     return jnp.sum(log_p, axis=tuple(range(-d.reinterpreted_batch_ndims, 0)))
 
 
 @_log_density.register
-def _(d: dist.ExpandedDistribution, coordinates: Any) -> Any:
+def _(d: dist.ExpandedDistribution, coordinates: Coordinates) -> Array:
     return jnp.broadcast_to(_log_density(d.base_dist, coordinates), d.batch_shape)
 
 
 @_log_density.register
-def _(d: dist.MaskedDistribution, coordinates: Any) -> Any:
+def _(d: dist.MaskedDistribution, coordinates: Coordinates) -> Array:
     return jnp.where(d._mask, _log_density(d.base_dist, coordinates), 0.0)
 
 
 # --- Gamma: log x;  Beta: logit x;  Dirichlet: log x ----------------------------------------------------------------
 
 
-def log_gamma_draw(key: Any, concentration: Any, shape: tuple[int, ...]) -> Any:
+def log_gamma_draw(key: PRNGKeyArray, concentration: npt.ArrayLike, shape: tuple[int, ...]) -> Float[Array, "*shape"]:
     """Log x for x ~ Gamma(α, 1), with the derivative that stands still in the distribution function.
 
     Where x is so small that the distribution function is x^α / Γ(α + 1) to the last digit, the derivative is that of
@@ -312,25 +340,25 @@ def log_gamma_draw(key: Any, concentration: Any, shape: tuple[int, ...]) -> Any:
 
 
 @_draw.register
-def _(d: dist.Gamma, key: Any, sample_shape: tuple[int, ...]) -> Point:
+def _(d: dist.Gamma, key: PRNGKeyArray, sample_shape: tuple[int, ...]) -> Point:
     y = log_gamma_draw(key, d.concentration, sample_shape + d.batch_shape) - jnp.log(jnp.asarray(d.rate))
     return Point(exp_inside(y), y)
 
 
 @_log_density.register
-def _(d: dist.Gamma, y: Any) -> Any:
+def _(d: dist.Gamma, y: Array) -> Array:
     log_rate = jnp.log(jnp.asarray(d.rate))
-    return log_rate + _special.log_gamma(d.concentration, jnp.exp(y + log_rate), y + log_rate)
+    return log_rate + special.log_gamma(jnp.asarray(d.concentration), jnp.exp(y + log_rate), y + log_rate)
 
 
 @_coordinates_of.register(dist.Gamma)
 @_coordinates_of.register(dist.Dirichlet)
-def _(d: Any, value: Any) -> Any:
+def _(d: Distribution, value: Array) -> Array:
     return jnp.log(value)
 
 
 @_draw.register
-def _(d: dist.Beta, key: Any, sample_shape: tuple[int, ...]) -> Point:
+def _(d: dist.Beta, key: PRNGKeyArray, sample_shape: tuple[int, ...]) -> Point:
     shape = sample_shape + d.batch_shape
     a = jnp.stack(jnp.broadcast_arrays(jnp.asarray(d.concentration1), jnp.asarray(d.concentration0)), axis=-1)
     y = log_gamma_draw(key, a, (*shape, 2))
@@ -339,50 +367,34 @@ def _(d: dist.Beta, key: Any, sample_shape: tuple[int, ...]) -> Point:
 
 
 @_log_density.register
-def _(d: dist.Beta, y: Any) -> Any:
+def _(d: dist.Beta, y: Array) -> Array:
     a = jnp.stack(jnp.broadcast_arrays(*map(jnp.asarray, (d.concentration1, d.concentration0))), axis=-1)
     y = jnp.stack([y, -y], axis=-1)
-    return _special.log_dirichlet(a, jax.nn.sigmoid(y), -jax.nn.softplus(-y))
+    return special.log_dirichlet(a, jax.nn.sigmoid(y), -jax.nn.softplus(-y))
 
 
 @_coordinates_of.register
-def _(d: dist.Beta, value: Any) -> Any:
+def _(d: dist.Beta, value: Array) -> Array:
     return jnp.log(value) - jnp.log1p(-value)
 
 
 @_draw.register
-def _(d: dist.Dirichlet, key: Any, sample_shape: tuple[int, ...]) -> Point:
+def _(d: dist.Dirichlet, key: PRNGKeyArray, sample_shape: tuple[int, ...]) -> Point:
     y = log_gamma_draw(key, d.concentration, sample_shape + d.batch_shape + d.event_shape)
     y = jax.nn.log_softmax(y, axis=-1)
     return Point(exp_inside(y), y)
 
 
 @_log_density.register
-def _(d: dist.Dirichlet, y: Any) -> Any:
+def _(d: dist.Dirichlet, y: Array) -> Array:
     x = jnp.exp(y)
-    return _special.log_dirichlet(jnp.asarray(d.concentration), x, y, jnp.sum(x, axis=-1) - 1)
+    return special.log_dirichlet(jnp.asarray(d.concentration), x, y, jnp.sum(x, axis=-1) - 1)
 
 
 # --- transforms: what each of them was applied to -------------------------------------------------------------------
 
 
-class Steps(NamedTuple):
-    """The coordinates of a transformed draw.
-
-    Attributes:
-      base: the point of the base distribution.
-      images: what each transform made of it, inside its range.
-      logs: of a positive number whose logarithm is known, that; otherwise None.
-      extra: what transforms keep of their own evaluation, for their Jacobians.
-    """
-
-    base: Point
-    images: tuple[Any, ...]
-    logs: tuple[Any, ...]
-    extra: tuple[Any, ...]
-
-
-def _parts(found: Any) -> list[Any]:
+def _parts(found: Sequence[Transform]) -> list[Any]:
     """Transforms, with those that are composed taken apart."""
     return [p for t in found for p in (_parts(t.parts) if isinstance(t, transforms.ComposeTransform) else [t])]
 
@@ -407,7 +419,7 @@ def _apply(t: Any, x: Any, log_x: Any) -> tuple[Any, Any, Any]:
 
 
 @_draw.register
-def _(d: dist.TransformedDistribution, key: Any, sample_shape: tuple[int, ...]) -> Point:
+def _(d: dist.TransformedDistribution, key: PRNGKeyArray, sample_shape: tuple[int, ...]) -> Point:
     base = draw(d.base_dist, key, sample_shape)
     x, log_x = jnp.asarray(base.value), _log_of(d.base_dist, base)
     images, logs, extras = [], [log_x], []
@@ -417,19 +429,19 @@ def _(d: dist.TransformedDistribution, key: Any, sample_shape: tuple[int, ...]) 
     return Point(in_support(d, x), Steps(base, tuple(images), tuple(logs), tuple(extras)))
 
 
-def transformed(d: dist.TransformedDistribution, x: Any) -> Any:
+def transformed(d: dist.TransformedDistribution, x: Array) -> Array:
     """The images of values of the base distribution."""
     for t in _parts(d.transforms):
         x = _apply(t, x, None)[0]
     return x
 
 
-def _log_of(d: Any, point: Point) -> Any:
+def _log_of(d: Distribution, point: Point) -> Array | None:
     return point.coordinates if isinstance(innermost(d), dist.Gamma) else None
 
 
 @_log_density.register
-def _(d: dist.TransformedDistribution, steps: Steps) -> Any:
+def _(d: dist.TransformedDistribution, steps: Steps) -> Array:
     event_dim, log_p = d.event_dim, jnp.zeros(())
     values = [steps.base.value, *steps.images]
     parts = _parts(d.transforms)
@@ -444,11 +456,11 @@ def _(d: dist.TransformedDistribution, steps: Steps) -> Any:
     return log_p + _sum_last(log_density(d.base_dist, steps.base), event_dim - d.base_dist.event_dim)
 
 
-def _sum_last(x: Any, axes: int) -> Any:
+def _sum_last(x: Any, axes: int) -> Array:
     return jnp.sum(x, axis=tuple(range(-axes, 0))) if axes else x
 
 
-def _placed_steps(d: dist.TransformedDistribution, steps: Steps, value: Any) -> Steps:
+def _placed_steps(d: dist.TransformedDistribution, steps: Steps, value: Array | None) -> Steps:
     """From the last image back to the base; above the last transform that has parameters all is as it was."""
     parts = _parts(d.transforms)
     values, logs, extras = [steps.base.value, *steps.images], list(steps.logs), list(steps.extra)
@@ -466,12 +478,12 @@ def _placed_steps(d: dist.TransformedDistribution, steps: Steps, value: Any) -> 
     return Steps(base, tuple(values[1:]), tuple(logs), tuple(extras))
 
 
-def is_parameter(leaf: Any) -> bool:
+def is_parameter(leaf: object) -> bool:
     """Whether a leaf of a distribution may carry a derivative."""
     return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
-def _preimage(t: Any, y: Any, x: Any) -> Any:
+def _preimage(t: Any, y: Array, x: Array) -> Array:
     """A number whose derivative is that of the inverse of a transform at `y`, whose preimage is `x`."""
     try:
         return t.inv(y)

@@ -7,18 +7,19 @@ Here log Γ(a) = (a - 1/2) log a - a + (log 2π) / 2 + δ(a), where δ is small,
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import gammaln, ndtr
+from numpy.typing import ArrayLike
+
+from vipl._types import Array, Float
 
 _SERIES = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 156, -3617 / 122400)
 _LARGE = 8.0
 _HALF_LOG_2PI = 0.9189385332046727
 
 
-def _delta(a: Any) -> Any:
+def _delta(a: Array) -> Array:
     """δ(a), for a >= 8."""
     y = 1 / (a * a)
     total = jnp.zeros_like(a)
@@ -27,7 +28,7 @@ def _delta(a: Any) -> Any:
     return total / a
 
 
-def log_gamma_ratio(a: Any, x: Any) -> Any:
+def log_gamma_ratio(a: Array, x: Array | float) -> Array:
     """Log Γ(a + x) - log Γ(a), for x >= 0."""
     a, x = jnp.broadcast_arrays(a, x)
     large = a >= _LARGE
@@ -36,20 +37,20 @@ def log_gamma_ratio(a: Any, x: Any) -> Any:
     return jnp.where(large, stable, gammaln(jnp.where(large, 1.0, a) + x) - gammaln(jnp.where(large, 1.0, a)))
 
 
-def _log_factorial(x: Any) -> Any:
+def _log_factorial(x: Array) -> Array:
     """Log Γ(x + 1), which is 0 at 0 and 1 (JAX's is not, in float32)."""
     y = gammaln(x + 1)
     return y - jax.lax.stop_gradient(jnp.where((x == 0) | (x == 1), y, 0.0))
 
 
-def _deviance(x: Any, mean: Any, log_mean: Any) -> Any:
+def _deviance(x: Array, mean: Array, log_mean: Array) -> Array:
     """X log (x / mean) + mean - x, for x > 0."""
     near = jnp.abs(x - mean) < 0.5 * mean
     u = jnp.where(near, (x - mean) / jnp.where(near, mean, 1.0), 0.0)
     return x * jnp.where(near, jnp.log1p(u), jnp.log(x) - jnp.where(near, 0.0, log_mean)) + (mean - x)
 
 
-def log_poisson(x: Any, mean: Any, log_mean: Any) -> Any:
+def log_poisson(x: Array, mean: Array, log_mean: Array) -> Array:
     """X log m - m - log Γ(x + 1), for x >= 0; 0 log 0 is 0."""
     x, mean, log_mean = jnp.broadcast_arrays(x, mean, log_mean)
     large = x >= _LARGE
@@ -59,11 +60,11 @@ def log_poisson(x: Any, mean: Any, log_mean: Any) -> Any:
     return jnp.where(large, _log_poisson_large(jnp.where(large, x, _LARGE), mean, log_mean), direct)
 
 
-def _log_poisson_large(x: Any, mean: Any, log_mean: Any) -> Any:
+def _log_poisson_large(x: Array, mean: Array, log_mean: Array) -> Array:
     return -_deviance(x, mean, log_mean) - _HALF_LOG_2PI - 0.5 * jnp.log(x) - _delta(x)
 
 
-def log_gamma(a: Any, mean: Any, log_mean: Any) -> Any:
+def log_gamma(a: Array, mean: Array, log_mean: Array) -> Array:
     """(a - 1) log m - m - log Γ(a), for a > 0: a Gamma of m = r x, without the factor r.
 
     What depends on a alone is computed in its shape, which is often far smaller than that of x.
@@ -74,7 +75,7 @@ def log_gamma(a: Any, mean: Any, log_mean: Any) -> Any:
     return jnp.where(large, _log_poisson_large(jnp.where(large, a - 1, _LARGE), mean, log_mean), direct)
 
 
-def log_dirichlet(a: Any, x: Any, log_x: Any, excess: Any = 0.0) -> Any:
+def log_dirichlet(a: Array, x: Array, log_x: Array, excess: Array | float = 0.0) -> Array:
     """Log Γ(Σ a_i) + Σ_i ((a_i - 1) log x_i - log Γ(a_i)), of Σ x_i = 1 + `excess`.
 
     Each part is that of a Gamma with the mean t x_i. The sum does not depend on t, and t = Σ a_i makes the parts small.
@@ -86,7 +87,7 @@ def log_dirichlet(a: Any, x: Any, log_x: Any, excess: Any = 0.0) -> Any:
     return jnp.sum(parts, axis=-1) - log_gamma(total, t, log_t) + (a.shape[-1] - 1) * log_t + t * excess
 
 
-def log_binomial(x: Any, y: Any, p: Any, q: Any, log_p: Any, log_q: Any) -> Any:
+def log_binomial(x: Array, y: Array, p: Array, q: Array, log_p: Array, log_q: Array) -> Array:
     """Log (Γ(x + y + 1) / Γ(x + 1) / Γ(y + 1) p^x q^y), for real x, y >= 0 and q = 1 - p; 0 log 0 is 0."""
     x, y, p, q, log_p, log_q = jnp.broadcast_arrays(x, y, p, q, log_p, log_q)
     both = (x >= _LARGE) & (y >= _LARGE)
@@ -102,12 +103,12 @@ def log_binomial(x: Any, y: Any, p: Any, q: Any, log_p: Any, log_q: Any) -> Any:
     return jnp.where(both, stable, log_gamma_ratio(high + 1, low) - _log_factorial(low) + power)
 
 
-def log_negative_binomial(x: Any, a: Any, p: Any, q: Any, log_p: Any, log_q: Any) -> Any:
+def log_negative_binomial(x: Array, a: Array, p: Array, q: Array, log_p: Array, log_q: Array) -> Array:
     """Log (Γ(a + x) / Γ(a) / Γ(x + 1) p^a q^x)."""
     return -jnp.log1p(x / a) + log_binomial(a, x, p, q, log_p, log_q)
 
 
-def log_polya(x: Any, a: Any) -> Any:
+def log_polya(x: Array, a: Array) -> Array:
     """Log (Γ(n + 1) Γ(A) / Γ(A + n)) + Σ_i log (Γ(a_i + x_i) / Γ(a_i) / Γ(x_i + 1)), of n = Σ x_i and A = Σ a_i.
 
     Each part, and the whole, is that of a negative binomial with p = A / (A + n). The sum does not depend on p, and
@@ -122,7 +123,7 @@ def log_polya(x: Any, a: Any) -> Any:
     return jnp.sum(parts[..., :-1], axis=-1) - parts[..., -1]
 
 
-def log_ndtr(x: Any) -> Any:
+def log_ndtr(x: Array) -> Array:
     """Log Φ(x), and its derivatives, to the last digits in both tails; JAX's have 10 digits in the far left one."""
     x = jnp.asarray(x, jnp.result_type(float, x))
     edge = -15.0 if x.dtype == jnp.float64 else -8.0
@@ -137,7 +138,7 @@ def log_ndtr(x: Any) -> Any:
     return jnp.where(far, tail, near)
 
 
-def log_ray(t: Any, square: Any, across: Any, n: int) -> Any:
+def log_ray(t: Array, square: Array, across: Array, n: int) -> Array:
     """Log ∫ r^n N(r x; c, 1) dr over r > 0, but for n log √2π: t = c x, square = |c|², across = |c|² - t²; n is 1 or 2.
 
     The moments of N(t, 1) over r > 0 are φ(t) + t Φ(t) and t φ(t) + (1 + t²) Φ(t), which lose all digits far below 0.
@@ -157,19 +158,19 @@ def log_ray(t: Any, square: Any, across: Any, n: int) -> Any:
     return jnp.where(far, jnp.log(ratio) - _HALF_LOG_2PI - 0.5 * square, jnp.log(moment) - 0.5 * across)
 
 
-def log_ndtr_of_bound(x: Any) -> Any:
+def log_ndtr_of_bound(x: Array) -> Array:
     """Log Φ(x), of an x that may be infinite."""
     finite = jnp.isfinite(x)
     return jnp.where(finite, log_ndtr(jnp.where(finite, x, 0.0)), jnp.where(x > 0, 0.0, -jnp.inf))
 
 
-def log1mexp(x: Any) -> Any:
+def log1mexp(x: Array) -> Array:
     """Log (1 - exp(x)) for x < 0."""
     near = x > -0.6931472
     return jnp.where(near, jnp.log(-jnp.expm1(jnp.where(near, x, -0.5))), jnp.log1p(-jnp.exp(jnp.where(near, -1.0, x))))
 
 
-def log_sinhc(w: Any) -> Any:
+def log_sinhc(w: Array) -> Array:
     """Log (sinh(w) / w), even and smooth."""
     near = jnp.abs(w) < 0.3
     y = jnp.where(near, w, 0.0) ** 2
@@ -178,18 +179,19 @@ def log_sinhc(w: Any) -> Any:
     return jnp.where(near, series, v + jnp.log(-jnp.expm1(-2 * v)) - jnp.log(2 * v))
 
 
-def floating(x: Any) -> Any:
+def floating(x: ArrayLike) -> Float[Array, ...]:
+    """`x` as an array of floats of the default precision."""
     return jnp.asarray(x, jnp.result_type(float))
 
 
-def times_log(x: Any, p: Any) -> Any:
+def times_log(x: Array, p: Array) -> Array:
     """X log p: 0 where x is 0, otherwise -inf with a derivative of 0 where p is 0."""
     possible = p > 0
     log_p = jnp.where(possible, jnp.log(jnp.where(possible, p, 1)), -jnp.inf)
     return jnp.where(x == 0, 0, x * jnp.where(x == 0, 0, log_p))
 
 
-def times_log1m(x: Any, p: Any) -> Any:
+def times_log1m(x: Array, p: Array) -> Array:
     """X log (1 - p): 0 where x is 0, otherwise -inf with a derivative of 0 where p is 1."""
     possible = p < 1
     log_q = jnp.where(possible, jnp.log1p(-jnp.where(possible, p, 0)), -jnp.inf)

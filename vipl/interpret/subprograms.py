@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import jax
 
 from vipl import _jax
+from vipl._jax import ClosedJaxpr, Jaxpr, ShapedArray
+from vipl._types import Array
 from vipl.interpret.interpreter import Interpreter, Outcome, plain, run, walk
 from vipl.ir.composite import Composite, composite_p
 from vipl.ir.primitives import Site, bind_site, split_weight
 
 
-def bind_composite(sites: Sequence[Site], draw: Callable, weigh: Callable, where: str, weight: Any = None) -> list[Any]:
+def bind_composite(
+    sites: Sequence[Site], draw: Callable, weigh: Callable, where: str, weight: Array | None = None
+) -> list[Array]:
     """Binds a composite of two functions, which may close over values of the program around them.
 
     Args:
@@ -35,7 +38,7 @@ def bind_composite(sites: Sequence[Site], draw: Callable, weigh: Callable, where
     return composite_p.bind(*draw_operands, *weigh_operands, *weights, composite=composite)
 
 
-def _closed(fn: Callable, *args: Any) -> tuple[Any, list[Any]]:
+def _closed(fn: Callable, *args: ShapedArray) -> tuple[ClosedJaxpr, list[Array]]:
     """The jaxpr of a function with everything that it closes over as its first arguments, and those."""
     jaxpr = jax.make_jaxpr(fn)(*args)
     operands = list(jaxpr.consts)
@@ -45,12 +48,12 @@ def _closed(fn: Callable, *args: Any) -> tuple[Any, list[Any]]:
 
 
 def rewrite(
-    jaxpr: Any,
-    args: Sequence[Any],
+    jaxpr: Jaxpr,
+    args: Sequence[Array],
     rename: Callable[[tuple[str, ...]], tuple[str, ...]],
-    change: Callable[[Site, Sequence[Any]], tuple[Site, Sequence[Any]]],
-    bind: Callable[[Sequence[Any], Site], Any] = bind_site,
-) -> list[Any]:
+    change: Callable[[Site, Sequence[Array]], tuple[Site, Sequence[Array]]],
+    bind: Callable[[Sequence[Array], Site], Array | tuple[Array, ...]] = bind_site,
+) -> list[Array]:
     """Runs a program as a part of the one around it, with other sites.
 
     Args:
@@ -65,7 +68,7 @@ def rewrite(
         site, operands = change(visit.site, operands)
         return Outcome(bind(operands, replace(site, address=rename(site.address))), {}, {})
 
-    def compose(composite: Composite, operands: list[Any], *_: Any) -> Outcome:
+    def compose(composite: Composite, operands: list[Array], *_: object) -> Outcome:
         def part(jaxpr, given):
             return lambda *values: rewrite(jaxpr, [*given, *values], rename, change, bind)
 

@@ -12,16 +12,17 @@ Invariant: the same sum as by running the whole program at every joint value.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from vipl import _jax
+from vipl._jax import Atom, Eqn, Jaxpr, Var
 from vipl.analysis.dependence import Dependence
-from vipl.ir.dataflow import follow_back
+from vipl.ir.dataflow import Cut, backward
 from vipl.ir.primitives import Path
 from vipl.ir.purity import is_pure
 
 
-class Meeting(NamedTuple):
+class JointEnd(NamedTuple):
     """The end of a program, in which lanes meet.
 
     Attributes:
@@ -32,18 +33,18 @@ class Meeting(NamedTuple):
     """
 
     lanes: dict[Path, tuple[int, ...]]
-    eqns: tuple[Any, ...]
-    leaves: dict[Any, Dependence]
+    eqns: tuple[Eqn, ...]
+    leaves: dict[Var, Dependence]
     sites: dict[Path, Dependence]
 
 
-def find_meeting(
-    jaxpr: Any,
-    values: Mapping[Any, Dependence],
+def find_joint_end(
+    jaxpr: Jaxpr,
+    values: Mapping[Var, Dependence],
     sites: Mapping[Path, Dependence],
-    outs: Sequence[Any],
+    outs: Sequence[Atom],
     lanes: Mapping[Path, tuple[int, ...]],
-) -> Meeting | None:
+) -> JointEnd | None:
     """Follows a program backwards to the values in which all given lanes are apart; None where there are none.
 
     Args:
@@ -56,20 +57,20 @@ def find_meeting(
     eqns = _jax.parts(jaxpr).eqns
     kept = {path: loops for path, loops in lanes.items() if loops}
     while kept:
-        end, leaves, blocked = _end(eqns, values, outs, kept)
+        end, blocked = _end(eqns, values, outs, kept)
         if not blocked:
-            reaches = {v: values.get(v, {}) for v in leaves}
+            reaches = {v: values.get(v, {}) for v in end.ends}
             before = {path: reach for path, reach in sites.items() if not _met(reach, kept)}
-            return Meeting(kept, tuple(eqns[i] for i in sorted(end)), reaches, before)
+            return JointEnd(kept, tuple(end.eqns(eqns)), reaches, before)
         left = {p: tuple(i for i in loops if (p, i) not in blocked) for p, loops in kept.items()}
         kept = {path: loops for path, loops in left.items() if loops}
     return None
 
 
 def _end(
-    eqns: Sequence[Any], values: Mapping[Any, Dependence], outs: Sequence[Any], lanes: Mapping[Path, tuple[int, ...]]
-) -> tuple[set[int], dict[Any, Any], set[tuple[Path, int]]]:
-    """The equations behind the lanes, what they read, and which lanes meet in one that has to stay before them."""
+    eqns: Sequence[Eqn], values: Mapping[Var, Dependence], outs: Sequence[Atom], lanes: Mapping[Path, tuple[int, ...]]
+) -> tuple[Cut, set[tuple[Path, int]]]:
+    """The part behind the lanes, and which lanes meet in an equation that has to stay before it."""
     blocked: set[tuple[Path, int]] = set()
 
     def meets(i, v):
@@ -78,8 +79,7 @@ def _end(
             blocked.update(met)
         return bool(met)
 
-    end, leaves = follow_back(eqns, outs, meets)
-    return end, leaves, blocked
+    return backward(eqns, outs, meets), blocked
 
 
 def _met(reach: Dependence, lanes: Mapping[Path, tuple[int, ...]]) -> set[tuple[Path, int]]:
