@@ -100,9 +100,13 @@ def test_an_objective_with_records_has_the_value_and_gradient_of_the_one_without
 
 
 def test_a_derivative_passes_a_recorded_value():
-    objective = vipl.expectation(lambda m: layer(m).simulate().deterministics["square"])
+    def both(m):
+        trace = layer(m).simulate()
+        return (trace.deterministics["square"] + trace.retval) / 2.0
+
+    objective = vipl.expectation(both)
     assert_unbiased(lambda key: objective.value_and_grad(key, 0.7)[1], 1.4, key=KEY, resolution=0.05)
-    twin = vipl.expectation(lambda m: lax.stop_gradient(layer(m).simulate().deterministics["square"]))
+    twin = vipl.expectation(lambda m: (both(m) + lax.stop_gradient(both(m))) / 2.0)
     with pytest.raises(AssertionError, match="z = "):
         assert_unbiased(lambda key: twin.value_and_grad(key, 0.7)[1], 1.4, key=KEY, resolution=0.05)
 
@@ -309,14 +313,14 @@ def parts(w):
 @vipl.gen
 def pair(z):
     a = sample("a", dist.Bernoulli(0.3))
-    vipl.factor("f", 0.2 * a + jnp.zeros(2))
+    vipl.factor("f", 0.2 * a + jnp.array([0.1, 0.3]))
     deterministic("twice", 2 * a)
     return sample("b", scaled(dist.Normal(z, 1.0), 3.0)) + uniform()
 
 
 def density_by_hand(w, x, lanes=(0.5, 2.0)):
     z, a, b = x["z"], x["lanes"]["a"], x["lanes"]["b"]
-    each = dist.Bernoulli(0.3).log_prob(a) + 0.4 * a + 3.0 * dist.Normal(z, 1.0).log_prob(b)
+    each = dist.Bernoulli(0.3).log_prob(a) + 0.4 * a + 0.4 + 3.0 * dist.Normal(z, 1.0).log_prob(b)
     steps = dist.Normal(z + jnp.arange(2.0), 1.0).log_prob(x["steps"])
     one = dist.Gamma(2.0, 1.0).log_prob(x["one"])
     return dist.Normal(0.0, 1.0).log_prob(z) + w * one.sum() + jnp.dot(each, jnp.array(lanes)) + 0.5 * w * steps.sum()
@@ -530,7 +534,7 @@ def test_log_densities_by_site_have_the_axes_of_loops_and_batches():
         "lanes": {
             "a": weights * dist.Bernoulli(0.3).log_prob(x["lanes"]["a"]),
             "b": 3.0 * weights * dist.Normal(z, 1.0).log_prob(x["lanes"]["b"]),
-            "f": (0.2 * weights * x["lanes"]["a"])[:, None] * jnp.ones(2),
+            "f": weights[:, None] * (0.2 * x["lanes"]["a"][:, None] + jnp.array([0.1, 0.3])),
         },
         "steps": 0.35 * dist.Normal(z + jnp.arange(2.0), 1.0).log_prob(x["steps"]),
     }
