@@ -121,7 +121,7 @@ class _Weigher(NamedTuple):
         does = self.policy(site, given)
         ndim = _batch_ndim(site, operands) if self.by_site or site.log_shape else 0
         value, log_probs = _value_and_density(site, operands, does, ndim, weight is not None)
-        log_prob = total(log_probs) if ndim else log_probs
+        log_prob = total(log_probs) if ndim and log_probs is not None else log_probs
         totals, counts = {}, isinstance(does, Given) or does.weighs
         if counts or weight is not None:
             assert log_prob is not None
