@@ -1490,3 +1490,123 @@ def kalman_of_half_a_line():
 @malformed
 def kalman_of_a_laplace_chain():
     kalman(lambda x: dist.Laplace(x, 1.0))
+
+
+@vipl.gen
+def telling():
+    """A program with a record and a random key."""
+    z = sample("z", dist.Normal(0.0, 1.0))
+    noise = jax.random.normal(vipl.random_key("noise"))
+    vipl.deterministic(("shown", "double"), 2.0 * z + noise)
+    return z
+
+
+@malformed
+def a_record_at_the_address_of_a_site():
+    def both():
+        sample("x", dist.Normal(0.0, 1.0))
+        vipl.deterministic("x", 1.0)
+
+    vipl.gen(both)().simulate(KEY)
+
+
+@malformed
+def a_record_above_a_site():
+    def both():
+        vipl.deterministic("x", 1.0)
+        sample(("x", "y"), dist.Normal(0.0, 1.0))
+
+    vipl.gen(both)().simulate(KEY)
+
+
+@malformed
+def a_record_is_given():
+    telling().assess({"z": 0.5, "shown": {"double": 1.0}}, key=KEY)
+
+
+@malformed
+def a_record_is_observed_in_a_table():
+    vipl.sites(telling(), {"shown": {"double": 1.0}})
+
+
+@malformed
+def a_random_key_is_given():
+    telling().generate({"noise": KEY}, key=KEY)
+
+
+@malformed
+def a_record_of_a_pytree():
+    seeded(lambda: vipl.deterministic("both", {"a": 1.0}))
+
+
+@malformed
+def a_record_of_a_key():
+    seeded(lambda: vipl.deterministic("key", vipl.random_key("noise")))
+
+
+@malformed
+def assess_without_the_key_that_a_random_key_needs():
+    telling().assess({"z": 0.5})
+
+
+@malformed
+def assess_without_the_key_that_a_random_key_in_a_loop_needs():
+    def loop():
+        return lax.scan(lambda c, _: (c, jax.random.normal(vipl.random_key("noise"))), 0.0, None, length=2)
+
+    vipl.gen(loop)().assess({})
+
+
+@malformed
+def a_random_key_for_an_exact_algorithm():
+    normalize(telling(), {}, Enumeration()).particles(KEY)
+
+
+@malformed
+def an_estimator_for_a_random_key():
+    telling().with_estimators({"noise": Score()}).simulate(KEY)
+
+
+@malformed
+def a_table_of_a_function():
+    vipl.sites(telling)
+
+
+@malformed
+def a_table_with_an_unknown_address():
+    vipl.sites(telling(), {"w": 1.0})
+
+
+@malformed
+def a_weight_that_is_an_integer():
+    vipl.scaled(dist.Normal(0.0, 1.0), 2)
+
+
+@malformed
+def a_weight_for_each_element():
+    vipl.scaled(telling(), jnp.ones(3))
+
+
+@malformed
+def a_function_is_scaled():
+    vipl.scaled(telling, 2.0)
+
+
+@malformed
+def a_number_is_scaled():
+    vipl.scaled(1.0, 2.0)
+
+
+@malformed
+def scaled_source_in_an_objective():
+    expected(lambda: sample("x", vipl.scaled(dist.Normal(0.0, 1.0), 2.0)))
+
+
+@malformed
+def marginal_of_a_scaled_program_is_drawn():
+    marginal(vipl.scaled(mean_field(), 2.0), "scale").simulate(KEY)
+
+
+@malformed
+def log_densities_by_site_of_a_mapped_trace():
+    print(jax.vmap(telling().simulate)(jax.random.split(KEY, 2)).log_probs)
