@@ -130,10 +130,10 @@ def check_names(what: str, wanted: Any, other: str, found: Any) -> None:
     """Raises where two things of a fit with several objectives do not have the same names."""
     names = [sorted(map(repr, x)) if isinstance(x, Mapping) else None for x in (wanted, found)]
     if not names[0] or names[0] != names[1]:
-        shown = ["; ".join(x) or "none" if x is not None else "no dict" for x in names]
+        shown = [", ".join(x) or "none" if x is not None else "no dict" for x in names]
         raise _error(
             f"the {what} and the {other} do not have the same names.",
-            f"{what}: {shown[0]}; {other}: {shown[1]}",
+            f"{what} {shown[0]}; {other} {shown[1]}",
             "a dict for each, with the same names",
             'pass e.g. {"wake": ..., "sleep": ...} for both',
         )
@@ -193,6 +193,24 @@ def check_restarts(found: int | None, wanted: int | None) -> None:
             f"num_restarts={wanted}",
             f"num_restarts={found}",
             "pass the first fit's num_restarts; or begin a fit at its `params`, the best start's",
+        )
+
+
+def check_between(callback: Any, checkpoint_every: Any) -> None:
+    """Raises where what is to be done between steps is not a function, or not at a time."""
+    if callback is not None and not callable(callback):
+        raise _error(
+            "the callback is not a function.",
+            type(callback).__name__,
+            "a function of the fit so far",
+            "pass callback=lambda fit: print(fit.stopped)",
+        )
+    if isinstance(checkpoint_every, bool) or not isinstance(checkpoint_every, (int, float)) or checkpoint_every < 0:
+        raise _error(
+            "checkpoint_every is not a number of seconds.",
+            shortened(checkpoint_every),
+            "a number, at least 0",
+            "pass checkpoint_every=60",
         )
 
 
@@ -290,6 +308,7 @@ def check_resume(resume: Any, begun: Any) -> None:
 
 
 _OF_CHECKPOINT = {
+    "objective": "of another objective",
     "key": "of a fit with another key",
     "batches": "of a fit with other batches",
     "restarts": "of a fit with another number of starts",
@@ -298,7 +317,7 @@ _OF_CHECKPOINT = {
     "state": "of a fit with another state",
     "averaged": "of a fit with another average",
     "history": "of a fit with other metrics",
-    "objective": "of another objective",
+    "program": "of another objective",
 }
 
 
@@ -307,11 +326,14 @@ def check_checkpoint(here: dict[str, list[str]], there: dict[str, list[str]]) ->
     for name, what in _OF_CHECKPOINT.items():
         if here[name] != there[name]:
             got, expected = _first_texts(here[name], there[name])
+            if name == "program":
+                (objective,) = here["objective"]
+                got, expected = f"{objective}, as it reads now", f"{objective}, as it read"
             raise _error(
                 f"the checkpoint is {what}.",
                 got,
-                f"{expected}, as in the checkpoint",
-                "pass what the call that wrote it got; or another folder",
+                f"{expected} when the checkpoint was written",
+                "pass what that call got; or another folder",
             )
 
 

@@ -79,7 +79,7 @@ class Checkpoints:
         check_checkpoint_steps(taken, stop)
         history = jax.tree.map(lambda x: jax.ShapeDtypeStruct((taken, *x.shape), x.dtype), records)
         leaves, treedef = jax.tree.flatten((*_carried(begun), begun.stopped, history))
-        found = self._arrays(taken)
+        found = self._arrays(taken, [str(n) for n, leaf in enumerate(leaves) if np.size(leaf)])
         arrays = [_like(leaf, found.get(str(n))) for n, leaf in enumerate(leaves)]
         params, opt_state, model, averaged, stopped, history = treedef.unflatten(arrays)
         return replace(
@@ -92,12 +92,11 @@ class Checkpoints:
             **joined(job, (history,), taken),
         )
 
-    def _arrays(self, taken: int) -> dict[str, np.ndarray]:
-        """The arrays of a checkpoint, by their numbers; those without elements are not written."""
-        items: Any = self.manager.item_metadata(taken)
-        as_numpy = {name: self.ocp.RestoreArgs(restore_type=np.ndarray) for name in items.arrays}
+    def _arrays(self, taken: int, names: list[str]) -> dict[str, np.ndarray]:
+        """The arrays of a checkpoint; those without elements are not written."""
+        as_numpy = {name: self.ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
         wanted = self.ocp.args.PyTreeRestore(restore_args=as_numpy)
-        items = self.manager.restore(taken, args=self.ocp.args.Composite(arrays=wanted))
+        items: Any = self.manager.restore(taken, args=self.ocp.args.Composite(arrays=wanted))
         return items.arrays
 
     def save_if_due(self, fit_state: State, history: Parts, taken: int) -> None:
@@ -142,7 +141,8 @@ def _about(job: Job, begun: Any, records: Any, digest: str) -> dict[str, Any]:
         return [f"{show_aval(x)} at {name}{jax.tree_util.keystr(path)}" for path, x in leaves]
 
     return {
-        "objective": [f"{job.name()}, whose program has the digest {digest}"],
+        "objective": [job.name()],
+        "program": [digest],
         "key": [f"the {begun.impl} key {np.asarray(begun.key).tolist()}"],
         "batches": [
             "no batches" if begun.batches is None else f"batch_size={begun.batches[1]} of {begun.batches[0]} rows"

@@ -47,7 +47,7 @@ from vipl.fit._begin import (
     strong,
     turns_of,
 )
-from vipl.fit._check import as_arrays, check_batches, check_has_aux, check_resume, check_stream
+from vipl.fit._check import as_arrays, check_batches, check_between, check_has_aux, check_resume, check_stream
 from vipl.fit._checkpoint import Checkpoints
 from vipl.fit._data import Feed, Fixed, Stream, is_stream
 from vipl.fit._history import Parts, appended, joined, means, recorded
@@ -230,6 +230,7 @@ def fit(
         batch_size = whole_number(batch_size, "batch_size", "vipl.fit")
         check_batches(data, batch_size)
         batches = (jax.tree.leaves(data)[0].shape[0], batch_size)
+    check_between(callback, checkpoint_every)
     watch = Watch(callback, callback_every)
     if resume is not None:
         resume = all_starts(resume, num_restarts, Fit)
