@@ -26,7 +26,7 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 DOCTESTS = [
     "vipl.interpret.seed",
-    "vipl.gen._hold",
+    "vipl.gen._detach",
     "vipl.gen._program",
     "vipl.expectation.expectation",
     "vipl.fit._fit",

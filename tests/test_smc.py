@@ -60,12 +60,12 @@ def evidence(phi):
     return float(jax.jit(lambda phi: alphas(phi, YS)[-1].sum())(phi))
 
 
-def look_ahead(t, previous, known):
+def look_ahead(known):
     """A proposal that looks at the datum, and at the state before."""
 
     @vipl.gen
     def proposal():
-        sticky = jnp.where(t > 0, 0.7, 0.0) * (jnp.arange(3) == previous["z"])
+        sticky = jnp.where(known.step > 0, 0.7, 0.0) * (jnp.arange(3) == known.previous["z"])
         sample("z", dist.Categorical(logits=sticky - 0.5 * (known["y"] - MEANS) ** 2))
 
     return proposal()
@@ -85,6 +85,34 @@ FILTERS = [
 def _id(smc):
     ahead = "" if smc.proposal is None else "-ahead"
     return f"{smc.num_particles}-{type(smc.resampling).__name__}{ahead}-{smc.ess_threshold}"
+
+
+@vipl.gen
+def count():
+    def step(z, _):
+        z = sample("z", dist.Normal(z, 10.0))
+        sample("y", dist.Normal(z, 1.0))
+        return z, None
+
+    lax.scan(step, 0.0, None, length=3)
+
+
+def test_a_proposal_sees_the_step_and_the_choices_before():
+    """A generative function may be the proposal; what it is applied to is a pytree."""
+    triangle = vipl.gen(lambda known: sample("z", dist.Normal(known.previous["z"] + known.step, 1e-6)))
+    z = normalize(count(), {"y": jnp.zeros(3)}, SMC(2, triangle)).particles(KEY).choices["z"]
+    np.testing.assert_allclose(z, [[0.0, 1.0, 3.0]] * 2, atol=1e-4)
+
+
+def test_one_proposal_serves_importance_and_smc():
+    @vipl.gen
+    def beside(known):
+        sample("z", dist.Normal(known["y"] + 2.0, 1e-6).expand(jnp.shape(known["y"])))
+
+    y = jnp.array([0.3, -0.9, 1.4])
+    for algorithm in (vipl.inference.Importance(2, beside), SMC(2, beside)):
+        z = normalize(count(), {"y": y}, algorithm).particles(KEY).choices["z"]
+        np.testing.assert_allclose(z, [y + 2.0] * 2, atol=1e-4)
 
 
 @pytest.mark.parametrize("smc", FILTERS, ids=_id)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import operator
-from typing import Any
+from typing import Any, SupportsIndex, TypeGuard
 
 from vipl._jax import Tracer
 from vipl.errors import ProgramError, shortened, show_aval
 
 
-def is_integer(x: Any) -> bool:
+def is_integer(x: Any) -> TypeGuard[SupportsIndex]:
     """Says whether something is one integer that is known: of Python, NumPy or JAX; not a boolean."""
     if isinstance(x, bool) or getattr(getattr(x, "dtype", None), "kind", "") == "b" or getattr(x, "shape", ()) != ():
         return False
@@ -20,7 +20,7 @@ def is_integer(x: Any) -> bool:
     return True
 
 
-def whole_number(n: Any, name: str, at: str, *, least: int = 1) -> int:
+def whole_number(n: object, name: str, at: str, *, least: int = 1) -> int:
     """An argument that has to be an integer known when a program is staged: a Python, NumPy or JAX integer.
 
     Args:

@@ -13,7 +13,7 @@ known, and has a test that pins its text.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 __all__ = [
@@ -55,7 +55,7 @@ class ViplError(Exception):
         moved.needs_number = self.needs_number
         return moved
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[Callable[[], ViplError], tuple[()], dict[str, bool]]:
         """For copies, and for other processes."""
         lines = {"at": self.at, "got": self.got, "expected": self.expected, "fix": self.fix}
         return functools.partial(type(self), self.summary, **lines), (), {"needs_number": self.needs_number}
@@ -99,7 +99,7 @@ def show_addresses(addresses: Iterable[Iterable[str]]) -> str:
     return ", ".join(show_address(a) for a in addresses) or "none"
 
 
-def shortened(x: Any) -> str:
+def shortened(x: object) -> str:
     """What `repr` says, in one line that is not too long."""
     text = " ".join(repr(x).split())
     if " at 0x" in text or "<class" in text:

@@ -161,7 +161,7 @@ EDITS: list[Edit] = [
          "lax.stop_gradient(b) * (box(log_prob) - 1.0)", "test_estimators.py -k leaves_no_noise"),
         ("a shared baseline of the wrong sign", "shared_control=1.0 - box(log_prob)",
          "shared_control=box(log_prob) - 1.0", "test_estimators.py -k leaves_no_noise"),
-        ("a baseline that is a function is 0", "self.baseline(law.dist) if", "0.0 * self.baseline(law.dist) if",
+        ("a baseline that is a function is 0", "b = self.baseline(law.dist)", "b = 0.0 * self.baseline(law.dist)",
          "test_estimators.py -k leaves_no_noise"),
         ("a draw has a derivative beside its score", "point = law.standing(law.draw(key))",
          "point = law.draw(key)", f"{_CONFORMS} plain-normal-Score"),
@@ -353,6 +353,8 @@ EDITS: list[Edit] = [
     ),
     *_in(
         "vipl/inference/_smc.py",
+        ("a proposal knows the first step alone", "Step(nest(known), number,", "Step(nest(known), 0 * number,",
+         "test_smc.py -k sees_the_step"),
         ("the evidence of the last step alone", "log_z + jnp.where(resample, log_mean_exp(log_w), 0.0)",
          "jnp.where(resample, log_mean_exp(log_w), 0.0)", "test_smc.py -k may_all_die"),
         ("a kept trajectory dies", "ancestors.at[0].set(0)", "ancestors", "test_smc.py -k 'other_side_is_unbiased'"),
@@ -398,9 +400,12 @@ EDITS: list[Edit] = [
          f"'{_OBJECTIVE}[piwae]'"),
     ),
     *_in(
-        "vipl/objectives/_learning.py",
+        "vipl/objectives/_wake_sleep.py",
         ("a nested datum by its last part", "dreamt.items() if a in names", "dreamt.items() if a[-1:] in names",
          "test_objectives.py -k may_be_nested"),
+    ),
+    *_in(
+        "vipl/objectives/_divergences.py",
         ("a variance of the sample", "jnp.var(log_w, ddof=1)", "jnp.var(log_w)", f"'{_OBJECTIVE}[log_variance]'"),
         ("a particle beside itself", "(jnp.sum(kernel(a, a)) - num_samples)", "jnp.sum(kernel(a, a))",
          f"'{_OBJECTIVE}[mmd]'"),

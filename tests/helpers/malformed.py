@@ -887,6 +887,16 @@ def smc_with_a_proposal_already_applied():
 
 
 @malformed
+def smc_with_a_proposal_of_three_arguments():
+    vipl.inference.SMC(5, lambda step, previous, known: normal(0.0))
+
+
+@malformed
+def proposal_without_arguments():
+    vipl.inference.Importance(3, pair)
+
+
+@malformed
 def resampling_by_name():
     vipl.inference.SMC(5, resampling="systematic")
 
@@ -1462,7 +1472,7 @@ def smc_with_a_drawn_parameter_closed_over():
 @malformed
 def smc_with_a_proposal_for_another_site():
     other = vipl.gen(lambda: sample("z", dist.Normal(0.0, 1.0)))
-    filtered(steps(0.0), {"y": jnp.zeros(3)}, SMC(3, lambda t, previous, known: other()))
+    filtered(steps(0.0), {"y": jnp.zeros(3)}, SMC(3, lambda known: other()))
 
 
 @malformed

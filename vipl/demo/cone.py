@@ -9,7 +9,7 @@ ELBO lies far below the log evidence. With 5 particles the bound is tighter, and
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,14 @@ import numpyro.distributions as dist
 import optax
 
 import vipl
+from vipl._types import Array, ArrayLike, PRNGKeyArray
 from vipl.demo import _report
-from vipl.fit import fit
+from vipl.expectation import Expectation
+from vipl.fit import Fit, fit
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 OBSERVED = 5.0
 PARTICLES = 5
@@ -82,8 +88,8 @@ class Run(NamedTuple):
 
     name: str
     estimator: str
-    objective: Any
-    evaluated: Any
+    objective: Expectation
+    evaluated: Expectation
     best: float
     num_samples: int
     color: str
@@ -92,7 +98,7 @@ class Run(NamedTuple):
 class Reached(NamedTuple):
     """What a run reached: a `Fit`, the objective there with its standard error, and the time in seconds."""
 
-    fitted: Any
+    fitted: Fit
     mean: float
     se: float
     seconds: float
@@ -111,7 +117,7 @@ def runs() -> list[Run]:
     ]
 
 
-def reach(line: Run, key: Any, num_steps: int) -> Reached:
+def reach(line: Run, key: PRNGKeyArray, num_steps: int) -> Reached:
     """Fits one objective from a wide guide beside the ring, and evaluates it with fresh draws."""
     fit_key, evaluation_key = jax.random.split(key)
     start = {"mx": 3.0, "my": 1.0, "lx": 0.0, "ly": 0.0}
@@ -149,7 +155,7 @@ def run(*, short: bool, out: Path) -> list[Reached]:
 # --- the picture --------------------------------------------------------------------------------------------
 
 
-def picture(lines: list[Run], reached: list[Reached]) -> Any:
+def picture(lines: list[Run], reached: list[Reached]) -> Figure:
     """The posterior with draws of each guide above, the objectives' estimates below."""
     drawing = _report.figure(13, 7.2)
     grid = drawing.add_gridspec(2, len(lines), height_ratios=[3, 2])
@@ -159,7 +165,7 @@ def picture(lines: list[Run], reached: list[Reached]) -> Any:
     return drawing
 
 
-def _draw_guide(axes: Any, line: Run, r: Reached) -> None:
+def _draw_guide(axes: Axes, line: Run, r: Reached) -> None:
     ticks = np.linspace(-3.2, 3.2, 257)
     x, y = np.meshgrid(ticks, ticks)
     density = jnp.exp(jax.vmap(jax.vmap(_log_joint))(x, y) - LOG_EVIDENCE)
@@ -171,11 +177,11 @@ def _draw_guide(axes: Any, line: Run, r: Reached) -> None:
     axes.set(xlabel="x", ylabel="y", xlim=(-3.2, 3.2), ylim=(-3.2, 3.2))
 
 
-def _log_joint(x: Any, y: Any) -> Any:
+def _log_joint(x: ArrayLike, y: ArrayLike) -> Array:
     return model().assess({"x": x, "y": y, "z": OBSERVED}, key=jax.random.key(0)).log_prob
 
 
-def _draw_values(axes: Any, lines: list[Run], reached: list[Reached]) -> None:
+def _draw_values(axes: Axes, lines: list[Run], reached: list[Reached]) -> None:
     for line, r in zip(lines, reached, strict=True):
         steps, values = _report.smooth(r.fitted.values, 20)
         axes.plot(steps, values, color=line.color, label=f"{line.name}, {line.estimator}", linewidth=1.2)

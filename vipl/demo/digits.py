@@ -8,8 +8,9 @@ Binomial(16, logits); its bound is a bound on the log probability of the images 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +20,16 @@ import optax
 from flax import nnx
 
 import vipl
+from vipl._types import Array, Int, PRNGKeyArray, PyTree
 from vipl.demo import _report
-from vipl.fit import fit
+from vipl.expectation import Expectation
+from vipl.fit import Fit, fit
+from vipl.gen import GenerativeFunction
 from vipl.interop.flax import functional
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 LATENT, HIDDEN, LEVELS = 10, 256, 16
 NUM_HELD_OUT, BATCH, PARTICLES = 297, 100, 50
@@ -35,7 +43,7 @@ class Encoder(nnx.Module):
         self.hidden = nnx.Linear(64, HIDDEN, rngs=rngs)
         self.out = nnx.Linear(HIDDEN, 2 * LATENT, rngs=rngs)
 
-    def __call__(self, image: Any) -> Any:
+    def __call__(self, image: Array) -> list[Array]:
         """Encodes one image."""
         return jnp.split(self.out(nnx.gelu(self.hidden(image / LEVELS - 0.5))), 2, axis=-1)
 
@@ -48,7 +56,7 @@ class Decoder(nnx.Module):
         self.hidden = nnx.Linear(LATENT, HIDDEN, rngs=rngs)
         self.out = nnx.Linear(HIDDEN, 64, rngs=rngs)
 
-    def __call__(self, z: Any) -> Any:
+    def __call__(self, z: Array) -> Array:
         """Decodes one latent vector."""
         return self.out(nnx.gelu(self.hidden(z)))
 
@@ -65,12 +73,12 @@ class Programs(NamedTuple):
       decode: the decoder's params -> the decoder.
     """
 
-    model: Any
-    guide: Any
-    elbo: Any
-    iwelbo: Any
-    params: Any
-    decode: Any
+    model: GenerativeFunction
+    guide: GenerativeFunction
+    elbo: Expectation
+    iwelbo: Expectation
+    params: PyTree
+    decode: Callable[[PyTree], Decoder]
 
 
 def programs(rngs: nnx.Rngs) -> Programs:
@@ -111,8 +119,8 @@ def programs(rngs: nnx.Rngs) -> Programs:
 class Split(NamedTuple):
     """Images i[n, 64], values 0..16."""
 
-    train: Any
-    held_out: Any
+    train: Int[Array, "n 64"]
+    held_out: Int[Array, "m 64"]
 
 
 def load() -> Split:
@@ -132,7 +140,7 @@ class Bounds(NamedTuple):
     iwelbo: tuple[float, float]
 
 
-def evaluate(p: Programs, params: Any, images: Any, key: Any) -> Bounds:
+def evaluate(p: Programs, params: PyTree, images: Array, key: PRNGKeyArray) -> Bounds:
     """Estimates both bounds with fresh draws."""
     elbo = _report.mean_and_se(p.elbo, key, params, images, num=50)
     return Bounds(elbo, _report.mean_and_se(p.iwelbo, key, params, images, num=5))
@@ -161,7 +169,7 @@ def run(*, short: bool, out: Path) -> tuple[Bounds, Bounds]:
 COLUMNS = 14
 
 
-def picture(p: Programs, fitted: Any, held_out: Any, after: Bounds) -> Any:
+def picture(p: Programs, fitted: Fit, held_out: Array, after: Bounds) -> Figure:
     """Held-out images, what the autoencoder makes of them, draws of the model, and the bound while training."""
     drawing = _report.figure(12, 6.6)
     images, params = held_out[:COLUMNS], fitted.params
@@ -181,13 +189,13 @@ def picture(p: Programs, fitted: Any, held_out: Any, after: Bounds) -> Any:
     return drawing
 
 
-def _reconstruct(p: Programs, params: Any, key: Any, image: Any) -> Any:
+def _reconstruct(p: Programs, params: PyTree, key: PRNGKeyArray, image: Array) -> Array:
     """The decoder's mean image at a draw of the guide."""
     z = p.guide(params, image).simulate(key).choices["z"]
     return LEVELS * jax.nn.sigmoid(p.decode(params["decoder"])(z))
 
 
-def _draw_images(axes: Any, images: Any, title: str) -> None:
+def _draw_images(axes: Axes, images: Array, title: str) -> None:
     axes.imshow(_report.mosaic(images.reshape(-1, 8, 8), COLUMNS), cmap="gray_r", vmin=0, vmax=LEVELS)
     axes.set_title(title, fontsize=10, loc="left")
     axes.set_axis_off()

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
+from vipl._types import Array, ArrayLike, Float, Shaped
 from vipl.estimators._enumerate import is_impossible
 from vipl.gen import Alternatives
 
@@ -19,17 +20,17 @@ class Others(NamedTuple):
       weights: f[n, *shape], (θ - sg θ) c for each element: zero in value.
     """
 
-    values: Any
-    weights: Any
+    values: Shaped[Array, "n ..."]
+    weights: Float[Array, "n ..."]
 
 
-def stacked(x: Any, *others: tuple[Any, Any]) -> Others:
+def stacked(x: Array, *others: tuple[ArrayLike, Array]) -> Others:
     """Pairs of a value and a weight, that broadcast to the draw `x`, as alternatives of every element."""
     values, weights = (jnp.stack([jnp.broadcast_to(v, x.shape) for v in part]) for part in zip(*others, strict=True))
     return Others(values, weights)
 
 
-def one_at_a_time(x: Any, others: Others) -> Alternatives:
+def one_at_a_time(x: Array, others: Others) -> Alternatives:
     """Alternatives of a whole array: in each, one element takes one of its other values.
 
     Args:
@@ -45,12 +46,12 @@ def one_at_a_time(x: Any, others: Others) -> Alternatives:
     return Alternatives(values.reshape(n * size, *x.shape), others.weights.reshape(n * size))
 
 
-def change(theta: Any) -> Any:
+def change(theta: Any) -> Array:
     """θ - sg θ: zero, with derivative 1."""
     return theta - lax.stop_gradient(theta)
 
 
-def all_values(x: Any, values: Any, log_probs: Any) -> Alternatives:
+def all_values(x: Array, values: Array, log_probs: Array) -> Alternatives:
     """All values [n] of a finite support with f[n, batch], each element's in turn: ∂E[k] = Σ_j ∂p_j k(j).
 
     A value whose probability is zero is not looked at: there ∂p_j = 0.
@@ -62,7 +63,7 @@ def all_values(x: Any, values: Any, log_probs: Any) -> Alternatives:
     return Alternatives(values.reshape(-1, *x.shape), change(jnp.exp(log_probs)), ~is_impossible(log_probs))
 
 
-def other_values(x: Any, values: Any, log_probs: Any) -> Others:
+def other_values(x: Array, values: Array, log_probs: Array) -> Others:
     """All other values of each element of a finite support; instead of an impossible one stands the draw."""
     n = values.shape[0]
     log_probs = jnp.broadcast_to(

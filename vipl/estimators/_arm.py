@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from vipl._types import Array, PRNGKeyArray
 from vipl.errors import EstimatorError
 from vipl.estimators._alternatives import change
 from vipl.estimators._logits import bernoulli_logits
@@ -30,7 +31,7 @@ class DisARM(Estimator):
     Reference: Dong, Mnih and Tucker (2020), eq. (5).
     """
 
-    def points(self, law: Law, key: Any) -> Draw:
+    def points(self, law: Law, key: PRNGKeyArray) -> Draw:
         """The draw and its antithetic partner."""
         return _antithetic(
             law, key, "DisARM()", lambda b, other, phi, u: 0.5 * (b - other) * jax.nn.sigmoid(jnp.abs(phi))
@@ -52,12 +53,12 @@ class ARM(Estimator):
     Reference: Yin and Zhou (2019), theorem 1.
     """
 
-    def points(self, law: Law, key: Any) -> Draw:
+    def points(self, law: Law, key: PRNGKeyArray) -> Draw:
         """The draw and its antithetic partner."""
         return _antithetic(law, key, "ARM()", lambda b, other, phi, u: 0.5 - u)
 
 
-def _antithetic(law: Law, key: Any, who: str, slope: Any) -> Draw:
+def _antithetic(law: Law, key: PRNGKeyArray, who: str, slope: Callable[[Array, Array, Array, Array], Array]) -> Draw:
     """The draw b, and b' beside it, with ∂_φi = slope_i (k(b) - k(b'))."""
     phi = bernoulli_logits(law)
     if phi is None:

@@ -6,8 +6,6 @@ One-hot vectors are `dist.Multinomial(1, probs)`.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +13,7 @@ import numpyro.distributions as dist
 from jax import lax
 
 from vipl._jax import Tracer
+from vipl._types import Array, ArrayLike, Float, PRNGKeyArray
 from vipl.errors import EstimatorError, show_aval
 from vipl.estimators._logits import bernoulli_logits
 from vipl.gen import Draw, Estimator, Law
@@ -41,9 +40,9 @@ class GumbelSoftmax(Biased):
     Reference: Jang, Gu and Poole (2017), eq. (2); Maddison, Mnih and Teh (2017), section 3.
     """
 
-    temperature: Any = 1.0
+    temperature: Float[ArrayLike, ""] = 1.0
 
-    def points(self, law: Law, key: Any) -> Draw:
+    def points(self, law: Law, key: PRNGKeyArray) -> Draw:
         """The relaxed draw."""
         logits, binary = _logits(law, "GumbelSoftmax()")
         if not is_real(self.temperature):
@@ -70,7 +69,7 @@ class StraightThrough(Biased):
     Reference: Bengio, Leonard and Courville (2013), section 4.
     """
 
-    def points(self, law: Law, key: Any) -> Draw:
+    def points(self, law: Law, key: PRNGKeyArray) -> Draw:
         """The draw with the derivative of its probability."""
         logits, binary = _logits(law, "StraightThrough()")
         p = jax.nn.sigmoid(logits) if binary else jax.nn.softmax(logits)
@@ -87,7 +86,7 @@ class ReinMax(Biased):
     Reference: Liu et al. (2023), "Bridging discrete and backpropagation: straight-through and beyond", algorithm 2.
     """
 
-    def points(self, law: Law, key: Any) -> Draw:
+    def points(self, law: Law, key: PRNGKeyArray) -> Draw:
         """The draw with a second-order derivative."""
         logits, binary = _logits(law, "ReinMax()")
         squash = jax.nn.sigmoid if binary else jax.nn.softmax
@@ -102,7 +101,7 @@ class ReinMax(Biased):
         return Draw(b + (y - lax.stop_gradient(y)))
 
 
-def _logits(law: Law, who: str) -> tuple[Any, bool]:
+def _logits(law: Law, who: str) -> tuple[Array, bool]:
     """Logits of the shape of the draw, and whether it is a Bernoulli."""
     d, logits = innermost(law.dist), bernoulli_logits(law)
     if logits is not None:
@@ -119,5 +118,5 @@ def _logits(law: Law, who: str) -> tuple[Any, bool]:
     )
 
 
-def _one_trial(d: Any) -> bool:
+def _one_trial(d: dist.MultinomialLogits | dist.MultinomialProbs) -> bool:
     return not isinstance(d.total_count, Tracer) and bool(np.all(np.asarray(d.total_count) == 1))

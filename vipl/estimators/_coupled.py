@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from vipl._types import PRNGKeyArray
 from vipl.estimators._alternatives import one_at_a_time, other_values
 from vipl.estimators._enumerate import finite_support
 from vipl.gen import Draw, Estimator, Law
@@ -25,7 +24,7 @@ class CoupledAlternative(Estimator):
     Reference: Arya et al. (2022), "Automatic differentiation of programs with discrete randomness", section 2.4.
     """
 
-    def points(self, law: Law, key: Any) -> Draw:
+    def points(self, law: Law, key: PRNGKeyArray) -> Draw:
         """The draw, and all other values, to be pruned."""
         x = law.sample(key)
         others = other_values(x, *finite_support(law, "CoupledAlternative()"))

@@ -11,6 +11,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jax import lax
 
+from vipl._types import Array, PRNGKeyArray
 from vipl.errors import EstimatorError
 from vipl.gen import Estimator, Law, Points
 
@@ -46,7 +47,7 @@ class Enumerate(Estimator):
 
     all_possible: bool = False
 
-    def points(self, law: Law, key: Any) -> Points:
+    def points(self, law: Law, key: PRNGKeyArray) -> Points:
         """All values with their probabilities."""
         del key
         values, log_probs = finite_support(law, "Enumerate()")  # [n], f[n, batch]
@@ -84,7 +85,7 @@ def digit_table(base: int, length: int) -> np.ndarray:
     return np.indices((base,) * length, dtype=np.int32).reshape(length, base**length).T
 
 
-def is_impossible(log_probs: Any) -> Any:
+def is_impossible(log_probs: Array) -> Array:
     """bool[...], where a probability is zero, or so small that the dtype has no ordinary number for it.
 
     Such a value is not to be evaluated: zero times what comes out of it may be NaN.
@@ -92,7 +93,7 @@ def is_impossible(log_probs: Any) -> Any:
     return log_probs < np.log(np.finfo(log_probs.dtype).tiny)
 
 
-def finite_support(law: Law, who: str) -> tuple[Any, Any]:
+def finite_support(law: Law, who: str) -> tuple[Array, Array]:
     """The values of one element of a distribution, i[n], and their log probabilities, f[n, *batch_shape].
 
     The event of a distribution made by `to_event` counts as batch.
@@ -117,6 +118,6 @@ def finite_support(law: Law, who: str) -> tuple[Any, Any]:
     return values.reshape(values.shape[0]), jnp.broadcast_to(log_probs, (values.shape[0], *d.batch_shape))
 
 
-def elementwise(d: Any) -> Any:
+def elementwise(d: dist.Distribution) -> dist.Distribution:
     """The distribution whose batch shape is batch and event shape of `d`, if `d` was made by `to_event`."""
     return elementwise(d.base_dist) if isinstance(d, dist.Independent) else d

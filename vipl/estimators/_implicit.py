@@ -13,12 +13,16 @@ from jax.custom_derivatives import SymbolicZero
 
 from vipl._checks import is_integer, whole_number
 from vipl._jax import Tracer
+from vipl._types import Array, ArrayLike, PRNGKeyArray
 from vipl.distributions._points import Point, exp_inside
 from vipl.distributions._stable import stabilize
 from vipl.errors import EstimatorError
 from vipl.gen import Draw, Estimator, Law
 from vipl.gen._density import innermost
 from vipl.ir.functions import check_callable
+
+Standardize = Callable[[Any, Array], Array]
+"""(distribution, x) -> T, of the shape of x."""
 
 
 class ImplicitReparam(Estimator):
@@ -44,9 +48,9 @@ class ImplicitReparam(Estimator):
     Reference: Figurnov, Mohamed and Mnih (2018), eq. (6); Graves (2016) for mixtures.
     """
 
-    standardize: Callable[[Any, Any], Any] | None = None
+    standardize: Standardize | None = None
 
-    def points(self, law: Law, key: Any) -> Draw:
+    def points(self, law: Law, key: PRNGKeyArray) -> Draw:
         """The draw, with its implicit derivative."""
         d = law.dist
         if self.standardize is not None:
@@ -74,7 +78,9 @@ class ImplicitReparam(Estimator):
         return Draw(x, fixed=fixed)
 
 
-def _without_derivative(standardize: Callable[[Any, Any], Any], d: Any, x: Any) -> tuple[Any, list[Any]]:
+def _without_derivative(
+    standardize: Standardize, d: dist.Distribution, x: Array
+) -> tuple[dist.Distribution, list[ArrayLike]]:
     """The distribution with the parameters held in which T has no derivative, and these."""
     leaves, treedef = jax.tree.flatten(d)
     held = []
@@ -93,7 +99,7 @@ def _without_derivative(standardize: Callable[[Any, Any], Any], d: Any, x: Any) 
     return jax.tree.unflatten(treedef, still), [leaves[i] for i in held]
 
 
-def _solve(standardize: Callable[[Any], Any], x: Any, u: Any, *, vector: bool) -> Any:
+def _solve(standardize: Callable[[Array], Array], x: Array, u: Array, *, vector: bool) -> Array:
     """Newton's step for T(x) = u: (∂T/∂x)⁻¹ (T(x) - u), for a triangular derivative, or a diagonal one."""
     if not vector:
         value, slope = jax.jvp(standardize, (x,), (jnp.ones_like(x),))
@@ -101,21 +107,21 @@ def _solve(standardize: Callable[[Any], Any], x: Any, u: Any, *, vector: bool) -
     return jax.scipy.linalg.solve_triangular(jax.jacfwd(standardize)(x), standardize(x) - u, lower=True)
 
 
-def standardization(d: Any) -> Callable[[Any, Any], Any]:
+def standardization(d: dist.Distribution) -> Standardize:
     """T of a distribution: its distribution function, or the conditional ones of a mixture of vectors."""
     if isinstance(d, dist.MixtureSameFamily) and d.event_shape:
         return _conditional_cdfs
     return lambda d, x: _cdf(innermost(d), x)
 
 
-def _cdf(d: Any, x: Any) -> Any:
+def _cdf(d: dist.Distribution, x: Array) -> Array:
     if isinstance(d, dist.StudentT):
-        return _student_cdf((x - d.loc) / d.scale, jnp.asarray(d.df))
+        return _student_cdf((x - d.loc) / d.scale, jnp.asarray(d.df))  # type: ignore[operator]
     return d.cdf(x)
 
 
 @jax.custom_jvp
-def _student_cdf(z: Any, df: Any) -> Any:
+def _student_cdf(z: Array, df: Array) -> Array:
     """The distribution function of Student's t, whose derivative is its density; none in ν.
 
     (NumPyro's is an incomplete beta function of 1 / (1 + z² / ν), of which JAX's derivative is NaN where that is 1.)
@@ -123,7 +129,9 @@ def _student_cdf(z: Any, df: Any) -> Any:
     return dist.StudentT(df).cdf(z)
 
 
-def _student_jvp(primals: Any, tangents: Any) -> Any:
+def _student_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array | SymbolicZero, Array | SymbolicZero]
+) -> tuple[Array, Array]:
     z, df = primals
     z_dot, df_dot = tangents
     if not isinstance(df_dot, SymbolicZero):
@@ -136,7 +144,7 @@ def _student_jvp(primals: Any, tangents: Any) -> Any:
 _student_cdf.defjvp(_student_jvp, symbolic_zeros=True)
 
 
-def _conditional_cdfs(d: Any, x: Any) -> Any:
+def _conditional_cdfs(d: dist.MixtureSameFamily, x: Array) -> Array:
     """T_i = Σ_k P(k | x_1, ..., x_{i-1}) F_ki(x_i), for components with independent entries; one lane, no batch."""
     components = d.component_distribution
     if d.batch_shape or not isinstance(components, dist.Independent):
@@ -144,7 +152,7 @@ def _conditional_cdfs(d: Any, x: Any) -> Any:
     single = components.base_dist
     log_prob = single.log_prob(x)  # f[k, n]
     before = jnp.cumsum(log_prob, axis=-1) - log_prob
-    log_weights = jnp.log(d.mixing_distribution.probs)[:, None] + before
+    log_weights = jnp.log(d.mixing_distribution.probs)[:, None] + before  # type: ignore[arg-type]
     return jnp.sum(jax.nn.softmax(log_weights, axis=0) * _cdf(single, x), axis=0)
 
 
@@ -172,7 +180,7 @@ class RejectionReparam(Estimator):
         if not isinstance(self.boost, Tracer) and is_integer(self.boost):
             object.__setattr__(self, "boost", int(self.boost))
 
-    def points(self, law: Law, key: Any) -> Draw:
+    def points(self, law: Law, key: PRNGKeyArray) -> Draw:
         """The draw, and the score of its noise."""
         d = innermost(law.dist)
         if not isinstance(d, dist.Gamma):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from vipl._types import PRNGKeyArray
 from vipl.estimators._alternatives import all_values
 from vipl.estimators._enumerate import finite_support
 from vipl.gen import Draw, Estimator, Law
@@ -28,7 +27,7 @@ class LocalEnumerate(Estimator):
     Reference: Titsias and Lazaro-Gredilla (2015), eq. (6).
     """
 
-    def points(self, law: Law, key: Any) -> Draw:
+    def points(self, law: Law, key: PRNGKeyArray) -> Draw:
         """The draw, and all other values of each element."""
         x = law.sample(key)
         return Draw(x, alternatives=all_values(x, *finite_support(law, "LocalEnumerate()")))

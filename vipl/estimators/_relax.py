@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jax import lax
 
+from vipl._types import Array, Float, PRNGKeyArray
 from vipl.errors import EstimatorError
 from vipl.estimators._logits import bernoulli_logits, logit
 from vipl.gen import Draw, Estimator, Law, box
@@ -40,9 +41,9 @@ class Relax(Estimator):
     Reference: Grathwohl et al. (2018), eq. (7) and appendix B; Tucker et al. (2017) for z' and REBAR.
     """
 
-    control: Callable[[Any], Any]
+    control: Callable[[Float[Array, "..."]], Float[Array, ""]]
 
-    def points(self, law: Law, key: Any) -> Draw:
+    def points(self, law: Law, key: PRNGKeyArray) -> Draw:
         """The draw, its score, and the control variate."""
         check_callable(self.control, "Relax", "the control variate", "lambda z: jnp.sum(...)")
         d = innermost(law.dist)
@@ -88,6 +89,6 @@ class Relax(Estimator):
         return Draw(x, log_weight=log_prob, control=control - lax.stop_gradient(control))
 
 
-def _uniform(key: Any, shape: Any, dtype: Any) -> Any:
+def _uniform(key: PRNGKeyArray, shape: tuple[int, ...], dtype: np.dtype) -> Array:
     tiny = jnp.finfo(dtype).eps
     return jax.random.uniform(key, shape, dtype, minval=tiny, maxval=1.0 - tiny)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from vipl._types import PRNGKeyArray
 from vipl.errors import EstimatorError
 from vipl.gen import Draw, Estimator, Law
 
@@ -24,7 +23,7 @@ class Reparam(Estimator):
     Reference: Kingma and Welling (2014), section 2.4; Figurnov, Mohamed and Mnih (2018), eq. (5).
     """
 
-    def points(self, law: Law, key: Any) -> Draw:
+    def points(self, law: Law, key: PRNGKeyArray) -> Draw:
         """The draw itself."""
         if not law.dist.has_rsample:
             raise EstimatorError(

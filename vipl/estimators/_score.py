@@ -8,8 +8,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpyro.distributions as dist
 from jax import lax
 
+from vipl._types import Array, ArrayLike, Float, PRNGKeyArray
 from vipl.errors import EstimatorError, show_aval
 from vipl.gen import Draw, Estimator, Law, box
 from vipl.gen._supports import moving_parameters
@@ -46,9 +48,9 @@ class Score(Estimator):
     Reference: Williams (1992), theorem 1; Foerster et al. (2018), eq. (5), for higher derivatives.
     """
 
-    baseline: Any | Callable[[Any], Any] | LeaveOneOut | None = None
+    baseline: Float[ArrayLike, ""] | Callable[[dist.Distribution], Float[ArrayLike, ""]] | LeaveOneOut | None = None
 
-    def points(self, law: Law, key: Any) -> Draw:
+    def points(self, law: Law, key: PRNGKeyArray) -> Draw:
         """The draw, with its score."""
         point = law.standing(law.draw(key))
         x, log_prob = point.value, law.log_prob(point)
@@ -57,8 +59,9 @@ class Score(Estimator):
             return Draw(x, log_weight=log_prob, shared_control=1.0 - box(log_prob), fixed=fixed, point=point)
         if self.baseline is None:
             return Draw(x, log_weight=log_prob, fixed=fixed, point=point)
-        is_function = callable(self.baseline) and not isinstance(self.baseline, type)
-        b: Any = self.baseline(law.dist) if is_function else self.baseline
+        b: Any = self.baseline
+        if callable(self.baseline) and not isinstance(self.baseline, type):
+            b = self.baseline(law.dist)
         if not is_real(b) or jnp.shape(b) != ():
             raise EstimatorError(
                 "a baseline is not a scalar.",
@@ -73,7 +76,7 @@ class Score(Estimator):
         return Draw(x, log_weight=log_prob, control=control, fixed=fixed, point=point)
 
 
-def support_parameters(d: Any) -> list[Any]:
+def support_parameters(d: dist.Distribution) -> list[Array]:
     """The parameters that move the support of a distribution, where a score misses a boundary term.
 
     Bounds; the places of atoms; what a transform does to a bound, or to a set that is not all of its domain.

@@ -9,10 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import lax
 
 from vipl._checks import whole_number
-from vipl._types import PRNGKeyArray
+from vipl._types import Array, ArrayLike, PRNGKeyArray, PyTree
+from vipl.expectation import Expectation
 from vipl.fit._check import (
     as_arrays,
     check_arguments,
@@ -28,8 +30,10 @@ from vipl.fit._parts import Owners, owners_of
 from vipl.fit._steps import Job
 from vipl.ir.keys import fold_tag, is_key
 
+Named = tuple[tuple[Expectation, ...], tuple[optax.GradientTransformation, ...], tuple[str, ...] | None]
 
-def named(objective: Any, optimizer: Any) -> tuple[tuple[Any, ...], tuple[Any, ...], tuple[str, ...] | None]:
+
+def named(objective: Any, optimizer: Any) -> Named:
     """Objectives, their optimizers, and their names; the names are None where there is one without a name."""
     if not isinstance(objective, Mapping) and not isinstance(optimizer, Mapping):
         check_arguments(objective, optimizer)
@@ -41,7 +45,7 @@ def named(objective: Any, optimizer: Any) -> tuple[tuple[Any, ...], tuple[Any, .
     return tuple(objective.values()), tuple(optimizer[name] for name in names), names
 
 
-def directions(maximize: Any, names: tuple[str, ...] | None) -> tuple[bool, ...]:
+def directions(maximize: object, names: tuple[str, ...] | None) -> tuple[bool, ...]:
     """Whether each objective is maximized."""
     if isinstance(maximize, Mapping):
         check_names("objectives", dict.fromkeys(names or ()), "directions in `maximize`", maximize)
@@ -72,7 +76,7 @@ def keys_of(job: Job, key: PRNGKeyArray) -> PRNGKeyArray:
     return jax.vmap(lambda r: fold_tag(key, "restart", r))(jnp.arange(job.num_restarts, dtype=jnp.uint32))
 
 
-def starts(job: Job, key: PRNGKeyArray, params: Any, state: Any, resume: Any) -> tuple[Any, Any]:
+def starts(job: Job, key: PRNGKeyArray, params: PyTree, state: PyTree, resume: Any) -> tuple[PyTree, PyTree]:
     """Parameters and state at which a fit begins; with several starts they have a leading axis.
 
     Args:
@@ -101,13 +105,13 @@ def starts(job: Job, key: PRNGKeyArray, params: Any, state: Any, resume: Any) ->
     return jax.tree.map(strong, (params, state))
 
 
-def _for_each(job: Job, tree: Any) -> Any:
+def _for_each(job: Job, tree: PyTree) -> PyTree:
     if job.num_restarts is None:
         return tree
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (job.num_restarts, *x.shape)), tree)
 
 
-def owners_by(job: Job, params: Any, labels: Any) -> Owners:
+def owners_by(job: Job, params: PyTree, labels: PyTree) -> Owners:
     """Which objective moves each leaf; raises where one has none, or a leaf is of none."""
     if job.names is None:
         return owners_of(params)
@@ -118,7 +122,7 @@ def owners_by(job: Job, params: Any, labels: Any) -> Owners:
     return owners
 
 
-def strong(x: Any) -> Any:
+def strong(x: ArrayLike) -> Array:
     """An array that does not change its type when it is updated: a Python number has a weak one."""
     x = jnp.asarray(x)
     return x if is_key(x) or not x.weak_type else lax.convert_element_type(x, x.dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from vipl._types import PyTree
 from vipl.errors import ProgramError, shortened, show_aval
 from vipl.expectation import Expectation
 
@@ -18,7 +19,7 @@ def _error(summary: str, got: str, expected: str, fix: str) -> ProgramError:
     return ProgramError(summary, at="vipl.fit", got=got, expected=expected, fix=fix)
 
 
-def check_arguments(objective: Any, optimizer: Any) -> None:
+def check_arguments(objective: object, optimizer: Any) -> None:
     """Raises where these are not what `fit` takes."""
     if not isinstance(objective, Expectation):
         raise _error(
@@ -45,7 +46,7 @@ def check_arguments(objective: Any, optimizer: Any) -> None:
         )
 
 
-def as_arrays(tree: Any, what: str) -> Any:
+def as_arrays(tree: PyTree, what: str) -> PyTree:
     """The pytree with arrays as its leaves; raises where a leaf cannot be one.
 
     Args:
@@ -68,7 +69,7 @@ def as_arrays(tree: Any, what: str) -> Any:
     return jax.tree.unflatten(treedef, arrays)
 
 
-def check_params(params: Any) -> None:
+def check_params(params: PyTree) -> None:
     """Raises where no leaf of the parameters is a float array, or one is complex."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     if complex_ := [(path, x) for path, x in leaves if jnp.issubdtype(x.dtype, jnp.complexfloating)]:
@@ -87,12 +88,12 @@ def check_params(params: Any) -> None:
         )
 
 
-def _listed(name: str, leaves: Any) -> str:
+def _listed(name: str, leaves: PyTree) -> str:
     shown = ", ".join(f"{show_aval(x)} at {name}{jax.tree_util.keystr(path)}" for path, x in leaves[:3])
     return (shown + (f", and {len(leaves) - 3} more" if len(leaves) > 3 else "")) or "no arrays"
 
 
-def check_new_state(name: str, before: Any, after: Any) -> None:
+def check_new_state(name: str, before: PyTree, after: PyTree) -> None:
     """Raises where the state that an objective returns is not of the kind of the one that it got."""
     if _kinds(before) != _kinds(after):
         got, expected = _first_difference("state", after, before)
@@ -105,7 +106,7 @@ def check_new_state(name: str, before: Any, after: Any) -> None:
         )
 
 
-def check_batches(data: Any, batch_size: int) -> None:
+def check_batches(data: PyTree, batch_size: int) -> None:
     """Raises where the data have no batches of this size."""
     leaves = jax.tree_util.tree_leaves_with_path(data)
     shown = ", ".join(f"{show_aval(x)} at data{jax.tree_util.keystr(path)}" for path, x in leaves)
@@ -126,7 +127,7 @@ def check_batches(data: Any, batch_size: int) -> None:
         )
 
 
-def check_names(what: str, wanted: Any, other: str, found: Any) -> None:
+def check_names(what: str, wanted: object, other: str, found: object) -> None:
     """Raises where two things of a fit with several objectives do not have the same names."""
     names = [sorted(map(repr, x)) if isinstance(x, Mapping) else None for x in (wanted, found)]
     if not names[0] or names[0] != names[1]:
@@ -139,7 +140,7 @@ def check_names(what: str, wanted: Any, other: str, found: Any) -> None:
         )
 
 
-def labels_like(names: Any, params: Any, labels: Any) -> Any:
+def labels_like(names: Sequence[str], params: PyTree, labels: PyTree) -> PyTree:
     """The number of the objective of each leaf of the parameters; raises where the labels do not say it.
 
     Args:
@@ -163,7 +164,7 @@ def labels_like(names: Any, params: Any, labels: Any) -> Any:
     )
 
 
-def check_owned(names: Any, owners: Any) -> None:
+def check_owned(names: Sequence[str], owners: Sequence[int]) -> None:
     """Raises where an objective has no parameters."""
     if without := [name for number, name in enumerate(names) if number not in owners]:
         raise _error(
@@ -174,7 +175,7 @@ def check_owned(names: Any, owners: Any) -> None:
         )
 
 
-def check_fraction(average: Any) -> None:
+def check_fraction(average: object) -> None:
     """Raises where a number is not a fraction."""
     if isinstance(average, bool) or not isinstance(average, (int, float)) or not 0 < average <= 1:
         raise _error(
@@ -196,7 +197,7 @@ def check_restarts(found: int | None, wanted: int | None) -> None:
         )
 
 
-def check_between(callback: Any, checkpoint_every: Any) -> None:
+def check_between(callback: object, checkpoint_every: object) -> None:
     """Raises where what is to be done between steps is not a function, or not at a time."""
     if callback is not None and not callable(callback):
         raise _error(
@@ -214,7 +215,7 @@ def check_between(callback: Any, checkpoint_every: Any) -> None:
         )
 
 
-def check_has_aux(has_state: bool, objectives: Any) -> None:
+def check_has_aux(has_state: bool, objectives: Sequence[Expectation]) -> None:
     """Raises where there is a state, and no objective returns one."""
     if has_state and not any(objective.has_aux for objective in objectives):
         raise _error(
@@ -225,7 +226,7 @@ def check_has_aux(has_state: bool, objectives: Any) -> None:
         )
 
 
-def check_batch(batch: Any, first: Any) -> None:
+def check_batch(batch: PyTree, first: PyTree) -> None:
     """Raises where a batch of a stream has other arrays than the first one; the numbers of rows may differ."""
     kinds = [
         (jax.tree.structure(tree), [(x.dtype, x.shape[1:]) for x in jax.tree.leaves(tree)]) for tree in (batch, first)
@@ -251,7 +252,7 @@ def check_has_batches(has: bool) -> None:
         )
 
 
-def check_stream(batch_size: Any) -> None:
+def check_stream(batch_size: object) -> None:
     """Raises where batches are asked for of data that are batches."""
     if batch_size is not None:
         raise _error(
@@ -262,7 +263,7 @@ def check_stream(batch_size: Any) -> None:
         )
 
 
-def check_history(before: Any, new: Any) -> None:
+def check_history(before: PyTree, new: PyTree) -> None:
     """Raises where what a step records is not what the steps before it have recorded."""
     kinds = [
         (jax.tree.structure(part), [(x.dtype, x.shape[1:]) for x in jax.tree.leaves(part)]) for part in (before, new)
@@ -277,7 +278,7 @@ def check_history(before: Any, new: Any) -> None:
         )
 
 
-def check_is_fit(resume: Any, kind: type) -> None:
+def check_is_fit(resume: object, kind: type) -> None:
     """Raises where what is to be continued is not a fit."""
     if not isinstance(resume, kind):
         raise _error(
@@ -348,15 +349,15 @@ def check_checkpoint_steps(taken: int, stop: int) -> None:
         )
 
 
-def _show(batches: Any) -> str:
+def _show(batches: tuple[int, int] | None) -> str:
     return "no batches" if batches is None else f"batch_size={batches[1]} of {batches[0]} rows"
 
 
-def _kinds(tree: Any) -> Any:
+def _kinds(tree: PyTree) -> tuple[object, list[tuple[tuple[int, ...], np.dtype]]]:
     return jax.tree.structure(tree), [(jnp.shape(x), jnp.result_type(x)) for x in jax.tree.leaves(tree)]
 
 
-def _first_difference(name: str, here: Any, there: Any) -> tuple[str, str]:
+def _first_difference(name: str, here: PyTree, there: PyTree) -> tuple[str, str]:
     texts = [
         [f"{show_aval(x)} at {name}{jax.tree_util.keystr(path)}" for path, x in jax.tree_util.tree_leaves_with_path(t)]
         for t in (here, there)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vipl._types import PRNGKeyArray
+from vipl._types import Array, PRNGKeyArray, PyTree
 from vipl.errors import show_aval
 from vipl.fit._begin import keys_of
 from vipl.fit._check import check_checkpoint, check_checkpoint_steps
@@ -44,7 +44,7 @@ class Checkpoints:
         from orbax import checkpoint as ocp
 
         self.ocp, self.every = ocp, every
-        self.about: dict[str, Any] = {}
+        self.about: dict[str, list[str]] = {}
         options = ocp.CheckpointManagerOptions(max_to_keep=_KEPT, enable_async_checkpointing=False)
         self.manager = ocp.CheckpointManager(os.path.abspath(folder), options=options)
         self.latest = self.manager.latest_step()
@@ -73,7 +73,7 @@ class Checkpoints:
             stack.pop_all()
         return found
 
-    def _read(self, job: Job, begun: Any, records: Any, taken: int, stop: int) -> Any:
+    def _read(self, job: Job, begun: Any, records: PyTree, taken: int, stop: int) -> Any:
         items: Any = self.manager.restore(taken, args=self.ocp.args.Composite(about=self.ocp.args.JsonRestore()))
         check_checkpoint(self.about, items.about)
         check_checkpoint_steps(taken, stop)
@@ -122,18 +122,18 @@ class Checkpoints:
         self.manager.close()
 
 
-def _like(leaf: Any, read: np.ndarray | None) -> Any:
+def _like(leaf: Any, read: np.ndarray | None) -> Array | np.ndarray:
     """An array as it was before it was written, by one of its kind."""
     if is_key(leaf):
         return jax.random.wrap_key_data(jnp.asarray(read), impl=jax.random.key_impl(leaf))
     return np.zeros(jnp.shape(leaf), leaf.dtype) if read is None else read
 
 
-def _carried(fit: Any) -> tuple[Any, ...]:
+def _carried(fit: Any) -> tuple[PyTree, ...]:
     return fit.params, fit.opt_state, fit.state, fit.averaged
 
 
-def _about(job: Job, begun: Any, records: Any, digest: str) -> dict[str, Any]:
+def _about(job: Job, begun: Any, records: PyTree, digest: str) -> dict[str, list[str]]:
     """What has to be equal for a fit to go on, in words."""
 
     def kinds(name, tree):
@@ -156,7 +156,7 @@ def _about(job: Job, begun: Any, records: Any, digest: str) -> dict[str, Any]:
     }
 
 
-def _digest(job: Job, key: PRNGKeyArray, state: State, args: Any) -> str:
+def _digest(job: Job, key: PRNGKeyArray, state: State, args: tuple[PyTree, ...]) -> str:
     """Of the objectives' programs, as JAX traces them, with the arrays that they close over."""
     if job.num_restarts is not None:
         state = jax.tree.map(lambda x: x[0], state)

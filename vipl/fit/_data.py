@@ -12,13 +12,14 @@ from typing import Any
 
 import jax
 
+from vipl._types import PyTree
 from vipl.fit._check import as_arrays, check_batch, check_has_batches
 
 _AHEAD = 2
 """How many batches are read, and on their way to the device, while a step is taken."""
 
 
-def is_stream(data: Any) -> bool:
+def is_stream(data: PyTree) -> bool:
     """Says whether data are batches to be read one by one: an iterator, an iterable, or a function that makes one.
 
     What NumPy makes one array of (a data frame, a range), and containers that are pytrees, are arrays.
@@ -33,18 +34,18 @@ def is_stream(data: Any) -> bool:
 class Fixed:
     """The same arrays at every step."""
 
-    def __init__(self, data: Any):
+    def __init__(self, data: PyTree):
         """`data`: …, a pytree of arrays; None for an objective of the parameters alone."""
         self.args = () if data is None else (data,)
 
-    def example(self) -> Any:
+    def example(self) -> tuple[PyTree, ...]:
         """The arguments of every step."""
         return self.args
 
     def begin(self, start: int) -> None:
         """Every step gets the same."""
 
-    def next(self) -> Any:
+    def next(self) -> tuple[PyTree, ...] | None:
         """The arguments of the next step."""
         return self.args
 
@@ -59,18 +60,18 @@ class Stream:
       args: those of the latest step.
     """
 
-    def __init__(self, data: Any):
+    def __init__(self, data: PyTree):
         """Nothing is read yet."""
-        self.args: Any = ()
+        self.args: tuple[PyTree, ...] = ()
         self._make = data if callable(data) and not isinstance(data, Iterable) else None
         self._source: Any = () if self._make is not None else data
         self._batches = iter(self._source)
-        self._read: deque[Any] = deque()
-        self._first: Any = None
+        self._read: deque[PyTree] = deque()
+        self._first: PyTree = None
         self._of_this_pass = 0
         self._passed = False
 
-    def example(self) -> Any:
+    def example(self) -> tuple[PyTree, ...]:
         """The arguments of the first step of all; the stream still begins with them."""
         if self._make is not None:
             self._source = self._make(0)
@@ -89,7 +90,7 @@ class Stream:
         for _ in range(start):
             self._read.popleft() if self._read else self._raw()
 
-    def next(self) -> Any:
+    def next(self) -> tuple[PyTree, ...] | None:
         """The arguments of the next step; None where there are no more batches.
 
         Raises:
@@ -99,7 +100,9 @@ class Stream:
         batch = self._read.popleft() if self._read else self._arrays()
         if isinstance(batch, Exception):
             raise batch
-        self.args = batch if batch is None else (batch,)
+        if batch is None:
+            return None
+        self.args = (batch,)
         return self.args
 
     def read_ahead(self) -> None:
@@ -110,7 +113,7 @@ class Stream:
             except Exception as error:
                 self._read.append(error)
 
-    def _arrays(self) -> Any:
+    def _arrays(self) -> PyTree:
         batch = self._raw()
         if batch is None:
             check_has_batches(self._first is not None or self._passed)
@@ -120,7 +123,7 @@ class Stream:
         check_batch(batch, self._first)
         return batch
 
-    def _raw(self) -> Any:
+    def _raw(self) -> PyTree:
         """The next batch as the stream has it; what is not an iterator is gone through again and again."""
         for batch in self._batches:
             self._of_this_pass += 1
@@ -131,7 +134,7 @@ class Stream:
         return self._raw()
 
 
-def _is_batch(read: Any) -> bool:
+def _is_batch(read: PyTree) -> bool:
     return read is not None and not isinstance(read, Exception)
 
 

@@ -24,7 +24,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ import optax
 from tqdm.auto import tqdm
 
 from vipl._checks import whole_number
-from vipl._types import PRNGKeyArray
+from vipl._types import Array, ArrayLike, PRNGKeyArray, PyTree, Shaped
 from vipl.expectation import Expectation
 from vipl.fit._begin import (
     all_starts,
@@ -100,40 +100,40 @@ class Fit:
         `num_restarts`.
     """
 
-    params: Any
-    opt_state: Any
-    values: Any
-    stopped: Any
-    key: Any
+    params: PyTree
+    opt_state: PyTree
+    values: PyTree
+    stopped: Array | np.ndarray | int
+    key: Shaped[Array, "..."]
     impl: str = field(metadata={"static": True})
     batches: tuple[int, int] | None = field(metadata={"static": True})
-    gradient_norms: Any = None
-    learning_rates: Any = None
-    metrics: Any = None
-    averaged: Any = None
-    state: Any = None
+    gradient_norms: PyTree = None
+    learning_rates: PyTree = None
+    metrics: PyTree = None
+    averaged: PyTree = None
+    state: PyTree = None
     restarts: Fit | None = None
 
 
 def fit(
     objective: Expectation | Mapping[str, Expectation],
-    params: Any,
+    params: PyTree,
     optimizer: optax.GradientTransformation | Mapping[str, optax.GradientTransformation],
     *,
-    key: Any,
-    data: Any = None,
+    key: PRNGKeyArray,
+    data: PyTree = None,
     num_steps: int,
     batch_size: int | None = None,
     num_samples: int = 1,
     maximize: bool | Mapping[str, bool] = True,
     progress: bool = True,
     resume: Fit | None = None,
-    state: Any = None,
+    state: PyTree = None,
     average: float | None = None,
     num_restarts: int | None = None,
-    labels: Any = None,
+    labels: PyTree = None,
     turns: Mapping[str, int] | None = None,
-    callback: Callable[[Fit], Any] | None = None,
+    callback: Callable[[Fit], object] | None = None,
     callback_every: int | datetime.timedelta | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: float = 60.0,
@@ -268,7 +268,7 @@ def fit(
         return _run(key, done, feed, watch, store, progress)
 
 
-def _begin(job: Job, key: PRNGKeyArray, params: Any, state: Any, batches: tuple[int, int] | None) -> Fit:
+def _begin(job: Job, key: PRNGKeyArray, params: PyTree, state: PyTree, batches: tuple[int, int] | None) -> Fit:
     """A fit of no steps; with several starts, its arrays have a leading axis of them."""
 
     def opt_states(params):
@@ -296,7 +296,7 @@ def _state_of(job: Job, key: PRNGKeyArray, fit: Fit) -> State:
     return jax.vmap(first)(keys_of(job, key), *given)._replace(taken=stopped, cause=cause)
 
 
-def _most(stopped: Any) -> int:
+def _most(stopped: ArrayLike) -> int:
     """Steps taken, by the start that has taken the most."""
     return int(np.max(stopped))
 
@@ -350,7 +350,7 @@ class _Done(NamedTuple):
         )
 
 
-def _run(key: PRNGKeyArray, done: _Done, feed: Feed, watch: Watch, store: Any, progress: bool) -> Fit:
+def _run(key: PRNGKeyArray, done: _Done, feed: Feed, watch: Watch, store: Checkpoints | None, progress: bool) -> Fit:
     """Takes the steps; whatever ends them, what is done is returned, or handed on with the exception.
 
     What is done changes by one assignment, so that an interrupt at any moment finds all of it of one step.
@@ -434,7 +434,7 @@ class _Bar:
         self.bar.set_postfix_str(text, refresh=False)  # type: ignore[union-attr]
         self.bar.update(steps)  # type: ignore[union-attr]
 
-    def _safely(self, call: Any, *args: Any) -> None:
+    def _safely(self, call: Callable[..., None], *args: object) -> None:
         try:
             call(*args)
         except Exception as error:
@@ -445,7 +445,7 @@ class _Bar:
         """The bar."""
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         """Closes it."""
         if self.bar is not None:
             self._safely(self.bar.close)

@@ -8,10 +8,10 @@ Law: `put(owners, params, n, own(owners, params, n))` is `params`; frozen leaves
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
+
+from vipl._types import PyTree
 
 Owners = tuple[int, ...]
 """The owner of each leaf, in order."""
@@ -20,7 +20,7 @@ FROZEN = -1
 """The owner of a leaf that nothing moves: one that is not a float array."""
 
 
-def owners_of(params: Any, numbers: Any = 0) -> Owners:
+def owners_of(params: PyTree, numbers: PyTree = 0) -> Owners:
     """The owners of the leaves.
 
     Args:
@@ -32,13 +32,13 @@ def owners_of(params: Any, numbers: Any = 0) -> Owners:
     return tuple(n if jnp.issubdtype(x.dtype, jnp.floating) else FROZEN for x, n in zip(leaves, each, strict=True))
 
 
-def own(owners: Owners, params: Any, number: int) -> Any:
+def own(owners: Owners, params: PyTree, number: int) -> PyTree:
     """The parameters with None in the place of all leaves that are not the owner's."""
     leaves, treedef = jax.tree.flatten(params)
     return treedef.unflatten([x if owner == number else None for owner, x in zip(owners, leaves, strict=True)])
 
 
-def put(owners: Owners, params: Any, number: int, part: Any) -> Any:
+def put(owners: Owners, params: PyTree, number: int, part: PyTree) -> PyTree:
     """The parameters with the owner's leaves replaced by those of `part`."""
     leaves, treedef = jax.tree.flatten(params)
     new = iter(jax.tree.leaves(part))

@@ -10,21 +10,25 @@ else.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
-from vipl._types import PRNGKeyArray
+from vipl._types import Array, ArrayLike, PRNGKeyArray, PyTree
 from vipl.cache.programs import keep
 from vipl.expectation import Expectation
 from vipl.fit._check import check_new_state
 from vipl.fit._parts import FROZEN, Owners, own, put
 from vipl.ir.keys import fold_tag, is_key
 from vipl.ir.probe import probing
+
+Args = tuple[PyTree, ...]
+"""The data, or a batch of them, as arguments of the objective: one, or none."""
 
 MOST = 1 << 15
 """The most steps that are taken in one call: the length of the arrays of what they record."""
@@ -79,11 +83,11 @@ class Job(NamedTuple):
             return self.names[number]
         return getattr(self.objectives[number].fn, "__name__", "the objective")
 
-    def by_name(self, values: Any) -> Any:
+    def by_name(self, values: Sequence[PyTree]) -> PyTree:
         """Something of each objective: a dict by their names, or the only one."""
         return values[0] if self.names is None else dict(zip(self.names, values, strict=True))
 
-    def in_order(self, named: Any) -> list[Any]:
+    def in_order(self, named: PyTree) -> list[PyTree]:
         """The inverse of `by_name`."""
         return [named] if self.names is None else [named[name] for name in self.names]
 
@@ -101,13 +105,13 @@ class State(NamedTuple):
       averaged: …, the average of the parameters; None without one.
     """
 
-    params: Any
-    opt_state: Any
-    order: Any
-    taken: Any
-    cause: Any
-    model: Any = None
-    averaged: Any = None
+    params: PyTree
+    opt_state: PyTree
+    order: Array
+    taken: Array
+    cause: Array
+    model: PyTree = None
+    averaged: PyTree = None
 
 
 class Record(NamedTuple):
@@ -120,23 +124,25 @@ class Record(NamedTuple):
       metrics: …, the auxiliary output; None where there is none.
     """
 
-    values: Any
-    gradient_norms: Any
-    learning_rates: Any = None
-    metrics: Any = None
+    values: Array | np.ndarray
+    gradient_norms: Array | np.ndarray
+    learning_rates: Array | np.ndarray | None = None
+    metrics: PyTree = None
 
 
-def kind_of_cause(cause: Any) -> int:
+def kind_of_cause(cause: Array) -> int:
     """The index into `CAUSES`."""
     return (int(cause) - 1) % 4 + 1
 
 
-def number_of_cause(cause: Any) -> int:
+def number_of_cause(cause: Array) -> int:
     """The number of the objective."""
     return (int(cause) - 1) // 4
 
 
-def first_state(job: Job, key: PRNGKeyArray, params: Any, opt_state: Any, rows: int, taken: Any, **rest: Any) -> State:
+def first_state(
+    job: Job, key: PRNGKeyArray, params: PyTree, opt_state: PyTree, rows: int, taken: int, **rest: PyTree
+) -> State:
     """The state before step `taken`; `rest` are fields that are None by default."""
     order = jnp.arange(rows, dtype=jnp.int32)
     if job.batch_size is not None:
@@ -149,7 +155,7 @@ def compiled_steps(job: Job) -> Callable:
     return keep("fit", (*job.objectives, *job.optimizers), job[2:], functools.partial(take_steps, job))
 
 
-def take_steps(job: Job, key: PRNGKeyArray, state: State, args: Any, stop: Any) -> Any:
+def take_steps(job: Job, key: PRNGKeyArray, state: State, args: Args, stop: ArrayLike) -> tuple[State, PyTree]:
     """Takes steps up to number `stop`, but no more than there is room for, and none after a number that is not finite.
 
     Returns:
@@ -176,29 +182,29 @@ def take_steps(job: Job, key: PRNGKeyArray, state: State, args: Any, stop: Any) 
     return lax.while_loop(goes_on, body, (state, history))
 
 
-def record_kinds(job: Job, key: PRNGKeyArray, state: State, args: Any) -> Any:
+def record_kinds(job: Job, key: PRNGKeyArray, state: State, args: Args) -> PyTree:
     """The shapes and dtypes of what a step records."""
     step = _step if job.num_restarts is None else _step_of_all
     return jax.eval_shape(lambda: step(job, key, state, args, _number(job, state))[1])
 
 
-def room_for(job: Job, records: Any) -> int:
+def room_for(job: Job, records: PyTree) -> int:
     """The most steps of one call, by the size of what each records."""
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(records))
     return max(1, min(job.room, _BYTES // size))
 
 
-def missing(dtype: Any) -> Any:
+def missing(dtype: np.dtype) -> float:
     """What stands for a number of a step that was not taken."""
     return jnp.nan if jnp.issubdtype(dtype, jnp.inexact) else 0
 
 
-def _number(job: Job, state: State) -> Any:
+def _number(job: Job, state: State) -> Array:
     """The number of the next step; a start that goes on has taken as many as any."""
     return state.taken if job.num_restarts is None else jnp.max(state.taken)
 
 
-def _step_of_all(job: Job, keys: PRNGKeyArray, states: State, args: Any, i: Any) -> Any:
+def _step_of_all(job: Job, keys: PRNGKeyArray, states: State, args: Args, i: Array) -> tuple[State, PyTree]:
     """One step of all starts that have not stopped; those that have record nothing and stay what they are."""
 
     def one(key, state):
@@ -213,13 +219,13 @@ def _step_of_all(job: Job, keys: PRNGKeyArray, states: State, args: Any, i: Any)
 class _Moving(NamedTuple):
     """What the updates of a step change, one after the other."""
 
-    params: Any
-    opt_states: tuple[Any, ...]
-    model: Any
-    cause: Any
+    params: PyTree
+    opt_states: tuple[PyTree, ...]
+    model: PyTree
+    cause: Array
 
 
-def _step(job: Job, key: PRNGKeyArray, state: State, args: Any, i: Any) -> tuple[State, Any]:
+def _step(job: Job, key: PRNGKeyArray, state: State, args: Args, i: Array) -> tuple[State, PyTree]:
     """Step i; changes nothing but the order of the rows where a number is not finite."""
     order, first = _order_at(job, key, state.order, i)
     batch, step_key = _batch(job, args, order, first), fold_tag(key, "step", i.astype(jnp.uint32))
@@ -245,7 +251,9 @@ def _before_step(job: Job, state: State) -> _Moving:
     return _Moving(state.params, tuple(job.in_order(state.opt_state)), state.model, jnp.int32(0))
 
 
-def _updates(job: Job, number: int, step_key: PRNGKeyArray, moving: _Moving, before: Any, batch: Any) -> Any:
+def _updates(
+    job: Job, number: int, step_key: PRNGKeyArray, moving: _Moving, before: PyTree, batch: Args
+) -> tuple[PyTree, PyTree]:
     """All updates of one objective in a step, and their record; with several turns it has a leading axis of them."""
 
     def update(moving, turn):
@@ -256,11 +264,13 @@ def _updates(job: Job, number: int, step_key: PRNGKeyArray, moving: _Moving, bef
     return update(moving, jnp.uint32(0)) if turns == 1 else lax.scan(update, moving, jnp.arange(turns, dtype="uint32"))
 
 
-def _key_of(job: Job, number: int, step_key: PRNGKeyArray, turn: Any) -> PRNGKeyArray:
+def _key_of(job: Job, number: int, step_key: PRNGKeyArray, turn: Array) -> PRNGKeyArray:
     return step_key if job.names is None else fold_tag(step_key, f"objective {job.names[number]}", turn)
 
 
-def _update(job: Job, number: int, key: PRNGKeyArray, moving: _Moving, at: Any, batch: Any) -> tuple[_Moving, Record]:
+def _update(
+    job: Job, number: int, key: PRNGKeyArray, moving: _Moving, at: PyTree, batch: Args
+) -> tuple[_Moving, Record]:
     """One update of an objective's parameters, by its gradient at `at`; changes nothing where one was not finite."""
 
     def estimate(part):
@@ -286,29 +296,29 @@ def _update(job: Job, number: int, key: PRNGKeyArray, moving: _Moving, at: Any, 
     return _Moving(put(job.owners, moving.params, number, part), opt_states, model, cause), record
 
 
-def _average(job: Job, averaged: Any, params: Any, n: Any) -> Any:
+def _average(job: Job, averaged: PyTree, params: PyTree, n: Array) -> PyTree:
     """The average after n steps: a_n = a_{n-1} + min(1, 1 / (fraction n)) (x_n - a_{n-1}), and frozen leaves."""
     leaves, treedef = jax.tree.flatten(params)
-    weight = jnp.minimum(1.0, 1.0 / (job.average * n.astype(float)))
+    weight = jnp.minimum(1.0, 1.0 / (job.average * n.astype(float)))  # type: ignore[operator]
     return treedef.unflatten(
         x if owner == FROZEN else a + weight.astype(x.dtype) * (x - a)
         for owner, x, a in zip(job.owners, leaves, jax.tree.leaves(averaged), strict=True)
     )
 
 
-def _norm(grads: Any) -> Any:
+def _norm(grads: PyTree) -> Array:
     """The Euclidean norm of all numbers of a pytree."""
     return jnp.sqrt(functools.reduce(jnp.add, [jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)]))
 
 
-def _learning_rate(opt_state: Any) -> Any:
+def _learning_rate(opt_state: PyTree) -> Array | None:
     """The first learning rate that an `optax.inject_hyperparams` keeps in the state; None without one."""
     states = jax.tree.leaves(opt_state, is_leaf=lambda s: hasattr(s, "hyperparams"))
     rates = [s.hyperparams["learning_rate"] for s in states if "learning_rate" in getattr(s, "hyperparams", ())]
     return rates[0] if rates else None
 
 
-def what_is_not_finite(job: Job, key: PRNGKeyArray, state: State, args: Any) -> str | None:
+def what_is_not_finite(job: Job, key: PRNGKeyArray, state: State, args: Args) -> str | None:
     """The sentence that names the site at which the step after `state` is not finite; runs the step once more."""
     order, first = _order_at(job, key, state.order, state.taken)
     batch, step_key = _batch(job, args, order, first), fold_tag(key, "step", state.taken.astype(jnp.uint32))
@@ -334,13 +344,17 @@ def what_is_not_finite(job: Job, key: PRNGKeyArray, state: State, args: Any) -> 
     return report.sentence(of_derivative=CAUSES[kind_of_cause(state.cause)] == "the gradient")
 
 
-def _value_anew(job: Job, number: int, key: PRNGKeyArray, params: Any, model: Any, batch: Any, part: Any) -> Any:
+def _value_anew(
+    job: Job, number: int, key: PRNGKeyArray, params: PyTree, model: PyTree, batch: Args, part: PyTree
+) -> Array:
     args = (put(job.owners, params, number, part), *([model] if job.has_state else []), *batch)
     out = job.objectives[number].estimate_anew(key, *args, num_samples=job.num_samples)
     return out[0] if job.objectives[number].has_aux else out
 
 
-def _estimate(job: Job, number: int, key: PRNGKeyArray, params: Any, model: Any, batch: Any) -> Any:
+def _estimate(
+    job: Job, number: int, key: PRNGKeyArray, params: PyTree, model: PyTree, batch: Args
+) -> tuple[PyTree, PyTree]:
     """`(value, (model, metrics))`."""
     objective = job.objectives[number]
     args = (params, *([model] if job.has_state else []), *batch)
@@ -351,7 +365,7 @@ def _estimate(job: Job, number: int, key: PRNGKeyArray, params: Any, model: Any,
     return value, (model, jax.tree.map(lambda x: jax.random.key_data(x) if is_key(x) else x, aux))
 
 
-def _new_state(job: Job, number: int, model: Any, aux: Any) -> tuple[Any, Any]:
+def _new_state(job: Job, number: int, model: PyTree, aux: PyTree) -> tuple[PyTree, PyTree]:
     """The new state in auxiliary output, and its metrics: it is the state, or a pair of the state and metrics.
 
     Of several samples the state's floats are the mean, and what is not a float is that of the first sample.
@@ -364,7 +378,7 @@ def _new_state(job: Job, number: int, model: Any, aux: Any) -> tuple[Any, Any]:
     return new, metrics
 
 
-def _finite(tree: Any) -> Any:
+def _finite(tree: PyTree) -> Array:
     floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in floats])) if floats else jnp.bool_(True)
 
@@ -372,12 +386,12 @@ def _finite(tree: Any) -> Any:
 # --- batches ------------------------------------------------------------------------------------------------
 
 
-def _permutation(key: PRNGKeyArray, epoch: Any, order: Any) -> Any:
+def _permutation(key: PRNGKeyArray, epoch: Array, order: Array) -> Array:
     fresh = jax.random.permutation(fold_tag(key, "epoch", epoch.astype(jnp.uint32)), order.shape[0])
     return fresh.astype(order.dtype)
 
 
-def _order_at(job: Job, key: PRNGKeyArray, order: Any, i: Any) -> Any:
+def _order_at(job: Job, key: PRNGKeyArray, order: Array, i: Array) -> tuple[Array, Array | int]:
     """The permutation of the epoch of step i, and the first of its rows that the step uses."""
     if job.batch_size is None:
         return order, 0
@@ -387,7 +401,7 @@ def _order_at(job: Job, key: PRNGKeyArray, order: Any, i: Any) -> Any:
     return order, info * job.batch_size
 
 
-def _batch(job: Job, args: Any, order: Any, info: Any) -> Any:
+def _batch(job: Job, args: Args, order: Array, info: Array | int) -> tuple[PyTree, ...]:
     if job.batch_size is None:
         return args
     rows = lax.dynamic_slice_in_dim(order, info, job.batch_size)

@@ -22,7 +22,7 @@ class Watch:
       seconds: after how many seconds it is called.
     """
 
-    def __init__(self, callback: Callable[[Any], Any] | None, every: Any):
+    def __init__(self, callback: Callable[[Any], object] | None, every: object):
         """Nothing is due yet."""
         self.callback, self.steps, self.seconds = callback, None, _SECONDS
         if isinstance(every, datetime.timedelta):

@@ -1,5 +1,6 @@
 """Addresses, choices, traces, generative functions."""
 
+from vipl.gen._detach import detach as detach
 from vipl.gen._estimated import Estimated as Estimated
 from vipl.gen._estimator import Alternatives as Alternatives
 from vipl.gen._estimator import Draw as Draw
@@ -7,7 +8,6 @@ from vipl.gen._estimator import Estimator as Estimator
 from vipl.gen._estimator import Law as Law
 from vipl.gen._estimator import Points as Points
 from vipl.gen._estimator import box as box
-from vipl.gen._hold import detach as detach
 from vipl.gen._program import GenerativeFunction as GenerativeFunction
 from vipl.gen._program import Program as Program
 from vipl.gen._program import gen as gen

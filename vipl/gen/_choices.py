@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vipl import _jax
+from vipl._types import Array, PyTree
 from vipl.analysis.supports import Drawn, origin
 from vipl.errors import AddressError, ChoiceError, show_address, show_addresses, show_aval
 from vipl.ir.batching import sites_of_value
@@ -18,10 +19,16 @@ from vipl.ir.sites import SiteInfo
 
 Address = tuple[str, ...]
 
+Addresses = str | Collection[str | Address]
+"""One address that is a string, or several."""
 
-def check_address(address: Any, at: str) -> Address:
+Choices = dict[str, PyTree]
+"""Nested dicts of arrays, one level for each part of an address."""
+
+
+def check_address(address: object, at: str) -> Address:
     """An address as a tuple of strings; raises where it is not one."""
-    parts = address if isinstance(address, tuple) else (address,)
+    parts: tuple[Any, ...] = address if isinstance(address, tuple) else (address,)
     if not parts or not all(isinstance(p, str) and p for p in parts):
         raise AddressError(
             "an address is not a string.",
@@ -33,9 +40,9 @@ def check_address(address: Any, at: str) -> Address:
     return parts
 
 
-def nest(flat: dict[Address, Any]) -> dict[str, Any]:
+def nest(flat: Mapping[Address, object]) -> Choices:
     """Nested dicts from addresses."""
-    out: dict[str, Any] = {}
+    out: Choices = {}
     for address, value in flat.items():
         level = out
         for part in address[:-1]:
@@ -44,7 +51,7 @@ def nest(flat: dict[Address, Any]) -> dict[str, Any]:
     return out
 
 
-def merge(*parts: dict[str, Any]) -> dict[str, Any]:
+def merge(*parts: Choices) -> Choices:
     """Choices of several parts of one program in one nested dict; raises where two have one address."""
     flat: dict[Address, Any] = {}
     for part in parts:
@@ -63,7 +70,7 @@ def merge(*parts: dict[str, Any]) -> dict[str, Any]:
     return nest(flat)
 
 
-def flatten(choices: Any, what: str) -> dict[Address, Any]:
+def flatten(choices: object, what: str) -> dict[Address, Any]:
     """Addresses from nested dicts; a leaf is whatever is not a dict."""
     if not isinstance(choices, dict):
         raise ChoiceError(
@@ -90,18 +97,18 @@ def flatten(choices: Any, what: str) -> dict[Address, Any]:
     return out
 
 
-def _drawn(value: Any) -> Drawn | None:
+def _drawn(value: object) -> Drawn | None:
     known = origin(value)
     return known if isinstance(known, Drawn) else None
 
 
-def _nested_hint(name: Any) -> str:
+def _nested_hint(name: object) -> str:
     if isinstance(name, tuple) and all(isinstance(p, str) for p in name):
         return "{" + ": {".join(f'"{p}"' for p in name) + ": value" + "}" * len(name)
     return f'"{name}" instead'
 
 
-def match(choices: Any, found: Sequence[SiteInfo], program: str, *, complete: bool) -> dict[Address, Any]:
+def match(choices: Choices, found: Sequence[SiteInfo], program: str, *, complete: bool) -> dict[Address, Array]:
     """The choices of a program by address, checked against its sites.
 
     Raises:
@@ -127,7 +134,9 @@ def match(choices: Any, found: Sequence[SiteInfo], program: str, *, complete: bo
     return {a: _checked(value, by_address[a]) for a, value in given.items()}
 
 
-def _unknown(address: Address, value: Any, given: Any, by_address: Any, program: str) -> AddressError:
+def _unknown(
+    address: Address, value: object, given: Iterable[Address], by_address: Collection[Address], program: str
+) -> AddressError:
     drawn = _drawn(value)
     nearest = _nearest(address, by_address)
     return AddressError(
@@ -140,7 +149,7 @@ def _unknown(address: Address, value: Any, given: Any, by_address: Any, program:
     )
 
 
-def _nearest(address: Address, known: Any) -> Address | None:
+def _nearest(address: Address, known: Iterable[Address]) -> Address | None:
     import difflib
 
     names = {"/".join(a): a for a in known}
@@ -148,7 +157,7 @@ def _nearest(address: Address, known: Any) -> Address | None:
     return names[close[0]] if close else None
 
 
-def _checked(value: Any, info: SiteInfo) -> Any:
+def _checked(value: object, info: SiteInfo) -> Array:
     site = info.site
     shape = info.loop_shape + site.shape
     expected = f"{np.dtype(site.dtype)}[{','.join(map(str, shape))}]"
@@ -186,7 +195,7 @@ def _checked(value: Any, info: SiteInfo) -> Any:
     return whole
 
 
-def _whole(array: Any, dtype: Any) -> Any:
+def _whole(array: Array, dtype: np.dtype) -> Array | None:
     """Floats as integers, where they are integers; None where they are not, or were drawn.
 
     What floats of data are is seen only when a compiled program runs: one that is no integer then becomes the least
@@ -205,7 +214,7 @@ def _whole(array: Any, dtype: Any) -> Any:
     return jnp.where(whole, array.astype(dtype), jnp.iinfo(dtype).min)
 
 
-def _fits(given: Any, wanted: Any) -> bool:
+def _fits(given: np.dtype, wanted: np.dtype) -> bool:
     order = [jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating]
     rank = [next(i for i, k in enumerate(order) if jnp.issubdtype(d, k)) for d in (given, wanted)]
     return rank[0] <= rank[1]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from numpyro.distributions.transforms import AffineTransform, CatTransform
+from numpyro.distributions import transforms as t
 
 from vipl import _jax
+from vipl._jax import ShapedArray
+from vipl._types import Array, ArrayLike
 from vipl.distributions._flips import BernoulliLogits
 from vipl.distributions._points import draw, innermost, log_density, total
 from vipl.errors import DistributionError, show_aval
@@ -28,24 +30,24 @@ class Factor:
     has_rsample = True
     batch_shape = ()
 
-    def __init__(self, log_weight: Any):
+    def __init__(self, log_weight: ArrayLike):
         """Keeps the log weight, f[...]; its sum counts."""
         self.log_weight = log_weight
 
-    def tree_flatten(self) -> Any:
+    def tree_flatten(self) -> tuple[tuple[ArrayLike], None]:
         """Pytree interface."""
         return (self.log_weight,), None
 
     @classmethod
-    def tree_unflatten(cls, _: Any, children: Any) -> Factor:
+    def tree_unflatten(cls, _: None, children: tuple[ArrayLike]) -> Factor:
         """Pytree interface."""
         return cls(*children)
 
-    def sample(self, _: Any) -> Any:
+    def sample(self, _: object) -> Array:
         """Nothing to draw."""
         return jnp.zeros((0,))
 
-    def log_prob(self, _: Any) -> Any:
+    def log_prob(self, _: object) -> Array:
         """The log weight."""
         return jnp.sum(self.log_weight)
 
@@ -60,11 +62,13 @@ class _NoSampler(Exception):
 
 
 @functools.lru_cache(maxsize=4096)
-def _value_aval(skeleton: Skeleton, avals: tuple[Any, ...], mode: Any) -> tuple[Any, tuple[int, ...], tuple[int, ...]]:
+def _value_aval(
+    skeleton: Skeleton, avals: tuple[ShapedArray, ...], mode: Hashable
+) -> tuple[jax.ShapeDtypeStruct, tuple[int, ...], tuple[int, ...]]:
     """Aval of a draw, shape of its log density, and the batch shape that the distribution claims."""
     del mode
     key = jax.eval_shape(lambda: jax.random.key(0))
-    claimed: list[Any] = []
+    claimed: list[tuple[int, ...]] = []
 
     def both(key, *leaves):
         d = skeleton.combine(leaves)
@@ -79,7 +83,9 @@ def _value_aval(skeleton: Skeleton, avals: tuple[Any, ...], mode: Any) -> tuple[
     return value, tuple(log_prob.shape), claimed[0]
 
 
-def check_distribution(source: Any, skeleton: Skeleton, leaves: Sequence[Any], at: str) -> Any:
+def check_distribution(
+    source: object, skeleton: Skeleton, leaves: Sequence[ArrayLike], at: str
+) -> jax.ShapeDtypeStruct:
     """The aval of one draw; raises where the source is not a distribution with up-to-date shapes."""
     if not isinstance(source, (dist.Distribution, Factor)):
         raise _no_distribution(source, at)
@@ -124,7 +130,7 @@ def check_distribution(source: Any, skeleton: Skeleton, leaves: Sequence[Any], a
     return value
 
 
-def _no_distribution(source: Any, at: str) -> DistributionError:
+def _no_distribution(source: object, at: str) -> DistributionError:
     fix = "pass e.g. numpyro.distributions.Normal(0.0, 1.0), or call the generative function"
     if library := library_of(source):
         name, ours = equivalent(source)
@@ -152,11 +158,11 @@ class Verdict(NamedTuple):
       nan: whether a part of it is NaN, which the density has to show.
     """
 
-    inside: Any
-    nan: Any
+    inside: Array
+    nan: Array
 
 
-def verdict(d: Any, value: Any) -> Verdict:
+def verdict(d: dist.Distribution, value: ArrayLike) -> Verdict:
     """Looks at a value through masks, `to_event`, `expand`, transforms and mixtures.
 
     NumPyro's support of a transformed distribution is the range of its last transform, and that of a mixture is its
@@ -170,11 +176,11 @@ def verdict(d: Any, value: Any) -> Verdict:
         inner = verdict(d.base_dist, value)
         return Verdict(_over_event(jnp.all, inner.inside, ndim), _over_event(jnp.any, inner.nan, ndim))
     inside = jnp.broadcast_to(_over_event(jnp.all, _lies_in(d, value), ndim), jnp.shape(value)[:ndim])
-    nan = jnp.isnan(value) if jnp.issubdtype(value.dtype, jnp.inexact) else jnp.zeros(jnp.shape(value), bool)
+    nan = jnp.isnan(value) if jnp.issubdtype(jnp.result_type(value), jnp.inexact) else jnp.zeros(jnp.shape(value), bool)
     return Verdict(inside, _over_event(jnp.any, nan, ndim))
 
 
-def _lies_in(d: Any, value: Any) -> Any:
+def _lies_in(d: dist.Distribution, value: ArrayLike) -> Array:
     """Whether a value lies in the support of a distribution; with some axes of the event, or without."""
     if isinstance(d, dist.TransformedDistribution) and not names_its_support(d):
         return _comes_from(d, value)
@@ -183,12 +189,12 @@ def _lies_in(d: Any, value: Any) -> Any:
     if isinstance(d, dist.MixtureSameFamily):
         return verdict(d.component_distribution, jnp.expand_dims(value, d.mixture_dim)).inside.any(-1)
     if joins_zero(d):
-        return verdict(d.base_dist, value).inside | (value == 0)
+        return verdict(d.base_dist, value).inside | (value == 0)  # type: ignore[attr-defined]
     support = getattr(d, "support", None)  # some NumPyro classes lose it as pytrees: no verdict
     return jnp.array(True) if support is None else support(value)
 
 
-def _comes_from(d: Any, value: Any) -> Any:
+def _comes_from(d: dist.TransformedDistribution, value: ArrayLike) -> Array:
     """Whether a value is what transforms make of a point of the base's support."""
     ndim = jnp.ndim(value) - len(d.event_shape)
     inside = jnp.array(True)
@@ -198,15 +204,15 @@ def _comes_from(d: Any, value: Any) -> Any:
     return inside & _over_event(jnp.all, verdict(d.base_dist, value).inside, ndim)
 
 
-def _in_range(transform: Any, value: Any, ndim: int) -> Any:
+def _in_range(transform: t.Transform, value: ArrayLike, ndim: int) -> Array:
     """Whether a transform makes a value of anything; where NumPyro cannot say it, the inverse has to tell."""
-    if isinstance(transform, CatTransform):
+    if isinstance(transform, t.CatTransform):
         inside = jnp.array(True)
-        for inner, y in zip(transform.transforms, transform._slices(value), strict=True):
+        for inner, y in zip(transform.transforms, transform._slices(value), strict=True):  # type: ignore[arg-type]
             for step in reversed(steps_of(inner)):
                 inside, y = inside & _in_range(step, y, ndim), step.inv(y)
         return inside
-    if isinstance(transform, AffineTransform):  # every number; NumPyro's answer goes by a sign that it guesses
+    if isinstance(transform, t.AffineTransform):  # every number; NumPyro's answer goes by a sign that it guesses
         return jnp.array(True)
     try:
         return _over_event(jnp.all, transform.codomain(value), ndim)
@@ -214,7 +220,7 @@ def _in_range(transform: Any, value: Any, ndim: int) -> Any:
         return jnp.array(True)
 
 
-def _over_event(reduce: Callable, x: Any, ndim: int) -> Any:
+def _over_event(reduce: Callable[..., Array], x: ArrayLike, ndim: int) -> Array:
     return reduce(x, axis=tuple(range(ndim, jnp.ndim(x))))
 
 
@@ -222,7 +228,7 @@ def _over_event(reduce: Callable, x: Any, ndim: int) -> Any:
 _PLAIN = (dist.Normal, dist.MultivariateNormal, dist.StudentT, dist.Laplace, dist.Cauchy, dist.Logistic, dist.Gumbel)
 
 
-def _checks_itself(base: Any, value: Any) -> bool:
+def _checks_itself(base: dist.Distribution | Factor, value: Array) -> bool:
     """Whether a density is right outside the support, and for NaN, without our help.
 
     Flips by their logits are here for speed: they are the likelihood of many a large model, and a pass of its own
@@ -233,7 +239,7 @@ def _checks_itself(base: Any, value: Any) -> bool:
     return isinstance(base, (Factor, *_PLAIN))
 
 
-def site_log_prob(site: Site, operands: Sequence[Any], value: Any, *, check: bool) -> Any:
+def site_log_prob(site: Site, operands: Sequence[ArrayLike], value: Array, *, check: bool) -> Array:
     """f[], the log density of a site's value, summed over batch dimensions.
 
     Args:
@@ -254,14 +260,14 @@ def site_log_prob(site: Site, operands: Sequence[Any], value: Any, *, check: boo
     return total(log_prob)
 
 
-def without_event(d: Any) -> Any:
+def without_event(d: dist.Distribution | Factor) -> Any:
     """The distribution without `to_event`: what is summed over everything needs one pass over the value alone."""
     while isinstance(d, dist.Independent):
         d = d.base_dist
     return d
 
 
-def _no_density(site: Site, d: Any) -> DistributionError:
+def _no_density(site: Site, d: dist.Distribution) -> DistributionError:
     return DistributionError(
         "the density of a site cannot be evaluated at a given value.",
         at=site.at(),
@@ -271,7 +277,9 @@ def _no_density(site: Site, d: Any) -> DistributionError:
     )
 
 
-def log_probs_of(site: Site, operands: Sequence[Any], value: Any, point: tuple[Any, Any] | None = None) -> Any:
+def log_probs_of(
+    site: Site, operands: Sequence[ArrayLike], value: Array, point: tuple[Array, Array] | None = None
+) -> Array:
     """f[batch], the log densities of the parts of a drawn value.
 
     Args:
@@ -281,7 +289,7 @@ def log_probs_of(site: Site, operands: Sequence[Any], value: Any, point: tuple[A
       point: another value, and its log densities, which are taken where the two agree.
     """
     d = without_event(site.distribution.combine(operands[: site.num_distribution]))
-    log_probs = d.log_prob(value)
+    log_probs: Any = d.log_prob(value)
     if point is None:
         return log_probs
     other, known = point

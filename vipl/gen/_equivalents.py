@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpyro.distributions as dist
 
 _LIBRARIES = {
@@ -42,13 +40,13 @@ _FORMS = {
 }
 
 
-def library_of(source: Any) -> str | None:
+def library_of(source: object) -> str | None:
     """The library that a distribution belongs to, as its authors write it; None if it is none that is known."""
     root = type(source).__module__.split(".")[0]
     return _LIBRARIES.get(root)
 
 
-def equivalent(source: Any) -> tuple[str, str]:
+def equivalent(source: object) -> tuple[str, str]:
     """Another library's name for a distribution, and how NumPyro writes it."""
     of_scipy = getattr(source, "dist", source) if type(source).__module__.startswith("scipy") else None
     name = getattr(of_scipy, "name", None) or type(source).__name__.removesuffix("_frozen").removesuffix("_gen")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 
 from vipl import _jax
+from vipl._types import Array, Float
 from vipl.errors import AddressError, show_addresses
-from vipl.gen._choices import Address, flatten, merge, nest
+from vipl.gen._choices import Address, Choices, flatten, merge, nest
 from vipl.gen._source import Source, Trace
 from vipl.interpret.rewrite import bind_composite, rewrite
 from vipl.ir.primitives import Site
@@ -34,27 +36,27 @@ class Estimated(Source):
     """
 
     @abc.abstractmethod
-    def _draw(self) -> tuple[dict[str, Any], Any]:
+    def _draw(self) -> tuple[Choices, Float[Array, ""]]:
         """Choices, and their log weight; a program."""
 
     @abc.abstractmethod
-    def _weigh(self, choices: dict[str, Any]) -> Any:
+    def _weigh(self, choices: Choices) -> Float[Array, ""]:
         """The log weight of given choices; a program. Raises where they are not those of `_draw`."""
 
-    def _value(self, choices: dict[str, Any]) -> Any:
+    def _value(self, choices: Choices) -> Any:
         """What `sample` returns for a draw."""
         return choices
 
-    def _finite(self) -> dict[Address, tuple[Any, ...]]:
+    def _finite(self) -> dict[Address, tuple[complex, ...]]:
         """The values that one element of a choice can take, by address, where these are known to be finitely many."""
         return {}
 
-    def weigh(self, known: dict[str, Any], drawn: dict[str, Any]) -> tuple[Any, Any]:
+    def weigh(self, known: Choices, drawn: Choices) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """See `Source.weigh`."""
         log_w = self._weigh(merge(known, drawn))
         return log_w, log_w if flatten(known, self.name) else jax.numpy.zeros(())
 
-    def simulate_split(self, counts: Any) -> tuple[Trace, Any]:
+    def simulate_split(self, counts: Callable[[Address], bool]) -> tuple[Trace, Float[Array, ""]]:
         """See `Source.simulate_split`."""
         trace = self._simulate()
         some = any(counts(a) for a in flatten(trace.choices, self.name))
@@ -68,10 +70,10 @@ class Estimated(Source):
         choices, log_w = self._draw()
         return Trace(choices, log_w, self._value(choices))
 
-    def _assess(self, choices: dict[str, Any]) -> Trace:
+    def _assess(self, choices: Choices) -> Trace:
         return Trace(choices, self._weigh(choices), self._value(choices))
 
-    def _generate(self, choices: dict[str, Any]) -> tuple[Trace, Any]:
+    def _generate(self, choices: Choices) -> tuple[Trace, Float[Array, ""]]:
         if flatten(choices, self.name):
             trace = self._assess(choices)
             return trace, trace.log_prob
@@ -116,7 +118,7 @@ class Estimated(Source):
         return self._value(nest(dict(zip(flat, values, strict=True))))
 
 
-def only(choices: Any, wanted: Any, name: str) -> dict[Address, Any]:
+def only(choices: Choices, wanted: Iterable[Address], name: str) -> dict[Address, Any]:
     """Choices by address; raises where their addresses are not those that are wanted."""
     flat = flatten(choices, f"the choices for {name}")
     if set(flat) != set(wanted):

@@ -20,12 +20,13 @@ from __future__ import annotations
 import abc
 import dataclasses
 import typing
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
+from vipl._types import Array, ArrayLike, Bool, Float, PRNGKeyArray, PyTree, Shaped
 from vipl.distributions._points import Point, draw, log_density, standing
 
 
@@ -37,15 +38,15 @@ class Law:
         the derivative of an expectation needs the density of what is drawn, so masks are taken off.
     """
 
-    def __init__(self, distribution: Any):
+    def __init__(self, distribution: dist.Distribution):
         """Takes the masks off."""
         self.dist = unmasked(distribution)
 
-    def sample(self, key: Any) -> Any:
+    def sample(self, key: PRNGKeyArray) -> Shaped[Array, "..."]:
         """Draws a value; differentiable in the parameters where the distribution is reparametrized."""
         return self.draw(key).value
 
-    def draw(self, key: Any) -> Point:
+    def draw(self, key: PRNGKeyArray) -> Point:
         """Draws a value with what is known of it beside: its log density is that of the number before it was rounded.
 
         An estimator that hands the point on as `Draw(..., point=point)` has the site's density computed so.
@@ -56,12 +57,12 @@ class Law:
         """The same point without a derivative of its value, as a score needs it."""
         return standing(self.dist, point)
 
-    def log_prob(self, value: Any) -> Any:
+    def log_prob(self, value: Shaped[ArrayLike, "..."] | Point) -> Float[Array, ""]:
         """f[], the log density of the whole value, or of a point, summed over batch dimensions."""
         return jnp.sum(log_density(self.dist, value if isinstance(value, Point) else Point(value)))
 
 
-def unmasked(d: Any) -> Any:
+def unmasked(d: dist.Distribution) -> dist.Distribution:
     """The distribution that draws what `d` draws, without masks on its density."""
     if isinstance(d, dist.MaskedDistribution):
         return unmasked(d.base_dist)
@@ -83,9 +84,9 @@ class Alternatives(NamedTuple):
       possible: bool[n]; of a value that is not, nothing counts, whatever comes out of the run at it. None: all are.
     """
 
-    values: Any
-    weights: Any
-    possible: Any = None
+    values: Shaped[Array, "n ..."]
+    weights: Float[Array, " n"]
+    possible: Bool[Array, " n"] | None = None
 
 
 class Draw(NamedTuple):
@@ -105,14 +106,14 @@ class Draw(NamedTuple):
       point: the `Point` that the value is of, moving as the value does; None: nothing but the value is known.
     """
 
-    value: Any
-    log_weight: Any = None
-    control: Any = None
-    shared_control: Any = None
+    value: Shaped[Array, "..."]
+    log_weight: Float[Array, ""] | None = None
+    control: Float[Array, ""] | None = None
+    shared_control: Float[Array, ""] | None = None
     alternatives: Alternatives | None = None
     pruned: Alternatives | None = None
-    fixed: Any = None
-    point: Any = None
+    fixed: PyTree = None
+    point: Point | Float[Array, "..."] | None = None
 
 
 class Points(NamedTuple):
@@ -125,8 +126,8 @@ class Points(NamedTuple):
       log_weights: f[n], differentiable; their exponentials sum to 1.
     """
 
-    values: Any
-    log_weights: Any
+    values: Shaped[Array, "n ..."]
+    log_weights: Float[Array, " n"]
 
 
 @typing.dataclass_transform(frozen_default=True)
@@ -142,7 +143,7 @@ class Estimator(abc.ABC):
 
     makes_float: typing.ClassVar[bool] = False
 
-    def __init_subclass__(cls, **kwargs: Any):
+    def __init_subclass__(cls, **kwargs: object):
         """Makes the subclass a frozen dataclass and a pytree."""
         super().__init_subclass__(**kwargs)
         dataclasses.dataclass(frozen=True)(cls)
@@ -150,7 +151,7 @@ class Estimator(abc.ABC):
         jax.tree_util.register_dataclass(cls, data_fields=names, meta_fields=[])
 
     @abc.abstractmethod
-    def points(self, law: Law, key: Any) -> Draw | Points:
+    def points(self, law: Law, key: PRNGKeyArray) -> Draw | Points:
         """Replaces the law of one site by weighted points.
 
         Written for one site in one lane; loops, lanes and branches around it are not its concern.
@@ -164,7 +165,7 @@ class Estimator(abc.ABC):
         """
 
 
-def box(log_weight: Any) -> Any:
+def box(log_weight: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """exp(l - stop_gradient(l)): equals 1, carries the derivatives of the score.
 
     Reference: Foerster et al. (2018), "DiCE: The infinitely differentiable Monte Carlo estimator", eq. (5).

@@ -11,16 +11,17 @@ Contracts, with p the density of all choices (times the factors):
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import jax
 import jax.numpy as jnp
 
+from vipl._types import Array, Bool, Float, Int, PyTree
 from vipl.errors import AddressError, ProgramError, show_addresses
-from vipl.gen._checks import lies_inside
-from vipl.gen._choices import Address, flatten, match, merge, nest
+from vipl.gen._check_support import lies_inside
+from vipl.gen._choices import Address, Choices, flatten, match, merge, nest
 from vipl.gen._density import is_factor
 from vipl.gen._estimator import Estimator
 from vipl.gen._sample import check_estimator
@@ -31,9 +32,11 @@ from vipl.interpret.rewrite import rewrite
 from vipl.interpret.seed import violations
 from vipl.ir.functions import check_function
 from vipl.ir.partition import partition, python_integer
-from vipl.ir.primitives import Site, user_frame
+from vipl.ir.primitives import Path, Site, user_frame
 from vipl.ir.sites import SiteInfo, check_unique, list_sites
 from vipl.ir.stage import Staged, stage_program
+
+T = TypeVar("T")
 
 
 class GenerativeFunction:
@@ -53,11 +56,11 @@ class GenerativeFunction:
         """Applies the function to arguments; nothing runs yet."""
         return Program(self, args, kwargs)
 
-    def __get__(self, instance: Any, owner: Any = None) -> Any:
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
         """Makes it usable as a method."""
         return self if instance is None else _Method(self, instance)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> NoReturn:
         """Programs have more attributes than functions: says so."""
         if name not in _OF_PROGRAMS:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
@@ -69,7 +72,7 @@ class GenerativeFunction:
             fix=f"write {self.name}(...).{name}{'(key)' if name == 'simulate' else '(...)'}",
         )
 
-    def with_estimators(self, estimators: Mapping[str, Any]) -> GenerativeFunction:
+    def with_estimators(self, estimators: dict[str, PyTree]) -> GenerativeFunction:
         """The same function with other estimators at some sites.
 
         Args:
@@ -100,8 +103,8 @@ class _Run(NamedTuple):
     """
 
     trace: Trace
-    log_w: Any
-    violations: Any
+    log_w: Float[Array, ""]
+    violations: Int[Array, ""]
 
 
 def gen(fn: Callable) -> GenerativeFunction:
@@ -124,7 +127,7 @@ def gen(fn: Callable) -> GenerativeFunction:
 class _Method(functools.partial):
     """A generative function as a method of an object."""
 
-    def with_estimators(self, estimators: Mapping[str, Any]) -> _Method:
+    def with_estimators(self, estimators: dict[str, PyTree]) -> _Method:
         """See `GenerativeFunction.with_estimators`."""
         return _Method(self.func.with_estimators(estimators), *self.args)
 
@@ -147,15 +150,15 @@ class Program(Source):
     """
 
     gf: GenerativeFunction
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    args: tuple[PyTree, ...]
+    kwargs: dict[str, PyTree]
 
-    def tree_flatten(self) -> Any:
+    def tree_flatten(self) -> tuple[tuple[tuple[PyTree, ...], dict[str, PyTree]], GenerativeFunction]:
         """Pytree interface: the arguments are the children."""
         return (self.args, self.kwargs), self.gf
 
     @classmethod
-    def tree_unflatten(cls, gf: Any, children: Any) -> Program:
+    def tree_unflatten(cls, gf: GenerativeFunction, children: tuple[tuple[PyTree, ...], dict[str, PyTree]]) -> Program:
         """Pytree interface."""
         return cls(gf, *children)
 
@@ -164,7 +167,7 @@ class Program(Source):
         """The function's name."""
         return self.gf.name
 
-    def with_estimators(self, estimators: Mapping[str, Any]) -> Program:
+    def with_estimators(self, estimators: dict[str, PyTree]) -> Program:
         """The same program with other estimators at some sites; see `GenerativeFunction.with_estimators`."""
         return replace(self, gf=self.gf.with_estimators(estimators))
 
@@ -177,19 +180,19 @@ class Program(Source):
     def _simulate(self) -> Trace:
         return self._run({}, "simulate").trace
 
-    def _assess(self, choices: dict[str, Any]) -> Trace:
+    def _assess(self, choices: Choices) -> Trace:
         return self._run(choices, "assess", complete=True).trace
 
-    def _generate(self, choices: dict[str, Any]) -> tuple[Trace, Any]:
+    def _generate(self, choices: Choices) -> tuple[Trace, Float[Array, ""]]:
         run = self._run(choices, "generate")
         return run.trace, run.log_w
 
-    def _checked(self, verb: str, choices: dict[str, Any]) -> tuple[Any, Any]:
+    def _checked(self, verb: str, choices: Choices) -> tuple[PyTree, Bool[Array, ""]]:
         run = self._run(choices, verb[1:], complete=verb == "_assess", check=True)
         out = run.trace if verb == "_assess" else (run.trace, run.log_w)
         return out, (run.violations > 0) | ~jnp.isfinite(run.trace.log_prob)
 
-    def weigh(self, known: dict[str, Any], drawn: dict[str, Any]) -> tuple[Any, Any]:
+    def weigh(self, known: Choices, drawn: Choices) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """See `Source.weigh`."""
         names = flatten(drawn, self.name)
         run = self._run(
@@ -197,7 +200,7 @@ class Program(Source):
         )
         return run.trace.log_prob, run.log_w
 
-    def simulate_split(self, counts: Callable[[Address], bool]) -> tuple[Trace, Any]:
+    def simulate_split(self, counts: Callable[[Address], bool]) -> tuple[Trace, Float[Array, ""]]:
         """See `Source.simulate_split`."""
         run = self._run({}, "simulate", counts=lambda a, _: counts(a))
         return run.trace, run.log_w
@@ -210,7 +213,7 @@ class Program(Source):
         """Whether it is unnormalized."""
         return any(is_factor(p.site) for p in self.staged()[1])
 
-    def unknown(self, known: dict[str, Any]) -> list[SiteInfo]:
+    def unknown(self, known: Choices) -> list[SiteInfo]:
         """The places of the choices that are not known."""
         _, found = self.staged()
         given = match(known, valued(found), self.name, complete=False)
@@ -226,7 +229,7 @@ class Program(Source):
 
     def _run(
         self,
-        choices: dict[str, Any],
+        choices: Choices,
         verb: str,
         *,
         complete: bool = False,
@@ -265,7 +268,9 @@ class Program(Source):
         return _Run(trace, totals.get("log_w", zero), totals.get("violations", jnp.int32(0)))
 
 
-def with_estimators(fn: Callable, estimators: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+def with_estimators(
+    fn: Callable[..., T], estimators: Iterable[tuple[Address, Estimator]], name: str, *args: PyTree, **kwargs: PyTree
+) -> T:
     """Runs a program as a part of the one around it, with other estimators at some sites.
 
     Args:
@@ -313,12 +318,12 @@ def valued(found: list[SiteInfo]) -> list[SiteInfo]:
     return [p for p in found if not is_factor(p.site)]
 
 
-def merge_emits(found: list[SiteInfo], emits: dict[Any, Any]) -> dict[str, Any]:
+def merge_emits(found: list[SiteInfo], emits: dict[Path, Array]) -> Choices:
     """Choices from what the sites handed out; branches of a `cond` that share an address are merged.
 
     Only one of them is taken, and the others handed out zeros, so their sum is the choice.
     """
-    flat: dict[Address, Any] = {}
+    flat: dict[Address, Array] = {}
     for info in valued(found):
         address, value = info.site.address, emits[info.path]
         if address in flat:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
+import numpyro.distributions as dist
 
 from vipl import _jax
+from vipl._jax import ShapedArray
+from vipl._types import ArrayLike, Float
 from vipl.distributions._points import in_support, log_density
 from vipl.distributions._stable import stabilize
 from vipl.errors import ChoiceError, EstimatorError, ProgramError, ViplError, show_address, show_aval
-from vipl.gen._choices import check_address
+from vipl.gen._choices import Address, check_address
 from vipl.gen._density import Factor, check_distribution, without_event
 from vipl.gen._estimator import Draw, Estimator, Law, Points
 from vipl.gen._source import Source
@@ -21,7 +25,7 @@ from vipl.ir.primitives import Site, bind_site, user_frame
 from vipl.ir.staging_rules import check_context
 
 
-def sample(address: str | tuple[str, ...], source: Any, estimator: Estimator | None = None, **unknown: Any) -> Any:
+def sample(address: str | Address, source: object, estimator: Estimator | None = None, **unknown: object) -> Any:
     """Draws a value from a distribution, or runs a generative function, under an address.
 
     May be called anywhere in a program: in plain code, helper functions, `jit`, `vmap` (independent draws in
@@ -60,9 +64,9 @@ def sample(address: str | tuple[str, ...], source: Any, estimator: Estimator | N
                 fix=f"name them: {source.name}(...).with_estimators({{'site': {_name(estimator)}()}})",
             )
         return source.inline(address, where)
-    source = stabilize(source)
-    skeleton, leaves = partition(source, keep=concrete_integer)
-    value = check_distribution(source, skeleton, leaves, at)
+    distribution = stabilize(source)
+    skeleton, leaves = partition(distribution, keep=concrete_integer)
+    value = check_distribution(distribution, skeleton, leaves, at)
     packed_estimator, extra = None, []
     if estimator is not None:
         check_estimator(estimator, at)
@@ -75,7 +79,7 @@ def sample(address: str | tuple[str, ...], source: Any, estimator: Estimator | N
         num_distribution=len(leaves),
         shape=tuple(value.shape),
         dtype=jnp.result_type(float) if makes_float else value.dtype,
-        support=describe(source),
+        support=describe(distribution),
         where=where,
         makes_float=makes_float,
     )
@@ -110,7 +114,7 @@ def _no_keyword(keyword: str, address: tuple[str, ...], at: str) -> ProgramError
     )
 
 
-def factor(address: str | tuple[str, ...], log_weight: Any) -> None:
+def factor(address: str | Address, log_weight: Float[ArrayLike, "..."]) -> None:
     """Adds a log weight to the log density of a generative function.
 
     log p(choices) gets + `log_weight` (summed, if it is an array). The density is then unnormalized. Nothing is
@@ -137,25 +141,27 @@ def factor(address: str | tuple[str, ...], log_weight: Any) -> None:
     bind_site(leaves, site)
 
 
-def check_estimator(estimator: Any, at: str) -> None:
+def check_estimator(estimator: object, at: str) -> None:
     """Raises where something is not an estimator."""
     if isinstance(estimator, Estimator):
         return
-    is_class = isinstance(estimator, type) and issubclass(estimator, Estimator)
+    got, fix = repr(estimator), "pass an object, not its name"
+    if isinstance(estimator, type) and issubclass(estimator, Estimator):
+        got, fix = f"the class {estimator.__name__}", f"write {estimator.__name__}()"
     raise EstimatorError(
         "the third argument of `sample` is not an estimator.",
         at=at,
-        got=f"the class {estimator.__name__}" if is_class else repr(estimator),
+        got=got,
         expected="an estimator object, such as vipl.Score()",
-        fix=f"write {estimator.__name__}()" if is_class else "pass an object, not its name",
+        fix=fix,
     )
 
 
-def _name(estimator: Any) -> str:
+def _name(estimator: Estimator | type[Estimator]) -> str:
     return estimator.__name__ if isinstance(estimator, type) else type(estimator).__name__
 
 
-def points_program(config: tuple[Skeleton, Skeleton, int, bool, bool]) -> Any:
+def points_program(config: tuple[Skeleton, Skeleton, int, bool, bool]) -> Callable[..., Draw | Points]:
     """The site program of an estimator: `(key, *operands) -> Draw or Support`.
 
     The point of a draw becomes the log densities of its parts, f[batch], where the site `weighs`; otherwise None.
@@ -185,13 +191,13 @@ def points_program(config: tuple[Skeleton, Skeleton, int, bool, bool]) -> Any:
     return points
 
 
-def _inside(points: Draw, d: Any, weighs: bool) -> Draw:
+def _inside(points: Draw, d: dist.Distribution, weighs: bool) -> Draw:
     if points.point is None:
         return points._replace(value=in_support(d, points.value))
-    return points._replace(point=log_density(d, points.point) if weighs else None)
+    return points._replace(point=log_density(d, points.point) if weighs else None)  # type: ignore[arg-type]
 
 
-def points_of(site: Site, avals: tuple[Any, ...]) -> SiteProgram:
+def points_of(site: Site, avals: tuple[ShapedArray, ...]) -> SiteProgram:
     """The estimator of a site, traced and checked; errors of the estimator are given the site's place."""
     config = (site.distribution, site.estimator, site.num_distribution, site.makes_float, site.weighs)
     try:

@@ -15,8 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from vipl._jax import staging
+from vipl._types import Array, Bool, Float, PRNGKeyArray, PyTree
 from vipl.cache.programs import compiled, parts_of
 from vipl.errors import ProgramError, show_aval
+from vipl.gen._choices import Address, Choices
 from vipl.interpret.seed import seed
 from vipl.ir.keys import as_key, is_key
 from vipl.ir.partition import not_arrays, partition, python_integer
@@ -35,8 +37,8 @@ class Trace:
       retval: what the function returned.
     """
 
-    choices: dict[str, Any]
-    log_prob: Any
+    choices: Choices
+    log_prob: Float[Array, "..."]
     retval: Any
 
 
@@ -52,17 +54,17 @@ class Source(abc.ABC):
     def _simulate(self) -> Trace: ...
 
     @abc.abstractmethod
-    def _assess(self, choices: dict[str, Any]) -> Trace: ...
+    def _assess(self, choices: Choices) -> Trace: ...
 
     @abc.abstractmethod
-    def _generate(self, choices: dict[str, Any]) -> tuple[Trace, Any]: ...
+    def _generate(self, choices: Choices) -> tuple[Trace, Float[Array, ""]]: ...
 
     @abc.abstractmethod
-    def weigh(self, known: dict[str, Any], drawn: dict[str, Any]) -> tuple[Any, Any]:
+    def weigh(self, known: Choices, drawn: Choices) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """Log density of all, and the log weight that `generate(known)` gives when it draws `drawn`; a program."""
 
     @abc.abstractmethod
-    def simulate_split(self, counts: Callable[[tuple[str, ...]], bool]) -> tuple[Trace, Any]:
+    def simulate_split(self, counts: Callable[[Address], bool]) -> tuple[Trace, Float[Array, ""]]:
         """A trace, and the part of its log density at the addresses that count; a program."""
 
     @abc.abstractmethod
@@ -70,10 +72,10 @@ class Source(abc.ABC):
         """Whether its density is exact."""
 
     @abc.abstractmethod
-    def inline(self, address: tuple[str, ...], where: str) -> Any:
+    def inline(self, address: Address, where: str) -> Any:
         """Becomes a part of the program around it, its addresses below `address`; what `sample` calls."""
 
-    def simulate(self, key: Any = None) -> Trace:
+    def simulate(self, key: PRNGKeyArray | None = None) -> Trace:
         """Draws choices.
 
         x ~ p;   log_prob = log p(x), or (of an estimated density) log w with E[1 / w | x] = 1 / p(x).
@@ -91,7 +93,7 @@ class Source(abc.ABC):
         """
         return self._simulate() if key is None else self._with_key("_simulate", key)
 
-    def assess(self, choices: dict[str, Any], *positional: Any, key: Any = None) -> Trace:
+    def assess(self, choices: Choices, *positional: object, key: PRNGKeyArray | None = None) -> Trace:
         """Evaluates the log density of given choices.
 
         log_prob = log p(choices), exact, or (of an estimated density) log w with E[w] = p(choices). Differentiable in
@@ -114,7 +116,9 @@ class Source(abc.ABC):
         _check_positional(self, "assess", choices, positional)
         return self._without_key("_assess", choices) if key is None else self._with_key("_assess", key, choices)
 
-    def generate(self, choices: dict[str, Any], *positional: Any, key: Any = None) -> tuple[Trace, Any]:
+    def generate(
+        self, choices: Choices, *positional: object, key: PRNGKeyArray | None = None
+    ) -> tuple[Trace, Float[Array, ""]]:
         """Runs with some choices given, and draws the rest.
 
         log_w = Σ over given sites of log p(x_site | earlier choices), plus the factors;  E[exp log_w] = p(given).
@@ -135,7 +139,7 @@ class Source(abc.ABC):
         _check_positional(self, "generate", choices, positional)
         return self._without_key("_generate", choices) if key is None else self._with_key("_generate", key, choices)
 
-    def _with_key(self, verb: str, key: Any, *extra: Any) -> Any:
+    def _with_key(self, verb: str, key: PRNGKeyArray, *extra: Choices) -> Any:
         key = as_key(key)
         skeleton, leaves = partition(self, keep=python_integer)
         skeleton_extra, extra_leaves = partition(extra)
@@ -167,7 +171,7 @@ class Source(abc.ABC):
 
         return compiled(verb, (*roots, *more), (static, rest), run, (key, leaves, extra_leaves))
 
-    def _without_key(self, verb: str, choices: Any) -> Any:
+    def _without_key(self, verb: str, choices: Choices) -> Any:
         """Compiled, too, where it is called from ordinary Python; inside a program, a part of that."""
 
         def plainly():
@@ -188,13 +192,13 @@ class Source(abc.ABC):
 
         return compiled(f"{verb} at once", (*roots, *more), (static, rest), run, (leaves, values), plainly)
 
-    def _checked(self, verb: str, choices: Any) -> tuple[Any, Any]:
+    def _checked(self, verb: str, choices: Choices) -> tuple[PyTree, Bool[Array, ""]]:
         """What a verb gives; and bool[], whether something may be wrong that is seen in values only."""
         out = getattr(self, verb)(choices)
         return out, ~jnp.isfinite((out if verb == "_assess" else out[0]).log_prob)
 
 
-def _check_positional(source: Source, verb: str, choices: Any, positional: tuple[Any, ...]) -> None:
+def _check_positional(source: Source, verb: str, choices: object, positional: tuple[object, ...]) -> None:
     if not positional and not is_key(choices):
         return
     raise ProgramError(

@@ -8,7 +8,9 @@ through all transforms (`image_of`). None: nothing is known, and values are look
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,9 +18,11 @@ import numpy as np
 import numpyro.distributions as dist
 from numpyro.distributions import constraints as c
 from numpyro.distributions import transforms as t
+from numpyro.distributions.constraints import Constraint
 from numpyro.distributions.discrete import ZeroInflatedProbs
 
 from vipl._jax import Tracer
+from vipl._types import ArrayLike
 from vipl.analysis.regions import (
     ATOM,
     ATOMS,
@@ -38,6 +42,7 @@ from vipl.analysis.regions import (
     manifold,
     numbers,
     part,
+    rearranged,
     union,
     unsure,
 )  # fmt: skip
@@ -45,8 +50,13 @@ from vipl.distributions._points import innermost
 
 _INF = math.inf
 
+Shape = tuple[int, ...]
 
-def concrete(x: Any) -> Numbers | None:
+Rule = Callable[[Any, Shape], Region | None]
+"""(constraint, shape of arrays, batch axes included) -> the set that the constraint describes."""
+
+
+def concrete(x: object) -> Numbers | None:
     """A bound or parameter as numbers; None where it is traced."""
     if isinstance(x, (bool, int, float, np.number)) or (
         isinstance(x, (np.ndarray, jax.Array)) and not isinstance(x, Tracer)
@@ -58,8 +68,8 @@ def concrete(x: Any) -> Numbers | None:
 # --- constraints ------------------------------------------------------------------------------------------
 
 
-def _bounded(measure: Any) -> Any:
-    def make(s: Any, _: Any) -> Region:
+def _bounded(measure: str) -> Rule:
+    def make(s: Any, _: Shape) -> Region:
         low = concrete(s.lower_bound) if hasattr(s, "lower_bound") else -_INF
         high = concrete(s.upper_bound) if hasattr(s, "upper_bound") else _INF
         return box(measure, low, high)
@@ -67,41 +77,41 @@ def _bounded(measure: Any) -> Any:
     return make
 
 
-def _squares(name: str, measured: Any = None) -> Any:
+def _squares(name: str, *, always: bool = False) -> Rule:
     """Sets of square matrices; one that is 1 x 1 is a positive number."""
 
-    def make(_: Any, shape: tuple[int, ...]) -> Region:
-        return box(LEBESGUE, 0, _INF) if shape[-1] == 1 and measured is None else manifold(name, 2)
+    def make(_: Constraint, shape: Shape) -> Region:
+        return box(LEBESGUE, 0, _INF) if shape[-1] == 1 and not always else manifold(name, 2)
 
     return make
 
 
-def _increasing(low: float) -> Any:
-    def make(_: Any, shape: tuple[int, ...]) -> Region:
+def _increasing(low: float) -> Rule:
+    def make(_: Constraint, shape: Shape) -> Region:
         more = {"structure": ("increasing vectors",), "event_dim": 1} if shape[-1] > 1 else {}
         return box(LEBESGUE, low, _INF, **more)
 
     return make
 
 
-def _ball(_: Any, shape: tuple[int, ...]) -> Region:
+def _ball(_: Constraint, shape: Shape) -> Region:
     more = {"structure": ("the l1 ball", shape[-1]), "event_dim": 1} if shape[-1] > 1 else {}
     return box(LEBESGUE, -1, 1, **more)
 
 
-def _counts(s: Any, _: Any) -> Region:
+def _counts(s: Any, _: Shape) -> Region:
     total = concrete(s.upper_bound)
     high = None if total is None else numbers(total.array()[..., None] if total.shape else total.array())
     return box(COUNTING, 0, high, structure=("multinomial", total), event_dim=1)
 
 
-def _circulant(_: Any, shape: tuple[int, ...]) -> Region:
+def _circulant(_: Constraint, shape: Shape) -> Region:
     if shape[-1] == 1:
         return box(LEBESGUE, 0, _INF)
     return manifold("positive definite circulant vectors", 1)
 
 
-def _joined(s: Any, shape: tuple[int, ...]) -> Region | None:
+def _joined(s: Any, shape: Shape) -> Region | None:
     """Slices along one axis; a box where all are."""
     axis = s.dim % len(shape)
     pieces = [(*shape[:axis], n, *shape[axis + 1 :]) for n in s.lengths]
@@ -109,7 +119,7 @@ def _joined(s: Any, shape: tuple[int, ...]) -> Region | None:
     return joined(regions, pieces, axis)
 
 
-def joined(regions: list[Region | None], shapes: list[tuple[int, ...]], axis: int) -> Region | None:
+def joined(regions: list[Region | None], shapes: list[Shape], axis: int) -> Region | None:
     """The set of arrays whose slices along an axis lie in these."""
     known = [r for r in regions if r is not None]
     if len(known) < len(regions):
@@ -126,7 +136,7 @@ def joined(regions: list[Region | None], shapes: list[tuple[int, ...]], axis: in
 
 _REAL, _INTEGER = _bounded(LEBESGUE), _bounded(COUNTING)
 
-_BY_CONSTRAINT: dict[type, Any] = {
+_BY_CONSTRAINT: dict[type, Rule] = {
     type(c.boolean): lambda *_: box(COUNTING, 0, 1),
     type(c.nonnegative_integer): _INTEGER,
     type(c.positive_integer): _INTEGER,
@@ -152,8 +162,8 @@ _BY_CONSTRAINT: dict[type, Any] = {
     type(c.simplex): lambda *_: manifold("the simplex", 1),
     type(c.sphere): lambda *_: manifold("the sphere", 1),
     c.zero_sum: lambda s, _: manifold("arrays that sum to zero", s.event_dim, s.event_dim),
-    type(c.corr_matrix): _squares("correlation matrices", "always"),
-    type(c.corr_cholesky): _squares("Cholesky factors of correlation matrices", "always"),
+    type(c.corr_matrix): _squares("correlation matrices", always=True),
+    type(c.corr_cholesky): _squares("Cholesky factors of correlation matrices", always=True),
     type(c.positive_definite): _squares("positive definite matrices"),
     type(c.positive_semidefinite): _squares("positive definite matrices"),
     type(c.lower_cholesky): _squares("Cholesky factors"),
@@ -164,7 +174,7 @@ _BY_CONSTRAINT: dict[type, Any] = {
 }
 
 
-def region_of(s: Any, shape: tuple[int, ...]) -> Region | None:
+def region_of(s: Constraint, shape: Shape) -> Region | None:
     """The set that a constraint describes, of arrays of a shape (batch axes included)."""
     while isinstance(s, c.independent):  # real_vector and real_matrix are independent, too
         s = s.base_constraint
@@ -175,7 +185,7 @@ def region_of(s: Any, shape: tuple[int, ...]) -> Region | None:
 # --- transforms -------------------------------------------------------------------------------------------
 
 
-def image_of(transform: Any, region: Region | None, shape: tuple[int, ...]) -> Region | None:
+def image_of(transform: t.Transform, region: Region | None, shape: Shape) -> Region | None:
     """The set that a transform makes of a set of arrays of a shape, with the measure of the density there."""
     if region is None or isinstance(transform, t.IdentityTransform):
         return region
@@ -184,8 +194,10 @@ def image_of(transform: Any, region: Region | None, shape: tuple[int, ...]) -> R
         for step in steps:
             region, shape = image_of(step, region, shape), step.forward_shape(shape)
         return region
-    if region is None or isinstance(transform, t.IndependentTransform):
-        return region and image_of(transform.base_transform, region, shape)
+    if region is None:
+        return None
+    if isinstance(transform, t.IndependentTransform):
+        return image_of(transform.base_transform, region, shape)
     if region.measure == POINT:
         return region
     if isinstance(transform, t.CatTransform):
@@ -197,7 +209,7 @@ def image_of(transform: Any, region: Region | None, shape: tuple[int, ...]) -> R
     return _whole(transform, region, shape)
 
 
-def steps_of(transform: Any) -> list[Any]:
+def steps_of(transform: t.Transform) -> list[t.Transform]:
     """The transforms that one is composed of, in order; inverses and `to_event` are of single ones."""
     if isinstance(transform, t.ComposeTransform):
         return [step for inner in transform.parts for step in steps_of(inner)]
@@ -210,7 +222,7 @@ def steps_of(transform: Any) -> list[Any]:
     return [transform]
 
 
-def _whole(transform: Any, region: Region, shape: tuple[int, ...]) -> Region | None:
+def _whole(transform: t.Transform, region: Region, shape: Shape) -> Region | None:
     """The range of a transform of its whole domain; a part of it for less; an image for what has another measure."""
     if isinstance(transform.inv if isinstance(transform, t._InverseTransform) else transform, _NOT_ONTO):
         return None
@@ -229,14 +241,6 @@ def _whole(transform: Any, region: Region, shape: tuple[int, ...]) -> Region | N
 _NOT_ONTO = (t.RealFastFourierTransform, t.PackRealFastFourierCoefficientsTransform, t.UnpackTransform)
 
 
-def _softplus(x: np.ndarray) -> np.ndarray:
-    return np.logaddexp(x, 0)
-
-
-def _softplus_inverse(y: np.ndarray) -> np.ndarray:
-    return np.log(-np.expm1(-y)) + y
-
-
 class Map(NamedTuple):
     """A monotone function of single numbers.
 
@@ -247,13 +251,13 @@ class Map(NamedTuple):
       low: the numbers above it are mapped onto themselves, whatever the parameters are; None where there are none.
     """
 
-    function: Any
+    function: Callable[[np.ndarray], np.ndarray]
     sign: int | None
     one: bool
     low: float | None
 
 
-def elementwise(transform: Any) -> Map | None:
+def elementwise(transform: t.Transform) -> Map | None:
     """The function that a transform is of single numbers; None where it is something else."""
     inverted = isinstance(transform, t._InverseTransform)
     inner = transform.inv if inverted else transform
@@ -274,10 +278,10 @@ def elementwise(transform: Any) -> Map | None:
     return None if pair is None else Map(pair[inverted], 1, True, None)
 
 
-_SCALAR_MAPS: dict[type, tuple[Any, Any]] = {
+_SCALAR_MAPS: dict[type, tuple[Callable, Callable]] = {
     t.ExpTransform: (np.exp, np.log),
     t.SigmoidTransform: (lambda x: 1 / (1 + np.exp(-x)), lambda y: np.log(y) - np.log1p(-y)),
-    t.SoftplusTransform: (_softplus, _softplus_inverse),
+    t.SoftplusTransform: (lambda x: np.logaddexp(x, 0), lambda y: np.log(-np.expm1(-y)) + y),
 }
 
 
@@ -289,16 +293,16 @@ def _sign(scale: Numbers | None) -> int | None:
 
 def _mapped(region: Region, scalar: Map) -> Region | None:
     """The image of a set under a monotone function of its numbers."""
-    function, sign, one, bottom = scalar
+    function, sign, one, _ = scalar
     if region.measure == COUNTING:
         return _mapped_integers(region, scalar)
     if region.measure != LEBESGUE:
         return region if _keeps(region, scalar) else image(region)
-    if bottom is not None and (region.low, region.high) == (numbers(bottom), numbers(_INF)):
+    if _keeps_bounds(scalar, region):
         low, high = region.low, region.high
     elif sign is None:
         ends = [_value(function, x) for x in (region.low, region.high)]
-        low, high = (None, None) if None in ends else (_elementwise(which, *ends) for which in (np.minimum, np.maximum))
+        low, high = (_extreme(which, *ends) for which in (np.minimum, np.maximum))
     else:
         low, high = (_value(function, x) for x in (region.low, region.high)[::sign])
     if region.structure is None or (region.structure[0] == "increasing vectors" and sign == 1 and one):
@@ -306,11 +310,16 @@ def _mapped(region: Region, scalar: Map) -> Region | None:
     return Region(LEBESGUE, low, high, exact=False, tight=region.tight)
 
 
-def _elementwise(which: Any, x: Any, y: Any) -> Numbers | None:
-    return numbers(which(x.array(), y.array()))
+def _keeps_bounds(scalar: Map, region: Region) -> bool:
+    """Whether a function maps the numbers between the bounds of a set onto themselves, whatever its parameters are."""
+    return scalar.low is not None and (region.low, region.high) == (numbers(scalar.low), numbers(_INF))
 
 
-def _value(function: Any, bound: Numbers | None) -> Numbers | None:
+def _extreme(which: np.ufunc, x: Numbers | None, y: Numbers | None) -> Numbers | None:
+    return None if x is None or y is None else numbers(which(x.array(), y.array()))
+
+
+def _value(function: Callable[[np.ndarray], np.ndarray], bound: Numbers | None) -> Numbers | None:
     if bound is None:
         return None
     with np.errstate(all="ignore"):
@@ -341,28 +350,22 @@ def _steps(scalar: Map) -> list[float]:
 _SYMMETRIC = ("the simplex", "the sphere", "the l1 ball", "multinomial")
 
 
-def _moved(transform: Any, region: Region, shape: tuple[int, ...]) -> Region | None:
+def _moved(transform: t.PermuteTransform | t.ReshapeTransform, region: Region, shape: Shape) -> Region | None:
     """The image of a set under a permutation along the last axis, or another shape."""
-    inverted = isinstance(transform, t._InverseTransform)
-    permutes = isinstance(transform.inv if inverted else transform, t.PermuteTransform)
     if region.rank == 0:
         return region
-    if region.structure is None:
-        order = concrete(transform.permutation) if permutes else None
-        if permutes and order is None:
-            return coordinates(region)
-        move = (lambda x: x[..., order.array().astype(int)]) if order is not None else transform
-        low, high = (
-            None if x is None else numbers(move(np.broadcast_to(x.array(), shape))) for x in (region.low, region.high)
-        )
-        return region._replace(low=low, high=high)
-    name = region.structure[0]
-    if permutes and (name in _SYMMETRIC or region.structure == ("arrays that sum to zero", 1)):
-        return region
-    return coordinates(region) or image(region)
+    if not isinstance(transform, t.PermuteTransform):
+        return rearranged(region, shape, transform)
+    if region.structure is not None:
+        symmetric = region.structure[0] in _SYMMETRIC or region.structure == ("arrays that sum to zero", 1)
+        return region if symmetric else rearranged(region, shape, transform)
+    order = concrete(transform.permutation)
+    return (
+        coordinates(region) if order is None else rearranged(region, shape, lambda x: x[..., order.array().astype(int)])
+    )
 
 
-def _image_of_slices(transform: Any, region: Region, shape: tuple[int, ...]) -> Region | None:
+def _image_of_slices(transform: t.CatTransform, region: Region, shape: Shape) -> Region | None:
     if region.rank:
         return None
     axis = transform.dim % len(shape)
@@ -381,20 +384,20 @@ def _classes(*names: str) -> tuple[type, ...]:
 
 
 _CENSORED = _classes("LeftCensoredDistribution", "RightCensoredDistribution", "IntervalCensoredDistribution")
-_HURDLE = _classes("HurdleProbs", "HurdleLogits")
+_JOIN_ZERO = (ZeroInflatedProbs, *_classes("HurdleProbs", "HurdleLogits"))
 
 
-def joins_zero(d: Any) -> bool:
+def joins_zero(d: dist.Distribution) -> bool:
     """Whether a distribution draws 0 besides what its base draws."""
-    return isinstance(d, (ZeroInflatedProbs, *_HURDLE))
+    return isinstance(d, _JOIN_ZERO)
 
 
-def names_its_support(d: Any) -> bool:
+def names_its_support(d: dist.Distribution) -> bool:
     """Whether a transformed distribution says itself where it draws, as LogNormal does."""
     return type(d).support is not dist.TransformedDistribution.support
 
 
-def describe(d: Any) -> Region | None:
+def describe(d: dist.Distribution) -> Region | None:
     """The set that a distribution draws on; None where it is not known."""
     try:
         return _describe(d)
@@ -402,29 +405,57 @@ def describe(d: Any) -> Region | None:
         return None
 
 
-def _describe(d: Any) -> Region | None:
-    if isinstance(d, dist.MaskedDistribution):
-        region, mask = describe(d.base_dist), concrete(d._mask)
-        return region if region is None or (mask is not None and min(mask.values)) else unsure(region)
-    if isinstance(d, (dist.Independent, dist.ExpandedDistribution)):
-        return describe(d.base_dist)
-    if isinstance(d, dist.Delta):
-        return Region(POINT, None, None, exact=False, tight=False)
-    if isinstance(d, dist.TransformedDistribution) and not names_its_support(d):
-        return image_of(t.ComposeTransform(list(d.transforms)), describe(d.base_dist), d.base_dist.shape())
-    if isinstance(d, dist.MixtureGeneral):
-        return _mixed([describe(x) for x in d.component_distributions], scalar=not d.event_shape)
-    if isinstance(d, dist.MixtureSameFamily):
-        region = describe(d.component_distribution)
-        return region if region is None or region.rank <= region.event_dim else coordinates(region)
-    if isinstance(d, _CENSORED):
-        return None  # its log density is that of an event, not of the value
-    if joins_zero(d):
-        return _with_zero(describe(d.base_dist))
-    if isinstance(d, dist.GaussianCopula):
-        return describe(d.marginal_dist)
+@functools.singledispatch
+def _describe(d: dist.Distribution) -> Region | None:
     support = getattr(d, "support", None)
     return None if support is None else region_of(support, d.shape())
+
+
+@_describe.register
+def _(d: dist.MaskedDistribution) -> Region | None:
+    region, mask = describe(d.base_dist), concrete(d._mask)
+    return region if region is None or (mask is not None and min(mask.values)) else unsure(region)
+
+
+@_describe.register(dist.Independent)
+@_describe.register(dist.ExpandedDistribution)
+def _(d: dist.Independent | dist.ExpandedDistribution) -> Region | None:
+    return describe(d.base_dist)
+
+
+@_describe.register
+def _(d: dist.Delta) -> Region:
+    del d
+    return Region(POINT, None, None, exact=False, tight=False)
+
+
+@_describe.register
+def _(d: dist.TransformedDistribution) -> Region | None:
+    if names_its_support(d):
+        return region_of(d.support, d.shape())
+    return image_of(t.ComposeTransform(list(d.transforms)), describe(d.base_dist), d.base_dist.shape())
+
+
+@_describe.register
+def _(d: dist.MixtureGeneral) -> Region | None:
+    return _mixed([describe(x) for x in d.component_distributions], scalar=not d.event_shape)
+
+
+@_describe.register
+def _(d: dist.MixtureSameFamily) -> Region | None:
+    region = describe(d.component_distribution)
+    return region if region is None or region.rank <= region.event_dim else coordinates(region)
+
+
+@_describe.register
+def _(d: dist.GaussianCopula) -> Region | None:
+    return describe(d.marginal_dist)
+
+
+for _class in _CENSORED:  # the log density is that of an event, not of the value
+    _describe.register(_class, lambda d: None)
+for _class in _JOIN_ZERO:
+    _describe.register(_class, lambda d: _with_zero(describe(d.base_dist)))
 
 
 def _mixed(regions: list[Region | None], *, scalar: bool) -> Region | None:
@@ -462,7 +493,7 @@ def _with_zero(region: Region | None) -> Region | None:
 # --- parameters that move a support -----------------------------------------------------------------------
 
 
-def moving_parameters(d: Any) -> list[Any]:
+def moving_parameters(d: dist.Distribution) -> list[ArrayLike | None]:
     """The parameters on which the set that a distribution draws on depends."""
     d = innermost(d)
     if isinstance(d, dist.Delta):
@@ -473,8 +504,8 @@ def moving_parameters(d: Any) -> list[Any]:
         return [x for component in d.component_distributions for x in moving_parameters(component)]
     if isinstance(d, dist.GaussianCopula):
         return moving_parameters(d.marginal_dist)
-    if joins_zero(d) or isinstance(d, _CENSORED):
-        return moving_parameters(d.base_dist)
+    if isinstance(d, (*_JOIN_ZERO, *_CENSORED)):
+        return moving_parameters(d.base_dist)  # type: ignore[attr-defined]
     if not isinstance(d, dist.TransformedDistribution) or names_its_support(d):
         return _bounds(getattr(d, "support", None))
     found, region, shape = moving_parameters(d.base_dist), describe(d.base_dist), d.base_dist.shape()
@@ -484,7 +515,7 @@ def moving_parameters(d: Any) -> list[Any]:
     return found
 
 
-def _bounds(support: Any) -> list[Any]:
+def _bounds(support: Constraint | None) -> list[ArrayLike | None]:
     while isinstance(support, c.independent):
         support = support.base_constraint
     if isinstance(support, c.cat):
@@ -492,21 +523,29 @@ def _bounds(support: Any) -> list[Any]:
     return [getattr(support, name, None) for name in ("lower_bound", "upper_bound")]
 
 
-def _moving(transform: Any, region: Region | None, shape: tuple[int, ...]) -> list[Any]:
+def _moving(transform: t.Transform, region: Region | None, shape: Shape) -> Sequence[ArrayLike]:
     """The parameters of a transform on which the image of a set depends."""
-    inner, inverted = transform, False
-    while isinstance(inner, (t.IndependentTransform, t._InverseTransform)):
-        inverted = inverted or isinstance(inner, t._InverseTransform)
-        inner = inner.base_transform if isinstance(inner, t.IndependentTransform) else inner.inv
+    inner, inverted = _single(transform)
     scalar = elementwise(inner)
     if region is not None and region.measure == LEBESGUE and region.structure is None:
-        ends = (region.low, region.high)
         if isinstance(inner, t.AffineTransform):
-            finite = [x for x in ends if x is None or any(map(math.isfinite, x.values))]
-            scaled = [x for x in finite if x is None or any(x.values) or inverted]
-            return ([inner.loc] if finite else []) + ([inner.scale] if scaled else [])
-        if scalar is not None and scalar.low is not None and ends == (numbers(scalar.low), numbers(_INF)):
+            return _moving_bounds(inner, inverted, region)
+        if scalar is not None and _keeps_bounds(scalar, region):
             return []
     domain = region_of(transform.domain, shape) if scalar is None else None
-    whole = region is not None and domain is not None and included(domain, region) and included(region, domain)
+    whole = domain is not None and included(domain, region) and included(region, domain)
     return [] if whole else jax.tree.leaves(inner)
+
+
+def _single(transform: t.Transform) -> tuple[t.Transform, bool]:
+    """The transform behind inverses and `to_event`, and whether there is an inverse."""
+    if isinstance(transform, t.IndependentTransform):
+        return _single(transform.base_transform)
+    return (_single(transform.inv)[0], True) if isinstance(transform, t._InverseTransform) else (transform, False)
+
+
+def _moving_bounds(transform: t.AffineTransform, inverted: bool, region: Region) -> Sequence[ArrayLike]:
+    """The location, where a bound may be finite; the scale, where such a bound may move with it: one at 0 does not."""
+    finite = [x for x in (region.low, region.high) if x is None or any(map(math.isfinite, x.values))]
+    scaled = [x for x in finite if x is None or any(x.values) or inverted]
+    return [transform.loc] * bool(finite) + [transform.scale] * bool(scaled)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from vipl._types import Array, ArrayLike, PyTree
 from vipl.distributions._points import has_coordinates
 from vipl.errors import AddressError, show_addresses
 from vipl.gen._density import is_factor, site_log_prob
@@ -26,12 +27,12 @@ from vipl.ir.primitives import Path, Site, bind_site
 from vipl.ir.probe import WEIGHED, probe, watch
 
 
-def density(site: Site, operands: Sequence[Any], value: Any) -> Any:
+def density(site: Site, operands: Sequence[ArrayLike], value: Array) -> Array:
     """f[], the log density of a value that may lie outside the support."""
     return site_log_prob(site, operands, value, check=True)
 
 
-def density_inside(site: Site, operands: Sequence[Any], value: Any) -> Any:
+def density_inside(site: Site, operands: Sequence[ArrayLike], value: Array) -> Array:
     """f[], the log density of a value that lies in the support."""
     return site_log_prob(site, operands, value, check=False)
 
@@ -44,8 +45,8 @@ class Given(NamedTuple):
       density: (site, operands, value) -> its log density. A composite has its own.
     """
 
-    value: Any
-    density: Callable[[Site, Sequence[Any], Any], Any] = density
+    value: Array
+    density: Callable[[Site, Sequence[ArrayLike], Array], Array] = density
 
 
 class Drawn(NamedTuple):
@@ -57,17 +58,17 @@ class Drawn(NamedTuple):
     """
 
     weighs: bool = True
-    change: Callable[[Any], Any] = lambda value: value
+    change: Callable[[Array], Array] = lambda value: value
 
 
 Policy = Callable[[Site, Any], Given | Drawn]
 """(site, what the interpreter is given for it) -> what the site does."""
 
-Total = Callable[[Sequence[Site], Any, bool], dict[str, Any]]
+Total = Callable[[Sequence[Site], Array, bool], dict[str, Array]]
 """(sites, log density, whether their values are given) -> what is added up; several sites for a composite."""
 
 
-def log_weight(_: Sequence[Site], log_prob: Any, is_given: bool) -> dict[str, Any]:
+def log_weight(_: Sequence[Site], log_prob: Array, is_given: bool) -> dict[str, Array]:
     """The log density of everything that is weighed."""
     del is_given
     return {"log_w": log_prob}
@@ -76,7 +77,7 @@ def log_weight(_: Sequence[Site], log_prob: Any, is_given: bool) -> dict[str, An
 def weighing(
     policy: Policy,
     total: Total = log_weight,
-    emit: Callable[[Site, Sequence[Any], Any], Any] | None = lambda site, operands, value: value,
+    emit: Callable[[Site, Sequence[ArrayLike], Array], PyTree] | None = lambda site, operands, value: value,
     *,
     name: str,
 ) -> Interpreter:
@@ -97,9 +98,9 @@ class _Weigher(NamedTuple):
 
     policy: Policy
     total: Total
-    emit: Callable[[Site, Sequence[Any], Any], Any] | None
+    emit: Callable[[Site, Sequence[ArrayLike], Array], PyTree] | None
 
-    def handle(self, visit: Visit, operands: Sequence[Any], given: Any) -> Outcome:
+    def handle(self, visit: Visit, operands: Sequence[ArrayLike], given: Any) -> Outcome:
         """What becomes of a site."""
         site = visit.site
         operands = watch(WEIGHED, site, operands)
@@ -111,12 +112,13 @@ class _Weigher(NamedTuple):
         value, log_prob = _value_and_density(site, operands, does)
         totals = {}
         if isinstance(does, Given) or does.weighs:
+            assert log_prob is not None
             probe(WEIGHED, site, operands, value, log_prob)
             totals = self.total([site], log_prob, isinstance(does, Given))
         outs = (value, log_prob) if site.weighs else value
         return Outcome(outs, totals, self._emitted(site, operands, visit.path, value))
 
-    def compose(self, composite: Composite, operands: list[Any], given: list[Any], path: Path) -> Outcome:
+    def compose(self, composite: Composite, operands: list[ArrayLike], given: list[Any], path: Path) -> Outcome:
         """What becomes of the values of a composite: all are given, or none is."""
         sites = composite.sites
         each = [self.policy(site, x) for site, x in zip(sites, given, strict=True)]
@@ -131,16 +133,16 @@ class _Weigher(NamedTuple):
             *values, log_prob = walk(composite.draw, operands[: composite.num_draw], plain)
             values = [does.change(x) for does, x in zip(drawn, values, strict=True)]
         totals = self.total(sites, log_prob, bool(taken)) if all(does.weighs for does in drawn) else {}
-        emits: dict[Path, Any] = {}
+        emits: dict[Path, PyTree] = {}
         for k, (site, x) in enumerate(zip(sites, values, strict=True)):
             emits |= self._emitted(site, (), (*path, k), x)
         return Outcome(values, totals, emits)
 
-    def _emitted(self, site: Site, operands: Sequence[Any], path: Path, value: Any) -> dict[Path, Any]:
+    def _emitted(self, site: Site, operands: Sequence[ArrayLike], path: Path, value: Array) -> dict[Path, PyTree]:
         return {} if self.emit is None else {path: self.emit(site, operands, value)}
 
 
-def _value_and_density(site: Site, operands: Sequence[Any], does: Given | Drawn) -> tuple[Any, Any]:
+def _value_and_density(site: Site, operands: Sequence[ArrayLike], does: Given | Drawn) -> tuple[Array, Array | None]:
     """The value of a site, and its log density; None where neither the policy nor the site wants that."""
     if isinstance(does, Given):
         return does.value, does.density(site, operands, does.value)
@@ -150,7 +152,7 @@ def _value_and_density(site: Site, operands: Sequence[Any], does: Given | Drawn)
     return value, density(site, operands, value) if site.weighs else None
 
 
-def draw_and_weigh(site: Site, operands: Sequence[Any]) -> tuple[Any, Any]:
+def draw_and_weigh(site: Site, operands: Sequence[ArrayLike]) -> tuple[Array, Array]:
     """Binds a site; its value, and the log density of it, from before it was rounded where the site knows more."""
     if site.weighs or has_coordinates(site.distribution.combine(operands[: site.num_distribution])):
         return bind_site(operands, replace(site, weighs=True))

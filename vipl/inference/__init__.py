@@ -14,3 +14,4 @@ from vipl.inference._resampling import Resampling as Resampling
 from vipl.inference._resampling import Stratified as Stratified
 from vipl.inference._resampling import Systematic as Systematic
 from vipl.inference._smc import SMC as SMC
+from vipl.inference._smc import Step as Step

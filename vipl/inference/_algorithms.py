@@ -24,11 +24,12 @@ import numpy as np
 import numpyro.distributions as dist
 
 from vipl._checks import whole_number
+from vipl._types import Array, ArrayLike, Float
 from vipl.errors import EstimatorError, ProgramError, shortened, show_address
 from vipl.estimators._enumerate import MAX_POINTS, finite_support
 from vipl.gen import Law, Program, Source, gen
-from vipl.gen._arguments import call_maker, check_source
-from vipl.gen._choices import Address, flatten, merge, nest
+from vipl.gen._check_arguments import call_maker, check_source, check_takes_known
+from vipl.gen._choices import Address, Choices, flatten, merge, nest
 from vipl.inference._particles import Particles, log_mean_exp, positive
 from vipl.ir.primitives import user_frame
 from vipl.ir.sites import SiteInfo
@@ -43,12 +44,12 @@ class First(NamedTuple):
       log_known: f[], the part of it at the known choices (and factors): the weight of a draw from the program itself.
     """
 
-    choices: dict[str, Any]
-    log_joint: Any
-    log_known: Any
+    choices: Choices
+    log_joint: Float[Array, ""]
+    log_known: Float[Array, ""]
 
 
-Proposal = Source | Callable[[dict[str, Any]], Source]
+Proposal = Source | Callable[[Choices], Source]
 """A source over unknown choices, or a function of the known choices that makes one."""
 
 
@@ -62,18 +63,18 @@ class Algorithm(abc.ABC):
     is_exact = False
 
     @abc.abstractmethod
-    def particles(self, program: Source, known: dict[str, Any]) -> Particles:
+    def particles(self, program: Source, known: Choices) -> Particles:
         """Runs forward: weighted values for the unknown choices; E[exp log_normalizer] = Z."""
 
-    def log_evidence(self, program: Source, known: dict[str, Any]) -> Any:
+    def log_evidence(self, program: Source, known: Choices) -> Float[Array, ""]:
         """The log_normalizer of `particles` alone."""
         return self.particles(program, known).log_normalizer
 
     @abc.abstractmethod
-    def conditional(self, program: Source, known: dict[str, Any], first: First) -> Any:
+    def conditional(self, program: Source, known: Choices, first: First) -> Float[Array, ""]:
         """Runs with one particle given: log_normalizer with E[exp -log_normalizer] = 1 / Z for a posterior draw."""
 
-    def marginals(self, program: Source, known: dict[str, Any], info: SiteInfo) -> Any:
+    def marginals(self, program: Source, known: Choices, info: SiteInfo) -> dist.Distribution:
         """The exact posterior marginals of one unknown choice: a NumPyro distribution, batched over the loops."""
         raise ProgramError(
             "posterior marginals are asked of an algorithm that does not have them.",
@@ -112,13 +113,15 @@ class Importance(Algorithm):
         object.__setattr__(self, "num_particles", count)
         if isinstance(self.proposal, dist.Distribution):
             check_source(self.proposal, "proposal", "Importance")
+        elif callable(self.proposal):
+            check_takes_known(self.proposal, "proposal", "Importance")
 
-    def particles(self, program: Source, known: dict[str, Any]) -> Particles:
+    def particles(self, program: Source, known: Choices) -> Particles:
         """K independent proposals with their weights."""
         choices, log_weights, log_joints = self._many(program, known, self.num_particles)
         return Particles(choices, log_weights, log_mean_exp(log_weights), log_joints)
 
-    def conditional(self, program: Source, known: dict[str, Any], first: First) -> Any:
+    def conditional(self, program: Source, known: Choices, first: First) -> Float[Array, ""]:
         """The given particle, and K - 1 independent proposals."""
         log_weight = first.log_known
         if self.proposal is not None:
@@ -128,12 +131,12 @@ class Importance(Algorithm):
         _, others, _ = self._many(program, known, self.num_particles - 1)
         return log_mean_exp(jnp.append(others, log_weight))
 
-    def _proposed(self, known: dict[str, Any]) -> Source:
+    def _proposed(self, known: Choices) -> Source:
         if isinstance(self.proposal, Source):
             return self.proposal
-        return call_maker(self.proposal, (known,), "proposal", "Importance")
+        return call_maker(self.proposal, known, "proposal", "Importance")
 
-    def _many(self, program: Source, known: dict[str, Any], count: int) -> tuple[dict[str, Any], Any, Any]:
+    def _many(self, program: Source, known: Choices, count: int) -> tuple[Choices, Array, Array]:
         def one():
             if self.proposal is None:
                 trace, log_w = program.generate(known)
@@ -160,19 +163,19 @@ class Enumeration(Algorithm):
 
     is_exact = True
 
-    def particles(self, program: Source, known: dict[str, Any]) -> Particles:
+    def particles(self, program: Source, known: Choices) -> Particles:
         """Every joint value, with its density as its weight."""
         require_exact(program, "Enumeration()")
         choices = joint_values(as_program(program), known)
         log_weights = jax.vmap(lambda z: program.assess(merge(known, z)).log_prob)(choices)
         return Particles(choices, log_weights, jax.nn.logsumexp(log_weights))
 
-    def conditional(self, program: Source, known: dict[str, Any], first: First) -> Any:
+    def conditional(self, program: Source, known: Choices, first: First) -> Float[Array, ""]:
         """Z."""
         del first
         return self.particles(program, known).log_normalizer
 
-    def marginals(self, program: Source, known: dict[str, Any], info: SiteInfo) -> Any:
+    def marginals(self, program: Source, known: Choices, info: SiteInfo) -> dist.Distribution:
         """Categorical, of the choice's shape as batch shape."""
         particles = self.particles(program, known)
         values = finite_values(info, "Enumeration()")
@@ -191,7 +194,7 @@ def _inlined(source: Source) -> Any:
     return source.inline((), source.name)
 
 
-def log_total(log_w: Any, counts: Any = True) -> Any:
+def log_total(log_w: Array, counts: ArrayLike = True) -> Array:
     """Log of the sum of exp log_w over the first axis, where it counts; -inf, without derivative, where all is zero."""
     log_w = jnp.where(counts, log_w, -jnp.inf)
     some = jnp.any(log_w > -jnp.inf, axis=0)
@@ -199,14 +202,14 @@ def log_total(log_w: Any, counts: Any = True) -> Any:
     return jnp.where(some, jax.nn.logsumexp(safe, axis=0), -jnp.inf)
 
 
-def categorical(values: np.ndarray, log_probs: Any, info: SiteInfo) -> Any:
+def categorical(values: np.ndarray, log_probs: Array, info: SiteInfo) -> dist.Distribution:
     """A Categorical by log probabilities f[..., n] of n values, some of 0, 1, 2, ...; others have probability zero."""
     if values.dtype.kind == "b" or (values.dtype.kind in "iu" and values.size and values.min() >= 0):
         numbers = values.astype(int)
         if not np.array_equal(numbers, np.arange(numbers.size)):
             nothing = jnp.full((*log_probs.shape[:-1], numbers.max() + 1), -jnp.inf, log_probs.dtype)
             log_probs = nothing.at[..., numbers].set(log_probs)
-        return dist.Categorical(logits=log_probs, validate_args=False)  # NumPyro takes no logits of -inf
+        return dist.CategoricalLogits(log_probs, validate_args=False)  # NumPyro takes no logits of -inf
     raise EstimatorError(
         "a choice has values that are no numbers of categories.",
         at=info.site.at(),
@@ -216,7 +219,7 @@ def categorical(values: np.ndarray, log_probs: Any, info: SiteInfo) -> Any:
     )
 
 
-def finite_choices(program: Source, known: dict[str, Any]) -> dict[Address, tuple[Any, ...]]:
+def finite_choices(program: Source, known: Choices) -> dict[Address, tuple[complex, ...]]:
     """The values of one element of each unknown choice, where these are known to be finitely many."""
     found = {}
     for info in as_program(program).unknown(known):
@@ -227,11 +230,11 @@ def finite_choices(program: Source, known: dict[str, Any]) -> dict[Address, tupl
     return found
 
 
-def joint_values(program: Program, known: dict[str, Any]) -> dict[str, Any]:
+def joint_values(program: Program, known: Choices) -> Choices:
     """Nested dicts of [n, ...]: all joint values of the choices that are not known."""
-    columns: dict[Any, list[Any]] = {}
+    columns: dict[Address, tuple[np.ndarray, tuple[int, ...]]] = {}
     for info in program.unknown(known):
-        columns[info.site.address] = [finite_values(info, "Enumeration()"), info.loop_shape + info.site.shape]
+        columns[info.site.address] = (finite_values(info, "Enumeration()"), info.loop_shape + info.site.shape)
     sizes = [len(v) for v, shape in columns.values() for _ in range(math.prod(shape))]
     total = math.prod(sizes)
     if total > MAX_POINTS:
@@ -299,7 +302,7 @@ def require_exact(program: Source, who: str) -> None:
     )
 
 
-def the_algorithm(algorithm: Any, verb: str) -> Algorithm:
+def the_algorithm(algorithm: Algorithm | None, verb: str) -> Algorithm:
     """An algorithm, the default one for None; raises where it is none."""
     if algorithm is None:
         return Importance(1)
@@ -314,7 +317,7 @@ def the_algorithm(algorithm: Any, verb: str) -> Algorithm:
     return algorithm
 
 
-def without(choices: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+def without(choices: Choices, known: Choices) -> Choices:
     """The choices at other addresses than the known ones."""
     names = set(flatten(known, "known choices"))
     return nest({a: x for a, x in flatten(choices, "choices").items() if a not in names})

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from vipl import _jax
+from vipl._jax import Jaxpr
+from vipl._types import Array, ArrayLike, Float, PyTree
 from vipl.errors import ProgramError
 from vipl.gen import Source
+from vipl.gen._choices import Choices
 from vipl.gen._weighing import Given, weighing
 from vipl.inference._algorithms import require_exact
 from vipl.inference._smc import parts_of, steps_of
 from vipl.interpret.interpreter import run, run_equations
 from vipl.ir.dataflow import read, walk
+from vipl.ir.primitives import Path
 from vipl.ir.sites import SiteInfo
 
 
@@ -32,13 +36,13 @@ class Chain:
     """
 
     info: SiteInfo
-    first: tuple[Any, Any]
-    step: Any
-    inputs: Any
+    first: tuple[list[ArrayLike], Float[Array, ""]]
+    step: Callable[[list[ArrayLike], PyTree, Array], tuple[list[ArrayLike], Float[Array, ""]]]
+    inputs: PyTree
     reverse: bool
 
 
-def chain_of(program: Source, known: dict[str, Any], who: str) -> Chain:
+def chain_of(program: Source, known: Choices, who: str) -> Chain:
     """Takes a program apart at its scan, and its steps at their unknown site; raises where it is not a chain."""
     require_exact(program, who)
     parts = parts_of(program, known)
@@ -69,18 +73,19 @@ def chain_of(program: Source, known: dict[str, Any], who: str) -> Chain:
     return Chain(info, (carry, log_w), step, inputs, reverse)
 
 
-def _check_markov(body: Any, at: Any, num_consts: int, num_carry: int, name: str) -> None:
+def _check_markov(body: Jaxpr, at: Path, num_consts: int, num_carry: int, name: str) -> None:
     """Raises where the carry that leaves a step depends on the one that enters by more than the unknown value.
 
     A part of the carry that depends on itself and known things alone, such as a counter, is the same for all values.
     """
     _, _, invars, eqns, _ = _jax.parts(body)
     state = num_carry  # the unknown value counts as one more source
-    if len(at) > 1:
+    site, *inside = at
+    if inside:
         raise not_a_chain(name, "an unknown site inside another construct in the step")
 
     def visit(_, eqn, sources):
-        return [{state} if eqn is eqns[at[0]] else set().union(*sources)] * len(eqn.outvars)
+        return [{state} if eqn is eqns[site] else set().union(*sources)] * len(eqn.outvars)
 
     entering = [{i - num_consts} if 0 <= i - num_consts < num_carry else set() for i in range(len(invars))]
     leaving = walk(body, entering, visit, constant=lambda _: set())[:num_carry]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import lax
 
+from vipl._types import Array, Float
 from vipl.gen import Source, sample
-from vipl.gen._choices import nest
+from vipl.gen._choices import Choices, nest
 from vipl.inference._algorithms import Algorithm, First, categorical, finite_values, log_total
 from vipl.inference._chain import Chain, chain_of, not_a_chain
 from vipl.inference._particles import Particles, positive
@@ -40,11 +40,11 @@ class ForwardBackward(Algorithm):
 
     is_exact = True
 
-    def log_evidence(self, program: Source, known: dict[str, Any]) -> Any:
+    def log_evidence(self, program: Source, known: Choices) -> Float[Array, ""]:
         """Log Z, without any draw."""
         return jax.nn.logsumexp(_forward(*_finite_chain(program, known))[0][-1])
 
-    def particles(self, program: Source, known: dict[str, Any]) -> Particles:
+    def particles(self, program: Source, known: Choices) -> Particles:
         """One particle, an exact posterior draw."""
         chain, values = _finite_chain(program, known)
         alphas, steps = _forward(chain, values)
@@ -60,12 +60,12 @@ class ForwardBackward(Algorithm):
         path = path[::-1] if chain.reverse else path
         return Particles(nest({chain.info.site.address: path[None]}), jnp.zeros(1), jax.nn.logsumexp(alphas[-1]))
 
-    def conditional(self, program: Source, known: dict[str, Any], first: First) -> Any:
+    def conditional(self, program: Source, known: Choices, first: First) -> Float[Array, ""]:
         """Log Z."""
         del first
         return self.log_evidence(program, known)
 
-    def marginals(self, program: Source, known: dict[str, Any], info: SiteInfo) -> Any:
+    def marginals(self, program: Source, known: Choices, info: SiteInfo) -> dist.Distribution:
         """Categorical of batch shape [T]: p(z_t | known) is in proportion to α_t β_t."""
         chain, values = _finite_chain(program, known)
         alphas, steps = _forward(chain, values)
@@ -81,7 +81,7 @@ class ForwardBackward(Algorithm):
         return categorical(finite_values(chain.info, "ForwardBackward()"), log_probs, info)
 
 
-def _finite_chain(program: Source, known: dict[str, Any]) -> tuple[Chain, Any]:
+def _finite_chain(program: Source, known: Choices) -> tuple[Chain, Array]:
     """A program as a chain, and the values of its states, i[S]."""
     chain = chain_of(program, known, "ForwardBackward()")
     if chain.info.site.shape:
@@ -89,7 +89,7 @@ def _finite_chain(program: Source, known: dict[str, Any]) -> tuple[Chain, Any]:
     return chain, jnp.asarray(finite_values(chain.info, "ForwardBackward()"))
 
 
-def _forward(chain: Chain, values: Any) -> tuple[Any, Any]:
+def _forward(chain: Chain, values: Array) -> tuple[Array, Array]:
     """Log α, f[T, S], and the log densities of the steps, f[T, S, S] (the first has one row, repeated)."""
     carry, log_w = chain.first
     num = values.shape[0]

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import lax
 
+from vipl._jax import Eqn
+from vipl._types import Array, Float
 from vipl.errors import ProgramError
 from vipl.gen import Source, sample
-from vipl.gen._choices import nest
+from vipl.gen._choices import Choices, nest
 from vipl.gen._supports import EVERYWHERE
 from vipl.inference._algorithms import Algorithm, First
 from vipl.inference._chain import Chain, chain_of
@@ -52,11 +55,11 @@ class Kalman(Algorithm):
 
     is_exact = True
 
-    def log_evidence(self, program: Source, known: dict[str, Any]) -> Any:
+    def log_evidence(self, program: Source, known: Choices) -> Float[Array, ""]:
         """Log Z, without any draw."""
         return _integral(_forward(_gaussian_chain(program, known))[0])
 
-    def particles(self, program: Source, known: dict[str, Any]) -> Particles:
+    def particles(self, program: Source, known: Choices) -> Particles:
         """One particle, an exact posterior draw."""
         chain = _gaussian_chain(program, known)
         last, before, steps = _forward(chain)
@@ -74,12 +77,12 @@ class Kalman(Algorithm):
         path = (path[::-1] if chain.reverse else path).reshape(-1, *chain.info.site.shape)
         return Particles(nest({chain.info.site.address: path[None]}), jnp.zeros(1), _integral(last))
 
-    def conditional(self, program: Source, known: dict[str, Any], first: First) -> Any:
+    def conditional(self, program: Source, known: Choices, first: First) -> Float[Array, ""]:
         """Log Z."""
         del first
         return self.log_evidence(program, known)
 
-    def marginals(self, program: Source, known: dict[str, Any], info: SiteInfo) -> Any:
+    def marginals(self, program: Source, known: Choices, info: SiteInfo) -> dist.Distribution:
         """Normal of batch shape [T]; MultivariateNormal of that batch shape, where the state is an array."""
         chain = _gaussian_chain(program, known)
         last, before, steps = _forward(chain)
@@ -106,28 +109,28 @@ class Kalman(Algorithm):
 class _Message(NamedTuple):
     """exp(-½ vᵀ J v + hᵀ v + k): `precision` f[d, d], `shift` f[d], `constant` f[]."""
 
-    precision: Any
-    shift: Any
-    constant: Any
+    precision: Array
+    shift: Array
+    constant: Array
 
 
 class _Step(NamedTuple):
     """ℓ(u, v) = constant + u·u_ + v·v_ + ½ (u, v)ᵀ [[uu, uv], [uvᵀ, vv]] (u, v)."""
 
-    constant: Any
-    u: Any
-    v: Any
-    uu: Any
-    uv: Any
-    vv: Any
+    constant: Array
+    u: Array
+    v: Array
+    uu: Array
+    uv: Array
+    vv: Array
 
 
-def _draw(precision: Any, shift: Any) -> Any:
+def _draw(precision: Array, shift: Array) -> Array:
     mean = jnp.linalg.solve(precision, shift)
     return sample("state", dist.MultivariateNormal(mean, precision_matrix=precision))
 
 
-def _integral(a: _Message) -> Any:
+def _integral(a: _Message) -> Array:
     """Log ∫ exp(-½ vᵀ J v + hᵀ v + k) dv; raises where J is not positive definite."""
     factor = jnp.linalg.cholesky(a.precision)
     improper = jnp.any(jnp.isnan(factor)) & ~jnp.any(jnp.isnan(a.precision))
@@ -181,7 +184,7 @@ def _forward(chain: Chain) -> tuple[_Message, _Message, _Step]:
     return last, before, steps
 
 
-def _gaussian_chain(program: Source, known: dict[str, Any]) -> Chain:
+def _gaussian_chain(program: Source, known: Choices) -> Chain:
     chain = chain_of(program, known, "Kalman()")
     site = chain.info.site
     if site.support != EVERYWHERE or not jnp.issubdtype(site.dtype, jnp.floating):
@@ -189,7 +192,7 @@ def _gaussian_chain(program: Source, known: dict[str, Any]) -> Chain:
     return chain
 
 
-def _check_quadratic(fn: Any, x: Any, chain: Chain) -> None:
+def _check_quadratic(fn: Callable[[Array], Array], x: Array, chain: Chain) -> None:
     """Raises where a function is not seen to be a polynomial of degree two."""
     (degree,) = walk(stage(fn, x)[0], [1], _degree, constant=lambda _: 0)
     if degree > 2:
@@ -204,7 +207,7 @@ _LINEAR_IN_ALL = set(
 )
 
 
-def _degree(_: int, eqn: Any, degrees: list[float]) -> list[float]:
+def _degree(_: int, eqn: Eqn, degrees: list[float]) -> list[float]:
     """The degrees of an equation's results as polynomials in the states; infinite where that is not seen.
 
     It goes by the operations, not by derivatives: |x| and floor(x) have second derivatives of zero.
@@ -212,7 +215,7 @@ def _degree(_: int, eqn: Any, degrees: list[float]) -> list[float]:
     name, degree = eqn.primitive.name, math.inf
     if not any(degrees):
         degree = 0
-    elif any(not jnp.issubdtype(v.aval.dtype, jnp.floating) for v in eqn.outvars):
+    elif any(not jnp.issubdtype(jnp.result_type(v.aval), jnp.floating) for v in eqn.outvars):
         pass
     elif name in ("mul", "dot_general"):
         degree = sum(degrees)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
+import numpyro.distributions as dist
 
+from vipl._types import Array, Float, PRNGKeyArray, PyTree
 from vipl.errors import AddressError, ProgramError, shortened, show_address, show_addresses
 from vipl.gen import Estimator, Program, Source
-from vipl.gen._arguments import check_source
-from vipl.gen._choices import Address, check_address, flatten, merge, nest
+from vipl.gen._check_arguments import check_source
+from vipl.gen._choices import Address, Addresses, Choices, check_address, flatten, merge, nest
 from vipl.gen._estimated import Estimated, only
 from vipl.gen._sample import check_estimator
 from vipl.inference._algorithms import (
@@ -51,10 +52,10 @@ class Marginal(Estimated):
         """Whether the algorithm is exact, and the program's density is."""
         return self.algorithm.is_exact and self.program.is_exact()
 
-    def _finite(self) -> dict[Address, tuple[Any, ...]]:
+    def _finite(self) -> dict[Address, tuple[complex, ...]]:
         return finite_choices(self.program, {}) if self.is_exact() else {}
 
-    def _draw(self) -> tuple[dict[str, Any], Any]:
+    def _draw(self) -> tuple[Choices, Float[Array, ""]]:
         if isinstance(self.program, Program) and self.program.has_factors():
             raise ProgramError(
                 "a marginal of an unnormalized program is drawn from.",
@@ -79,7 +80,7 @@ class Marginal(Estimated):
         first = First(nest(others), trace.log_prob, log_known)
         return nest(kept), self.algorithm.conditional(self.program, nest(kept), first)
 
-    def _weigh(self, choices: dict[str, Any]) -> Any:
+    def _weigh(self, choices: Choices) -> Float[Array, ""]:
         flat = flatten(choices, f"the choices for {self.name}")
         if isinstance(self.program, Program):
             every = [p.site.address for p in self.program.unknown({})]
@@ -92,7 +93,7 @@ class Marginal(Estimated):
     def _keeps(self, address: Address) -> bool:
         return any(address[: len(k)] == k for k in self.keep)
 
-    def _value(self, choices: dict[str, Any]) -> Any:
+    def _value(self, choices: Choices) -> PyTree:
         if not self.single:
             return choices
         for part in self.keep[0]:
@@ -100,7 +101,7 @@ class Marginal(Estimated):
         return choices
 
 
-def marginal(program: Source, keep: Any, algorithm: Algorithm | None = None) -> Marginal:
+def marginal(program: Source, keep: Addresses, algorithm: Algorithm | None = None) -> Marginal:
     """Some choices of a program as a distribution of their own: the other choices are integrated out.
 
     p(x) = Σ_a p(x, a), estimated with K proposals a_i ~ r(a | x):
@@ -153,7 +154,7 @@ class Normalized(Estimated):
     """
 
     program: Source
-    given: dict[str, Any]
+    given: Choices
     algorithm: Algorithm
     estimator: Estimator | None = None
 
@@ -162,7 +163,7 @@ class Normalized(Estimated):
         """The program's name, and what is given."""
         return f"normalize({self.program.name}, given {show_addresses(flatten(self.given, 'given'))})"
 
-    def particles(self, key: Any = None) -> Particles:
+    def particles(self, key: PRNGKeyArray | None = None) -> Particles:
         """Runs the algorithm: all of its particles, with the estimate of p(given).
 
         E[exp log_normalizer] = p(given).
@@ -172,7 +173,7 @@ class Normalized(Estimated):
         """
         return self.algorithm.particles(self.program, self.given) if key is None else self._with_key("particles", key)
 
-    def marginals(self, address: Any) -> Any:
+    def marginals(self, address: str | Address) -> dist.Distribution:
         """The exact posterior marginals of one choice, by `Enumeration()`, `ForwardBackward()` or `Kalman()`.
 
         p(z_i | given) for each element z_i of the choice, each loop and lane around the site being a batch axis:
@@ -210,10 +211,10 @@ class Normalized(Estimated):
         """Whether the algorithm is exact, and the program's density is."""
         return self.algorithm.is_exact and self.program.is_exact()
 
-    def _finite(self) -> dict[Address, tuple[Any, ...]]:
+    def _finite(self) -> dict[Address, tuple[complex, ...]]:
         return finite_choices(self.program, self.given) if self.is_exact() else {}
 
-    def _draw(self) -> tuple[dict[str, Any], Any]:
+    def _draw(self) -> tuple[Choices, Float[Array, ""]]:
         particles = self.particles()
         index = particles.pick_index(self.estimator)
         log_normalizer = positive(particles.log_normalizer, self.name)
@@ -223,7 +224,7 @@ class Normalized(Estimated):
         require_exact(self.program, f"{type(self.algorithm).__name__}(...)")
         return choices, self.program.assess(merge(self.given, choices)).log_prob - log_normalizer
 
-    def _weigh(self, choices: dict[str, Any]) -> Any:
+    def _weigh(self, choices: Choices) -> Float[Array, ""]:
         log_joint, log_known = self.program.weigh(self.given, choices)
         first = First(choices, log_joint, log_known)
         return log_joint - positive(self.algorithm.conditional(self.program, self.given, first), self.name)
@@ -231,7 +232,7 @@ class Normalized(Estimated):
 
 def normalize(
     program: Source,
-    given: dict[str, Any],
+    given: Choices,
     algorithm: Algorithm | None = None,
     *,
     estimator: Estimator | None = None,

@@ -6,16 +6,17 @@ in compiled code when it runs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
+from vipl._types import Array, Float, Int, PyTree
 from vipl.errors import ProgramError, show_addresses
 from vipl.gen import Estimator, sample
-from vipl.gen._choices import flatten
+from vipl.gen._choices import Choices, flatten
 from vipl.ir.functions import check_function
 from vipl.ir.guards import alarm
 
@@ -33,29 +34,29 @@ class Particles:
         exact and can be evaluated again.
     """
 
-    choices: dict[str, Any]
-    log_weights: Any
-    log_normalizer: Any
-    log_joints: Any = None
+    choices: Choices
+    log_weights: Float[Array, "*batch num_particles"]
+    log_normalizer: Float[Array, "*batch"]
+    log_joints: Float[Array, "*batch num_particles"] | None = None
 
     @property
-    def log_probs(self) -> Any:
+    def log_probs(self) -> Float[Array, " num_particles"]:
         """f[num_particles], log of the normalized weights."""
         return log_shares(self.log_weights, self._at)
 
     @property
-    def ess(self) -> Any:
+    def ess(self) -> Float[Array, ""]:
         """f[], effective sample size, 1 / Σ_i W_i², of the normalized weights W: between 1 and num_particles."""
         return jnp.exp(-jax.nn.logsumexp(2.0 * self.log_probs))
 
-    def mean(self, fn: Any) -> Any:
+    def mean(self, fn: Callable[[Choices], PyTree]) -> PyTree:
         """Σ_i W_i fn(choices_i): the self-normalized estimate of the posterior mean (biased, consistent)."""
         check_function(fn, "mean")
         values = jax.vmap(fn)(self.choices)
         weights = jnp.exp(self.log_probs)
         return jax.tree.map(lambda v: weighted_sum(weights, v), values)
 
-    def pick(self, estimator: Estimator | None = None) -> dict[str, Any]:
+    def pick(self, estimator: Estimator | None = None) -> Choices:
         """One particle, drawn with probability proportional to its weight; a program, its site is "pick".
 
         Args:
@@ -64,7 +65,7 @@ class Particles:
         index = self.pick_index(estimator)
         return jax.tree.map(lambda x: x[index], self.choices)
 
-    def pick_index(self, estimator: Estimator | None = None) -> Any:
+    def pick_index(self, estimator: Estimator | None = None) -> Int[Array, ""]:
         """i[], the number of one particle; see `pick`."""
         if self.log_weights.shape[0] == 1:
             index = jnp.zeros((), int)
@@ -77,7 +78,7 @@ class Particles:
         return f"particles for {show_addresses(flatten(self.choices, 'choices'))}"
 
 
-def log_shares(log_weights: Any, at: str) -> Any:
+def log_shares(log_weights: Array, at: str) -> Array:
     """f[..., K], log of the weights normalized over the last axis; raises where all are zero.
 
     Args:
@@ -87,7 +88,7 @@ def log_shares(log_weights: Any, at: str) -> Any:
     return alarm(jax.nn.log_softmax(log_weights), jnp.any(jnp.all(log_weights == -jnp.inf, axis=-1)), _all_zero, at)
 
 
-def positive(log_normalizer: Any, at: str) -> Any:
+def positive(log_normalizer: Array, at: str) -> Array:
     """The log of a normalizing constant by which something is divided; raises where that is zero."""
     return alarm(log_normalizer, log_normalizer == -jnp.inf, _all_zero, at)
 
@@ -102,12 +103,12 @@ def _all_zero(at: str) -> ProgramError:
     )
 
 
-def weighted_sum(weights: Any, values: Any) -> Any:
+def weighted_sum(weights: Array, values: Array) -> Array:
     """Σ_i W_i v_i over the first axis; a value of weight 0 is not looked at."""
     w = weights.reshape(weights.shape + (1,) * (jnp.ndim(values) - 1))
     return jnp.sum(jnp.where(w != 0, w * jnp.where(w != 0, values, 0), 0), axis=0)
 
 
-def log_mean_exp(log_weights: Any) -> Any:
+def log_mean_exp(log_weights: Array) -> Array:
     """f[], log (1/K) Σ_i exp log_weights_i."""
     return jax.nn.logsumexp(log_weights) - jnp.log(log_weights.shape[0])

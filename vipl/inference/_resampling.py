@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import lax
 
+from vipl._types import Array, Float, Int, PRNGKeyArray
 from vipl.gen import Estimator, sample
 
 
 class Ancestors(dist.CategoricalLogits):
     """A Categorical whose many draws cost no more than their number: by search in the cumulated probabilities."""
 
-    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Any:
+    def sample(self, key: PRNGKeyArray, sample_shape: tuple[int, ...] = ()) -> Array:
         """i[*sample_shape]."""
         cumulated = jnp.cumsum(jax.nn.softmax(self.logits))
         u = jax.random.uniform(key, sample_shape, cumulated.dtype) * cumulated[-1]
         return jnp.minimum(jnp.searchsorted(cumulated, u, side="right"), cumulated.size - 1)
 
-    def log_prob(self, value: Any) -> Any:
+    def log_prob(self, value: Array) -> Array:
         """f[...], log of the normalized weights."""
         return jax.nn.log_softmax(self.logits)[value]
 
@@ -32,7 +32,7 @@ class Resampling(abc.ABC):
     """Base of all: one method, a program."""
 
     @abc.abstractmethod
-    def ancestors(self, log_weights: Any) -> Any:
+    def ancestors(self, log_weights: Float[Array, " num_particles"]) -> Int[Array, " num_particles"]:
         """i[K], the ancestors, each particle i as often as K W_i in expectation.
 
         Args:
@@ -59,7 +59,7 @@ class Multinomial(Resampling):
 
     estimator: Estimator | None = None
 
-    def ancestors(self, log_weights: Any) -> Any:
+    def ancestors(self, log_weights: Float[Array, " num_particles"]) -> Int[Array, " num_particles"]:
         """One site of K categories."""
         return sample("ancestors", Ancestors(log_weights).expand(log_weights.shape), self.estimator)
 
@@ -72,7 +72,7 @@ class MultinomialDropped(Dropped):
     Reference: Maddison et al. (2017), "Filtering variational objectives", section 3.2; Naesseth et al. (2018).
     """
 
-    def ancestors(self, log_weights: Any) -> Any:
+    def ancestors(self, log_weights: Float[Array, " num_particles"]) -> Int[Array, " num_particles"]:
         """One site of K categories."""
         return Multinomial().ancestors(lax.stop_gradient(log_weights))
 
@@ -85,7 +85,7 @@ class Systematic(Dropped):
     Reference: Kitagawa (1996), appendix A.
     """
 
-    def ancestors(self, log_weights: Any) -> Any:
+    def ancestors(self, log_weights: Float[Array, " num_particles"]) -> Int[Array, " num_particles"]:
         """One site, u."""
         num = log_weights.shape[0]
         return _at_positions(log_weights, sample("offset", dist.Uniform(0.0, 1.0)) + jnp.arange(num))
@@ -99,13 +99,13 @@ class Stratified(Dropped):
     Reference: Kitagawa (1996), appendix A.
     """
 
-    def ancestors(self, log_weights: Any) -> Any:
+    def ancestors(self, log_weights: Float[Array, " num_particles"]) -> Int[Array, " num_particles"]:
         """One site of K numbers."""
         num = log_weights.shape[0]
         return _at_positions(log_weights, sample("offsets", dist.Uniform(0.0, 1.0).expand([num])) + jnp.arange(num))
 
 
-def _at_positions(log_weights: Any, positions: Any) -> Any:
+def _at_positions(log_weights: Array, positions: Array) -> Array:
     """The particles whose share of the cumulated weights holds the positions, [0, K]."""
     weights = jax.nn.softmax(lax.stop_gradient(log_weights))
     cumulated = jnp.cumsum(weights)

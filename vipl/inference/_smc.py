@@ -13,10 +13,12 @@ from jax import lax
 
 from vipl import _jax
 from vipl._checks import whole_number
+from vipl._jax import Atom, Eqn, Jaxpr, Var
+from vipl._types import Array, ArrayLike, Float, Int
 from vipl.errors import ProgramError, shortened
 from vipl.gen import Program, Source
-from vipl.gen._arguments import call_maker, not_a_function
-from vipl.gen._choices import Address, match, nest
+from vipl.gen._check_arguments import call_maker, check_takes_known, not_a_function
+from vipl.gen._choices import Address, Choices, match, nest
 from vipl.gen._estimated import only
 from vipl.gen._program import merge_emits, valued
 from vipl.gen._weighing import Drawn, Given, weighing
@@ -29,6 +31,30 @@ from vipl.ir.dataflow import evaluate, plain, read
 from vipl.ir.partition import is_real
 from vipl.ir.primitives import Path, sample_p, user_frame
 from vipl.ir.sites import SiteInfo
+
+
+@jax.tree_util.register_pytree_node_class
+class Step(dict):
+    """The known choices of one step of a program that is one `scan`; what the proposal of `SMC` is a function of.
+
+    Attributes:
+      step: i[], the number of the step.
+      previous: the particle's unknown choices of the step before; zeros at first.
+    """
+
+    def __init__(self, known: Choices, step: Int[Array, ""], previous: Choices):
+        """Takes the choices in."""
+        super().__init__(known)
+        self.step, self.previous = step, previous
+
+    def tree_flatten(self) -> tuple[tuple[Choices, Int[Array, ""], Choices], None]:
+        """Pytree interface."""
+        return (dict(self), self.step, self.previous), None
+
+    @classmethod
+    def tree_unflatten(cls, _: None, children: tuple[Choices, Int[Array, ""], Choices]) -> Step:
+        """Pytree interface."""
+        return cls(*children)
 
 
 @jax.tree_util.register_dataclass
@@ -46,9 +72,8 @@ class SMC(Algorithm):
 
     Attributes:
       num_particles: K.
-      proposal: (step, previous, known) -> a source over the unknown choices of a step: its number, i[]; the
-        particle's unknown choices of the step before (zeros at first); the known choices of the step. None: the
-        program itself (the bootstrap filter).
+      proposal: a function of the known choices of a step, a `Step`, that makes a source over its unknown ones. None:
+        the program itself (the bootstrap filter).
       resampling: how ancestors are chosen, and whether derivatives pass the choice: `Multinomial()` (unbiased),
         `MultinomialDropped()`, `Systematic()`, `Stratified()` (dropped: biased derivatives).
       ess_threshold: particles are resampled only where their effective number is below this share of K; always, at
@@ -63,7 +88,7 @@ class SMC(Algorithm):
     """
 
     num_particles: int = field(metadata={"static": True})
-    proposal: Callable[[Any, dict[str, Any], dict[str, Any]], Source] | None = None
+    proposal: Callable[[Step], Source] | None = None
     resampling: Resampling = field(default_factory=Multinomial)
     ess_threshold: float = field(default=1.0, metadata={"static": True})
 
@@ -73,6 +98,8 @@ class SMC(Algorithm):
         object.__setattr__(self, "num_particles", count)
         if isinstance(self.proposal, (Source, dist.Distribution)):
             raise not_a_function(self.proposal, "proposal", "SMC")
+        if callable(self.proposal):
+            check_takes_known(self.proposal, "proposal", "SMC", ", with known.step and known.previous")
         if isinstance(self.resampling, (str, type)):
             raise self._refused("resampling", "vipl.inference.Multinomial()")
         if not is_real(self.ess_threshold):
@@ -87,11 +114,11 @@ class SMC(Algorithm):
             fix=f"pass SMC(..., {name}={example})",
         )
 
-    def particles(self, program: Source, known: dict[str, Any]) -> Particles:
+    def particles(self, program: Source, known: Choices) -> Particles:
         """Runs the filter: whole trajectories with their last weights."""
         return _run(self, parts_of(program, known), {})
 
-    def conditional(self, program: Source, known: dict[str, Any], first: First) -> Any:
+    def conditional(self, program: Source, known: Choices, first: First) -> Float[Array, ""]:
         """Runs the filter with `first` as the trajectory of the first particle, which always survives."""
         if not isinstance(self.resampling, (Multinomial, MultinomialDropped)):
             raise ProgramError(
@@ -120,9 +147,9 @@ class Parts(NamedTuple):
     """
 
     name: str
-    jaxpr: Any
+    jaxpr: Jaxpr
     at: int
-    known: dict[Path, Any]
+    known: dict[Path, Array]
     unknown: list[SiteInfo]
     addresses: dict[Path, Address]
 
@@ -132,7 +159,7 @@ class Parts(NamedTuple):
         return [p for p in self.unknown if p.path[0] == self.at]
 
 
-def parts_of(program: Source, known: dict[str, Any]) -> Parts:
+def parts_of(program: Source, known: Choices) -> Parts:
     """Takes a program apart; raises where it is not one scan, and sites before it."""
     if not isinstance(program, Program):
         raise _shape(program.name, f"a {type(program).__name__}")
@@ -159,7 +186,7 @@ def _shape(name: str, got: str) -> ProgramError:
     )
 
 
-def _run(smc: SMC, parts: Parts, mine: dict[Path, Any]) -> Particles:
+def _run(smc: SMC, parts: Parts, mine: dict[Path, Array]) -> Particles:
     """The filter; with `mine`, the first particle takes those values."""
     steps = steps_of(parts)
     num_carry, options = len(steps.carry), steps.options
@@ -195,9 +222,8 @@ def _run(smc: SMC, parts: Parts, mine: dict[Path, Any]) -> Particles:
             site_inputs, log_q = step_given, jnp.zeros(())
             if smc.proposal is not None:
                 known = {parts.addresses[p]: g["known"] for p, g in step_given.items() if "known" in g}
-                source = call_maker(
-                    smc.proposal, (number, merge_emits(in_steps, previous), nest(known)), "proposal", "SMC"
-                )
+                known = Step(nest(known), number, merge_emits(in_steps, previous))
+                source = call_maker(smc.proposal, known, "proposal", "SMC")
                 proposed, log_q = _proposed(source, k, step_given, parts)
                 site_inputs = step_given | proposed
             out = run(steps.body, [*steps.fixed, *carry, *x], _interpreter(k), site_inputs, (parts.at,))
@@ -226,7 +252,7 @@ def _run(smc: SMC, parts: Parts, mine: dict[Path, Any]) -> Particles:
     return Particles(choices, log_w, log_z + log_mean_exp(log_w))
 
 
-def _interpreter(k: Any) -> Interpreter:
+def _interpreter(k: Array) -> Interpreter:
     """Weighs known and proposed values, draws the others; the first lane takes a value that is `mine`."""
 
     def policy(_, given):
@@ -240,7 +266,9 @@ def _interpreter(k: Any) -> Interpreter:
     return weighing(policy, name="smc")
 
 
-def _proposed(source: Source, k: Any, given: dict[Path, Any], parts: Parts) -> tuple[dict[Path, Any], Any]:
+def _proposed(
+    source: Source, k: Array, given: dict[Path, dict[str, Array]], parts: Parts
+) -> tuple[dict[Path, dict[str, Array]], Array]:
     """What a proposal draws for the unknown choices of a step, and its log density; the first lane's are `mine`."""
     steps = parts.in_steps
     trace = source.simulate()
@@ -266,12 +294,12 @@ class Steps(NamedTuple):
       options: of the scan.
     """
 
-    env: dict[Any, Any]
-    before: Sequence[Any]
-    carry: Sequence[Any]
-    body: Any
-    fixed: list[Any]
-    xs: list[Any]
+    env: dict[Var, ArrayLike]
+    before: Sequence[Eqn]
+    carry: Sequence[Atom]
+    body: Jaxpr
+    fixed: list[ArrayLike]
+    xs: list[Array]
     options: dict[str, Any]
 
 
@@ -288,7 +316,7 @@ def steps_of(parts: Parts) -> Steps:
     return Steps(env, before, carry, body, fixed, xs, options)
 
 
-def _shared_values(before: Sequence[Any], env: dict[Any, Any], parts: Parts) -> dict[Any, Any]:
+def _shared_values(before: Sequence[Eqn], env: dict[Var, ArrayLike], parts: Parts) -> dict[Var, ArrayLike | None]:
     """The values before the scan, the same for all particles; None where they depend on unknown choices."""
 
     def visit(i, eqn, values):
@@ -302,7 +330,7 @@ def _shared_values(before: Sequence[Any], env: dict[Any, Any], parts: Parts) -> 
     return evaluate(before, env, visit)
 
 
-def _entering(env: dict[Any, Any], variables: Sequence[Any], name: str) -> list[Any]:
+def _entering(env: dict[Var, ArrayLike | None], variables: Sequence[Atom], name: str) -> list[Any]:
     """What enters the scan beside the carry; raises where it depends on unknown choices."""
     values = read(env, variables)
     if all(x is not None for x in values):

@@ -9,12 +9,15 @@ a pytree of parameters and a function that puts the module together again, and m
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
+from vipl._types import PyTree
 from vipl.errors import ProgramError
 
+M = TypeVar("M")
 
-def functional(module: Any) -> tuple[Any, Callable[[Any], Any]]:
+
+def functional(module: M) -> tuple[PyTree, Callable[[PyTree], M]]:
     """Splits a Flax NNX module into its parameters and a function that rebuilds it.
 
     apply(params) is the module with those parameters; inside a program, call it on the program's argument.
@@ -50,13 +53,13 @@ def functional(module: Any) -> tuple[Any, Callable[[Any], Any]]:
     graph, params, rest = nnx.split(module, nnx.Param, ...)
     _refuse_state(module, rest)
 
-    def apply(params: Any) -> Any:
+    def apply(params: PyTree) -> M:
         return nnx.merge(graph, params)
 
     return nnx.to_pure_dict(params), apply
 
 
-def _refuse_state(module: Any, rest: Any) -> None:
+def _refuse_state(module: object, rest: PyTree) -> None:
     from flax import nnx
 
     found = [(path, type(leaf).__name__) for path, leaf in nnx.to_flat_state(rest)]

@@ -5,18 +5,20 @@ Throughout: z ~ q are the guide's choices, y the data, p the model's density, w 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from vipl._types import Array, Float
 from vipl.analysis.stop_gradients import hold
 from vipl.errors import EstimatorError, ProgramError
 from vipl.estimators import ImplicitReparam, Reparam
 from vipl.gen import Source
-from vipl.gen._arguments import Real, checked
-from vipl.gen._choices import merge
+from vipl.gen._check_arguments import Real, checked
+from vipl.gen._choices import Addresses, Choices, merge
 from vipl.inference import Algorithm, Importance, Proposal
 from vipl.inference._algorithms import the_algorithm
 from vipl.inference._marginal import marginal, normalize
@@ -26,7 +28,7 @@ from vipl.ir.stage import stage_program
 
 
 @checked
-def elbo(model: Source, guide: Source, data: dict[str, Any]) -> Any:
+def elbo(model: Source, guide: Source, data: Choices) -> Float[Array, ""]:
     """Evidence lower bound.
 
     L = E[log p(z, y) - log q(z)] <= log p(y), with equality for the exact posterior.
@@ -45,7 +47,7 @@ def elbo(model: Source, guide: Source, data: dict[str, Any]) -> Any:
 
 
 @checked
-def beta_elbo(model: Source, guide: Source, data: dict[str, Any], beta: Real) -> Any:
+def beta_elbo(model: Source, guide: Source, data: Choices, beta: Real) -> Float[Array, ""]:
     """Evidence lower bound with a weight on the divergence; annealed, where the weight changes from step to step.
 
     L_β = E[log p(y | z) - β (log q(z) - log p(z))].   L_1 is `elbo`.   A bound of log p(y) for β >= 1.
@@ -66,7 +68,7 @@ def beta_elbo(model: Source, guide: Source, data: dict[str, Any], beta: Real) ->
 
 
 @checked
-def iwelbo(model: Source, guide: Source, data: dict[str, Any], *, num_particles: int) -> Any:
+def iwelbo(model: Source, guide: Source, data: Choices, *, num_particles: int) -> Float[Array, ""]:
     """Importance weighted bound.
 
     L_K = E[log (1/K) Σ_k w_k],  z_k ~ q.   L_1 is `elbo`; L_K grows with K to log p(y).
@@ -85,7 +87,7 @@ def iwelbo(model: Source, guide: Source, data: dict[str, Any], *, num_particles:
 
 
 @checked
-def miwae(model: Source, guide: Source, data: dict[str, Any], *, num_bounds: int, num_particles: int) -> Any:
+def miwae(model: Source, guide: Source, data: Choices, *, num_bounds: int, num_particles: int) -> Float[Array, ""]:
     """The mean of several importance weighted bounds: the value of one, less noise in its gradient.
 
     (1/M) Σ_m log (1/K) Σ_k w_mk.   Unbiased for L_K of `iwelbo`.
@@ -104,7 +106,7 @@ def miwae(model: Source, guide: Source, data: dict[str, Any], *, num_bounds: int
 
 
 @checked
-def ciwae(model: Source, guide: Source, data: dict[str, Any], beta: Real, *, num_particles: int) -> Any:
+def ciwae(model: Source, guide: Source, data: Choices, beta: Real, *, num_particles: int) -> Float[Array, ""]:
     """A convex combination of two bounds on the same particles.
 
     β (1/K) Σ_k log w_k + (1 - β) log (1/K) Σ_k w_k.   Unbiased for β L_1 + (1 - β) L_K.
@@ -119,11 +121,11 @@ def ciwae(model: Source, guide: Source, data: dict[str, Any], beta: Real, *, num
     Reference: Rainforth et al. (2018), eq. (9).
     """
     particles = normalize(model, data, Importance(num_particles, guide)).particles()
-    return beta * jnp.mean(particles.log_weights) + (1.0 - beta) * particles.log_normalizer
+    return beta * jnp.mean(particles.log_weights) + (1.0 - beta) * particles.log_normalizer  # type: ignore[return-value]
 
 
 @checked
-def piwae(model: Source, guide: Source, data: dict[str, Any], *, num_bounds: int, num_particles: int) -> Any:
+def piwae(model: Source, guide: Source, data: Choices, *, num_bounds: int, num_particles: int) -> Float[Array, ""]:
     """One bound for the model, another for the guide.
 
     Value: that of `miwae` with M bounds of K particles. Gradient in the model's parameters: that of `iwelbo` with M K
@@ -153,7 +155,7 @@ def piwae(model: Source, guide: Source, data: dict[str, Any], *, num_bounds: int
 
 
 @checked
-def hvi(model: Source, guide: Source, data: dict[str, Any], keep: Any) -> Any:
+def hvi(model: Source, guide: Source, data: Choices, keep: Any) -> Float[Array, ""]:
     """Hierarchical variational inference: a guide with auxiliary choices, of which some are kept.
 
     E[log p(z, y) - log q(z, a) + log r(a | z)], with r the guide's own law of a: the ELBO with
@@ -172,8 +174,8 @@ def hvi(model: Source, guide: Source, data: dict[str, Any], keep: Any) -> Any:
 
 @checked
 def iwhvi(
-    model: Source, guide: Source, data: dict[str, Any], keep: Any, *, num_inner: int, proposal: Proposal | None = None
-) -> Any:
+    model: Source, guide: Source, data: Choices, keep: Addresses, *, num_inner: int, proposal: Proposal | None = None
+) -> Float[Array, ""]:
     """Importance weighted hierarchical variational inference: `hvi` with a tighter estimate of the guide's density.
 
     E[log p(z, y) - log (1/K) Σ_k q(z, a_k) / r(a_k | z)], a_1 drawn with z, the others from r.
@@ -198,13 +200,13 @@ def iwhvi(
 def diwhvi(
     model: Source,
     guide: Source,
-    data: dict[str, Any],
-    keep: Any,
+    data: Choices,
+    keep: Addresses,
     *,
     num_outer: int,
     num_inner: int,
     proposal: Proposal | None = None,
-) -> Any:
+) -> Float[Array, ""]:
     """Doubly importance weighted hierarchical variational inference: `iwelbo` with the guide of `iwhvi`.
 
     E[log (1/M) Σ_m p(z_m, y) / ŵ_m], ŵ_m the estimated density of z_m.   Unbiased for this bound.
@@ -226,7 +228,7 @@ def diwhvi(
 
 
 @checked
-def renyi(model: Source, guide: Source, data: dict[str, Any], alpha: Real, *, num_particles: int) -> Any:
+def renyi(model: Source, guide: Source, data: Choices, alpha: Real, *, num_particles: int) -> Float[Array, ""]:
     """Renyi bound of order alpha.
 
     E[1 / (1 - α) log (1/K) Σ_k w_k^(1 - α)];   α = 0: `iwelbo`;   α -> 1: `elbo`, which is what α = 1 computes.
@@ -246,13 +248,13 @@ def renyi(model: Source, guide: Source, data: dict[str, Any], alpha: Real, *, nu
     particles = normalize(model, data, Importance(num_particles, guide)).particles()
     if alpha == 1:
         return jnp.mean(particles.log_weights)
-    return log_mean_exp((1.0 - alpha) * particles.log_weights) / (1.0 - alpha)
+    return log_mean_exp((1.0 - alpha) * particles.log_weights) / (1.0 - alpha)  # type: ignore[arg-type]
 
 
 @checked
 def chi_upper_bound(
-    model: Source, guide: Source, data: dict[str, Any], *, order: Real = 2.0, num_particles: int
-) -> Any:
+    model: Source, guide: Source, data: Choices, *, order: Real = 2.0, num_particles: int
+) -> Float[Array, ""]:
     """Chi upper bound of the log evidence.
 
     E[(1/n) log (1/K) Σ_k w_k^n];   for K -> ∞ this is (1/n) log E[w^n] >= log p(y), from below.
@@ -269,11 +271,13 @@ def chi_upper_bound(
     Reference: Dieng et al. (2017), eq. (5).
     """
     particles = normalize(model, data, Importance(num_particles, guide)).particles()
-    return log_mean_exp(order * particles.log_weights) / order
+    return log_mean_exp(order * particles.log_weights) / order  # type: ignore[arg-type]
 
 
 @checked
-def thermodynamic(model: Source, guide: Source, data: dict[str, Any], betas: Real, *, num_particles: int) -> Any:
+def thermodynamic(
+    model: Source, guide: Source, data: Choices, betas: Real | Sequence[float], *, num_particles: int
+) -> Float[Array, ""]:
     """Thermodynamic variational objective: a left Riemann sum of the path from q to the posterior.
 
     log p(y) = ∫_0^1 E_{π_β}[log w] dβ,   π_β ∝ q^(1 - β) p^β;   TVO = Σ_i (β_{i+1} - β_i) E_{π_βi}[log w] <= log p(y).
@@ -300,7 +304,7 @@ def thermodynamic(model: Source, guide: Source, data: dict[str, Any], betas: Rea
 
 
 @checked
-def fivo(model: Source, data: dict[str, Any], algorithm: Algorithm) -> Any:
+def fivo(model: Source, data: Choices, algorithm: Algorithm) -> Float[Array, ""]:
     """Bound by any algorithm that estimates the evidence: with `SMC`, the filtering variational objective.
 
     E[log Ẑ] <= log p(y), since E[Ẑ] = p(y).   With `Importance(K, guide)`: `iwelbo`.
@@ -350,7 +354,7 @@ def _pathwise_guide(guide: Source, who: str) -> None:
 
 
 @checked
-def sticking_the_landing(model: Source, guide: Source, data: dict[str, Any]) -> Any:
+def sticking_the_landing(model: Source, guide: Source, data: Choices) -> Float[Array, ""]:
     """`elbo` whose gradient leaves out the score of the guide, which has mean zero.
 
     ∇ = E[∇_z (log p(z, y) - log q_φ(z)) ∂z/∂φ]:   zero without noise where q is the exact posterior.
@@ -372,7 +376,7 @@ def sticking_the_landing(model: Source, guide: Source, data: dict[str, Any]) -> 
 
 
 @checked
-def doubly_reparametrized(model: Source, guide: Source, data: dict[str, Any], *, num_particles: int) -> Any:
+def doubly_reparametrized(model: Source, guide: Source, data: Choices, *, num_particles: int) -> Float[Array, ""]:
     """`iwelbo` with the doubly reparametrized gradient of the guide.
 
     ∇_φ = E[Σ_k W_k² ∂log w_k/∂z_k ∂z_k/∂φ],   ∇_θ = E[Σ_k W_k ∂log w_k/∂θ],   W the normalized weights.

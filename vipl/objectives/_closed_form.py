@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
+from vipl._types import Array, ArrayLike, Float
 from vipl.gen import Program
-from vipl.gen._arguments import checked
-from vipl.gen._choices import match, merge
+from vipl.gen._check_arguments import checked
+from vipl.gen._choices import Address, Choices, match, merge
 from vipl.gen._program import merge_emits, valued
 from vipl.gen._weighing import Drawn, Given, weighing
 from vipl.interpret.interpreter import run
@@ -19,7 +18,7 @@ from vipl.ir.sites import SiteInfo
 
 
 @checked
-def elbo_with_kl(model: Program, guide: Program, data: dict[str, Any]) -> Any:
+def elbo_with_kl(model: Program, guide: Program, data: Choices) -> Float[Array, ""]:
     """Evidence lower bound, the divergence of each site in closed form where NumPyro has one.
 
     L = E[log p(y | z) - Σ_i KL(q(z_i | z_<i) || p(z_i | z_<i))],   the value of `elbo` with less noise.
@@ -53,7 +52,7 @@ def elbo_with_kl(model: Program, guide: Program, data: dict[str, Any]) -> Any:
     sources = {
         p.site.address: (p.site.distribution, emits[p.path][1]) for p in valued(found_q) if p.site.address in closed
     }
-    site_inputs: dict[Path, Any] = {
+    site_inputs: dict[Path, tuple[Array, tuple[ArrayLike, ...]]] = {
         p.path: (given[p.site.address], sources[p.site.address][1] if p.site.address in closed else ())
         for p in valued(found_p)
     }
@@ -72,21 +71,28 @@ def elbo_with_kl(model: Program, guide: Program, data: dict[str, Any]) -> Any:
     return totals.get("log_w", jnp.zeros(())) - log_q
 
 
-def _in_closed_form(of_model: list[SiteInfo], of_guide: list[SiteInfo]) -> set[tuple[str, ...]]:
+def _in_closed_form(of_model: list[SiteInfo], of_guide: list[SiteInfo]) -> set[Address]:
     """The addresses whose divergence is taken in closed form."""
-    order_p = list(dict.fromkeys(p.site.address for p in of_model))
-    order_q = list(dict.fromkeys(p.site.address for p in of_guide))
-    common = [a for a in order_p if a in set(order_q)]
-    if common != [a for a in order_q if a in set(order_p)]:
+    in_model, in_guide = _by_address(of_model), _by_address(of_guide)
+    common = [a for a in in_model if a in in_guide]
+    if common != [a for a in in_guide if a in in_model]:
         return set()
-    closed = set()
-    for address in common:
-        p = [x for x in of_model if x.site.address == address]
-        q = [x for x in of_guide if x.site.address == address]
-        if len(p) == len(q) == 1 and _plain(p[0]) and _plain(q[0]) and p[0].loops == q[0].loops:
-            if _has_divergence(q[0], p[0]):
-                closed.add(address)
-    return closed
+    return {a for a in common if _has_closed_form(in_guide[a], in_model[a])}
+
+
+def _by_address(found: list[SiteInfo]) -> dict[Address, list[SiteInfo]]:
+    """The places of each address, in the order in which the addresses are met first."""
+    places: dict[Address, list[SiteInfo]] = {}
+    for info in found:
+        places.setdefault(info.site.address, []).append(info)
+    return places
+
+
+def _has_closed_form(q: list[SiteInfo], p: list[SiteInfo]) -> bool:
+    """Whether the guide and the model have one place each, in the same lanes, and a divergence between them."""
+    if len(q) > 1 or len(p) > 1 or q[0].loops != p[0].loops:
+        return False
+    return _plain(q[0]) and _plain(p[0]) and _has_divergence(q[0], p[0])
 
 
 def _plain(info: SiteInfo) -> bool:
@@ -104,7 +110,7 @@ def _has_divergence(q: SiteInfo, p: SiteInfo) -> bool:
     return True
 
 
-def _divergence(q: Any, p: Any) -> Any:
+def _divergence(q: dist.Distribution, p: dist.Distribution) -> ArrayLike:
     """KL(q || p) by NumPyro; independent Normals beside a MultivariateNormal are one with a diagonal covariance."""
     if isinstance(p, dist.MultivariateNormal):
         q = _as_multivariate(q, p)
@@ -113,7 +119,7 @@ def _divergence(q: Any, p: Any) -> Any:
     return dist.kl_divergence(q, p)
 
 
-def _as_multivariate(d: Any, like: dist.MultivariateNormal) -> Any:
+def _as_multivariate(d: dist.Distribution, like: dist.MultivariateNormal) -> dist.Distribution:
     """Normals over arrays of the same shape as a MultivariateNormal; anything else stays what it is."""
     base = d
     while isinstance(base, (dist.Independent, dist.ExpandedDistribution)):

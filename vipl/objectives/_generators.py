@@ -9,20 +9,21 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from vipl._types import Array, Float
 
 
 class Generator(abc.ABC):
     """Base of the generators of `f_divergence`; hashable objects."""
 
     @abc.abstractmethod
-    def of_log_ratio(self, log_ratio: Any) -> Any:
+    def of_log_ratio(self, log_ratio: Float[Array, ""]) -> Float[Array, ""]:
         """f(exp(l)), for l = log p(z) - log q(z): f[]."""
 
-    def __call__(self, ratio: Any) -> Any:
+    def __call__(self, ratio: Float[Array, ""]) -> Float[Array, ""]:
         """f(t), by the logarithm of t."""
         return self.of_log_ratio(jnp.log(ratio))
 
@@ -31,7 +32,7 @@ class Generator(abc.ABC):
 class ForwardKL(Generator):
     """KL(p || q): f(t) = t log t."""
 
-    def of_log_ratio(self, log_ratio: Any) -> Any:
+    def of_log_ratio(self, log_ratio: Float[Array, ""]) -> Float[Array, ""]:
         """Exp(l) l; 0 where p is 0."""
         possible = log_ratio > -jnp.inf
         safe = jnp.where(possible | jnp.isnan(log_ratio), log_ratio, 0.0)
@@ -42,7 +43,7 @@ class ForwardKL(Generator):
 class ReverseKL(Generator):
     """KL(q || p): f(t) = -log t."""
 
-    def of_log_ratio(self, log_ratio: Any) -> Any:
+    def of_log_ratio(self, log_ratio: Float[Array, ""]) -> Float[Array, ""]:
         """-l."""
         return -log_ratio
 
@@ -51,7 +52,7 @@ class ReverseKL(Generator):
 class ChiSquared(Generator):
     """Pearson's chi-squared divergence: f(t) = (t - 1)²."""
 
-    def of_log_ratio(self, log_ratio: Any) -> Any:
+    def of_log_ratio(self, log_ratio: Float[Array, ""]) -> Float[Array, ""]:
         """(exp(l) - 1)²."""
         return jnp.expm1(log_ratio) ** 2
 
@@ -60,7 +61,7 @@ class ChiSquared(Generator):
 class TotalVariation(Generator):
     """Total variation distance: f(t) = |t - 1| / 2."""
 
-    def of_log_ratio(self, log_ratio: Any) -> Any:
+    def of_log_ratio(self, log_ratio: Float[Array, ""]) -> Float[Array, ""]:
         """|exp(l) - 1| / 2."""
         return jnp.abs(jnp.expm1(log_ratio)) / 2.0
 
@@ -69,7 +70,7 @@ class TotalVariation(Generator):
 class SquaredHellinger(Generator):
     """Squared Hellinger distance, without the factor 1/2: f(t) = (sqrt t - 1)²."""
 
-    def of_log_ratio(self, log_ratio: Any) -> Any:
+    def of_log_ratio(self, log_ratio: Float[Array, ""]) -> Float[Array, ""]:
         """(exp(l / 2) - 1)²."""
         return jnp.expm1(log_ratio / 2.0) ** 2
 
@@ -78,7 +79,7 @@ class SquaredHellinger(Generator):
 class JensenShannon(Generator):
     """Jensen-Shannon divergence, (KL(p || m) + KL(q || m)) / 2 with m = (p + q) / 2."""
 
-    def of_log_ratio(self, log_ratio: Any) -> Any:
+    def of_log_ratio(self, log_ratio: Float[Array, ""]) -> Float[Array, ""]:
         """(t log(2 t / (1 + t)) + log(2 / (1 + t))) / 2."""
         log_2 = jnp.log(2.0)
         first = ForwardKL().of_log_ratio(log_ratio) - jnp.exp(log_ratio) * (jax.nn.softplus(log_ratio) - log_2)
@@ -93,8 +94,8 @@ class OfLogRatio(Generator):
       fn: l -> f(exp(l)).
     """
 
-    fn: Callable[[Any], Any]
+    fn: Callable[[Float[Array, ""]], Float[Array, ""]]
 
-    def of_log_ratio(self, log_ratio: Any) -> Any:
+    def of_log_ratio(self, log_ratio: Float[Array, ""]) -> Float[Array, ""]:
         """The function's value."""
         return self.fn(log_ratio)

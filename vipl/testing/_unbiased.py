@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
+from vipl._types import PRNGKeyArray, PyTree
 from vipl.cache.programs import keep
+
+Numbers = np.ndarray | np.floating
 
 
 class Check(NamedTuple):
@@ -21,18 +24,18 @@ class Check(NamedTuple):
       z: f[...], |mean - exact| in standard errors.
     """
 
-    mean: Any
-    se: Any
-    z: Any
+    mean: PyTree
+    se: PyTree
+    z: PyTree
 
 
 def assert_unbiased(
-    draw: Callable[..., Any],
-    exact: Any,
+    draw: Callable[..., PyTree],
+    exact: PyTree,
     *,
-    key: Any,
-    resolution: Any,
-    args: tuple[Any, ...] = (),
+    key: PRNGKeyArray,
+    resolution: PyTree,
+    args: tuple[PyTree, ...] = (),
     num: int | None = None,
     batch: int = 8192,
     z_max: float = 5.0,
@@ -67,46 +70,55 @@ def assert_unbiased(
     exacts = [np.asarray(x, np.float64) for x in leaves]
     resolutions = [float(np.min(r)) for r in jax.tree.leaves(resolution)]
     resolutions = resolutions * len(exacts) if len(resolutions) == 1 else resolutions
-
     many = keep("draws", (draw,), None, lambda keys, *args: jax.vmap(lambda key: draw(key, *args))(keys))
 
-    def moments(key: Any, num: int) -> list[tuple[Any, Any]]:
-        """Mean and variance of draw - exact, number by number."""
-        size = min(batch, num)
-        rounds = math.ceil(num / size)
-        sums = [(np.zeros_like(x), np.zeros_like(x)) for x in exacts]
-        for keys in jax.random.split(key, (rounds, size)):
-            flat, structure = jax.tree.flatten(many(keys, *args))
-            if structure != treedef or [x.shape[1:] for x in flat] != [x.shape for x in exacts]:
-                raise AssertionError(f"draw returns {structure}, exact is {treedef}, or shapes differ")
-            centered = [np.asarray(x, np.float64) - e for x, e in zip(flat, exacts, strict=True)]
-            sums = [(s + c.sum(0), q + (c**2).sum(0)) for (s, q), c in zip(sums, centered, strict=True)]
-        means = [(s / (rounds * size), q / (rounds * size)) for s, q in sums]
-        return [(s, np.maximum(q - s**2, 0.0)) for s, q in means]
+    def draws(key: PRNGKeyArray, num: int) -> list[_Moments]:
+        batches = jax.random.split(key, (math.ceil(num / batch), min(batch, num)))
+        return _moments((many(keys, *args) for keys in batches), exacts, treedef)
 
-    def needed(drawn: list[tuple[Any, Any]], margin: float) -> int:
-        """How many draws of these variances the power needs."""
-        wanted = [
-            (margin * (z_max + 3.0) / r) ** 2 * np.max(v, initial=0.0)
-            for (_, v), r in zip(drawn, resolutions, strict=True)
-        ]
-        return int(min(max(batch, *wanted), 2e7))
+    def needed(drawn: list[_Moments], margin: float) -> int:
+        return _needed(drawn, resolutions, margin * (z_max + 3.0), batch)
 
     if num is None:
         pilot_key, key, again = jax.random.split(key, 3)
-        num = _whole(needed(moments(pilot_key, batch), 1.15), batch)
-        drawn = moments(key, num)
+        num = _whole(needed(draws(pilot_key, batch), 1.15), batch)
+        drawn = draws(key, num)
         if needed(drawn, 1.0) > num:  # the pilot missed a tail
             num = _whole(needed(drawn, 1.15), batch)
-            drawn = moments(again, num)
+            drawn = draws(again, num)
     else:
         num = _whole(num, batch)
-        drawn = moments(key, num)
-    results = [
-        _check(bias, variance, num, x, z_max, r)
-        for (bias, variance), x, r in zip(drawn, exacts, resolutions, strict=True)
-    ]
+        drawn = draws(key, num)
+    results = [_check(m, num, x, z_max, r) for m, x, r in zip(drawn, exacts, resolutions, strict=True)]
     return Check(*(jax.tree.unflatten(treedef, list(column)) for column in zip(*results, strict=True)))
+
+
+class _Moments(NamedTuple):
+    """Mean and variance of draw - exact, number by number: both f[...]."""
+
+    bias: Numbers
+    variance: Numbers
+
+
+def _moments(batches: Iterable[PyTree], exacts: list[np.ndarray], treedef: object) -> list[_Moments]:
+    """The moments of each leaf over batches of draws, whose leaves have a leading axis over the draws."""
+    sums, num = [(np.zeros_like(x), np.zeros_like(x)) for x in exacts], 0
+    for drawn in batches:
+        flat, structure = jax.tree.flatten(drawn)
+        if structure != treedef or [x.shape[1:] for x in flat] != [x.shape for x in exacts]:
+            raise AssertionError(f"draw returns {structure}, exact is {treedef}, or shapes differ")
+        centered = [np.asarray(x, np.float64) - e for x, e in zip(flat, exacts, strict=True)]
+        sums = [(s + c.sum(0), q + (c**2).sum(0)) for (s, q), c in zip(sums, centered, strict=True)]
+        num += flat[0].shape[0] if flat else 0
+    means = [(s / num, q / num) for s, q in sums]
+    return [_Moments(s, np.maximum(q - s**2, 0.0)) for s, q in means]
+
+
+def _needed(drawn: list[_Moments], resolutions: list[float], margin: float, batch: int) -> int:
+    """How many draws of these variances make `margin` standard errors as small as the resolutions."""
+    pairs = zip(drawn, resolutions, strict=True)
+    wanted = [(margin / r) ** 2 * np.max(m.variance, initial=0.0) for m, r in pairs]
+    return int(min(max(batch, *wanted), 2e7))
 
 
 def _whole(num: int, batch: int) -> int:
@@ -115,7 +127,11 @@ def _whole(num: int, batch: int) -> int:
     return math.ceil(num / size) * size
 
 
-def _check(bias: Any, variance: Any, num: int, exact: Any, z_max: float, resolution: float) -> tuple[Any, Any, Any]:
+def _check(
+    moments: _Moments, num: int, exact: np.ndarray, z_max: float, resolution: float
+) -> tuple[Numbers, Numbers, Numbers]:
+    """Mean, standard error and z; raises where z is too large, or the standard error."""
+    bias, variance = moments
     if not (np.isfinite(bias).all() and np.isfinite(variance).all()):
         raise AssertionError(f"a draw is not finite: mean {bias + exact}")
     se = np.sqrt(variance / num)

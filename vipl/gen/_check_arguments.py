@@ -13,18 +13,19 @@ from typing import Any
 import numpyro.distributions as dist
 
 from vipl._checks import whole_number
+from vipl._types import ArrayLike, Shaped
 from vipl.errors import ProgramError, show_aval
-from vipl.gen._choices import flatten
+from vipl.gen._choices import Choices, flatten
 from vipl.gen._program import GenerativeFunction, Program
 from vipl.gen._source import Source, Trace
 from vipl.ir.partition import is_real
 from vipl.ir.primitives import user_frame
 
-Real = Any
-"""A real number, an array of them, or a list; `checked` looks at it."""
+Real = Shaped[ArrayLike, "..."]
+"""A real number, or an array of them; `checked` looks at it."""
 
 
-def check_source(source: Any, role: str, who: str, *, program: bool = False) -> None:
+def check_source(source: object, role: str, who: str, *, program: bool = False) -> None:
     """Raises where something is not a program that was applied to its arguments, or another source.
 
     Args:
@@ -46,7 +47,7 @@ def check_source(source: Any, role: str, who: str, *, program: bool = False) -> 
     )
 
 
-def _what(source: Any, role: str) -> tuple[str, str]:
+def _what(source: object, role: str) -> tuple[str, str]:
     """What is given instead of a source, and what to write."""
     if isinstance(source, Source):
         return source.name, "write it as one program, whose sites are distributions"
@@ -67,16 +68,46 @@ def _what(source: Any, role: str) -> tuple[str, str]:
     return show_aval(source), f"pass a program as the {role}"
 
 
-def call_maker(maker: Any, args: tuple[Any, ...], role: str, who: str) -> Source:
+def call_maker(maker: object, known: Choices, role: str, who: str) -> Source:
     """The source that a function of known choices makes (a proposal, a guide); raises where it makes none."""
     if not callable(maker):
         raise not_a_function(maker, role, who)
-    source: Any = maker(*args)
+    check_takes_known(maker, role, who)
+    source: Any = maker(known)
     check_source(source, f"{role}'s result", who)
     return source
 
 
-def not_a_function(given: Any, role: str, who: str) -> ProgramError:
+def check_takes_known(maker: Callable, role: str, who: str, and_more: str = "") -> None:
+    """Raises where a function cannot be called with the known choices alone.
+
+    Args:
+      maker: the function.
+      role: the argument's name.
+      who: the function that wants it.
+      and_more: what the error says of the known choices besides.
+    """
+    try:
+        signature = inspect.signature(maker)
+    except (TypeError, ValueError):  # of a builtin, which does not say
+        return
+    try:
+        signature.bind(None)
+    except TypeError:
+        is_program = isinstance(maker, GenerativeFunction)
+        what, name = (
+            (f"the generative function {maker.name}", maker.name) if is_program else ("a function of ", "program")
+        )
+        raise ProgramError(
+            f"the {role} of {who} is not a function of one argument.",
+            at=user_frame(),
+            got=f"{what}({', '.join(signature.parameters)})",
+            expected="a function of the known choices",
+            fix=f"write lambda known: {name}({'...' if signature.parameters else ''}){and_more}",
+        ) from None
+
+
+def not_a_function(given: object, role: str, who: str) -> ProgramError:
     """The error where a source stands in the place of a function that makes one."""
     got = f"{given.name}(...), already applied" if isinstance(given, Program) else _what(given, role)[0]
     return ProgramError(
@@ -88,12 +119,12 @@ def not_a_function(given: Any, role: str, who: str) -> ProgramError:
     )
 
 
-def checked(fn: Callable | None = None, **least: int) -> Any:
+def checked(fn: Callable | None = None, **least: int) -> Callable:
     """Lets a function check its arguments by their annotations, before anything else; a decorator.
 
     Arguments annotated `Source` or `Program` have to be one, those annotated `int` integers that are known when the
     program is staged, those annotated `Real` real numbers, those annotated `Callable` functions, and those annotated
-    `dict[str, Any]` choices.
+    `Choices` choices.
 
     Args:
       fn: the function; its annotations are strings.
@@ -104,7 +135,7 @@ def checked(fn: Callable | None = None, **least: int) -> Any:
     signature, name = inspect.signature(fn), fn.__name__
 
     @functools.wraps(fn)
-    def function(*args: Any, **kwargs: Any) -> Any:
+    def function(*args, **kwargs):
         given = signature.bind(*args, **kwargs)
         for role, value in given.arguments.items():
             kind = signature.parameters[role].annotation
@@ -113,18 +144,18 @@ def checked(fn: Callable | None = None, **least: int) -> Any:
             elif kind == "int":
                 at = f"{name} in {user_frame()}"
                 given.arguments[role] = whole_number(value, role, at, least=least.get(role, 1))
-            elif kind == "Real":
+            elif kind.startswith("Real"):
                 _check_real(value, role, name)
             elif kind.startswith("Callable") and not callable(value):
                 raise not_a_function(value, role, name)
-            elif kind == "dict[str, Any]":
+            elif kind == "Choices":
                 flatten(value, f"the {role} of {name} in {user_frame()}")
         return fn(*given.args, **given.kwargs)
 
     return function
 
 
-def _check_real(value: Any, role: str, who: str) -> None:
+def _check_real(value: object, role: str, who: str) -> None:
     if is_real(value) or (isinstance(value, (tuple, list)) and value and all(map(is_real, value))):
         return
     raise ProgramError(

@@ -7,16 +7,16 @@ outside, or whose density refers to another measure, is an error; of all others 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from vipl._jax import Tracer
+from vipl._types import Array
 from vipl.analysis.regions import POINT, Region, continuous
 from vipl.analysis.supports import ENTERS, Drawn, mark, origin, verdict
 from vipl.errors import SupportError
 from vipl.ir.primitives import Site
 
 
-def lies_inside(value: Any, sites: Sequence[Site]) -> bool:
+def lies_inside(value: Array, sites: Sequence[Site]) -> bool:
     """Whether a value surely lies in the support of its site; raises where its own support is another.
 
     Branches of a `cond` may share an address: a verdict has to hold for all of their sites.
@@ -36,7 +36,8 @@ def lies_inside(value: Any, sites: Sequence[Site]) -> bool:
 
 def _refuse(drawn: Drawn, about: tuple[str, Region]) -> SupportError:
     at, wanted = about
-    got: Any = drawn.region
+    got = drawn.region
+    assert got is not None
     on_support = "TransformedDistribution(base, biject_to(model_distribution.support))"
     fix = f"draw it from a distribution on that support, e.g. {on_support}"
     if wanted.measure == POINT:

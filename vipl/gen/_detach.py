@@ -11,21 +11,25 @@ import functools
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpyro.distributions as dist
 
+from vipl._types import Array, Float
 from vipl.analysis.stop_gradients import hold as held_call
 from vipl.analysis.stop_gradients import stopped
 from vipl.errors import ProgramError
+from vipl.gen._choices import Address, Choices
 from vipl.gen._program import GenerativeFunction, Program
 from vipl.gen._source import Source, Trace
 from vipl.ir.partition import concrete_integer, partition
 from vipl.ir.primitives import user_frame
 
+S = TypeVar("S", Program, Source, dist.Distribution)
 
-def detach(source: Any) -> Any:
+
+def detach(source: S) -> S:
     """The same source with its parameters held: there is no derivative in them, closures included.
 
     `stop_gradient(guide(phi))` holds the arguments alone, and what `guide` closes over keeps its derivative. `detach`
@@ -81,7 +85,7 @@ def _held_function(gf: GenerativeFunction) -> GenerativeFunction:
 
 def _held(fn: Callable) -> Callable:
     @functools.wraps(fn)
-    def held(*args: Any, **kwargs: Any) -> Any:
+    def held(*args, **kwargs):
         return held_call(lambda: fn(*args, **kwargs))
 
     return held
@@ -103,11 +107,11 @@ class HeldSource(Source):
         """The source's name."""
         return self.source.name
 
-    def weigh(self, known: dict[str, Any], drawn: dict[str, Any]) -> tuple[Any, Any]:
+    def weigh(self, known: Choices, drawn: Choices) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """See `Source.weigh`."""
         return held_call(self.source.weigh, known, drawn)
 
-    def simulate_split(self, counts: Callable[[tuple[str, ...]], bool]) -> tuple[Trace, Any]:
+    def simulate_split(self, counts: Callable[[Address], bool]) -> tuple[Trace, Float[Array, ""]]:
         """See `Source.simulate_split`."""
         return held_call(lambda: self.source.simulate_split(counts))
 
@@ -115,17 +119,17 @@ class HeldSource(Source):
         """Whether its density is exact."""
         return self.source.is_exact()
 
-    def inline(self, address: tuple[str, ...], where: str) -> Any:
+    def inline(self, address: Address, where: str) -> Any:
         """Becomes a part of the program around it."""
         return held_call(lambda: self.source.inline(address, where))
 
     def _simulate(self) -> Trace:
         return held_call(self.source._simulate)
 
-    def _assess(self, choices: dict[str, Any]) -> Trace:
+    def _assess(self, choices: Choices) -> Trace:
         return held_call(self.source._assess, choices)
 
-    def _generate(self, choices: dict[str, Any]) -> tuple[Trace, Any]:
+    def _generate(self, choices: Choices) -> tuple[Trace, Float[Array, ""]]:
         return held_call(self.source._generate, choices)
 
     def __getattr__(self, name: str) -> Any:
