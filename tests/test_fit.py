@@ -751,7 +751,7 @@ def test_a_flax_module_with_other_state_is_refused():
         "  at:        vipl.interop.flax.functional of BatchNorm\n"
         "  got:       BatchStat at mean, BatchStat at var\n"
         "  expected:  nnx.Param only\n"
-        "  fix:       leave out Dropout and BatchNorm (LayerNorm has no state), and write noise as sites of the program"
+        "  fix:       take the state along: params, state, apply = functional(module, state=True)"
     )
     with pytest.raises(vipl.errors.ProgramError, match=r"got:       RngCount at rngs.count, RngKey at rngs.key"):
         functional(nnx.Dropout(0.5, rngs=nnx.Rngs(0)))

@@ -546,3 +546,61 @@ def parts(request):
 @pytest.fixture(params=PARTS)
 def case_of_parts(request, parts):
     return PARTS[request.param] | OPTIONS, parts
+
+
+# --- networks with state ------------------------------------------------------------------------------------
+
+
+def test_batch_statistics_of_a_flax_module_go_from_step_to_step():
+    nnx = pytest.importorskip("flax.nnx")
+    from vipl.interop.flax import functional
+
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.norm = nnx.BatchNorm(3, momentum=0.9, rngs=rngs)
+            self.linear = nnx.Linear(3, 1, rngs=rngs)
+
+        def __call__(self, x):
+            return self.linear(self.norm(x))[:, 0]
+
+        def features(self, x):
+            return self.norm(x)
+
+    net = Net(nnx.Rngs(0))
+    params, state, apply = functional(net, state=True)
+    x = 2.0 + 3.0 * jax.random.normal(jax.random.key(1), (40, 3), "float32")
+    y = x @ jnp.array([0.3, -1.2, 2.1], "float32") + 0.7
+    found, new_state = apply(params, state)(x)
+    features, also = apply(params, state).features(x)
+    np.testing.assert_array_equal(found, net(x))
+    same(new_state, also)
+    same(new_state["norm"]["mean"], net.norm.mean[...])
+    np.testing.assert_allclose(features, (x - x.mean(0)) / x.std(0), rtol=1e-3)
+
+    @vipl.gen
+    def model(mean):
+        vipl.sample("y", dist.Normal(mean, 1.0).to_event(1))
+
+    @vipl.expectation(has_aux=True)
+    def log_likelihood(params, state, data):
+        mean, state = apply(params, state)(data["x"])
+        return model(mean).assess({"y": data["y"]}).log_prob, (state, {"error": jnp.mean((mean - data["y"]) ** 2)})
+
+    options = {"data": {"x": x, "y": y}, "state": state, "num_steps": 300, **OPTIONS}
+    fitted = fit(log_likelihood, params, optax.adam(0.1), **options)
+    assert fitted.metrics["error"][-1] < 1e-3
+    np.testing.assert_allclose(fitted.state["norm"]["mean"], x.mean(0), rtol=1e-6)
+    net = nnx.merge(nnx.graphdef(net), fitted.params, fitted.state)
+    net.eval()
+    np.testing.assert_allclose(net(x), y, atol=0.3)
+
+
+def test_a_module_with_random_numbers_is_refused_in_both_forms():
+    nnx = pytest.importorskip("flax.nnx")
+    from vipl.interop.flax import functional
+
+    for state in (False, True):
+        with pytest.raises(
+            vipl.errors.ProgramError, match=r"RngCount at rngs.count.*\n.*\n  fix:       leave out Dropout"
+        ):
+            functional(nnx.Dropout(0.5, rngs=nnx.Rngs(0)), state=state)
