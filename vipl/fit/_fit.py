@@ -90,7 +90,7 @@ class Fit:
       impl: the name of the key's generator.
       batches: how many rows the data have, and how many a batch; None without batches.
       gradient_norms: f[n], the Euclidean norm of the gradient in each step.
-      learning_rates: f[n], the learning rate of each step, where the optimizer has an `optax.inject_hyperparams` of a
+      learning_rates: f[n], the learning rate of each step, where the optimizer has an optax.inject_hyperparams of a
         "learning_rate" (the first, if there are several); else None.
       metrics: …[n, ...], the auxiliary output of the objective in each step, as `estimate` returns it; after `stopped`
         NaN, or 0 where it is not a float. None without `has_aux`.
@@ -147,7 +147,7 @@ def fit(
     neither on how many steps run together nor on `progress`, and n steps and then m more are n + m steps, bit for bit.
 
     Several objectives, each with an optimizer and parameters of its own, are dicts by the same names, and `labels` say
-    whose each parameter is, as in `optax.multi_transform`. In a step each updates its parameters once, all from the
+    whose each parameter is, as in optax.multi_transform. In a step each updates its parameters once, all from the
     parameters before the step; or, with `turns`, one after the other. Each has a key of its own, by its name.
 
     Args:
@@ -158,7 +158,7 @@ def fit(
         they are. A function gets a key, and returns them. With `resume` their values are not looked at, and None will
         do.
       optimizer: an optax optimizer, as for minimization. Its `update` gets `value`, `grad` and `value_fn`, as
-        `optax.lbfgs` needs them: those of the loss, with the draws of the step. Several are a dict.
+        optax.lbfgs needs them: those of the loss, with the draws of the step. Several are a dict.
       key: PRNG key.
       data: …, a pytree of arrays; None calls the objective without it. Or batches to be read, one for each step: an
         iterator; an iterable, which is gone through again and again; or a function from the number of the first step

@@ -120,7 +120,7 @@ class Record(NamedTuple):
     Attributes:
       values: f[], the estimate before the update.
       gradient_norms: f[], the Euclidean norm of the gradient.
-      learning_rates: f[], that of `optax.inject_hyperparams`; None where there is none.
+      learning_rates: f[], that of optax.inject_hyperparams; None where there is none.
       metrics: …, the auxiliary output; None where there is none.
     """
 
@@ -312,7 +312,7 @@ def _norm(grads: PyTree) -> Array:
 
 
 def _learning_rate(opt_state: PyTree) -> Array | None:
-    """The first learning rate that an `optax.inject_hyperparams` keeps in the state; None without one."""
+    """The first learning rate that an optax.inject_hyperparams keeps in the state; None without one."""
     states = jax.tree.leaves(opt_state, is_leaf=lambda s: hasattr(s, "hyperparams"))
     rates = [s.hyperparams["learning_rate"] for s in states if "learning_rate" in getattr(s, "hyperparams", ())]
     return rates[0] if rates else None
