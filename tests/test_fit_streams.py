@@ -186,10 +186,13 @@ def test_a_fit_goes_on_from_its_folder(case, tmp_path):
     folder = {"checkpoint": tmp_path / "folder"}
     ended = fit(**options | folder, num_steps=12, callback=lambda f: f.stopped >= 5, callback_every=1)
     assert int(ended.stopped) == 5
-    same(fit(**options | folder, num_steps=12), fit(**options, num_steps=12))
-    longer = fit(**options | folder, num_steps=20)
+    taken = []
+    watched = {"callback": lambda f: taken.append(int(f.stopped)), "callback_every": 1, **folder}
+    same(fit(**options | watched, num_steps=12), fit(**options, num_steps=12))
+    longer = fit(**options | watched, num_steps=20)
     same(longer, fit(**options, num_steps=20))
-    same(longer, fit(**options | folder, num_steps=20))
+    same(longer, fit(**options | watched, num_steps=20))
+    assert taken == list(range(6, 21))
 
 
 def test_a_fit_that_is_continued_has_its_own_folder(tmp_path):

@@ -447,6 +447,28 @@ EDITS: list[Edit] = [
          "test_fits.py -k keys_of_their_own"),
     ),
     *_in(
+        "vipl/fit/_data.py",
+        ("a stream that goes on begins anew", "for _ in range(start):", "for _ in range(0):",
+         "test_fit_streams.py -k parts_of"),
+        ("a loader is gone through once", "if self._source is self._batches or", "if True or",
+         "test_fit_streams.py -k ragged"),
+        ("all of a stream is read ahead", "len(self._read) < _AHEAD", "len(self._read) < 9",
+         "test_fit_streams.py -k few_batches"),
+    ),
+    *_in(
+        "vipl/fit/_checkpoint.py",
+        ("an objective is known by its name", 'found.update(re.sub("0x[0-9a-f]+", "", str(traced)).encode())', "pass",
+         "test_errors.py -k objective_that_changed"),
+        ("a checkpoint is not read", "begun if self.latest is None else", "begun if True else",
+         "'test_fit_streams.py::test_a_fit_goes_on_from_its_folder[function]'"),
+        ("a checkpoint is never due", ">= self.every", ">= 1e9", "test_fit_streams.py -k by_time"),
+    ),
+    *_in(
+        "vipl/interop/flax.py",
+        ("a module's state stays what it was", "_, _, rest = nnx.split(module, nnx.Param, ...)",
+         "_, _, rest = nnx.split(self._build(), nnx.Param, ...)", "test_fits.py -k batch_statistics"),
+    ),
+    *_in(
         "vipl/fit/_parts.py",
         ("integers are optimized", "n if jnp.issubdtype(x.dtype, jnp.floating) else FROZEN", "n",
          "test_fits.py -k frozen"),
