@@ -1010,6 +1010,11 @@ def no_labels():
 
 
 @malformed
+def labels_for_one_objective():
+    fitted(optax.adam(1e-2), num_steps=3, labels="wake")
+
+
+@malformed
 def labels_of_other_names():
     fitted_by_name(labels={"theta": "wake", "phi": "dream"})
 

@@ -21,6 +21,7 @@ from vipl.fit._check import (
     check_fraction,
     check_is_fit,
     check_names,
+    check_no_labels,
     check_owned,
     check_params,
     check_restarts,
@@ -114,6 +115,7 @@ def _for_each(job: Job, tree: PyTree) -> PyTree:
 def owners_by(job: Job, params: PyTree, labels: PyTree) -> Owners:
     """Which objective moves each leaf; raises where one has none, or a leaf is of none."""
     if job.names is None:
+        check_no_labels(labels)
         return owners_of(params)
     labels = labels(params) if callable(labels) else labels
     numbers = labels_like(job.names, params, labels)

@@ -164,6 +164,17 @@ def labels_like(names: Sequence[str], params: PyTree, labels: PyTree) -> PyTree:
     )
 
 
+def check_no_labels(labels: PyTree) -> None:
+    """Raises where there are labels, and one objective without a name."""
+    if labels is not None:
+        raise _error(
+            "there are labels, and one objective without a name.",
+            f"labels={shortened(labels)}",
+            "labels for several objectives, which are a dict",
+            'pass e.g. {"wake": ..., "sleep": ...} as objective and as optimizer; or leave labels out',
+        )
+
+
 def check_owned(names: Sequence[str], owners: Sequence[int]) -> None:
     """Raises where an objective has no parameters."""
     if without := [name for number, name in enumerate(names) if number not in owners]:

@@ -298,7 +298,7 @@ def _state_of(job: Job, key: PRNGKeyArray, fit: Fit) -> State:
 
 def _most(stopped: ArrayLike) -> int:
     """Steps taken, by the start that has taken the most."""
-    return int(np.max(stopped))
+    return int(np.max(np.asarray(stopped)))
 
 
 class _Done(NamedTuple):
@@ -328,7 +328,7 @@ class _Done(NamedTuple):
     @property
     def goes_on(self) -> bool:
         """Whether there are steps to take: a start has stopped at no number that is not finite."""
-        return self.taken < self.stop and not self.is_short and bool(np.any(self.state.cause == 0))
+        return self.taken < self.stop and not self.is_short and bool(np.any(np.asarray(self.state.cause) == 0))
 
     def as_fit(self) -> Fit:
         """The fit so far; of several starts the best."""
@@ -369,7 +369,7 @@ def _run(key: PRNGKeyArray, done: _Done, feed: Feed, watch: Watch, store: Checkp
                 f"vipl.fit ended after {done.taken} of {done.stop} steps of {job.name()}: the data have no more "
                 "batches. The fit so far is returned: its `values` are NaN after these."
             )
-        if np.any(done.state.cause > 0):
+        if np.any(np.asarray(done.state.cause) > 0):
             _warn_of_number(done, _site_of_number(key, done, feed))
         return done.as_fit()
     except KeyboardInterrupt:
@@ -403,8 +403,8 @@ def _calls(key: PRNGKeyArray, done: _Done, feed: Feed, watch: Watch, progress: b
                 return
             state, history = take(keys, done.state, args, watch.limit(taken, min(taken + length, done.stop)))
             feed.read_ahead()
-            tried = _most(state.taken) - taken + int(np.all(state.cause != 0))
-            history = jax.tree.map(lambda x: np.asarray(x)[:tried], history)  # noqa: B023
+            tried = _most(state.taken) - taken + int(np.all(np.asarray(state.cause) != 0))
+            history = jax.tree.map(lambda x: np.array(np.asarray(x)[:tried]), history)  # noqa: B023
             done = done._replace(state=state, history=appended(done.history, history))
             yield done
             bar.move(done.taken - taken, means(job, history))

@@ -33,7 +33,7 @@ Args = tuple[PyTree, ...]
 MOST = 1 << 15
 """The most steps that are taken in one call: the length of the arrays of what they record."""
 
-_BYTES = 1 << 26
+_BYTES = 1 << 24
 """The most bytes that these arrays take: where metrics are large, fewer steps are taken in one call."""
 
 CAUSES = ("", "the objective's value", "the gradient", "the optimizer's update", "the new state")

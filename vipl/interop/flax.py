@@ -34,6 +34,8 @@ class Stateful(Generic[M]):
 
     def __getattr__(self, name: str) -> Stateful[M]:
         """The method of this name."""
+        if name.startswith("__"):  # as copies and pickles ask for
+            raise AttributeError(name)
         return Stateful(self._build, (*self._path, name))
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, PyTree]:
