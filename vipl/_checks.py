@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import operator
-from typing import Any, SupportsIndex, TypeGuard
+from typing import SupportsIndex, TypeGuard
 
 from vipl._jax import Tracer
 from vipl.errors import ProgramError, shortened, show_aval
 
 
-def is_integer(x: Any) -> TypeGuard[SupportsIndex]:
+def is_integer(x: object) -> TypeGuard[SupportsIndex]:
     """Says whether something is one integer that is known: of Python, NumPy or JAX; not a boolean."""
     if isinstance(x, bool) or getattr(getattr(x, "dtype", None), "kind", "") == "b" or getattr(x, "shape", ()) != ():
         return False
     try:
-        operator.index(x)
+        operator.index(x)  # type: ignore[arg-type]
     except TypeError:  # something else, or traced
         return False
     return True

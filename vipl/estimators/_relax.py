@@ -47,24 +47,12 @@ class Relax(Estimator):
         """The draw, its score, and the control variate."""
         check_callable(self.control, "Relax", "the control variate", "lambda z: jnp.sum(...)")
         d = innermost(law.dist)
-        shape = law.dist.shape()
-        first_key, second_key = jax.random.split(key)
-        logits = bernoulli_logits(law)
-        if logits is not None:
-            p = jax.nn.sigmoid(logits)
-            u, v = (_uniform(k, shape, logits.dtype) for k in (first_key, second_key))
-            z = logits + logit(u)
-            b = lax.stop_gradient(z) > 0
-            z_given_b = logits + logit(jnp.where(b, 1.0 - p + v * p, v * (1.0 - p)))
+        keys = tuple(jax.random.split(key))
+        if (logits := bernoulli_logits(law)) is not None:
+            b, z, z_given_b = _flip(logits, keys)
         elif isinstance(d, (dist.CategoricalProbs, dist.CategoricalLogits)):
             logits = jax.nn.log_softmax(d.logits) if isinstance(d, dist.CategoricalLogits) else jnp.log(d.probs)
-            logits = jnp.broadcast_to(logits, (*shape, logits.shape[-1]))
-            u, v = (_uniform(k, logits.shape, logits.dtype) for k in (first_key, second_key))
-            z = logits - jnp.log(-jnp.log(u))
-            b = jnp.argmax(lax.stop_gradient(z), axis=-1)
-            v_b = jnp.take_along_axis(v, b[..., None], -1)
-            best = jnp.arange(logits.shape[-1]) == b[..., None]
-            z_given_b = jnp.where(best, -jnp.log(-jnp.log(v)), -jnp.log(-jnp.log(v) / jnp.exp(logits) - jnp.log(v_b)))
+            b, z, z_given_b = _category(jnp.broadcast_to(logits, (*law.dist.shape(), logits.shape[-1])), keys)
         else:
             raise EstimatorError(
                 "RELAX stands at a distribution that is neither a Bernoulli nor a Categorical.",
@@ -87,6 +75,26 @@ class Relax(Estimator):
             )
         control = c - c_given_b * box(log_prob)  # E[c] = E[box c(z')], whatever the parameters
         return Draw(x, log_weight=log_prob, control=control - lax.stop_gradient(control))
+
+
+def _flip(logits: Array, keys: tuple[PRNGKeyArray, ...]) -> tuple[Array, Array, Array]:
+    """b, z and z' of Bernoulli flips."""
+    p = jax.nn.sigmoid(logits)
+    u, v = (_uniform(k, logits.shape, logits.dtype) for k in keys)
+    z = logits + logit(u)
+    b = lax.stop_gradient(z) > 0
+    return b, z, logits + logit(jnp.where(b, 1.0 - p + v * p, v * (1.0 - p)))
+
+
+def _category(logits: Array, keys: tuple[PRNGKeyArray, ...]) -> tuple[Array, Array, Array]:
+    """b, z and z' of categories, by log probabilities f[..., n]."""
+    u, v = (_uniform(k, logits.shape, logits.dtype) for k in keys)
+    z = logits - jnp.log(-jnp.log(u))
+    b = jnp.argmax(lax.stop_gradient(z), axis=-1)
+    v_b = jnp.take_along_axis(v, b[..., None], -1)
+    best = jnp.arange(logits.shape[-1]) == b[..., None]
+    of_best = -jnp.log(-jnp.log(v))
+    return b, z, jnp.where(best, of_best, -jnp.log(-jnp.log(v) / jnp.exp(logits) - jnp.log(v_b)))
 
 
 def _uniform(key: PRNGKeyArray, shape: tuple[int, ...], dtype: np.dtype) -> Array:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import numpyro.distributions as dist
 
@@ -117,6 +117,17 @@ def not_a_function(given: object, role: str, who: str) -> ProgramError:
         expected="a function" if role == "generator" else "a function from choices to program(*args)",
         fix=f"pass a function: {'lambda t: (t - 1) ** 2' if role == 'generator' else 'lambda known: program(...)'}",
     )
+
+
+F = TypeVar("F", bound=Callable)
+
+
+@overload
+def checked(fn: F) -> F: ...
+
+
+@overload
+def checked(fn: None = None, **least: int) -> Callable[[F], F]: ...
 
 
 def checked(fn: Callable | None = None, **least: int) -> Callable:

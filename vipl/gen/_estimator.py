@@ -66,13 +66,13 @@ def unmasked(d: dist.Distribution) -> dist.Distribution:
     """The distribution that draws what `d` draws, without masks on its density."""
     if isinstance(d, dist.MaskedDistribution):
         return unmasked(d.base_dist)
-    if isinstance(d, dist.Independent):
-        base = unmasked(d.base_dist)
-        return d if base is d.base_dist else base.to_event(d.reinterpreted_batch_ndims)
-    if isinstance(d, dist.ExpandedDistribution):
-        base = unmasked(d.base_dist)
-        return d if base is d.base_dist else base.expand(d.batch_shape)
-    return d
+    if not isinstance(d, (dist.Independent, dist.ExpandedDistribution)):
+        return d
+    base = unmasked(d.base_dist)
+    if base is d.base_dist:
+        return d
+    is_event = isinstance(d, dist.Independent)
+    return base.to_event(d.reinterpreted_batch_ndims) if is_event else base.expand(d.batch_shape)
 
 
 class Alternatives(NamedTuple):

@@ -85,6 +85,17 @@ class Algorithm(abc.ABC):
         )
 
 
+class ExactAlgorithm(Algorithm):
+    """Base of the algorithms whose two sides are both Z itself, without noise."""
+
+    is_exact = True
+
+    def conditional(self, program: Source, known: Choices, first: First) -> Float[Array, ""]:
+        """Log Z."""
+        del first
+        return self.log_evidence(program, known)
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Importance(Algorithm):
@@ -150,7 +161,7 @@ class Importance(Algorithm):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Enumeration(Algorithm):
+class Enumeration(ExactAlgorithm):
     """All joint values of the unknown choices, where these are finitely many: exact, without noise.
 
     Z = Σ_z p(known, z). Both sides are Z itself. Cost: one run of the program for each joint value, under one `vmap`;
@@ -161,19 +172,12 @@ class Enumeration(Algorithm):
       ProgramError: the program is not a generative function with its arguments.
     """
 
-    is_exact = True
-
     def particles(self, program: Source, known: Choices) -> Particles:
         """Every joint value, with its density as its weight."""
         require_exact(program, "Enumeration()")
         choices = joint_values(as_program(program), known)
         log_weights = jax.vmap(lambda z: program.assess(merge(known, z)).log_prob)(choices)
         return Particles(choices, log_weights, jax.nn.logsumexp(log_weights))
-
-    def conditional(self, program: Source, known: Choices, first: First) -> Float[Array, ""]:
-        """Z."""
-        del first
-        return self.particles(program, known).log_normalizer
 
     def marginals(self, program: Source, known: Choices, info: SiteInfo) -> dist.Distribution:
         """Categorical, of the choice's shape as batch shape."""

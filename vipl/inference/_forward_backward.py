@@ -12,7 +12,7 @@ from jax import lax
 from vipl._types import Array, Float
 from vipl.gen import Source, sample
 from vipl.gen._choices import Choices, nest
-from vipl.inference._algorithms import Algorithm, First, categorical, finite_values, log_total
+from vipl.inference._algorithms import ExactAlgorithm, categorical, finite_values, log_total
 from vipl.inference._chain import Chain, chain_of, not_a_chain
 from vipl.inference._particles import Particles, positive
 from vipl.ir.sites import SiteInfo
@@ -20,7 +20,7 @@ from vipl.ir.sites import SiteInfo
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class ForwardBackward(Algorithm):
+class ForwardBackward(ExactAlgorithm):
     """Sums out the states of a chain: exact, in O(T S²) runs of a step, where `Enumeration` takes S^T.
 
     The program has one `lax.scan` that holds sites, at its top level. In each step one site is unknown, with S values,
@@ -37,8 +37,6 @@ class ForwardBackward(Algorithm):
 
     Reference: Rabiner (1989), section III; Scott (2002), section 2.1, for the path.
     """
-
-    is_exact = True
 
     def log_evidence(self, program: Source, known: Choices) -> Float[Array, ""]:
         """Log Z, without any draw."""
@@ -59,11 +57,6 @@ class ForwardBackward(Algorithm):
         path = values[jnp.append(states, last)]
         path = path[::-1] if chain.reverse else path
         return Particles(nest({chain.info.site.address: path[None]}), jnp.zeros(1), jax.nn.logsumexp(alphas[-1]))
-
-    def conditional(self, program: Source, known: Choices, first: First) -> Float[Array, ""]:
-        """Log Z."""
-        del first
-        return self.log_evidence(program, known)
 
     def marginals(self, program: Source, known: Choices, info: SiteInfo) -> dist.Distribution:
         """Categorical of batch shape [T]: p(z_t | known) is in proportion to α_t β_t."""

@@ -18,7 +18,7 @@ from vipl.errors import ProgramError
 from vipl.gen import Source, sample
 from vipl.gen._choices import Choices, nest
 from vipl.gen._supports import EVERYWHERE
-from vipl.inference._algorithms import Algorithm, First
+from vipl.inference._algorithms import ExactAlgorithm
 from vipl.inference._chain import Chain, chain_of
 from vipl.inference._particles import Particles
 from vipl.ir.dataflow import walk
@@ -29,7 +29,7 @@ from vipl.ir.stage import stage
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Kalman(Algorithm):
+class Kalman(ExactAlgorithm):
     """Integrates out the states of a linear-Gaussian chain: exact, in O(T d³) for states of d numbers.
 
     The program has one `lax.scan` that holds sites, at its top level. In each step one site is unknown, Normal or
@@ -53,8 +53,6 @@ class Kalman(Algorithm):
     Schnatter (1994), section 3, for the path.
     """
 
-    is_exact = True
-
     def log_evidence(self, program: Source, known: Choices) -> Float[Array, ""]:
         """Log Z, without any draw."""
         return _integral(_forward(_gaussian_chain(program, known))[0])
@@ -76,11 +74,6 @@ class Kalman(Algorithm):
         path = jnp.concatenate([states, end[None]])
         path = (path[::-1] if chain.reverse else path).reshape(-1, *chain.info.site.shape)
         return Particles(nest({chain.info.site.address: path[None]}), jnp.zeros(1), _integral(last))
-
-    def conditional(self, program: Source, known: Choices, first: First) -> Float[Array, ""]:
-        """Log Z."""
-        del first
-        return self.log_evidence(program, known)
 
     def marginals(self, program: Source, known: Choices, info: SiteInfo) -> dist.Distribution:
         """Normal of batch shape [T]; MultivariateNormal of that batch shape, where the state is an array."""

@@ -206,13 +206,7 @@ def _run(smc: SMC, parts: Parts, mine: dict[Path, Array]) -> Particles:
     def step(state, inputs):
         carry, log_w, log_z, previous = state
         number, x, step_given = inputs
-        resample = jnp.array(True)
-        if smc.ess_threshold < 1.0:
-            shares = jax.nn.log_softmax(lax.stop_gradient(log_w))
-            resample = jnp.exp(-jax.nn.logsumexp(2.0 * shares)) < smc.ess_threshold * num
-        possible = jnp.any(log_w > -jnp.inf)  # else the estimate is zero, whoever goes on
-        ancestors = smc.resampling.ancestors(jnp.where(resample & possible, log_w, 0.0))
-        ancestors = jnp.where(resample, ancestors, jnp.arange(num))
+        resample, ancestors = _ancestors(smc, log_w)
         if mine:
             ancestors = ancestors.at[0].set(0)
         log_z = log_z + jnp.where(resample, log_mean_exp(log_w), 0.0)
@@ -230,12 +224,8 @@ def _run(smc: SMC, parts: Parts, mine: dict[Path, Array]) -> Particles:
             emits = {p.path: out.emits[p.path] for p in in_steps}
             return out.value[:num_carry], emits, out.totals.get("log_w", jnp.zeros(())) - log_q
 
-        def moved(x):
-            return x[ancestors]
-
-        carry, emits, weights = jax.vmap(lane)(
-            jnp.arange(num), jax.tree.map(moved, carry), jax.tree.map(moved, previous)
-        )
+        carry, previous = jax.tree.map(lambda x: x[ancestors], (carry, previous))
+        carry, emits, weights = jax.vmap(lane)(jnp.arange(num), carry, previous)
         return (carry, log_w + weights, log_z, emits), (ancestors, emits)
 
     state = (carry, log_w, jnp.zeros(()), previous)
@@ -243,13 +233,31 @@ def _run(smc: SMC, parts: Parts, mine: dict[Path, Array]) -> Particles:
         step, state, (jnp.arange(options["length"]), steps.xs, step_given), **options
     )
 
-    # where the last particles come from, step by step
     backwards = not options.get("reverse", False)
-    roots, lineage = lax.scan(lambda i, a: (a[i], i), jnp.arange(num), ancestors, reverse=backwards)
-    trajectories = jax.tree.map(lambda x: jnp.moveaxis(jax.vmap(lambda x, i: x[i])(x, lineage), 0, 1), emits)
-    made = trajectories | {p: x[roots] for p, x in first.items()}
+    made = _trajectories(first, emits, ancestors, backwards)
     choices = merge_emits([p for p in parts.unknown if p.path in made], made)
     return Particles(choices, log_w, log_z + log_mean_exp(log_w))
+
+
+def _ancestors(smc: SMC, log_w: Array) -> tuple[Array, Array]:
+    """Whether the particles are resampled, bool[]; the ancestor of each, i[K], itself where they are not."""
+    num, resample = smc.num_particles, jnp.array(True)
+    if smc.ess_threshold < 1.0:
+        shares = jax.nn.log_softmax(lax.stop_gradient(log_w))
+        resample = jnp.exp(-jax.nn.logsumexp(2.0 * shares)) < smc.ess_threshold * num
+    possible = jnp.any(log_w > -jnp.inf)  # else the estimate is zero, whoever goes on
+    ancestors = smc.resampling.ancestors(jnp.where(resample & possible, log_w, 0.0))
+    return resample, jnp.where(resample, ancestors, jnp.arange(num))
+
+
+def _trajectories(
+    first: dict[Path, Array], emits: dict[Path, Array], ancestors: Array, backwards: bool
+) -> dict[Path, Array]:
+    """The choices of the last particles and of those that they descend from: first [K, ...], emits [T, K, ...]."""
+    roots, lineage = lax.scan(lambda i, a: (a[i], i), jnp.arange(ancestors.shape[1]), ancestors, reverse=backwards)
+    pick = jax.vmap(lambda x, i: x[i])
+    steps = jax.tree.map(lambda x: jnp.moveaxis(pick(x, lineage), 0, 1), emits)
+    return steps | {p: x[roots] for p, x in first.items()}
 
 
 def _interpreter(k: Array) -> Interpreter:
