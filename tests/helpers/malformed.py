@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+
 import jax
 import jax.experimental
 import jax.numpy as jnp
@@ -932,6 +934,168 @@ def steps_by_a_float():
 @malformed
 def data_of_text():
     fitted(optax.adam(1e-2), num_steps=3, data={"y": np.array(["a", "b"])})
+
+
+def fitted_twice(first, second):
+    """Fits, and goes on with other options."""
+    options = {"optimizer": optax.adam(1e-2), "num_steps": 3, "key": KEY, "progress": False}
+    options |= {"objective": vipl.expectation(lambda m, *_: -jnp.sum(m**2)), "params": 1.0}
+    vipl.fit(**options | {"resume": vipl.fit(**options | first)} | first | second)
+
+
+def fitted_in_a_folder(**second):
+    """Fits with a checkpoint, and again with other options."""
+
+    def square(m):
+        return -jnp.sum(m**2)
+
+    options = {"optimizer": optax.adam(1e-2), "num_steps": 3, "key": KEY, "progress": False}
+    options |= {"objective": vipl.expectation(square), "params": jnp.ones(2)}
+    with tempfile.TemporaryDirectory() as folder:
+        vipl.fit(**options, checkpoint=folder)
+        vipl.fit(**options | second, checkpoint=folder)
+
+
+def fitted_by_name(**options):
+    """Fits two numbers by two objectives."""
+    a, b = (vipl.expectation(lambda p: -jnp.sum(p["theta"] ** 2)) for _ in range(2))
+    given = {"objective": {"wake": a, "sleep": b}, "optimizer": dict.fromkeys(("wake", "sleep"), optax.sgd(0.1))}
+    given |= {"params": {"theta": 1.0, "phi": 2}, "num_steps": 3, "key": KEY, "progress": False}
+    vipl.fit(**given | options)
+
+
+@malformed
+def complex_parameter():
+    fitted_twice({"params": {"m": 1.0, "c": 1j}}, {})
+
+
+@malformed
+def parameters_without_floats():
+    fitted_twice({"params": {"m": jnp.int32(1)}}, {})
+
+
+@malformed
+def average_of_more_than_all():
+    fitted(optax.adam(1e-2), num_steps=3, average=100)
+
+
+@malformed
+def callback_every_no_steps():
+    fitted(optax.adam(1e-2), num_steps=3, callback=print, callback_every=0)
+
+
+@malformed
+def callback_not_a_function():
+    fitted(optax.adam(1e-2), num_steps=3, callback=5)
+
+
+@malformed
+def checkpoints_every_so_often():
+    fitted(optax.adam(1e-2), num_steps=3, checkpoint="folder", checkpoint_every="minute")
+
+
+@malformed
+def optimizers_of_other_names():
+    fitted_by_name(optimizer={"wake": optax.sgd(0.1), "dream": optax.sgd(0.1)})
+
+
+@malformed
+def one_optimizer_for_two():
+    fitted_by_name(optimizer=optax.sgd(0.1))
+
+
+@malformed
+def no_labels():
+    fitted_by_name()
+
+
+@malformed
+def labels_for_one_objective():
+    fitted(optax.adam(1e-2), num_steps=3, labels="wake")
+
+
+@malformed
+def labels_of_other_names():
+    fitted_by_name(labels={"theta": "wake", "phi": "dream"})
+
+
+@malformed
+def objective_without_parameters():
+    fitted_by_name(labels={"theta": "wake", "phi": "sleep"})
+
+
+@malformed
+def turns_of_some():
+    fitted_by_name(labels={"theta": "wake", "phi": "sleep"}, turns={"wake": 2})
+
+
+@malformed
+def other_number_of_starts():
+    fitted_twice({"num_restarts": 2}, {"num_restarts": 3})
+
+
+@malformed
+def other_metrics():
+    fitted_twice({}, {"objective": vipl.expectation(lambda m: (-(m**2), m), has_aux=True)})
+
+
+@malformed
+def state_not_returned():
+    fitted(optax.adam(1e-2), num_steps=3, state=0.0)
+
+
+@malformed
+def state_of_another_shape():
+    objective = vipl.expectation(lambda m, s: (-(m**2), jnp.stack([s, m])), has_aux=True)
+    fitted_twice({"objective": objective, "state": 0.0}, {})
+
+
+@malformed
+def batches_of_batches():
+    fitted(optax.adam(1e-2), num_steps=3, data=iter([jnp.ones(3)]), batch_size=2)
+
+
+@malformed
+def batch_of_another_kind():
+    fitted(optax.adam(1e-2), num_steps=3, data=iter([jnp.ones((3, 2), "float32"), jnp.ones((2, 3), "float32")]))
+
+
+@malformed
+def stream_without_batches():
+    fitted(optax.adam(1e-2), num_steps=3, data=iter([]))
+
+
+@malformed
+def checkpoint_of_another_objective():
+    fitted_in_a_folder(objective=vipl.expectation(lambda m: -jnp.sum(m)))
+
+
+@malformed
+def checkpoint_of_an_objective_that_changed():
+    def square(m):
+        return -3.0 * jnp.sum(m**2)
+
+    fitted_in_a_folder(objective=vipl.expectation(square))
+
+
+@malformed
+def checkpoint_of_other_parameters():
+    fitted_in_a_folder(params=jnp.ones(3))
+
+
+@malformed
+def checkpoint_of_another_optimizer():
+    fitted_in_a_folder(optimizer=optax.sgd(1e-2))
+
+
+@malformed
+def checkpoint_with_another_key():
+    fitted_in_a_folder(key=jax.random.key(1))
+
+
+@malformed
+def checkpoint_of_more_steps():
+    fitted_in_a_folder(num_steps=2)
 
 
 @malformed
