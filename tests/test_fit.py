@@ -38,7 +38,7 @@ def plain(params):
 def first(params, optimizer):
     """The state before the first step."""
     params = jnp.asarray(params, float)
-    return first_state(Job(plain, optimizer, None, 1, True), KEY, params, optimizer.init(params), 0, 0)
+    return first_state(Job((plain,), (optimizer,)), KEY, params, optimizer.init(params), 0, 0)
 
 
 def quiet(objective, params, optimizer, **options):
@@ -225,10 +225,10 @@ def test_the_bar_moves_by_time(monkeypatch):
 
 
 def test_no_more_steps_than_there_is_room_for():
-    take = compiled_steps(Job(plain, optax.sgd(0.1), None, 1, True))
-    state, estimates = take(KEY, first(0.0, optax.sgd(0.1)), (), 10**6)
+    take = compiled_steps(Job((plain,), (optax.sgd(0.1),)))
+    state, history = take(KEY, first(0.0, optax.sgd(0.1)), (), 10**6)
     assert int(state.taken) == MOST
-    assert np.all(np.isfinite(estimates))
+    assert np.all(np.isfinite(history.values))
 
 
 def test_a_step_adds_as_little_to_a_long_objective_as_to_a_short_one():
@@ -248,7 +248,7 @@ def test_a_step_adds_as_little_to_a_long_objective_as_to_a_short_one():
 
             return jax.lax.scan(step, (params, opt_state), jnp.arange(100))
 
-        state, job = first(0.37, optimizer), Job(objective, optimizer, None, 1, True)
+        state, job = first(0.37, optimizer), Job((objective,), (optimizer,))
         ours = jax.make_jaxpr(take_steps, static_argnums=0)(job, KEY, state, (DATA,), 100)
         theirs = jax.make_jaxpr(by_hand)(state.params, state.opt_state)
         assert not any(eqn.primitive.name == "cond" for eqn in equations(ours.jaxpr))
@@ -258,7 +258,7 @@ def test_a_step_adds_as_little_to_a_long_objective_as_to_a_short_one():
     def long(params, data):
         return sum(square(params + vipl.sample(f"x{i}", dist.Gamma(2.0, 1.3)), data) * i for i in range(5))
 
-    assert added(long) == added(square) < 60
+    assert added(long) == added(square) < 63
 
 
 def test_the_key_decides():
@@ -294,7 +294,7 @@ def test_values_are_estimates_before_each_step():
     # m - 1.3 halves at each step.
     np.testing.assert_allclose(found.values, [-(1.3**2), -(0.65**2), -(0.325**2)], rtol=1e-6)
     assert isinstance(found, Fit)
-    assert len(jax.tree.leaves(found)) == 4
+    assert len(jax.tree.leaves(found)) == 5
 
 
 def test_an_epoch_is_a_permutation_and_drops_the_remainder():
@@ -751,7 +751,7 @@ def test_a_flax_module_with_other_state_is_refused():
         "  at:        vipl.interop.flax.functional of BatchNorm\n"
         "  got:       BatchStat at mean, BatchStat at var\n"
         "  expected:  nnx.Param only\n"
-        "  fix:       leave out Dropout and BatchNorm (LayerNorm has no state), and write noise as sites of the program"
+        "  fix:       take the state along: params, state, apply = functional(module, state=True)"
     )
     with pytest.raises(vipl.errors.ProgramError, match=r"got:       RngCount at rngs.count, RngKey at rngs.key"):
         functional(nnx.Dropout(0.5, rngs=nnx.Rngs(0)))

@@ -11,7 +11,10 @@ import vipl
 from vipl._moved import MOVED
 
 MODULES = "distributions errors estimators guides inference interop objectives testing"
-VERBS = "gen sample factor detach seed expectation fit infer predict load marginal normalize"
+VERBS = (
+    "gen sample factor scaled deterministic random_key sites detach seed expectation fit infer predict load marginal "
+    "normalize"
+)
 TYPES = "Program GenerativeFunction Source Trace Expectation Fit Posterior"
 ESTIMATORS = (
     "Reparam Score LeaveOneOut Enumerate LocalEnumerate MeasureValued CoupledAlternative ARM DisARM ImplicitReparam "

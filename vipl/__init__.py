@@ -24,7 +24,20 @@ from vipl.estimators import (
 )
 from vipl.expectation import Expectation, expectation
 from vipl.fit import Fit, fit
-from vipl.gen import GenerativeFunction, Program, Source, Trace, detach, factor, gen, sample
+from vipl.gen import (
+    GenerativeFunction,
+    Program,
+    Source,
+    Trace,
+    detach,
+    deterministic,
+    factor,
+    gen,
+    random_key,
+    sample,
+    scaled,
+    sites,
+)
 from vipl.inference._marginal import marginal, normalize
 from vipl.interpret.seed import seed
 from vipl.posterior import Posterior, infer, load, predict
@@ -54,6 +67,7 @@ __all__ = [
     "StraightThrough",
     "Trace",
     "detach",
+    "deterministic",
     "distributions",
     "errors",
     "estimators",
@@ -70,7 +84,10 @@ __all__ = [
     "normalize",
     "objectives",
     "predict",
+    "random_key",
     "sample",
+    "scaled",
+    "sites",
     "seed",
     "testing",
 ]

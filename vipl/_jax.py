@@ -519,6 +519,19 @@ def generation() -> int:
     return _generation.value
 
 
+_by_site = jax.make_user_context(False)
+
+
+def by_site(wanted: bool) -> Any:
+    """A context in which programs hand out the log densities of their sites, or do not; no trace serves in both."""
+    return _by_site(wanted)
+
+
+def wants_by_site() -> bool:
+    """Whether programs hand out the log densities of their sites."""
+    return _by_site.value
+
+
 def staging() -> bool:
     """Says whether what is called now becomes part of a jaxpr."""
     trace = _core.trace_ctx.trace

@@ -38,9 +38,11 @@ class ViplError(Exception):
       expected: what would have been right.
       fix: what to write instead.
       needs_number: whether it is that a traced value is used as a Python number.
+      needs_by_site: whether it is that log densities by site are read, which the program was not asked for.
     """
 
     needs_number: bool = False
+    needs_by_site: bool = False
 
     def __init__(self, summary: str, *, at: str, got: str, expected: str, fix: str):
         """Builds the four lines."""
@@ -52,7 +54,7 @@ class ViplError(Exception):
     def located(self, at: str) -> ViplError:
         """The same error at a place that was not known where it was raised."""
         moved = type(self)(self.summary, at=at, got=self.got, expected=self.expected, fix=self.fix)
-        moved.needs_number = self.needs_number
+        moved.needs_number, moved.needs_by_site = self.needs_number, self.needs_by_site
         return moved
 
     def __reduce__(self) -> tuple[Callable[[], ViplError], tuple[()], dict[str, bool]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+
 import jax
 import jax.experimental
 import jax.numpy as jnp
@@ -934,6 +936,168 @@ def data_of_text():
     fitted(optax.adam(1e-2), num_steps=3, data={"y": np.array(["a", "b"])})
 
 
+def fitted_twice(first, second):
+    """Fits, and goes on with other options."""
+    options = {"optimizer": optax.adam(1e-2), "num_steps": 3, "key": KEY, "progress": False}
+    options |= {"objective": vipl.expectation(lambda m, *_: -jnp.sum(m**2)), "params": 1.0}
+    vipl.fit(**options | {"resume": vipl.fit(**options | first)} | first | second)
+
+
+def fitted_in_a_folder(**second):
+    """Fits with a checkpoint, and again with other options."""
+
+    def square(m):
+        return -jnp.sum(m**2)
+
+    options = {"optimizer": optax.adam(1e-2), "num_steps": 3, "key": KEY, "progress": False}
+    options |= {"objective": vipl.expectation(square), "params": jnp.ones(2)}
+    with tempfile.TemporaryDirectory() as folder:
+        vipl.fit(**options, checkpoint=folder)
+        vipl.fit(**options | second, checkpoint=folder)
+
+
+def fitted_by_name(**options):
+    """Fits two numbers by two objectives."""
+    a, b = (vipl.expectation(lambda p: -jnp.sum(p["theta"] ** 2)) for _ in range(2))
+    given = {"objective": {"wake": a, "sleep": b}, "optimizer": dict.fromkeys(("wake", "sleep"), optax.sgd(0.1))}
+    given |= {"params": {"theta": 1.0, "phi": 2}, "num_steps": 3, "key": KEY, "progress": False}
+    vipl.fit(**given | options)
+
+
+@malformed
+def complex_parameter():
+    fitted_twice({"params": {"m": 1.0, "c": 1j}}, {})
+
+
+@malformed
+def parameters_without_floats():
+    fitted_twice({"params": {"m": jnp.int32(1)}}, {})
+
+
+@malformed
+def average_of_more_than_all():
+    fitted(optax.adam(1e-2), num_steps=3, average=100)
+
+
+@malformed
+def callback_every_no_steps():
+    fitted(optax.adam(1e-2), num_steps=3, callback=print, callback_every=0)
+
+
+@malformed
+def callback_not_a_function():
+    fitted(optax.adam(1e-2), num_steps=3, callback=5)
+
+
+@malformed
+def checkpoints_every_so_often():
+    fitted(optax.adam(1e-2), num_steps=3, checkpoint="folder", checkpoint_every="minute")
+
+
+@malformed
+def optimizers_of_other_names():
+    fitted_by_name(optimizer={"wake": optax.sgd(0.1), "dream": optax.sgd(0.1)})
+
+
+@malformed
+def one_optimizer_for_two():
+    fitted_by_name(optimizer=optax.sgd(0.1))
+
+
+@malformed
+def no_labels():
+    fitted_by_name()
+
+
+@malformed
+def labels_for_one_objective():
+    fitted(optax.adam(1e-2), num_steps=3, labels="wake")
+
+
+@malformed
+def labels_of_other_names():
+    fitted_by_name(labels={"theta": "wake", "phi": "dream"})
+
+
+@malformed
+def objective_without_parameters():
+    fitted_by_name(labels={"theta": "wake", "phi": "sleep"})
+
+
+@malformed
+def turns_of_some():
+    fitted_by_name(labels={"theta": "wake", "phi": "sleep"}, turns={"wake": 2})
+
+
+@malformed
+def other_number_of_starts():
+    fitted_twice({"num_restarts": 2}, {"num_restarts": 3})
+
+
+@malformed
+def other_metrics():
+    fitted_twice({}, {"objective": vipl.expectation(lambda m: (-(m**2), m), has_aux=True)})
+
+
+@malformed
+def state_not_returned():
+    fitted(optax.adam(1e-2), num_steps=3, state=0.0)
+
+
+@malformed
+def state_of_another_shape():
+    objective = vipl.expectation(lambda m, s: (-(m**2), jnp.stack([s, m])), has_aux=True)
+    fitted_twice({"objective": objective, "state": 0.0}, {})
+
+
+@malformed
+def batches_of_batches():
+    fitted(optax.adam(1e-2), num_steps=3, data=iter([jnp.ones(3)]), batch_size=2)
+
+
+@malformed
+def batch_of_another_kind():
+    fitted(optax.adam(1e-2), num_steps=3, data=iter([jnp.ones((3, 2), "float32"), jnp.ones((2, 3), "float32")]))
+
+
+@malformed
+def stream_without_batches():
+    fitted(optax.adam(1e-2), num_steps=3, data=iter([]))
+
+
+@malformed
+def checkpoint_of_another_objective():
+    fitted_in_a_folder(objective=vipl.expectation(lambda m: -jnp.sum(m)))
+
+
+@malformed
+def checkpoint_of_an_objective_that_changed():
+    def square(m):
+        return -3.0 * jnp.sum(m**2)
+
+    fitted_in_a_folder(objective=vipl.expectation(square))
+
+
+@malformed
+def checkpoint_of_other_parameters():
+    fitted_in_a_folder(params=jnp.ones(3))
+
+
+@malformed
+def checkpoint_of_another_optimizer():
+    fitted_in_a_folder(optimizer=optax.sgd(1e-2))
+
+
+@malformed
+def checkpoint_with_another_key():
+    fitted_in_a_folder(key=jax.random.key(1))
+
+
+@malformed
+def checkpoint_of_more_steps():
+    fitted_in_a_folder(num_steps=2)
+
+
 @malformed
 def chain_of_no_steps():
     vipl.distributions.HiddenMarkov(jnp.zeros(2), jnp.zeros((2, 2)), dist.Normal(jnp.zeros(2), 1.0), 0)
@@ -1490,3 +1654,123 @@ def kalman_of_half_a_line():
 @malformed
 def kalman_of_a_laplace_chain():
     kalman(lambda x: dist.Laplace(x, 1.0))
+
+
+@vipl.gen
+def telling():
+    """A program with a record and a random key."""
+    z = sample("z", dist.Normal(0.0, 1.0))
+    noise = jax.random.normal(vipl.random_key("noise"))
+    vipl.deterministic(("shown", "double"), 2.0 * z + noise)
+    return z
+
+
+@malformed
+def a_record_at_the_address_of_a_site():
+    def both():
+        sample("x", dist.Normal(0.0, 1.0))
+        vipl.deterministic("x", 1.0)
+
+    vipl.gen(both)().simulate(KEY)
+
+
+@malformed
+def a_record_above_a_site():
+    def both():
+        vipl.deterministic("x", 1.0)
+        sample(("x", "y"), dist.Normal(0.0, 1.0))
+
+    vipl.gen(both)().simulate(KEY)
+
+
+@malformed
+def a_record_is_given():
+    telling().assess({"z": 0.5, "shown": {"double": 1.0}}, key=KEY)
+
+
+@malformed
+def a_record_is_observed_in_a_table():
+    vipl.sites(telling(), {"shown": {"double": 1.0}})
+
+
+@malformed
+def a_random_key_is_given():
+    telling().generate({"noise": KEY}, key=KEY)
+
+
+@malformed
+def a_record_of_a_pytree():
+    seeded(lambda: vipl.deterministic("both", {"a": 1.0}))
+
+
+@malformed
+def a_record_of_a_key():
+    seeded(lambda: vipl.deterministic("key", vipl.random_key("noise")))
+
+
+@malformed
+def assess_without_the_key_that_a_random_key_needs():
+    telling().assess({"z": 0.5})
+
+
+@malformed
+def assess_without_the_key_that_a_random_key_in_a_loop_needs():
+    def loop():
+        return lax.scan(lambda c, _: (c, jax.random.normal(vipl.random_key("noise"))), 0.0, None, length=2)
+
+    vipl.gen(loop)().assess({})
+
+
+@malformed
+def a_random_key_for_an_exact_algorithm():
+    normalize(telling(), {}, Enumeration()).particles(KEY)
+
+
+@malformed
+def an_estimator_for_a_random_key():
+    telling().with_estimators({"noise": Score()}).simulate(KEY)
+
+
+@malformed
+def a_table_of_a_function():
+    vipl.sites(telling)
+
+
+@malformed
+def a_table_with_an_unknown_address():
+    vipl.sites(telling(), {"w": 1.0})
+
+
+@malformed
+def a_weight_that_is_an_integer():
+    vipl.scaled(dist.Normal(0.0, 1.0), 2)
+
+
+@malformed
+def a_weight_for_each_element():
+    vipl.scaled(telling(), jnp.ones(3))
+
+
+@malformed
+def a_function_is_scaled():
+    vipl.scaled(telling, 2.0)
+
+
+@malformed
+def a_number_is_scaled():
+    vipl.scaled(1.0, 2.0)
+
+
+@malformed
+def scaled_source_in_an_objective():
+    expected(lambda: sample("x", vipl.scaled(dist.Normal(0.0, 1.0), 2.0)))
+
+
+@malformed
+def marginal_of_a_scaled_program_is_drawn():
+    marginal(vipl.scaled(mean_field(), 2.0), "scale").simulate(KEY)
+
+
+@malformed
+def log_densities_by_site_of_a_mapped_trace():
+    print(jax.vmap(telling().simulate)(jax.random.split(KEY, 2)).log_probs)

@@ -112,9 +112,10 @@ def log_density(d: Any, point: Point) -> Float[Array, "*batch"]:
     return _log_density(d, point.coordinates)
 
 
-def total(log_prob: Float[Array, "*shape"]) -> Float[Array, ""]:
-    """f[], the sum of log densities, in the default precision."""
-    return lax.convert_element_type(jnp.sum(log_prob), float)
+def total(log_prob: Float[Array, "..."], ndim: int = 0) -> Float[Array, "..."]:
+    """f[...], the sum of log densities over all axes but the first `ndim`, in the default precision."""
+    axes = tuple(range(ndim, jnp.ndim(log_prob))) if ndim else None
+    return lax.convert_element_type(jnp.sum(log_prob, axis=axes), float)
 
 
 def standing(d: Distribution, point: Point) -> Point:

@@ -141,6 +141,7 @@ def make_plan(staged: Staged) -> Plan:
     came_from = {p.path: origin for p, origin in zip(found, before, strict=True)}
     check_digests([origin.info for origin in before])
     _check_factors(found)
+    _check_weights(list_sites(staged.jaxpr, whole=True))
     # The operands of a step that is written out may be of weaker types than those of the loop's body.
     programs = {p.path: points_of(p.site, came_from[p.path].info.avals) for p in found if p.outside_while is None}
     weighing = {p.path: len(p.loops) for p in found if p.path in programs and _weighs(programs[p.path].shape)}
@@ -164,6 +165,18 @@ def _check_factors(found: list[SiteInfo]) -> None:
                 got="vipl.factor in a program that is not simulated, assessed or generated",
                 expected="a factor inside a function decorated with @vipl.gen",
                 fix="add the log weight to the objective's value, or move it into the model",
+            )
+
+
+def _check_weights(found: list[SiteInfo]) -> None:
+    for info in found:
+        if info.site.scaled:
+            raise ProgramError(
+                "a scaled source stands in an objective, outside every generative function, where it weighs nothing.",
+                at=info.site.at(),
+                got="vipl.scaled in a program that is not simulated, assessed or generated",
+                expected="a scaled source inside a function decorated with @vipl.gen",
+                fix="sample from the source itself; scale a term of the objective by multiplying it",
             )
 
 

@@ -167,7 +167,8 @@ def weighed(site: Site, operands: Sequence[Array], value: Array, log_probs: Arra
     """The value, with its log density beside it where the site gives that too."""
     if not site.weighs:
         return value
-    return value, total(log_probs_of(site, operands, value) if log_probs is None else log_probs)
+    log_probs = log_probs_of(site, operands, value) if log_probs is None else log_probs
+    return value, total(log_probs, len(site.log_shape))
 
 
 def _guarded(site: Site, x: Array, fixed: PyTree) -> Array:

@@ -13,5 +13,9 @@ from vipl.gen._program import Program as Program
 from vipl.gen._program import gen as gen
 from vipl.gen._sample import factor as factor
 from vipl.gen._sample import sample as sample
+from vipl.gen._scaled import scaled as scaled
 from vipl.gen._source import Source as Source
 from vipl.gen._source import Trace as Trace
+from vipl.gen._table import sites as sites
+from vipl.gen._without_choice import deterministic as deterministic
+from vipl.gen._without_choice import random_key as random_key

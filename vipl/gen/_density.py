@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -55,6 +56,20 @@ class Factor:
 def is_factor(site: Site) -> bool:
     """Says whether a site is a factor."""
     return site.distribution is not None and site.distribution.treedef == jax.tree.structure(Factor(0.0))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ScaledDistribution:
+    """A distribution with a weight; made by `scaled`.
+
+    Attributes:
+      distribution: a NumPyro distribution.
+      weight: f[].
+    """
+
+    distribution: Any
+    weight: Any
 
 
 class _NoSampler(Exception):
@@ -239,8 +254,8 @@ def _checks_itself(base: dist.Distribution | Factor, value: Array) -> bool:
     return isinstance(base, (Factor, *_PLAIN))
 
 
-def site_log_prob(site: Site, operands: Sequence[ArrayLike], value: Array, *, check: bool) -> Array:
-    """f[], the log density of a site's value, summed over batch dimensions.
+def site_log_prob(site: Site, operands: Sequence[ArrayLike], value: Array, *, check: bool, ndim: int = 0) -> Array:
+    """f[...], the log density of a site's value, summed over batch dimensions, but for the first `ndim`.
 
     Args:
       site: the site.
@@ -248,6 +263,7 @@ def site_log_prob(site: Site, operands: Sequence[ArrayLike], value: Array, *, ch
       value: [...], the value.
       check: whether the value may lie outside the support, or be NaN: its log density is then -inf, or NaN.
         (NumPyro's densities alone are neither, for many families.)
+      ndim: how many axes stay.
     """
     d = without_event(site.distribution.combine(operands[: site.num_distribution]))
     try:
@@ -257,7 +273,7 @@ def site_log_prob(site: Site, operands: Sequence[ArrayLike], value: Array, *, ch
     if check and not _checks_itself(innermost(d), value):
         inside, nan = verdict(d, value)
         log_prob = jnp.where(nan, jnp.nan, jnp.where(inside | nan, log_prob, -jnp.inf))
-    return total(log_prob)
+    return total(log_prob, ndim)
 
 
 def without_event(d: dist.Distribution | Factor) -> Any:

@@ -21,6 +21,7 @@ from vipl.analysis.stop_gradients import hold as held_call
 from vipl.analysis.stop_gradients import stopped
 from vipl.errors import ProgramError
 from vipl.gen._choices import Address, Choices
+from vipl.gen._density import ScaledDistribution
 from vipl.gen._program import GenerativeFunction, Program
 from vipl.gen._source import Source, Trace
 from vipl.ir.partition import concrete_integer, partition
@@ -60,7 +61,7 @@ def detach(source: S) -> S:
         return Program(_held_function(source.gf), source.args, source.kwargs)
     if isinstance(source, Source):
         return source if isinstance(source, HeldSource) else HeldSource(source)
-    if isinstance(source, dist.Distribution):
+    if isinstance(source, (dist.Distribution, ScaledDistribution)):
         skeleton, leaves = partition(source, keep=concrete_integer)
         return skeleton.combine(stopped(leaves))
     is_function = callable(source) and hasattr(source, "__name__")

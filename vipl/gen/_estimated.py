@@ -12,6 +12,7 @@ from vipl import _jax
 from vipl._types import Array, Float
 from vipl.analysis.regions import Region
 from vipl.errors import AddressError, show_addresses
+from vipl.gen._by_site import joint_address
 from vipl.gen._choices import Address, Choices, flatten, merge, nest
 from vipl.gen._source import Source, Trace
 from vipl.interpret.subprograms import bind_composite, rewrite
@@ -72,11 +73,14 @@ class Estimated(Source):
         return False
 
     def _simulate(self) -> Trace:
-        choices, log_w = self._draw()
-        return Trace(choices, log_w, self._value(choices))
+        return self._trace(*self._draw())
 
     def _assess(self, choices: Choices) -> Trace:
-        return Trace(choices, self._weigh(choices), self._value(choices))
+        return self._trace(choices, self._weigh(choices))
+
+    def _trace(self, choices: Choices, log_w: Float[Array, ""]) -> Trace:
+        joint = nest({joint_address(list(flatten(choices, self.name))): log_w}) if _jax.wants_by_site() else None
+        return Trace(choices, log_w, self._value(choices), {}, joint)
 
     def _generate(self, choices: Choices) -> tuple[Trace, Float[Array, ""]]:
         if flatten(choices, self.name):

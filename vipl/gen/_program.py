@@ -18,8 +18,10 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 import jax
 import jax.numpy as jnp
 
+from vipl._jax import wants_by_site
 from vipl._types import Array, Bool, Float, Int, PyTree
 from vipl.errors import AddressError, ProgramError, show_addresses
+from vipl.gen._by_site import log_probs_by_address
 from vipl.gen._check_support import lies_inside
 from vipl.gen._choices import Address, Choices, flatten, match, merge, nest
 from vipl.gen._density import is_factor
@@ -27,12 +29,13 @@ from vipl.gen._estimator import Estimator
 from vipl.gen._sample import check_estimator
 from vipl.gen._source import Source, Trace
 from vipl.gen._weighing import Drawn, Given, density, density_inside, weighing
+from vipl.gen._without_choice import check_no_choice, is_random_key, is_record, records, valued
 from vipl.interpret.interpreter import Interpreter, run
 from vipl.interpret.seed import violations
 from vipl.interpret.subprograms import rewrite
 from vipl.ir.functions import check_function
 from vipl.ir.partition import partition, python_integer
-from vipl.ir.primitives import Path, Site, user_frame
+from vipl.ir.primitives import Path, Site, split_weight, user_frame
 from vipl.ir.sites import SiteInfo, check_unique, list_sites
 from vipl.ir.stage import Staged, stage_program
 
@@ -124,6 +127,15 @@ def gen(fn: Callable) -> GenerativeFunction:
     return GenerativeFunction(fn)
 
 
+def as_program(source: Source) -> Program:
+    """Any source as a generative function with its arguments."""
+    return source if isinstance(source, Program) else gen(_inlined)(source)
+
+
+def _inlined(source: Source) -> Any:
+    return source.inline((), source.name)
+
+
 class _Method(functools.partial):
     """A generative function as a method of an object."""
 
@@ -213,9 +225,14 @@ class Program(Source):
         """Whether it is unnormalized."""
         return any(is_factor(p.site) for p in self.staged()[1])
 
+    def has_weights(self) -> bool:
+        """Whether it is unnormalized by `scaled`."""
+        return any(p.site.scaled for p in self.staged()[1])
+
     def unknown(self, known: Choices) -> list[SiteInfo]:
         """The places of the choices that are not known."""
         _, found = self.staged()
+        check_no_choice(known, found, self.name)
         given = match(known, valued(found), self.name, complete=False)
         return [p for p in valued(found) if p.site.address not in given]
 
@@ -246,6 +263,7 @@ class Program(Source):
           check: whether to count violations.
         """
         staged, found = self.staged()
+        check_no_choice(choices, found, self.name)
         given = match(choices, valued(found), self.name, complete=complete)
         surely_inside = {a for a, x in given.items() if lies_inside(x, [p.site for p in found if p.site.address == a])}
         by_path = {p.path: given[p.site.address] for p in found if p.site.address in given}
@@ -259,12 +277,14 @@ class Program(Source):
             weighs = all(is_factor(s) or counts(s.address, is_given) for s in sites)
             return {"log_prob": log_prob} | ({"log_w": log_prob} if weighs else {})
 
-        interpreter = weighing(policy, total, name=verb)
+        interpreter = weighing(policy, total, name=verb, by_site=wants_by_site())
         interpreter = _counting_violations(interpreter) if check else interpreter
         outs, totals, emits = run(staged.jaxpr, [], interpreter, by_path)
         zero = jnp.zeros(())
-        made = nest(given) if complete else merge_emits(found, emits)
-        trace = Trace(made, totals.get("log_prob", zero), staged.result(outs))
+        made = nest(given) if complete else merge_emits(valued(found), emits)
+        recorded = merge_emits(records(found), emits)
+        log_probs = log_probs_by_address(found, emits) if wants_by_site() else None
+        trace = Trace(made, totals.get("log_prob", zero), staged.result(outs), recorded, log_probs)
         return _Run(trace, totals.get("log_w", zero), totals.get("violations", jnp.zeros((), jnp.int32)))
 
 
@@ -282,7 +302,8 @@ def with_estimators(
     """
     wanted = {a: partition(e, keep=python_integer) for a, e in estimators}
     staged = stage_program(fn, args, kwargs)
-    known = dict.fromkeys(p.site.address for p in list_sites(staged.jaxpr))
+    sites = [p.site for p in list_sites(staged.jaxpr)]
+    known = dict.fromkeys(s.address for s in sites if not (is_record(s) or is_random_key(s)))
     unknown = [a for a in wanted if a not in known]
     if unknown:
         raise AddressError(
@@ -296,7 +317,9 @@ def with_estimators(
     def change(site: Site, operands):
         if site.address in wanted:
             skeleton, leaves = wanted[site.address]
-            site, operands = replace(site, estimator=skeleton), [*operands[: site.num_distribution], *leaves]
+            _, weight = split_weight(site, operands)
+            operands = [*operands[: site.num_distribution], *leaves, *([] if weight is None else [weight])]
+            site = replace(site, estimator=skeleton)
         return site, operands
 
     return staged.result(rewrite(staged.jaxpr, [], lambda address: address, change))
@@ -313,18 +336,13 @@ def _counting_violations(interpreter: Interpreter) -> Interpreter:
     return interpreter._replace(handle=handle)
 
 
-def valued(found: list[SiteInfo]) -> list[SiteInfo]:
-    """The places that have choices: all but factors."""
-    return [p for p in found if not is_factor(p.site)]
-
-
 def merge_emits(found: list[SiteInfo], emits: dict[Path, Array]) -> Choices:
-    """Choices from what the sites handed out; branches of a `cond` that share an address are merged.
+    """What sites handed out, by address; branches of a `cond` that share an address are merged.
 
-    Only one of them is taken, and the others handed out zeros, so their sum is the choice.
+    Only one of them is taken, and the others handed out zeros, so their sum is the value.
     """
     flat: dict[Address, Array] = {}
-    for info in valued(found):
+    for info in found:
         address, value = info.site.address, emits[info.path]
         if address in flat:
             other = flat[address]

@@ -15,7 +15,7 @@ from vipl.distributions._draws import in_support, log_density
 from vipl.distributions._stable import stabilize
 from vipl.errors import ChoiceError, EstimatorError, ProgramError, ViplError, show_address, show_aval
 from vipl.gen._choices import Address, check_address
-from vipl.gen._density import Factor, check_distribution, without_event
+from vipl.gen._density import Factor, ScaledDistribution, check_distribution, without_event
 from vipl.gen._estimator import Draw, Estimator, Law, Points
 from vipl.gen._source import Source
 from vipl.gen._supports import describe
@@ -34,7 +34,7 @@ def sample(address: str | Address, source: object, estimator: Estimator | None =
     Args:
       address: the site's name; a tuple nests, as in `("layer", "w")`.
       source: a NumPyro distribution; or `program(*args)` with `@vipl.gen` on `program`, whose choices nest
-        under the address.
+        under the address; or either with a weight, `vipl.scaled(source, weight)`.
       estimator: how the derivative of an expectation treats the site. None: `Reparam()` where the distribution
         is reparametrized, otherwise `Score()`; both are unbiased.
       **unknown: nothing; what other systems have here (`obs=`, `infer=`, ...) raises, and says what to write.
@@ -64,6 +64,9 @@ def sample(address: str | Address, source: object, estimator: Estimator | None =
                 fix=f"name them: {source.name}(...).with_estimators({{'site': {_name(estimator)}()}})",
             )
         return source.inline(address, where)
+    weights = []
+    if isinstance(source, ScaledDistribution):
+        source, weights = source.distribution, [source.weight]
     distribution: Any = stabilize(source)
     skeleton, leaves = partition(distribution, keep=concrete_integer)
     value = check_distribution(distribution, skeleton, leaves, at)
@@ -82,10 +85,11 @@ def sample(address: str | Address, source: object, estimator: Estimator | None =
         support=describe(distribution),
         where=where,
         makes_float=makes_float,
+        scaled=bool(weights),
     )
     if estimator is not None:
         points_of(site, tuple(_jax.typeof(x) for x in [*leaves, *extra]))
-    return bind_site([*leaves, *extra], site)
+    return bind_site([*leaves, *extra, *weights], site)
 
 
 _AS_DATUM = "leave it out, and give the datum to assess or generate: {{{name}: y}}"

@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from vipl._jax import staging
+from vipl._jax import by_site, staging
 from vipl._types import Array, Bool, Float, PRNGKeyArray, PyTree
 from vipl.cache.programs import compiled, parts_of
 from vipl.errors import ProgramError, show_aval
 from vipl.gen._choices import Address, Choices
 from vipl.interpret.seed import seed
+from vipl.ir.batching import sites_in
 from vipl.ir.keys import as_key, is_key
 from vipl.ir.partition import not_arrays, partition, python_integer
-from vipl.ir.primitives import user_frame
+from vipl.ir.primitives import outside, sample_effect, user_frame
+from vipl.ir.staging_rules import in_program
 
 
 @jax.tree_util.register_dataclass
@@ -35,11 +37,64 @@ class Trace:
         first. Where a `cond` took another branch, the choices of the branches not taken are zeros.
       log_prob: f[], the log density of the choices, factors included; of an estimated density, its estimate.
       retval: what the function returned.
+      deterministics: nested dicts of the values that `vipl.deterministic` recorded, with axes as choices have.
+      log_probs: nested dicts of the log density by site; computed where it is read.
     """
 
     choices: Choices
     log_prob: Float[Array, "..."]
     retval: Any
+    deterministics: dict[str, Any] = field(default_factory=dict)
+    _by_site: dict[str, Any] | None = field(default=None, repr=False)
+
+    @property
+    def log_probs(self) -> dict[str, Any]:
+        """The log density by site, nested as choices are; the sum of all numbers in it is `log_prob`.
+
+        A site has the axes of the loops around it, and then the batch shape of its distribution: one number for each
+        event, f[*loops, *batch]. A factor stands under its own address with the shape of its log weight. What `scaled`
+        weighs is weighed; a branch of a `cond` that is not taken has zeros. Values that `marginal` or `normalize` draws
+        have one log density together: at the address, if it is one value, else where the choices have their common
+        part, under the other parts joined by commas, as in `log_probs["post"]["a, b"]`.
+
+        Nothing is computed for it until it is read: the program then runs once more, with the same key. So a trace that
+        left `jax.jit`, `jax.vmap` or the like has none.
+
+        Raises:
+          ProgramError: the trace was returned by a transformed function: read it in that function.
+        """
+        if self._by_site is None:
+            object.__setattr__(self, "_by_site", self.__dict__.get("_again", _unread)())
+        return self._by_site  # type: ignore[return-value]
+
+
+def _unread() -> Any:
+    error = ProgramError(
+        "the log densities by site are read of a trace that does not know its program.",
+        at=user_frame(),
+        got="trace.log_probs of a trace that jax.vmap, jit, or the like has returned",
+        expected="trace.log_probs inside the function that is mapped or compiled",
+        fix="return the log densities from it: jax.vmap(lambda key: program.simulate(key).log_probs)(keys)",
+    )
+    error.needs_by_site = True  # in a program: it is staged again, with them
+    raise error
+
+
+def _traces(out: Any) -> list[Trace]:
+    """The trace in what a verb gave; none in what is none."""
+    return [x for x in (out if isinstance(out, tuple) else (out,)) if isinstance(x, Trace)]
+
+
+def _with_again(out: Any, again: Callable[[], Any]) -> Any:
+    """What a verb gave, its trace with a way to run again for its log densities by site."""
+    for trace in _traces(out):
+        object.__setattr__(trace, "_again", again)
+    return out
+
+
+def _by_site_of(out: Any) -> Any:
+    (trace,) = _traces(out)
+    return trace._by_site
 
 
 class Source(abc.ABC):
@@ -156,9 +211,13 @@ class Source(abc.ABC):
                 fix="pass arrays, or close over the object",
             ) from None
 
-        def run(key, leaves, extra_leaves):
+        def plainly(key, leaves, extra_leaves):
             source, extra = skeleton.combine(leaves), skeleton_extra.combine(extra_leaves)
-            result = seed(lambda: getattr(source, verb)(*extra))(key)
+            return source, seed(lambda: getattr(source, verb)(*extra))(key)
+
+        def run(*args):
+            with by_site(False):
+                source, result = plainly(*args)
             if others := not_arrays(result):
                 raise ProgramError(
                     "a program that is called with a key returns something that is not an array.",
@@ -169,28 +228,57 @@ class Source(abc.ABC):
                 )
             return result
 
-        return compiled(verb, (*roots, *more), (static, rest), run, (key, leaves, extra_leaves))
+        def run_by_site(*args):
+            with by_site(True):
+                return _by_site_of(plainly(*args)[1])
+
+        def compiled_as(kind, run):
+            return compiled(kind, (*roots, *more), (static, rest), run, (key, leaves, extra_leaves))
+
+        return _with_again(compiled_as(verb, run), lambda: compiled_as(f"{verb} by site", run_by_site))
 
     def _without_key(self, verb: str, choices: Choices) -> Any:
         """Compiled, too, where it is called from ordinary Python; inside a program, a part of that."""
 
-        def plainly():
+        def inside():
             return getattr(self, verb)(choices)
 
+        def plainly():
+            try:
+                return inside()
+            except ValueError as error:
+                if str(sample_effect) not in str(error):
+                    raise
+            return outside(site=next(sites_in(jax.make_jaxpr(inside)())))  # JAX lowers no loop with a site in it
+
+        def again():
+            with by_site(True):
+                return _by_site_of(inside())
+
         if staging():
-            return plainly()
+            return inside() if in_program() else _with_again(inside(), again)
         skeleton, leaves = partition(self, keep=python_integer)
         packed_choices, values = partition(choices)
         try:
             (roots, static), (more, rest) = parts_of(skeleton), parts_of(packed_choices)
         except TypeError:
-            return plainly()
+            return _with_again(plainly(), again)
 
         def run(leaves, values):
             source, choices = skeleton.combine(leaves), packed_choices.combine(values)
-            return source._checked(verb, choices)
+            with by_site(False):
+                return source._checked(verb, choices)
 
-        return compiled(f"{verb} at once", (*roots, *more), (static, rest), run, (leaves, values), plainly)
+        def run_by_site(leaves, values):
+            source, choices = skeleton.combine(leaves), packed_choices.combine(values)
+            with by_site(True):
+                return _by_site_of(getattr(source, verb)(choices)), False
+
+        def compiled_as(kind, run, instead):
+            return compiled(kind, (*roots, *more), (static, rest), run, (leaves, values), instead)
+
+        out = compiled_as(f"{verb} at once", run, plainly)
+        return _with_again(out, lambda: compiled_as(f"{verb} by site", run_by_site, again))
 
     def _checked(self, verb: str, choices: Choices) -> tuple[PyTree, Bool[Array, ""]]:
         """What a verb gives; and bool[], whether something may be wrong that is seen in values only."""

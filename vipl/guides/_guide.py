@@ -19,7 +19,7 @@ from vipl.errors import ChoiceError, ProgramError, show_addresses, show_aval
 from vipl.gen import GenerativeFunction, Program
 from vipl.gen._check_arguments import check_source
 from vipl.gen._choices import Address, flatten, match, nest
-from vipl.gen._program import valued
+from vipl.gen._without_choice import valued
 from vipl.guides._latents import Latents
 from vipl.ir.keys import as_key
 

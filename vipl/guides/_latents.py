@@ -30,11 +30,12 @@ from vipl.errors import AddressError, DistributionError, ProgramError, show_addr
 from vipl.gen import Program
 from vipl.gen._choices import Address, check_address, flatten, match
 from vipl.gen._density import is_factor, site_log_prob
-from vipl.gen._program import merge_emits, valued
+from vipl.gen._program import merge_emits
+from vipl.gen._without_choice import is_random_key, is_record, valued
 from vipl.interpret.interpreter import Interpreter, Outcome, Visit, run
 from vipl.ir.composite import Composite
 from vipl.ir.dataflow import backward, plain, walk
-from vipl.ir.primitives import Path, Site
+from vipl.ir.primitives import Path, Site, split_weight
 from vipl.ir.sites import SiteInfo
 
 
@@ -93,6 +94,7 @@ class Latents:
       real: the latent choices that are real, in the order of their sites.
       discrete: those that are integers.
       left_out: the addresses of the latent choices that were not asked for.
+      has_random_keys: whether the program has keys of its own, so that its density is random.
       in_branch: whether a latent site stands in a branch of a `cond`.
       computed: whether the parameters of a support depend on latent choices.
     """
@@ -114,6 +116,7 @@ class Latents:
         self.program = program
         self._staged, found = program.staged()
         self._found = valued(found)
+        self.has_random_keys = any(is_random_key(info.site) for info in found)
         self._given = match(dict(given), self._found, program.name, complete=False)
         latent = [info for info in self._found if info.site.address not in self._given]
         if not latent:
@@ -208,8 +211,8 @@ class Latents:
 
         def handle(visit: Visit, operands: Sequence[Array], x: Any) -> Outcome:
             site = visit.site
-            if is_factor(site):
-                return Outcome(jnp.zeros(site.shape), {}, {})
+            if _has_no_choice(site):
+                return Outcome(jnp.zeros(site.shape, site.dtype), {}, {})
             if site.address not in latent:
                 return Outcome(x, {}, {})
             value = at_site(site.address, site.distribution.combine(operands[: site.num_distribution]), x)
@@ -248,13 +251,15 @@ class Latents:
         def handle(visit: Visit, operands: Sequence[Array], x: Any) -> Outcome:
             seen = self._see(visit.site, operands, x, inverse=inverse, weigh=weigh)
             emitted = emit(seen)
-            emits = {} if emitted is None or is_factor(visit.site) else {visit.path: emitted}
+            emits = {} if emitted is None or _has_no_choice(visit.site) else {visit.path: emitted}
             return Outcome(seen.value, {"log_det": seen.log_det, "log_p": seen.log_p}, emits)
 
         def compose(composite: Composite, operands: list[Any], given: list[Any], _: Path) -> Outcome:
             log_p = jnp.zeros(())
             if weigh:
+                operands, weight = split_weight(composite.sites[0], operands)
                 (log_p,) = walk(composite.weigh, [*operands[composite.num_draw :], *given], plain)
+                log_p = log_p if weight is None else weight * log_p
             return Outcome(given, {"log_p": log_p}, {})
 
         paths = {info.path: values[info.site.address] for info in self._found}
@@ -264,9 +269,10 @@ class Latents:
 
     def _see(self, site: Site, operands: Sequence[Array], x: Any, *, inverse: bool, weigh: bool) -> _Seen:
         zero = jnp.zeros(())
-        if is_factor(site):
-            log_p = site_log_prob(site, operands, jnp.zeros((0,)), check=False) if weigh else zero
-            return _Seen(site, None, jnp.zeros(site.shape), None, zero, log_p)
+        operands, weight = split_weight(site, operands)
+        if _has_no_choice(site):
+            log_p = site_log_prob(site, operands, jnp.zeros((0,)), check=False) if weigh and is_factor(site) else zero
+            return _Seen(site, None, jnp.zeros(site.shape, site.dtype), None, zero, log_p)
         d = site.distribution.combine(operands[: site.num_distribution])
         value, coordinates, log_det = x, None, zero
         if site.address in self._real:
@@ -274,7 +280,7 @@ class Latents:
             value, coordinates = (x, bijection.inv(x)) if inverse else (bijection(x), x)
             log_det = jnp.sum(bijection.log_abs_det_jacobian(coordinates, value))
         log_p = site_log_prob(site, operands, value, check=coordinates is None) if weigh else zero
-        return _Seen(site, d, value, coordinates, log_det, log_p)
+        return _Seen(site, d, value, coordinates, log_det, log_p if weight is None else weight * log_p)
 
     def _by_address(self, emits: dict[Path, Array]) -> dict[Address, Array]:
         flat = flatten(merge_emits([info for info in self._found if info.path in emits], emits), self.program.name)
@@ -351,6 +357,11 @@ def _chosen(addresses: Any, unique: Mapping[Address, Any], program: str, role: s
             fix="name some of these",
         )
     return chosen
+
+
+def _has_no_choice(site: Site) -> bool:
+    """Whether a site is a factor, a record, or a random key, which is taken for zeros here."""
+    return is_factor(site) or is_record(site) or is_random_key(site)
 
 
 def _aligned(leaf: Array, latent: Latent) -> Array:

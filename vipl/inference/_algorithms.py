@@ -16,7 +16,7 @@ import abc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,9 +27,10 @@ from vipl._checks import whole_number
 from vipl._types import Array, ArrayLike, Float
 from vipl.errors import EstimatorError, ProgramError, shortened, show_address
 from vipl.estimators._enumerate import MAX_POINTS, finite_support
-from vipl.gen import Law, Program, Source, gen
+from vipl.gen import Law, Program, Source
 from vipl.gen._check_arguments import call_maker, check_source, check_takes_known
 from vipl.gen._choices import Address, Choices, flatten, merge, nest
+from vipl.gen._program import as_program
 from vipl.inference._particles import Particles, log_mean_exp, positive
 from vipl.ir.primitives import user_frame
 from vipl.ir.sites import SiteInfo
@@ -187,15 +188,6 @@ class Enumeration(ExactAlgorithm):
         here = choice[..., None] == jnp.asarray(values)
         log_w = particles.log_weights - positive(particles.log_normalizer, program.name)
         return categorical(values, log_total(log_w.reshape(-1, *[1] * choice.ndim), here), info)
-
-
-def as_program(source: Source) -> Program:
-    """Any source as a generative function with its arguments."""
-    return source if isinstance(source, Program) else gen(_inlined)(source)
-
-
-def _inlined(source: Source) -> Any:
-    return source.inline((), source.name)
 
 
 def log_total(log_w: Array, counts: ArrayLike = True) -> Array:

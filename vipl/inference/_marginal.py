@@ -13,11 +13,11 @@ from vipl.gen import Estimator, Program, Source
 from vipl.gen._check_arguments import check_source
 from vipl.gen._choices import Address, Addresses, Choices, check_address, flatten, merge, nest
 from vipl.gen._estimated import Estimated, only
+from vipl.gen._program import as_program
 from vipl.gen._sample import check_estimator
 from vipl.inference._algorithms import (
     Algorithm,
     First,
-    as_program,
     finite_choices,
     require_exact,
     the_algorithm,
@@ -56,13 +56,14 @@ class Marginal(Estimated):
         return finite_choices(self.program, {}) if self.is_exact() else {}
 
     def _draw(self) -> tuple[Choices, Float[Array, ""]]:
-        if isinstance(self.program, Program) and self.program.has_factors():
+        if (unnormalized := self._unnormalized()) is not None:
+            name, part = unnormalized
             raise ProgramError(
                 "a marginal of an unnormalized program is drawn from.",
                 at=self.name,
-                got=f"vipl.factor in {self.program.name}, which draws do not heed",
-                expected="a program without factors; or `assess` alone",
-                fix="leave the factor out, or draw from normalize(program, given, algorithm)",
+                got=f"vipl.{name} in {self.program.name}, which draws do not heed",
+                expected=f"a program without {part}s; or `assess` alone",
+                fix=f"leave the {part} out, or draw from normalize(program, given, algorithm)",
             )
         trace, log_known = self.program.simulate_split(self._keeps)
         drawn = flatten(trace.choices, self.name)
@@ -79,6 +80,14 @@ class Marginal(Estimated):
         others = {a: x for a, x in drawn.items() if a not in kept}
         first = First(nest(others), trace.log_prob, log_known)
         return nest(kept), self.algorithm.conditional(self.program, nest(kept), first)
+
+    def _unnormalized(self) -> tuple[str, str] | None:
+        """The function of vipl that makes the program unnormalized, and what it adds; None where none does."""
+        if not isinstance(self.program, Program):
+            return None
+        if self.program.has_factors():
+            return "factor", "factor"
+        return ("scaled", "weight") if self.program.has_weights() else None
 
     def _weigh(self, choices: Choices) -> Float[Array, ""]:
         flat = flatten(choices, f"the choices for {self.name}")

@@ -20,8 +20,9 @@ from vipl.gen import Program, Source
 from vipl.gen._check_arguments import call_maker, check_takes_known, not_a_function
 from vipl.gen._choices import Address, Choices, match, nest
 from vipl.gen._estimated import only
-from vipl.gen._program import merge_emits, valued
+from vipl.gen._program import merge_emits
 from vipl.gen._weighing import Drawn, Given, weighing
+from vipl.gen._without_choice import valued, without_records
 from vipl.inference._algorithms import Algorithm, First, require_exact
 from vipl.inference._particles import Particles, log_mean_exp
 from vipl.inference._resampling import Multinomial, MultinomialDropped, Resampling
@@ -163,7 +164,7 @@ def parts_of(program: Source, known: Choices) -> Parts:
     """Takes a program apart; raises where it is not one scan, and sites before it."""
     if not isinstance(program, Program):
         raise _shape(program.name, f"a {type(program).__name__}")
-    staged, found = program.staged()
+    staged, found = without_records(*program.staged())
     list_sites = valued(found)
     given = match(known, list_sites, program.name, complete=False)
     holding = [i for i, e in enumerate(_jax.parts(staged.jaxpr).eqns) if has_site(e)]

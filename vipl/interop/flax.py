@@ -4,12 +4,17 @@ A module that a program closes over is Python state, which staging must not see.
 a pytree of parameters and a function that puts the module together again, and merged inside the program:
 
     params, apply = functional(module);   apply(params)(x) = module(x).
+
+Of a module with other state, as batch statistics, the state is an argument and a result:
+
+    params, state, apply = functional(module, state=True);   y, new_state = apply(params, state)(x).
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, Generic, Literal, TypeVar, overload
 
 from vipl._types import PyTree
 from vipl.errors import ProgramError
@@ -17,21 +22,56 @@ from vipl.errors import ProgramError
 M = TypeVar("M")
 
 
-def functional(module: M) -> tuple[PyTree, Callable[[PyTree], M]]:
+class Stateful(Generic[M]):
+    """A module with its state; calling it, or one of its methods, returns the result and the new state.
+
+    Each call starts from the same state: it changes nothing. What a call does to parameters is dropped.
+    """
+
+    def __init__(self, build: Callable[[], M], path: tuple[str, ...] = ()):
+        """`path` are the names that lead to what is called."""
+        self._build, self._path = build, path
+
+    def __getattr__(self, name: str) -> Stateful[M]:
+        """The method of this name."""
+        if name.startswith("__"):  # as copies and pickles ask for
+            raise AttributeError(name)
+        return Stateful(self._build, (*self._path, name))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, PyTree]:
+        """The result and the new state."""
+        from flax import nnx
+
+        module = self._build()
+        result = functools.reduce(getattr, self._path, module)(*args, **kwargs)  # type: ignore[operator]
+        _, _, rest = nnx.split(module, nnx.Param, ...)
+        return result, nnx.to_pure_dict(rest)
+
+
+@overload
+def functional(module: M, *, state: Literal[False] = False) -> tuple[PyTree, Callable[[PyTree], M]]: ...
+@overload
+def functional(
+    module: M, *, state: Literal[True]
+) -> tuple[PyTree, PyTree, Callable[[PyTree, PyTree], Stateful[M]]]: ...
+def functional(module: Any, *, state: bool = False) -> Any:
     """Splits a Flax NNX module into its parameters and a function that rebuilds it.
 
-    apply(params) is the module with those parameters; inside a program, call it on the program's argument.
+    apply(params) is the module with those parameters; inside a program, call it on the program's argument. With
+    `state=True`, apply(params, state)(x) is the pair of the module's result and its new state, and so are its methods.
 
     Args:
-      module: an `nnx.Module` whose only state is parameters (`nnx.Param`).
+      module: an `nnx.Module`. Without `state=True` its only state is parameters (`nnx.Param`).
+      state: whether the module's other state is split off as well.
 
     Returns:
       params: …, the parameters, a pytree of arrays.
-      apply: params -> module.
+      state: …, the other state, a pytree of arrays; with `state=True` only.
+      apply: params -> module; with `state=True`, params, state -> `Stateful`.
 
     Raises:
-      ProgramError: the argument is not a module; or the module has state that calling it changes, as dropout's random
-        numbers or batch statistics, which a program would lose.
+      ProgramError: the argument is not a module; or, without `state=True`, the module has state that calling it
+        changes, as batch statistics, which a program would lose; or it has random numbers, as dropout's.
 
     Example:
       >>> import jax.numpy as jnp, vipl.interop
@@ -39,6 +79,10 @@ def functional(module: M) -> tuple[PyTree, Callable[[PyTree], M]]:
       >>> params, apply = vipl.interop.flax.functional(nnx.Linear(3, 2, rngs=nnx.Rngs(0)))
       >>> apply(params)(jnp.ones(3)).shape
       (2,)
+      >>> params, state, apply = vipl.interop.flax.functional(nnx.BatchNorm(3, rngs=nnx.Rngs(0)), state=True)
+      >>> y, new_state = apply(params, state)(jnp.ones((5, 3)))
+      >>> sorted(new_state)
+      ['mean', 'var']
     """
     from flax import nnx
 
@@ -51,18 +95,26 @@ def functional(module: M) -> tuple[PyTree, Callable[[PyTree], M]]:
             fix="pass a module, e.g. nnx.Linear(3, 2, rngs=nnx.Rngs(0))",
         )
     graph, params, rest = nnx.split(module, nnx.Param, ...)
-    _refuse_state(module, rest)
+    _refuse_state(module, rest, only_random=state)
+    if state:
+        return (
+            nnx.to_pure_dict(params),
+            nnx.to_pure_dict(rest),
+            lambda params, state: Stateful(lambda: nnx.merge(graph, params, state)),
+        )
 
-    def apply(params: PyTree) -> M:
+    def apply(params: PyTree) -> Any:
         return nnx.merge(graph, params)
 
     return nnx.to_pure_dict(params), apply
 
 
-def _refuse_state(module: object, rest: PyTree) -> None:
+def _refuse_state(module: object, rest: PyTree, *, only_random: bool) -> None:
     from flax import nnx
 
-    found = [(path, type(leaf).__name__) for path, leaf in nnx.to_flat_state(rest)]
+    flat = [(path, leaf, isinstance(leaf, nnx.RngState)) for path, leaf in nnx.to_flat_state(rest)]
+    is_random = any(random for *_, random in flat)
+    found = [(path, type(leaf).__name__) for path, leaf, random in flat if random or not only_random]
     if found:
         shown = ", ".join(f"{kind} at {'.'.join(map(str, path))}" for path, kind in found[:4])
         more = f", and {len(found) - 4} more" if len(found) > 4 else ""
@@ -71,5 +123,7 @@ def _refuse_state(module: object, rest: PyTree) -> None:
             at=f"vipl.interop.flax.functional of {type(module).__name__}",
             got=shown + more,
             expected="nnx.Param only",
-            fix="leave out Dropout and BatchNorm (LayerNorm has no state), and write noise as sites of the program",
+            fix="leave out Dropout and BatchNorm (LayerNorm has no state), and write noise as sites of the program"
+            if is_random
+            else "take the state along: params, state, apply = functional(module, state=True)",
         )

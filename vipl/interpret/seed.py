@@ -28,14 +28,14 @@ from vipl.ir.sites import SiteInfo, list_sites
 from vipl.ir.stage import stage_program
 
 
-def draw_program(config: tuple[Skeleton, bool]) -> Callable:
+def draw_program(config: tuple[Skeleton, bool, int]) -> Callable:
     """The site program of plain sampling: `(key, *leaves) -> [value]`, or `[value, log density]`."""
-    source, weighs = config
+    source, weighs, ndim = config
 
     def program(key, *leaves):
         d = source.combine(leaves)
         point = draw(d, key)
-        return [point.value, total(log_density(d, point))] if weighs else [point.value]
+        return [point.value, total(log_density(d, point), ndim)] if weighs else [point.value]
 
     return program
 
@@ -129,7 +129,10 @@ def _drawn(key: PRNGKeyArray, jaxpr: Jaxpr, check: bool = False) -> Outcome:
     found = list_sites(jaxpr)
     check_digests(found)
     programs = {
-        p.path: site_program(draw_program, (p.site.distribution, p.site.weighs), p.distribution_avals) for p in found
+        p.path: site_program(
+            draw_program, (p.site.distribution, p.site.weighs, len(p.site.log_shape)), p.distribution_avals
+        )
+        for p in found
     }
 
     def handle(visit, operands, noise):

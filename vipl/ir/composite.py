@@ -27,7 +27,8 @@ class Composite:
     """Everything about a composite but its arrays.
 
     Attributes:
-      sites: its values: address, shape and dtype of each; without a source.
+      sites: its values: address, shape and dtype of each; without a source. Where they are `scaled`, the last operand
+        is the weight of all of them.
       draw: jaxpr, `operands[:num_draw] -> (*values, log_w)`.
       weigh: jaxpr, `(*operands[num_draw:], *values) -> (log_w,)`.
       num_draw: how many operands belong to `draw`.

@@ -83,8 +83,10 @@ class Site:
       where: function, file and line of the user's call.
       makes_float: whether the distribution draws integers, and the site makes floats of them.
       weighs: whether the site also gives the log density of its own draw, as a second value.
+      log_shape: the shape of that second value: (), the sum, or the batch shape.
       is_exact: whether its density is exact; only that of a value of a composite may be an estimate.
       finite: the values that one element of a composite's value can take; None: not known, or the source says it.
+      scaled: whether the last operand is a weight, f[], that its log density counts with; of a composite, likewise.
     """
 
     address: tuple[str, ...]
@@ -99,10 +101,17 @@ class Site:
     weighs: bool = False
     is_exact: bool = True
     finite: tuple[int | float, ...] | None = None
+    scaled: bool = False
+    log_shape: tuple[int, ...] = ()
 
     def at(self) -> str:
         """The site as messages write it."""
         return f"{show_address(self.address)} in {self.where}"
+
+
+def split_weight(site: Site, operands: Sequence[Any]) -> tuple[list[Any], Any]:
+    """The operands of a site or composite, and the weight that its log density counts with; None where it has none."""
+    return (list(operands[:-1]), operands[-1]) if site.scaled else (list(operands), None)
 
 
 def user_frame() -> str:
@@ -181,6 +190,14 @@ def refuse_derivative(params: Params) -> ControlFlowError:
 def outside(*_: object, **params: Any) -> NoReturn:
     """The third net."""
     site = _site_of(params)
+    if site is not None and site.distribution is not None and not site.is_exact:
+        raise ProgramError(
+            "a random key is asked for outside every program, where no other key is given.",
+            at=site.at(),
+            got="`random_key` without a key, in `assess` or `generate` say",
+            expected="a key of the call, or a call inside a program",
+            fix="pass a key: program.simulate(key), or program.assess(choices, key=key)",
+        )
     raise ProgramError(
         "a site is met outside every program, where nothing gives it a key.",
         at=site.at() if site else "a `cond` that holds a site",
@@ -193,7 +210,7 @@ def outside(*_: object, **params: Any) -> NoReturn:
 
 def _sample_abstract(*_: ShapedArray, site: Site) -> list[ShapedArray]:
     value = _jax.drawn_aval(site.shape, site.dtype)
-    return [value, _jax.drawn_aval((), jnp.result_type(float))] if site.weighs else [value]
+    return [value, _jax.drawn_aval(site.log_shape, jnp.result_type(float))] if site.weighs else [value]
 
 
 def _sample_batch(axis_data: AxisData, values: Sequence[Array], dims: Sequence[int | None], *, site: Site) -> Batched:

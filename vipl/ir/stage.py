@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from vipl._jax import ClosedJaxpr
+from vipl._jax import ClosedJaxpr, by_site, wants_by_site
 from vipl._types import PyTree
 from vipl.errors import ProgramError
 from vipl.ir.inline import inline_jits
@@ -33,10 +33,21 @@ class Staged(NamedTuple):
 
 
 def stage_program(fn: Callable, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Staged:
-    """Traces `fn(*args, **kwargs)` once, with its sites as equations.
+    """Traces `fn(*args, **kwargs)`, with its sites as equations.
 
-    Python numbers among the arguments stay Python numbers, so that a length may depend on them.
+    Python numbers among the arguments stay Python numbers, so that a length may depend on them. A program is traced
+    once; a second time, in another context, if it reads log densities by site: what does not read them is without them.
     """
+    try:
+        return _staged(fn, args, kwargs)
+    except ProgramError as error:
+        if wants_by_site() or not error.needs_by_site:
+            raise
+    with by_site(True):
+        return _staged(fn, args, kwargs)
+
+
+def _staged(fn: Callable, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Staged:
     box: list[Skeleton] = []
 
     def flat():

@@ -150,6 +150,11 @@ def staging() -> Iterator[None]:
                 del _HANDLERS[i]
 
 
+def in_program() -> bool:
+    """Whether what is called now becomes a part of a program, and not of another JAX function."""
+    return any(isinstance(handler, _Guard) for handler in _HANDLERS)
+
+
 def _statement(msg: Message) -> ProgramError:
     kind, name = msg["type"], str(msg.get("name", ""))
     if kind == "sample":

@@ -10,8 +10,9 @@ from vipl._types import Array, ArrayLike, Float
 from vipl.gen import Program
 from vipl.gen._check_arguments import checked
 from vipl.gen._choices import Address, Choices, match, merge
-from vipl.gen._program import merge_emits, valued
+from vipl.gen._program import merge_emits
 from vipl.gen._weighing import Drawn, Given, weighing
+from vipl.gen._without_choice import valued
 from vipl.interpret.interpreter import run
 from vipl.ir.primitives import Path
 from vipl.ir.sites import SiteInfo
@@ -24,9 +25,9 @@ def elbo_with_kl(model: Program, guide: Program, data: Choices) -> Float[Array, 
     L = E[log p(y | z) - Σ_i KL(q(z_i | z_<i) || p(z_i | z_<i))],   the value of `elbo` with less noise.
 
     A site is taken in closed form if NumPyro's `kl_divergence` knows the two distributions (or one is a
-    MultivariateNormal, and the other Normals over the same array), if neither stands in a `scan` or a branch, and if
-    model and guide draw their common addresses in one order (else p(z_i | ...) might depend on what the guide draws
-    after z_i). The others are sampled, as in `elbo`.
+    MultivariateNormal, and the other Normals over the same array), if neither is scaled, nor stands in a `scan` or a
+    branch, and if model and guide draw their common addresses in one order (else p(z_i | ...) might depend on what the
+    guide draws after z_i). The others are sampled, as in `elbo`.
 
     Unbiased for L and its gradient, whatever the estimators of the sites.
 
@@ -47,7 +48,7 @@ def elbo_with_kl(model: Program, guide: Program, data: Choices) -> Float[Array, 
     drawing = weighing(lambda site, _: Drawn(weighs=site.address not in closed), emit=with_parameters, name="simulate")
     _, totals, emits = run(staged_q.jaxpr, [], drawing, {})
     log_q = totals.get("log_w", jnp.zeros(()))
-    choices = merge_emits(found_q, {path: value for path, (value, _) in emits.items()})
+    choices = merge_emits(valued(found_q), {path: value for path, (value, _) in emits.items()})
     given = match(merge(choices, data), valued(found_p), model.name, complete=True)
     sources = {
         p.site.address: (p.site.distribution, emits[p.path][1]) for p in valued(found_q) if p.site.address in closed
@@ -60,7 +61,7 @@ def elbo_with_kl(model: Program, guide: Program, data: Choices) -> Float[Array, 
     def policy(site, given):
         value, leaves = given
 
-        def minus_divergence(site, operands, _):
+        def minus_divergence(site, operands, *_):
             q, p = sources[site.address][0], site.distribution
             kl = _divergence(q.combine(leaves), p.combine(operands[: site.num_distribution]))
             return -jnp.sum(kl).astype(float)
@@ -96,7 +97,8 @@ def _has_closed_form(q: list[SiteInfo], p: list[SiteInfo]) -> bool:
 
 
 def _plain(info: SiteInfo) -> bool:
-    return info.site.distribution is not None and not info.in_branch and all(loop.kind == "lane" for loop in info.loops)
+    has_law = info.site.distribution is not None and not (info.site.scaled or info.site.log_shape)
+    return has_law and not info.in_branch and all(loop.kind == "lane" for loop in info.loops)
 
 
 def _has_divergence(q: SiteInfo, p: SiteInfo) -> bool:

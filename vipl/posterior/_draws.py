@@ -13,10 +13,7 @@ from vipl._types import Array, PRNGKeyArray
 from vipl.gen import Program
 from vipl.gen._check_arguments import check_source
 from vipl.gen._choices import Address, flatten, nest
-from vipl.gen._density import log_probs_of
-from vipl.gen._program import valued
-from vipl.gen._weighing import Given, weighing
-from vipl.interpret.interpreter import run
+from vipl.gen._without_choice import valued
 from vipl.ir.keys import as_key
 
 
@@ -71,25 +68,16 @@ def predict(
     return nest(dict(zip([a for a in has if a not in given], out, strict=True)))
 
 
-def log_likelihoods(program: Program, choices: dict[Address, Array], observed: list[Address]) -> dict[Address, Array]:
+def log_likelihoods(
+    key: PRNGKeyArray, program: Program, choices: dict[Address, Array], observed: list[Address]
+) -> dict[Address, Array]:
     """The log densities of observed choices given all others, elementwise where elements are independent.
 
     Args:
+      key: of what the program draws without a choice, such as dropout.
       program: over all choices.
       choices: a value for each address.
       observed: the addresses that are wanted.
     """
-    staged, found = program.staged()
-    found = valued(found)
-
-    def policy(site: Any, value: Any) -> Given:
-        return Given(value)
-
-    def emit(site: Any, operands: Any, value: Any) -> Any:
-        return (
-            log_probs_of(site, operands, value) if site.address in observed and site.distribution is not None else None
-        )
-
-    interpreter = weighing(policy, emit=emit, name="log_likelihood")
-    emits = run(staged.jaxpr, [], interpreter, {info.path: choices[info.site.address] for info in found}).emits
-    return {info.site.address: emits[info.path] for info in found if emits.get(info.path) is not None}
+    by_site = flatten(program.assess(nest(choices), key=key).log_probs, program.name)
+    return {a: x for a, x in by_site.items() if a in observed}

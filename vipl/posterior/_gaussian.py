@@ -76,7 +76,7 @@ class _State(NamedTuple):
       count: i[], steps taken in this phase, and in the ones before.
       num_search: i[], steps taken before the average.
       stalls: i[], sets of draws whose bound the search did not make grow any more.
-      moves: f[n], the sum over the average of the squared steps of m in the frame.
+      moves: f[n], the mean over the last steps of the average of the squared steps of m in the frame.
       logs: f[n], that of log λ.
       skipped: i[], steps not taken.
     """
@@ -99,7 +99,7 @@ class _State(NamedTuple):
     def error(self) -> Float[Array, ""]:
         """The largest standard error of an average of so many independent steps."""
         taken = jnp.maximum(self.num_average(), 1)
-        return jnp.sqrt(jnp.maximum(jnp.max(self.moves), jnp.max(self.logs) / 4)) / taken
+        return jnp.sqrt(jnp.maximum(jnp.max(self.moves), jnp.max(self.logs) / 4) / taken)
 
 
 def fit_gaussian(
@@ -109,7 +109,7 @@ def fit_gaussian(
     *,
     diagonal: bool = False,
     tolerance: float = 0.02,
-    max_steps: int = 1000,
+    max_steps: int = 2000,
 ) -> Moments:
     """Fits a Gaussian to a log density; see the module.
 
@@ -168,13 +168,14 @@ def fit_gaussian(
         loc, factor = _moved(s.loc, s.factor, step, 1.0 / (s.num_average() + 2))
         bound = _bound(log_density, s.loc, s.factor, noise)
         logs = step.vectors**2 @ step.log_eigenvalues**2
+        recent = 2.0 / (s.num_average() + 2)  # a mean over about the last half of the steps
         after = s._replace(
             loc=loc,
             factor=factor,
             bounds=s.bounds.at[s.count].set(bound),
             count=s.count + 1,
-            moves=s.moves + step.move**2,
-            logs=s.logs + logs,
+            moves=s.moves + recent * (step.move**2 - s.moves),
+            logs=s.logs + recent * (logs - s.logs),
         )
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in (loc, factor, bound)]))
         return jax.tree.map(functools.partial(jnp.where, finite), after, s._replace(skipped=s.skipped + 1))

@@ -59,7 +59,7 @@ def infer(
 
     - FullRank and MeanField guides of real choices, up to 256 coordinates: natural gradients from the start, exact for
       Gaussian posteriors, in units of the posterior itself, so that the scale of the data does not matter. They end
-      when the standard errors of all means, in posterior sds, and of all log sds are below 0.02, or after 1000 steps.
+      when the standard errors of all means, in posterior sds, and of all log sds are below 0.02, or after 2000 steps.
     - Other joint guides (LowRank, Mixture, Flow): the same for a Gaussian first, whose moments become the guide's
       frame; then stochastic gradients.
     - All others, with discrete choices or more coordinates: stochastic gradients.
@@ -170,7 +170,12 @@ def _the_guide(model: Program, data: Any, guide: Any) -> Any:
 
 def _has_gaussian(guide: Any) -> bool:
     """Whether the guide is over all latent choices, which are real and not too many."""
-    if not isinstance(guide, JointGuide | MeanField) or guide.latents.in_branch or guide.latents.left_out:
+    if (
+        not isinstance(guide, JointGuide | MeanField)
+        or guide.latents.in_branch
+        or guide.latents.left_out
+        or guide.latents.has_random_keys
+    ):
         return False
     return (
         not guide.latents.discrete and guide.latents.size <= MOST_COORDINATES and getattr(guide, "frame", None) is None

@@ -193,7 +193,8 @@ class Posterior:
           AddressError: a choice of the program is neither the posterior's nor given.
         """
         program, data = self.model if program is None else program, self.data if data is None else data
-        drawn = flatten(self.sample(jax.random.key(0) if key is None else key, num_samples), "draws")
+        key = as_key(jax.random.key(0) if key is None else key)
+        drawn = flatten(self.sample(key, num_samples), "draws")
         given = {a: jnp.asarray(x) for a, x in flatten(data, "the data").items()}
         missing = [a for a in addresses_of(program) if a not in drawn and a not in given]
         if missing:
@@ -207,11 +208,15 @@ class Posterior:
         names = [a for a in drawn if a in addresses_of(program)]
 
         @jax.jit
-        def each(values: list[Array]) -> dict[str, Any]:
-            one = lambda xs: _keyed(log_likelihoods(program, dict(zip(names, xs, strict=True)) | given, list(given)))  # noqa: E731
-            return jax.vmap(one)(values)
+        def each(key: PRNGKeyArray, values: list[Array]) -> dict[str, Any]:
+            def one(k: PRNGKeyArray, xs: list[Array]) -> dict[str, Any]:
+                choices = dict(zip(names, xs, strict=True)) | given
+                return _keyed(log_likelihoods(k, program, choices, list(given)))
 
-        return nest({tuple(name.split("/")): x for name, x in each([drawn[a] for a in names]).items()})
+            return jax.vmap(one)(jax.random.split(key, num_samples), values)
+
+        found = each(jax.random.fold_in(key, 1), [drawn[a] for a in names])
+        return nest({tuple(name.split("/")): x for name, x in found.items()})
 
     def improve(self, key: PRNGKeyArray, num_samples: int = 4000) -> Improved:
         """Draws that are weighted towards the exact posterior: Pareto-smoothed importance sampling.
