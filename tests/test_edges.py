@@ -17,7 +17,7 @@ from scipy import special, stats
 
 import vipl
 from vipl import ImplicitReparam, MeasureValued, RejectionReparam, Reparam, Score, objectives, sample
-from vipl.distributions import _points as points
+from vipl.distributions import _draws as points
 from vipl.distributions._stable import stabilize
 from vipl.distributions._truncated import log_normal_mass
 from vipl.testing import assert_unbiased

@@ -170,16 +170,11 @@ def _the_guide(model: Program, data: Any, guide: Any) -> Any:
 
 def _has_gaussian(guide: Any) -> bool:
     """Whether the guide is over all latent choices, which are real and not too many."""
-    if (
-        not isinstance(guide, JointGuide | MeanField)
-        or guide.latents.in_branch
-        or guide.latents.left_out
-        or guide.latents.has_random_keys
-    ):
+    if not isinstance(guide, JointGuide | MeanField) or getattr(guide, "frame", None) is not None:
         return False
-    return (
-        not guide.latents.discrete and guide.latents.size <= MOST_COORDINATES and getattr(guide, "frame", None) is None
-    )
+    latents = guide.latents
+    whole = not (latents.discrete or latents.left_out or latents.in_branch or latents.has_random_keys)
+    return whole and latents.size <= MOST_COORDINATES
 
 
 def _gaussian(guide: Guide, start: Start, key: PRNGKeyArray) -> Moments:
