@@ -150,7 +150,9 @@ def test_starts_share_the_batches_of_a_stream():
     np.testing.assert_array_equal(found.restarts.metrics, [[0, 1, 2, 3]] * 3)
 
 
-@pytest.mark.parametrize("data", [range(4), [1.0, 2.0], np.arange(3.0), memoryview(np.arange(3.0))], ids=str)
+@pytest.mark.parametrize(
+    "data", [range(4), [1.0, 2.0], np.arange(3.0), memoryview(np.arange(3.0))], ids=lambda x: type(x).__name__
+)
 def test_what_was_an_array_is_one(data):
     @vipl.expectation
     def total(params, data):

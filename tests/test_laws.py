@@ -447,6 +447,7 @@ ROOMS = [
     {"objectives", "guides"},
     {"fit", "testing"},
     {"interop", "posterior"},
+    {"diagnostics"},
     {"demo"},
 ]
 PACKAGE = Path(vipl.__file__).parent

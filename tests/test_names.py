@@ -10,7 +10,7 @@ import pytest
 import vipl
 from vipl._moved import MOVED
 
-MODULES = "distributions errors estimators guides inference interop objectives testing"
+MODULES = "diagnostics distributions errors estimators guides inference interop objectives testing"
 VERBS = (
     "gen sample factor scaled deterministic random_key sites detach seed expectation fit infer predict load marginal "
     "normalize"

@@ -15,7 +15,7 @@ from tests.helpers.posteriors import KINDS, problem, references
 from vipl import guides, sample
 from vipl.errors import AddressError, ChoiceError, ProgramError
 from vipl.gen._choices import flatten
-from vipl.posterior._gaussian import fit_gaussian, lower_triangular
+from vipl.guides._gaussian import fit_gaussian, lower_triangular
 from vipl.posterior._psis import smooth
 
 X = jnp.linspace(-1.0, 1.0, 12)
@@ -65,6 +65,20 @@ def test_mean_field_of_a_gaussian_has_its_means_and_conditional_deviations():
     np.testing.assert_allclose([found[a]["loc"] for a in "ab"], mean, atol=1e-6)
     wanted = 1 / np.sqrt(np.diagonal(np.linalg.inv(cov)))
     np.testing.assert_allclose([np.exp(found[a]["log_scale"]) for a in "ab"], wanted, rtol=1e-6)
+
+
+def test_laplace_is_the_curvature_at_the_mode():
+    """Of a Gamma posterior, in the logarithm: mode log(a / b), precision a."""
+
+    @vipl.gen
+    def counts():
+        rate = sample("rate", dist.Gamma(2.0, 1.0))
+        sample("y", dist.Poisson(rate).expand([3]).to_event(1))
+
+    found = vipl.infer(counts(), {"y": jnp.array([3, 1, 4])}, key=jax.random.key(0), guide=guides.Laplace)
+    np.testing.assert_allclose(found.params["loc"], np.log(10.0 / 4.0), rtol=1e-6)
+    np.testing.assert_allclose(found.params["log_diag"], -0.5 * np.log(10.0), rtol=1e-6)
+    assert found.report.method == "Laplace"
 
 
 def test_the_fit_does_not_depend_on_units(key):

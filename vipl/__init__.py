@@ -3,7 +3,7 @@
 import importlib.metadata as _metadata
 import typing as _typing
 
-from vipl import distributions, errors, estimators, guides, inference, interop, objectives, testing
+from vipl import diagnostics, distributions, errors, estimators, guides, inference, interop, objectives, testing
 from vipl.estimators import (
     ARM,
     Biased,
@@ -67,6 +67,7 @@ __all__ = [
     "StraightThrough",
     "Trace",
     "detach",
+    "diagnostics",
     "deterministic",
     "distributions",
     "errors",

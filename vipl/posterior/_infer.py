@@ -24,12 +24,12 @@ from vipl.fit import fit
 from vipl.gen import Program, detach
 from vipl.gen._check_arguments import check_source
 from vipl.gen._choices import merge
-from vipl.guides import Flow, FullRank, Guide, MeanField
+from vipl.guides import Flow, FullRank, Guide, Laplace, MeanField
 from vipl.guides._combine import Combined, combine
+from vipl.guides._gaussian import Moments, fit_gaussian, lower_triangular
 from vipl.guides._guide import Start
 from vipl.guides._joint import JointGuide
 from vipl.ir.keys import as_key
-from vipl.posterior._gaussian import Moments, fit_gaussian, lower_triangular
 from vipl.posterior._posterior import Posterior, Report
 
 MOST_COORDINATES = 256
@@ -60,6 +60,7 @@ def infer(
     - FullRank and MeanField guides of real choices, up to 256 coordinates: natural gradients from the start, exact for
       Gaussian posteriors, in units of the posterior itself, so that the scale of the data does not matter. They end
       when the standard errors of all means, in posterior sds, and of all log sds are below 0.02, or after 2000 steps.
+    - Laplace: its `init`, and nothing more.
     - Other joint guides (LowRank, Mixture, Flow): the same for a Gaussian first, whose moments become the guide's
       frame; then stochastic gradients.
     - All others, with discrete choices or more coordinates: stochastic gradients.
@@ -109,6 +110,10 @@ def infer(
     begun = time.perf_counter()
     key_gaussian, key_init, key_fit = jax.random.split(key, 3)
     gaussian = None
+    if isinstance(family, Laplace):
+        params = family.init(key_init, start=start)
+        report = Report("Laplace", np.zeros(0), True, 0, time.perf_counter() - begun)
+        return Posterior(model, data, family, params, report)
     if optimizer is None and _has_gaussian(family):
         gaussian = _gaussian(family, start, key_gaussian)
     if gaussian is not None and isinstance(family, FullRank | MeanField):

@@ -40,7 +40,7 @@ class Report:
     """How a guide was fitted.
 
     Attributes:
-      method: "natural gradients" or "stochastic gradients".
+      method: "natural gradients", "stochastic gradients" or "Laplace".
       values: f[steps], the estimate of the evidence lower bound at each step.
       converged: whether the stopping rule of the method was met.
       steps: how many steps were taken.
@@ -261,6 +261,8 @@ class Posterior:
         r = self.report
         if r is None:
             return ()
+        if not r.steps:
+            return (f"{r.method}, {r.seconds:.1f} s",)
         end = "converged" if r.converged else "NOT converged"
         return (f"{r.method}, {r.steps} steps, {r.seconds:.1f} s, {end}{'; ' + r.note if r.note else ''}",)
 

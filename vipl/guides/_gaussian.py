@@ -2,18 +2,17 @@
 
 q = N(m, S),  S = A Aᵀ,  maximizes L = E_q[log p] + H[q]  where  E_q[∇ log p] = 0  and  S⁻¹ = E_q[-∇² log p].
 
-With g and H estimates of the two expectations from draws z = m ± A e, in the frame of A:
+With g and H estimates of the two expectations from draws z = m ± A e, in the frame of A, M = Aᵀ (-H) A = Q diag(λ) Qᵀ,
+whose fixed point is λ = 1. No matrix is inverted, and nothing depends on the units of the coordinates: columns of a
+regression in any scale give the same steps. Two phases:
 
-    M = Aᵀ (-H) A = Q diag(λ) Qᵀ,      A ← A Q diag(λ^(-ρ/2)) Qᵀ,      m ← m + ρ A Q diag(1 / |λ|) Qᵀ Aᵀ g.
-
-λ = 1 is the fixed point, so that log λ is the error of S. In A, λ counts as between 1/25 and 25: S grows where log p is
-convex, and changes by no more than that in a step. Both are directions in which L grows. No matrix is inverted, and
-nothing depends on the units of the coordinates: columns of a regression in any scale give the same steps. Two phases:
-
-    search     ρ by a line search on the bound that some draws estimate; the same draws while that grows, three sets of
-               draws in all
-    average    new draws in each step, ρ = 1 / (t + 1): Robbins and Monro's rule, whose iterate is an average over all
-               steps. It ends when the standard errors of m, in units of A, and of log sd are below `tolerance`.
+    search     A ← A Q diag(λ^(-ρ/2)) Qᵀ,   m ← m + ρ A Q diag(1 / |λ|) Qᵀ Aᵀ g,   with λ between 1/25 and 25 in A, so
+               that S grows where log p is convex: both are directions in which L grows. ρ by a line search on the bound
+               that the draws estimate; the same draws while that grows, three sets of draws in all
+    average    A ← A exp(-ρ (M - 1) / 2),   m ← m + ρ C g,   with C the inverse curvature at the end of the search, new
+               draws in each step, and ρ = 1 / (t + 1), Robbins and Monro's rule. Both are linear in the estimates, so
+               that the fixed point is that of the expectations. It ends when the standard errors of all m, in units of
+               their sd, and of all log sd are below `tolerance`
 
 For a diagonal A only the diagonal of M is used for A; the step in m uses all of it.
 
@@ -40,7 +39,8 @@ PAIRS = 4
 RATES = (1.0, 0.5, 0.2, 0.05, 0.01)
 """The steps that the line search compares."""
 SEARCH_STEPS, LEAST_STEPS, STALLS = 200, 10, 3
-_LEAST, _MOST = 0.04, 25.0  # of λ: S changes by no more than that in one step
+_LEAST, _MOST = 0.04, 25.0  # of λ: S changes by no more than that in one step of the search
+_CHANGE = 0.7  # of log A: A changes by no more than that in one step of the average
 
 
 class Moments(NamedTuple):
@@ -75,9 +75,10 @@ class _State(NamedTuple):
       phase: i[], 0 for the step that only finds the scale of each coordinate, 1 for the search, 2 for the average.
       count: i[], steps taken in this phase, and in the ones before.
       num_search: i[], steps taken before the average.
+      inverse: f[n, n], the inverse of the curvature at the last step of the search.
       stalls: i[], sets of draws whose bound the search did not make grow any more.
-      moves: f[n], the mean over the last steps of the average of the squared steps of m in the frame.
-      logs: f[n], that of log λ.
+      moves: f[n], the mean over the last steps of the average of the squared steps of m, in units of its sd.
+      logs: f[n], that of λ - 1, which is twice the error of log sd to first order.
       skipped: i[], steps not taken.
     """
 
@@ -87,6 +88,7 @@ class _State(NamedTuple):
     phase: Array
     count: Array
     num_search: Array
+    inverse: Array
     stalls: Array
     moves: Array
     logs: Array
@@ -132,16 +134,13 @@ def fit_gaussian(
         noise = jnp.where(s.phase == 0, 0.0, _pairs(jax.random.fold_in(key, number), n, dtype))
         gradient, hessian = _expected(log_density, s.loc, s.factor, noise)
         step = _step(s.factor, gradient, hessian, diagonal)
-        return lax.switch(s.phase, (_scaled, _searched, _averaged), s, step, hessian, noise)
+        return lax.switch(s.phase, (_scaled, _searched, _averaged), s, step, gradient, hessian, noise)
 
-    def _scaled(s: _State, step: _Step, hessian: Array, noise: Array) -> _State:
+    def _scaled(s: _State, step: _Step, gradient: Array, hessian: Array, noise: Array) -> _State:
         """A = diag(|H_ii|^(-1/2)), at the start."""
-        curvature = jnp.abs(jnp.diagonal(hessian))
-        usable = jnp.isfinite(curvature) & (curvature > 0)
-        factor = jnp.diag(jnp.where(usable, 1 / jnp.sqrt(jnp.where(usable, curvature, 1.0)), 1.0))
-        return s._replace(factor=factor, phase=jnp.int32(1))
+        return s._replace(factor=_diagonal_frame(hessian), phase=jnp.int32(1))
 
-    def _searched(s: _State, step: _Step, hessian: Array, noise: Array) -> _State:
+    def _searched(s: _State, step: _Step, gradient: Array, hessian: Array, noise: Array) -> _State:
         here = _bound(log_density, s.loc, s.factor, noise)
         rates = jnp.asarray(RATES, dtype)
         locs, factors = jax.vmap(lambda rate: _moved(s.loc, s.factor, step, rate))(rates)
@@ -159,22 +158,28 @@ def fit_gaussian(
             phase=jnp.where(ends, 2, 1).astype(jnp.int32),
             count=count,
             num_search=count,
+            inverse=step.inverse,
             stalls=stalls,
         )
 
-    def _averaged(s: _State, step: _Step, hessian: Array, noise: Array) -> _State:
-        size = jnp.linalg.norm(step.move)
-        step = step._replace(move=step.move * jnp.minimum(1.0, jnp.sqrt(n) / jnp.maximum(size, 1.0)))
-        loc, factor = _moved(s.loc, s.factor, step, 1.0 / (s.num_average() + 2))
+    def _averaged(s: _State, step: _Step, gradient: Array, hessian: Array, noise: Array) -> _State:
+        rate = 1.0 / (s.num_average() + 2)
+        move = s.inverse @ gradient
+        size = jnp.sqrt(jnp.abs(gradient @ move))
+        move = move * jnp.minimum(1.0, jnp.sqrt(n) / jnp.maximum(size, 1.0))
+        errors = step.values - 1
+        change = jnp.exp(-jnp.clip(rate / 2 * errors, -_CHANGE, _CHANGE))
+        loc, factor = s.loc + rate * move, s.factor @ ((step.vectors * change) @ step.vectors.T)
         bound = _bound(log_density, s.loc, s.factor, noise)
-        logs = step.vectors**2 @ step.log_eigenvalues**2
+        sds = jnp.linalg.norm(s.factor, axis=1)
+        logs = step.vectors**2 @ errors**2
         recent = 2.0 / (s.num_average() + 2)  # a mean over about the last half of the steps
         after = s._replace(
             loc=loc,
             factor=factor,
             bounds=s.bounds.at[s.count].set(bound),
             count=s.count + 1,
-            moves=s.moves + recent * (step.move**2 - s.moves),
+            moves=s.moves + recent * ((move / sds) ** 2 - s.moves),
             logs=s.logs + recent * (logs - s.logs),
         )
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in (loc, factor, bound)]))
@@ -182,7 +187,8 @@ def fit_gaussian(
 
     zero, sums = jnp.int32(0), jnp.zeros(n, dtype)
     bounds = jnp.full(SEARCH_STEPS + max_steps, jnp.nan, dtype)
-    first = _State(start, jnp.eye(n, dtype=dtype), bounds, zero, zero, zero, zero, sums, sums, zero)
+    identity = jnp.eye(n, dtype=dtype)
+    first = _State(start, identity, bounds, zero, zero, zero, identity, zero, sums, sums, zero)
     s = lax.while_loop(goes_on, body, first)
     return Moments(s.loc, s.factor, s.bounds, s.num_search, s.num_average(), s.error(), s.skipped)
 
@@ -209,30 +215,35 @@ def _expected(log_density: Callable, loc: Array, factor: Array, noise: Array) ->
 
 
 class _Step(NamedTuple):
-    """One step in the frame of A.
+    """What the draws of one step say.
 
     Attributes:
-      move: f[n], the Newton step of m.
-      log_eigenvalues: f[n], log λ of what changes A.
+      move: f[n], the Newton step of m, in the frame of A.
+      inverse: f[n, n], the inverse of the curvature that it takes.
+      values: f[n], λ of what changes A.
       vectors: f[n, n], Q of it.
     """
 
     move: Array
-    log_eigenvalues: Array
+    inverse: Array
+    values: Array
     vectors: Array
 
 
 def _step(factor: Array, gradient: Array, hessian: Array, diagonal: bool) -> _Step:
     scaled = -factor.T @ hessian @ factor
     values, vectors = jnp.linalg.eigh((scaled + scaled.T) / 2)
-    move = vectors @ ((vectors.T @ (factor.T @ gradient)) / jnp.maximum(jnp.abs(values), _LEAST))
+    sizes = jnp.maximum(jnp.abs(values), _LEAST)
+    inverse = (factor @ vectors / sizes) @ (factor @ vectors).T
+    move = vectors @ ((vectors.T @ (factor.T @ gradient)) / sizes)
     if diagonal:
         values, vectors = jnp.diagonal(scaled), jnp.eye(factor.shape[0], dtype=factor.dtype)
-    return _Step(move, jnp.log(jnp.clip(values, _LEAST, _MOST)), vectors)
+    return _Step(move, inverse, values, vectors)
 
 
 def _moved(loc: Array, factor: Array, step: _Step, rate: Array | float) -> tuple[Array, Array]:
-    change = (step.vectors * jnp.exp(-rate / 2 * step.log_eigenvalues)) @ step.vectors.T
+    logs = jnp.log(jnp.clip(step.values, _LEAST, _MOST))
+    change = (step.vectors * jnp.exp(-rate / 2 * logs)) @ step.vectors.T
     return loc + rate * (factor @ step.move), factor @ change
 
 
@@ -247,3 +258,66 @@ def lower_triangular(factor: Float[Array, "n n"]) -> Float[Array, "n n"]:
     """L with positive diagonal and L Lᵀ = A Aᵀ, without squaring A."""
     r = jnp.linalg.qr(factor.T, mode="r")
     return (r * jnp.sign(jnp.where(jnp.diagonal(r) == 0, 1.0, jnp.diagonal(r)))[:, None]).T
+
+
+class Mode(NamedTuple):
+    """A mode that was found.
+
+    Attributes:
+      loc: f[n], where.
+      factor: f[n, n], A with A Aᵀ the inverse of the curvature there.
+      curvature: f[n], the eigenvalues of the curvature in the frame of the last step; positive at a mode.
+      decrement: f[], the last step's size in units of A; zero at a mode.
+    """
+
+    loc: Array
+    factor: Array
+    curvature: Array
+    decrement: Array
+
+
+def find_mode(log_density: Callable[[Float[Array, " n"]], Float[Array, ""]], start: Float[Array, " n"]) -> Mode:
+    """Newton's method with a line search, and |λ| for the eigenvalues of the curvature, from a start.
+
+    Args:
+      log_density: twice differentiable, finite at the start.
+      start: where to begin.
+    """
+    n, dtype = start.shape[0], start.dtype
+    at_mode = jnp.zeros((1, n), dtype)
+
+    def look(loc: Array, factor: Array) -> tuple[Array, Array, Array, Array]:
+        gradient, hessian = _expected(log_density, loc, factor, at_mode)
+        values, vectors = jnp.linalg.eigh(-(factor.T @ hessian @ factor))
+        sizes = jnp.maximum(jnp.abs(values), jnp.finfo(dtype).eps)
+        move = vectors @ ((vectors.T @ (factor.T @ gradient)) / sizes)
+        decrement = jnp.linalg.norm(jnp.sqrt(sizes) * (vectors.T @ move))
+        return factor @ move, (factor @ vectors) / jnp.sqrt(sizes), values, decrement
+
+    def goes_on(s: tuple[Array, Array, Array, Array]) -> Bool[Array, ""]:
+        return (s[2] < SEARCH_STEPS) & s[3]
+
+    def body(s: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
+        loc, factor, count, _ = s
+        move, factor, _, decrement = look(loc, factor)
+        rates = jnp.asarray((*RATES, 1e-3, 1e-4, 0.0), dtype)
+        values = jax.vmap(lambda rate: log_density(loc + rate * move))(rates)
+        best = jnp.argmax(jnp.where(jnp.isfinite(values), values, -jnp.inf))
+        return loc + rates[best] * move, factor, count + 1, (rates[best] > 0) & (decrement > 1e-3)
+
+    scale = _expected(log_density, start, jnp.eye(n, dtype=dtype), at_mode)[1]
+    first = (start, _diagonal_frame(scale), jnp.int32(0), jnp.asarray(True))
+    loc, factor, _, _ = lax.while_loop(goes_on, body, first)
+    for _ in range(2):
+        move, factor, _, _ = look(loc, factor)
+        after = loc + move
+        loc = jnp.where(log_density(after) >= log_density(loc) - 1e-3, after, loc)
+    _, factor, values, decrement = look(loc, factor)
+    return Mode(loc, factor, values, decrement)
+
+
+def _diagonal_frame(hessian: Array) -> Array:
+    """diag(|H_ii|^(-1/2))."""
+    curvature = jnp.abs(jnp.diagonal(hessian))
+    usable = jnp.isfinite(curvature) & (curvature > 0)
+    return jnp.diag(jnp.where(usable, 1 / jnp.sqrt(jnp.where(usable, curvature, 1.0)), 1.0))
