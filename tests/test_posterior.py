@@ -229,6 +229,33 @@ def test_a_bad_guide_is_called_so(key):
     assert "NOT reliable" in text
 
 
+def test_a_light_tail_of_a_good_guide_is_told_from_a_bad_guide(key):
+    """Weights that are nearly equal, and a few that are large: k-hat alone does not tell the two apart."""
+
+    @vipl.gen
+    def gamma():
+        sample("a", dist.Gamma(2.0, 3.0))
+
+    improved = vipl.infer(gamma(), {}, key=key).improve(key, 4000)
+    assert improved.weights.k_hat > improved.weights.limit
+    assert improved.weights.ess > 2000
+    assert "Usable but for tails" in improved.verdict()
+
+
+def test_a_model_may_take_lengths_and_have_random_keys(key):
+    @vipl.gen
+    def network(n):
+        w = sample("w", dist.Normal(0.0, 1.0))
+        keep = jax.random.bernoulli(vipl.random_key("dropout"), 0.9, (n,))
+        vipl.deterministic("mean", w * keep)
+        sample("y", dist.Normal(w * keep, jnp.ones(n)))
+
+    found = vipl.infer(network(5), {"y": jnp.ones(5)}, key=key, optimizer=optax.adam(0.05), num_steps=20)
+    assert found.predict(key, num_samples=7)["y"].shape == (7, 5)
+    assert found.log_likelihood(key, num_samples=7)["y"].shape == (7, 5)
+    assert jnp.isfinite(found.improve(key, 50).bound)
+
+
 def test_a_summary_has_a_row_for_each_number(posterior):
     @vipl.gen
     def wide():

@@ -89,10 +89,15 @@ class Improved:
         error = float(self.spread) / math.sqrt(n)
         k_hat = "none" if w.k_hat == -math.inf else f"{w.k_hat:.2f}"
         said = f"evidence lower bound {float(self.bound):.3f} +- {error:.3f}; k-hat {k_hat}, ESS {w.ess:.0f} of {n}. "
-        if w.k_hat < 0.5 and w.k_hat <= w.limit:
+        if w.k_hat < 0.5 and w.k_hat <= w.limit and w.ess > n / 10:
             return said + "Fine: the guide is close to the posterior."
         if w.k_hat <= w.limit:
             return said + "Usable: take draws from improve(key), or a more flexible guide, for tails and small effects."
+        if w.ess > n / 2:
+            return said + (
+                "Usable but for tails: most weights are nearly equal, and a few are large, where the guide's tails are "
+                "too light. Means and central intervals can be trusted; for tails try vipl.guides.Flow or Mixture."
+            )
         return said + (
             "NOT reliable: the posterior differs from the guide. Try vipl.guides.Flow or Mixture; write hierarchical "
             "effects non-centred (z ~ N(0, 1), effect = mean + sd z); or run NUTS from posterior.sample."
@@ -363,21 +368,21 @@ class Posterior:
     def _draw(self, key: PRNGKeyArray, num_samples: int) -> tuple[Choices, Array, Array]:
         """Draws, their log joint densities with the data, and the guide's."""
         num_samples = whole_number(num_samples, "num_samples", "Posterior")
-        return self._compiled(as_key(key), self.params, self.model, self.data, num_samples)
+        return self._compiled(as_key(key), self.params, self.data, num_samples)
 
     @functools.cached_property
     def _compiled(self) -> Callable[..., tuple[Choices, Array, Array]]:
-        guide = self.guide
+        guide, model = self.guide, self.model
 
-        def draw(key: PRNGKeyArray, params: PyTree, model: Program, data: Choices, num_samples: int) -> Any:
+        def draw(key: PRNGKeyArray, params: PyTree, data: Choices, num_samples: int) -> Any:
             def one(key: PRNGKeyArray) -> tuple[Choices, Array, Array]:
                 trace = guide(params).simulate(key)
                 both = nest(flatten(trace.choices, "draws") | flatten(data, "data"))
-                return trace.choices, model.assess(both).log_prob, trace.log_prob
+                return trace.choices, model.assess(both, key=key).log_prob, trace.log_prob
 
             return jax.vmap(one)(jax.random.split(key, num_samples))
 
-        return jax.jit(draw, static_argnums=4)
+        return jax.jit(draw, static_argnums=3)
 
 
 def _keyed(flat: Mapping[Address, Any]) -> dict[str, Any]:
