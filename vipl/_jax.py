@@ -35,7 +35,7 @@ from jax.typing import DTypeLike
 from vipl._types import Array, ArrayLike
 
 Primitive = _extend_core.Primitive
-ClosedJaxpr = _extend_core.ClosedJaxpr
+ClosedJaxpr = _extend_core.ClosedJaxpr  # pyright: ignore[reportPrivateImportUsage] - of JAX 0.12
 Tracer = jax.core.Tracer
 ShapedArray = jax.core.ShapedArray
 
@@ -57,7 +57,7 @@ else:
     Literal = _extend_core.Literal
     Eqn = _extend_core.JaxprEqn
 
-Jaxpr = _extend_core.Jaxpr | _extend_core.ClosedJaxpr
+Jaxpr = _extend_core.Jaxpr | ClosedJaxpr
 Atom = Var | Literal
 
 T = TypeVar("T")
@@ -102,7 +102,7 @@ def is_closed(jaxpr: Jaxpr) -> TypeGuard[ClosedJaxpr]:
 def parts(jaxpr: Any) -> JaxprParts:
     """Splits a closed or open jaxpr into its parts."""
     if is_closed(jaxpr):
-        inner = jaxpr.jaxpr
+        inner: Any = jaxpr.jaxpr
         consts = list(jaxpr.consts)
         return JaxprParts(inner.constvars[: len(consts)], consts, inner.invars, inner.eqns, inner.outvars)
     return JaxprParts(jaxpr.constvars, (), jaxpr.invars, jaxpr.eqns, jaxpr.outvars)
