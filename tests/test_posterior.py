@@ -189,6 +189,15 @@ def test_log_likelihoods_are_those_of_each_observation(posterior, key):
         posterior.log_likelihood(key, two_coins(0.0), {"y": 0.0})
 
 
+def test_an_address_may_hold_a_slash(key):
+    @vipl.gen
+    def odd():
+        sample("y", dist.Normal(sample("a/b", dist.Normal(0.0, 1.0)), 1.0))
+
+    found = vipl.infer(vipl.gen(lambda: sample("part/1", odd()))(), {"part/1": {"y": 1.0}}, key=key)
+    assert found.log_likelihood(key, num_samples=3)["part/1"]["y"].shape == (3,)
+
+
 def test_expectations_and_densities(posterior, key):
     mean, cov, _ = exact()
     second = posterior.expectation(lambda z: {"ab": z["a"] * z["b"]}, key, 40_000)["ab"]
@@ -332,6 +341,9 @@ def test_files_of_other_posteriors_are_refused(posterior, tmp_path):
         vipl.load(path, line(X), Y)
     with pytest.raises(FileNotFoundError):
         vipl.load(tmp_path / "other", line(X), Y)
+    guide = guides.MeanField(two_coins(0.0), {"y": 0.0}, discrete=vipl.Score())
+    with pytest.raises(ProgramError, match="MeanField with discrete=Score"):
+        vipl.Posterior(two_coins(0.0), {"y": 0.0}, guide, guide.init()).save(path)
 
 
 def test_a_posterior_is_a_part_of_other_programs(posterior, key):

@@ -27,7 +27,7 @@ from vipl.guides import FullRank, MeanField
 from vipl.guides._gaussian import fit_gaussian
 from vipl.ir.keys import as_key
 from vipl.posterior._draws import addresses_of
-from vipl.posterior._table import Table, number
+from vipl.posterior._table import Table, label, number
 
 _BINS = 10
 
@@ -71,8 +71,7 @@ class Calibration:
             for index in np.ndindex(np.shape(ranks)[1:]):
                 unit = (np.asarray(ranks)[(slice(None), *index)] + 0.5) / (self.num_draws + 1)
                 p = float(p_values[address][index])
-                label = "/".join(address) + (f"[{', '.join(map(str, index))}]" if index else "")
-                rows.append((label, number(unit.mean()), number(unit.std() * np.sqrt(12)), f"{p:.3f}"))
+                rows.append((label(address, index), number(unit.mean()), number(unit.std() * np.sqrt(12)), f"{p:.3f}"))
                 least = min(least, p)
         verdict = (
             f"Calibrated, as far as {len(self.errors)} datasets can tell."

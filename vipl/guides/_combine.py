@@ -14,7 +14,7 @@ from vipl.gen._check_arguments import call_maker
 from vipl.gen._choices import Address, flatten, nest
 from vipl.guides._guide import Guide, Start
 from vipl.guides._joint import FullRank
-from vipl.ir.keys import as_key
+from vipl.ir.keys import key_or_first
 
 
 class Combined:
@@ -62,7 +62,7 @@ class Combined:
         Raises:
           ProgramError: those of a part that is no guide are missing.
         """
-        the_key = as_key(jax.random.key(0) if key is None else key)
+        the_key = key_or_first(key)
         out = dict(own)
         for k, (name, part) in enumerate(self.parts.items()):
             if name in own:

@@ -3,55 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from vipl._types import Array, Float, PRNGKeyArray, PyTree
-from vipl.analysis.regions import Region
-from vipl.gen import Estimated
 from vipl.gen._choices import Address, flatten, nest
-from vipl.gen._estimated import only
 from vipl.guides._guide import Guide
-from vipl.guides._joint import check_joint
-from vipl.guides._latents import Latents
+from vipl.guides._joint import OfLatents, check_joint
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Point(Estimated):
+class Point(OfLatents):
     """All mass on T(u).
 
     Attributes:
       params: by address, `loc`.
-      latents: T.
-      role: the guide, for messages.
     """
 
     params: PyTree
-    latents: Latents = field(metadata={"static": True})
-    role: str = field(metadata={"static": True})
-
-    @property
-    def name(self) -> str:
-        """The guide's name."""
-        return self.role
-
-    def is_exact(self) -> bool:
-        """Its mass is exact."""
-        return True
-
-    def _regions(self) -> dict[Address, Region]:
-        return {x.address: x.region for x in self.latents.real}
 
     def _draw(self) -> tuple[dict[str, Any], Array]:
         u = {a[:-1]: x for a, x in flatten(self.params, f"the parameters of {self.name}").items()}
         return nest(self.latents.constrain(u)[0]), jnp.zeros(())
 
     def _weigh(self, choices: dict[str, Any]) -> Array:
-        flat = only(choices, [x.address for x in self.latents.real], self.name)
+        flat = self._own(choices)
         here = flatten(self._draw()[0], self.name)
         same = jnp.stack([jnp.all(flat[a] == x) for a, x in here.items()])
         return jnp.where(jnp.all(same), 0.0, -jnp.inf)
@@ -74,7 +54,7 @@ class Delta(Guide):
         role = f"Delta of {self.model.name}"
 
         def function(params: PyTree) -> Any:
-            return Point(params, self.latents, role).inline((), role)
+            return Point(self.latents, role, params).inline((), role)
 
         return function
 

@@ -34,6 +34,8 @@ from jax import lax
 
 from vipl._types import Array, Bool, Float, Int, PRNGKeyArray
 
+TOLERANCE = 0.02
+"""Standard errors, in posterior sds, at which a fit ends."""
 PAIRS = 4
 """Pairs of draws in each step."""
 RATES = (1.0, 0.5, 0.2, 0.05, 0.01)
@@ -110,7 +112,7 @@ def fit_gaussian(
     key: PRNGKeyArray,
     *,
     diagonal: bool = False,
-    tolerance: float = 0.02,
+    tolerance: float = TOLERANCE,
     max_steps: int = 2000,
 ) -> Moments:
     """Fits a Gaussian to a log density; see the module.

@@ -21,7 +21,7 @@ from vipl.gen._check_arguments import check_source
 from vipl.gen._choices import Address, flatten, match, nest
 from vipl.gen._without_choice import valued
 from vipl.guides._latents import Latents
-from vipl.ir.keys import as_key
+from vipl.ir.keys import key_or_first
 
 Start = Mapping[str, Any] | str | None
 """Where a guide begins: choices by address, "prior", "uniform" or "zero"."""
@@ -99,7 +99,7 @@ class Guide(abc.ABC):
         Raises:
           ChoiceError: the log density, or its gradient, is not finite at the start.
         """
-        the_key = as_key(jax.random.key(0) if key is None else key)
+        the_key = key_or_first(key)
         return self._init(self.start(the_key, start), jnp.asarray(scale, float), the_key)
 
     def start(self, key: PRNGKeyArray, start: Start = None) -> dict[Address, Array]:

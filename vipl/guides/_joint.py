@@ -30,20 +30,15 @@ from vipl.guides._guide import Guide
 from vipl.guides._latents import Latents
 
 
-@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Pushforward(Estimated):
-    """The law of T(loc + scale_tril v) for v of a program.
+class OfLatents(Estimated):
+    """A law of all real choices together, with an exact density.
 
     Attributes:
-      base: samples the vector v, f[n], at "coordinates".
-      frame: (loc, scale_tril); None: v itself is u.
       latents: T.
       role: the guide, for messages.
     """
 
-    base: Program
-    frame: tuple[Array, Array] | None
     latents: Latents = field(metadata={"static": True})
     role: str = field(metadata={"static": True})
 
@@ -59,6 +54,25 @@ class Pushforward(Estimated):
     def _regions(self) -> dict[Address, Region]:
         return {x.address: x.region for x in self.latents.real}
 
+    def _own(self, choices: dict[str, Any]) -> dict[Address, Array]:
+        """Given choices by address; raises where they are not the guide's."""
+        flat = only(choices, [x.address for x in self.latents.real], self.name)
+        return {a: jnp.asarray(x) for a, x in flat.items()}
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Pushforward(OfLatents):
+    """The law of T(loc + scale_tril v) for v of a program.
+
+    Attributes:
+      base: samples the vector v, f[n], at "coordinates".
+      frame: (loc, scale_tril); None: v itself is u.
+    """
+
+    base: Program
+    frame: tuple[Array, Array] | None
+
     def _draw(self) -> tuple[dict[str, Any], Array]:
         trace = self.base.simulate()
         v = trace.choices["coordinates"]
@@ -67,8 +81,7 @@ class Pushforward(Estimated):
         return nest(choices), trace.log_prob - log_det - self._log_det_of_frame()
 
     def _weigh(self, choices: dict[str, Any]) -> Array:
-        flat = only(choices, [x.address for x in self.latents.real], self.name)
-        u, log_det = self.latents.unconstrain({a: jnp.asarray(x) for a, x in flat.items()})
+        u, log_det = self.latents.unconstrain(self._own(choices))
         v = in_frame(self.latents.join(u), self.frame)
         return self.base.assess({"coordinates": v}).log_prob - log_det - self._log_det_of_frame()
 
@@ -148,7 +161,7 @@ class JointGuide(Guide):
             sample("coordinates", self.family(params), self.estimator)
 
         def function(params: PyTree) -> Any:
-            return Pushforward(base(params), self.frame, self.latents, role).inline((), role)
+            return Pushforward(self.latents, role, base(params), self.frame).inline((), role)
 
         return function
 

@@ -168,9 +168,9 @@ class Latents:
         out = self._run(choices, lambda seen: seen.coordinates, inverse=True)
         return self._by_address(out.emits), out.totals["log_det"]
 
-    def log_density(self, u: Mapping[Address, Array], discrete: Mapping[Address, Array] | None = None) -> Array:
+    def log_density(self, u: Mapping[Address, Array]) -> Array:
         """f[], log p(T(u), given) + log |det dT/du|: the joint density in the coordinates, factors included."""
-        out = self._run({**u, **(discrete or {})}, lambda seen: None, weigh=True)
+        out = self._run(u, lambda seen: None, weigh=True)
         return out.totals["log_p"] + out.totals["log_det"]
 
     def log_densities(self, u: Mapping[Address, Array]) -> dict[str, Array]:
@@ -218,15 +218,9 @@ class Latents:
             value = at_site(site.address, site.distribution.combine(operands[: site.num_distribution]), x)
             return Outcome(value, {}, {visit.path: value})
 
-        def compose(_: Composite, operands: list[Any], given: list[Any], path: Path) -> Outcome:
-            del operands, path
-            return Outcome(given, {}, {})
-
-        values = self._given | self._placeholders() | dict(params)
-        paths = {info.path: values[info.site.address] for info in self._found}
-        emits = run(self._staged.jaxpr, [], Interpreter(handle, None, "a guide", compose), paths).emits
-        here = [info for info in self._found if info.path in emits]
-        return flatten(merge_emits(here, emits), self.program.name)
+        return self._by_address(
+            self._interpret(params, handle, lambda composite, operands, given, path: _taken(given)).emits
+        )
 
     # --- inside -------------------------------------------------------------------------------------------------
 
@@ -246,7 +240,6 @@ class Latents:
           inverse: whether coordinates are made of choices.
           weigh: whether densities are added up.
         """
-        values = self._given | self._placeholders() | dict(values)
 
         def handle(visit: Visit, operands: Sequence[Array], x: Any) -> Outcome:
             seen = self._see(visit.site, operands, x, inverse=inverse, weigh=weigh)
@@ -255,17 +248,21 @@ class Latents:
             return Outcome(seen.value, {"log_det": seen.log_det, "log_p": seen.log_p}, emits)
 
         def compose(composite: Composite, operands: list[Any], given: list[Any], _: Path) -> Outcome:
-            log_p = jnp.zeros(())
-            if weigh:
-                operands, weight = split_weight(composite.sites[0], operands)
-                (log_p,) = walk(composite.weigh, [*operands[composite.num_draw :], *given], plain)
-                log_p = log_p if weight is None else weight * log_p
-            return Outcome(given, {"log_p": log_p}, {})
+            if not weigh:
+                return _taken(given)
+            operands, weight = split_weight(composite.sites[0], operands)
+            (log_p,) = walk(composite.weigh, [*operands[composite.num_draw :], *given], plain)
+            return Outcome(given, {"log_p": log_p if weight is None else weight * log_p}, {})
 
-        paths = {info.path: values[info.site.address] for info in self._found}
-        out = run(self._staged.jaxpr, [], Interpreter(handle, None, "a guide", compose), paths)
+        out = self._interpret(values, handle, compose)
         zero = jnp.zeros(())
         return out._replace(totals={"log_det": zero, "log_p": zero} | out.totals)
+
+    def _interpret(self, values: Mapping[Address, Any], handle: Callable, compose: Callable) -> Outcome:
+        """Runs the program with data, with what is given for latent choices, and with some value for the others."""
+        values = self._given | self._placeholders() | dict(values)
+        paths = {info.path: values[info.site.address] for info in self._found}
+        return run(self._staged.jaxpr, [], Interpreter(handle, None, "a guide", compose), paths)
 
     def _see(self, site: Site, operands: Sequence[Array], x: Any, *, inverse: bool, weigh: bool) -> _Seen:
         zero = jnp.zeros(())
@@ -283,8 +280,7 @@ class Latents:
         return _Seen(site, d, value, coordinates, log_det, log_p if weight is None else weight * log_p)
 
     def _by_address(self, emits: dict[Path, Array]) -> dict[Address, Array]:
-        flat = flatten(merge_emits([info for info in self._found if info.path in emits], emits), self.program.name)
-        return {x.address: flat[x.address] for x in self.real}
+        return flatten(merge_emits([info for info in self._found if info.path in emits], emits), self.program.name)
 
     def _placeholders(self) -> dict[Address, Array]:
         """Some value for each discrete choice, and for each choice that is left out."""
@@ -338,6 +334,11 @@ class _Seen(NamedTuple):
     coordinates: Array | None
     log_det: Array
     log_p: Array
+
+
+def _taken(values: list[Any]) -> Outcome:
+    """A composite whose values are data, and are not weighed."""
+    return Outcome(values, {}, {})
 
 
 def _chosen(addresses: Any, unique: Mapping[Address, Any], program: str, role: str) -> list[Address]:

@@ -55,6 +55,11 @@ def check_digests(found: Sequence[SiteInfo]) -> None:
             )
 
 
+def key_or_first(key: Any) -> Any:
+    """A PRNG key, checked; for None the key of seed 0, where the same answer each time is what is wanted."""
+    return as_key(jax.random.key(0) if key is None else key)
+
+
 def as_key(key: object) -> PRNGKeyArray:
     """Checks a PRNG key; raw uint32 keys of the default generator are wrapped."""
     if isinstance(key, jax.Array) and is_key(key) and key.ndim == 0:

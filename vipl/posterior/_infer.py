@@ -1,7 +1,8 @@
 """`infer`: a guide, a start, an optimizer and a stopping rule for a model and its data.
 
-Law: `infer` is nothing but the public parts put together: a guide of `vipl.guides`, the objective `elbo` (its guide's
-density held, which is called sticking the landing), `vipl.fit`. Each can be replaced, and each can be used alone.
+Law: what `infer` returns is a guide of `vipl.guides` and parameters for it, so that any other way of finding these can
+take its place: `vipl.fit` with an objective of `vipl.objectives`, which is what it uses itself where it does not fit
+the moments of a Gaussian (`vipl.guides._gaussian`).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,22 +22,26 @@ from vipl._types import Array, PRNGKeyArray, PyTree
 from vipl.errors import ProgramError
 from vipl.expectation import Expectation, expectation
 from vipl.fit import fit
-from vipl.gen import Program, detach
+from vipl.gen import Program
 from vipl.gen._check_arguments import check_source
-from vipl.gen._choices import merge
 from vipl.guides import Flow, FullRank, Guide, Laplace, MeanField
 from vipl.guides._combine import Combined, combine
-from vipl.guides._gaussian import Moments, fit_gaussian, lower_triangular
+from vipl.guides._gaussian import TOLERANCE, Moments, fit_gaussian, lower_triangular
 from vipl.guides._guide import Start
 from vipl.guides._joint import JointGuide
 from vipl.ir.keys import as_key
-from vipl.posterior._posterior import Posterior, Report
+from vipl.objectives import elbo, sticking_the_landing
+from vipl.posterior._files import Report
+from vipl.posterior._posterior import Posterior
 
 MOST_COORDINATES = 256
 """The most real coordinates of which a covariance is learned without being asked for."""
 
 _CHUNK = 250
 """Stochastic gradient steps between two looks at the bound."""
+
+_AVERAGE = 0.25
+"""The last part of the steps of a rate over which the parameters are averaged, about; see `vipl.fit`."""
 
 
 def infer(
@@ -67,7 +72,7 @@ def infer(
 
     Stochastic gradients are those of the bound with the guide's density held (sticking the landing), by Adam with rates
     1e-2, 3e-3 and 1e-3. A rate ends when the mean bound of 250 steps has twice not grown by more than twice its
-    standard error; the parameters are the average over the last 250 steps.
+    standard error; the parameters are the average over about the last quarter of its steps.
 
     Args:
       model: over latents and data, a generative function with its arguments.
@@ -119,13 +124,11 @@ def infer(
     if gaussian is not None and isinstance(family, FullRank | MeanField):
         params, report = _of_gaussian(family, gaussian, time.perf_counter() - begun)
     else:
-        scale = 0.1
-        if gaussian is not None and isinstance(family, JointGuide):
-            family = family.with_options(frame=(gaussian.loc, lower_triangular(gaussian.factor)))
-            scale, start = 1.0, None
-            params = family._init(family.latents.split(gaussian.loc), jnp.asarray(scale), key_init)
+        if gaussian is None:
+            params = family.init(key_init, start=start)
         else:
-            params = family.init(key_init, start=start, scale=scale)
+            family = family.with_options(frame=(gaussian.loc, lower_triangular(gaussian.factor)))
+            params = family._init(family.latents.split(gaussian.loc), jnp.ones(()), key_init)
         objective = _objective(model, data, family)
         params, values, converged, steps = _stochastic(
             objective, params, key_fit, optimizer, num_steps, num_samples, progress
@@ -195,7 +198,7 @@ def _gaussian(guide: Guide, start: Start, key: PRNGKeyArray) -> Moments:
 
 def _of_gaussian(guide: Guide, found: Moments, seconds: float) -> tuple[PyTree, Report]:
     taken = int(found.num_search) + int(found.num_average)
-    converged = bool(found.error <= 0.02)
+    converged = bool(found.error <= TOLERANCE)
     note = f"standard error {float(found.error):.3f} sd"
     note += f", {int(found.skipped)} steps skipped that were not finite" if int(found.skipped) else ""
     report = Report("natural gradients", np.asarray(found.bounds[:taken]), converged, taken, seconds, note)
@@ -206,21 +209,16 @@ def _of_gaussian(guide: Guide, found: Moments, seconds: float) -> tuple[PyTree, 
 
 def _objective(model: Program, data: Any, guide: Any) -> Expectation:
     @expectation
-    def sticking_the_landing(params: PyTree) -> Array:
-        q = guide(params).simulate()
-        held = detach(guide(params)).assess(q.choices).log_prob
-        return model.assess(merge(q.choices, data)).log_prob - held
-
-    @expectation
     def bound(params: PyTree) -> Array:
-        q = guide(params).simulate()
-        return model.assess(merge(q.choices, data)).log_prob - q.log_prob
+        program = guide(params)
+        held = program.is_exact() and not _has_flow(guide)
+        return (sticking_the_landing if held else elbo)(model, program, data)
 
-    return bound if _has_flow(guide) else sticking_the_landing
+    return bound
 
 
 def _has_flow(guide: Any) -> bool:
-    """Whether the density of a given value is expensive."""
+    """Whether the density of a given value is expensive, which sticking the landing asks for."""
     return any(map(_has_flow, guide.parts.values())) if isinstance(guide, Combined) else isinstance(guide, Flow)
 
 
@@ -244,14 +242,12 @@ def _stochastic(
     values: list[np.ndarray] = []
     converged, taken = False, 0
     for stage, rate in enumerate((1e-2, 3e-3, 1e-3)):
-        averaged = _with_average(optax.adam(rate, b2=0.99 if stage else 0.999))
-        done, waited, best = None, 0, -np.inf
+        adam, done, waited, best = optax.adam(rate), None, 0, -np.inf
+        options |= {"key": jax.random.fold_in(key, stage), "average": _AVERAGE}
         converged = False
         while taken < most and not converged:
             chunk = min(_CHUNK, most - taken)
-            done = fit(
-                objective, params, averaged, key=jax.random.fold_in(key, stage), num_steps=chunk, resume=done, **options
-            )
+            done = fit(objective, params, adam, num_steps=chunk, resume=done, **options)
             new = np.asarray(done.values)[-chunk:]
             values.append(new)
             taken += chunk
@@ -263,28 +259,5 @@ def _stochastic(
             converged = waited == 2
         if done is None:
             break
-        params = done.opt_state[-1].mean
+        params = done.averaged
     return params, np.concatenate(values), converged, taken
-
-
-class _Average(NamedTuple):
-    """The average of the parameters over about the last 250 steps, and how many were taken."""
-
-    mean: PyTree
-    count: Array
-
-
-def _with_average(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The optimizer, with the average of the parameters as the last part of its state."""
-
-    def begin(params: PyTree) -> _Average:
-        return _Average(params, jnp.int32(0))
-
-    def follow(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, _Average]:
-        count = state.count + 1
-        weight = 1.0 / jnp.minimum(count, _CHUNK)
-        after = optax.apply_updates(params, updates)
-        mean = jax.tree.map(lambda m, x: m + weight.astype(m.dtype) * (x - m), state.mean, after)
-        return updates, _Average(mean, count)
-
-    return optax.chain(optimizer, optax.GradientTransformation(begin, follow))

@@ -7,7 +7,6 @@ A posterior is a guide, its parameters, the model and the data; everything else 
 from __future__ import annotations
 
 import functools
-import json
 import math
 import pathlib
 from collections.abc import Callable, Mapping
@@ -18,42 +17,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vipl import guides
 from vipl._checks import whole_number
 from vipl._types import Array, Float, PRNGKeyArray, PyTree
 from vipl.errors import AddressError, ProgramError, show_address, show_addresses
 from vipl.gen import Program
-from vipl.gen._choices import Address, flatten, nest
+from vipl.gen._choices import Address, Choices, flatten, nest
 from vipl.guides import Guide
 from vipl.guides._combine import Combined
-from vipl.ir.keys import as_key
+from vipl.ir.keys import as_key, key_or_first
 from vipl.posterior._draws import addresses_of, log_likelihoods, predict
+from vipl.posterior._files import Report, keyed, read, write
 from vipl.posterior._psis import Smoothed, smooth
-from vipl.posterior._table import Table, number
-
-Choices = dict[str, Any]
-"""Nested dicts of arrays, by address."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """How a guide was fitted.
-
-    Attributes:
-      method: "natural gradients", "stochastic gradients" or "Laplace".
-      values: f[steps], the estimate of the evidence lower bound at each step.
-      converged: whether the stopping rule of the method was met.
-      steps: how many steps were taken.
-      seconds: how long it took, compilation included.
-      note: what else there is to say.
-    """
-
-    method: str
-    values: np.ndarray
-    converged: bool
-    steps: int
-    seconds: float
-    note: str = ""
+from vipl.posterior._table import Table, label, number
 
 
 @dataclass(frozen=True)
@@ -137,7 +112,7 @@ class Posterior:
         return self._draw(key, num_samples)[0]
 
     def log_prob(self, choices: Choices) -> Float[Array, ""]:
-        """Log q(choices), the guide's log density."""
+        """The guide's log density, log q(choices)."""
         return self.program.assess(choices).log_prob
 
     def predict(self, key: PRNGKeyArray, program: Program | None = None, num_samples: int = 1000) -> Choices:
@@ -173,7 +148,7 @@ class Posterior:
         self, fn: Callable[[Choices], PyTree], key: PRNGKeyArray | None = None, num_samples: int = 10_000
     ) -> PyTree:
         """The mean of a function of the latent choices over draws; its error is its deviation / sqrt(num_samples)."""
-        drawn = self.sample(jax.random.key(0) if key is None else key, num_samples)
+        drawn = self.sample(key_or_first(key), num_samples)
         return jax.tree.map(lambda x: jnp.mean(x, axis=0), jax.vmap(fn)(drawn))
 
     def log_likelihood(
@@ -183,10 +158,10 @@ class Posterior:
         data: Choices | None = None,
         num_samples: int = 1000,
     ) -> Choices:
-        """Log p(y_j | z_i) of each observation j at draws z_i ~ q, by address: f[num_samples, ...].
+        """The log density of each observation j at draws z_i ~ q, log p(y_j | z_i), by address: f[num_samples, ...].
 
-        Elementwise where a site's elements are independent, with the axes of the loops around the site first; of
-        held-out data too.
+        The draws are those of `sample(key, num_samples)`. Elementwise where a site's elements are independent, with the
+        axes of the loops around the site first; of held-out data too.
 
         Args:
           key: PRNG key.
@@ -198,8 +173,13 @@ class Posterior:
           AddressError: a choice of the program is neither the posterior's nor given.
         """
         program, data = self.model if program is None else program, self.data if data is None else data
-        key = as_key(jax.random.key(0) if key is None else key)
-        drawn = flatten(self.sample(key, num_samples), "draws")
+        the_key = key_or_first(key)
+        draws = self.sample(the_key, num_samples)
+        return self._log_likelihood(jax.random.fold_in(the_key, 1), program, data, draws)
+
+    def _log_likelihood(self, key: PRNGKeyArray, program: Program, data: Choices, draws: Choices) -> Choices:
+        """The log densities of data at given draws."""
+        drawn = flatten(draws, "draws")
         given = {a: jnp.asarray(x) for a, x in flatten(data, "the data").items()}
         missing = [a for a in addresses_of(program) if a not in drawn and a not in given]
         if missing:
@@ -210,18 +190,16 @@ class Posterior:
                 expected="every choice of the program in the posterior or in the data",
                 fix=f"give {show_address(missing[0])} in data, or leave it out of the program",
             )
-        names = [a for a in drawn if a in addresses_of(program)]
+        has = addresses_of(program)
+        values = {a: x for a, x in drawn.items() if a in has}
 
         @jax.jit
-        def each(key: PRNGKeyArray, values: list[Array]) -> dict[str, Any]:
-            def one(k: PRNGKeyArray, xs: list[Array]) -> dict[str, Any]:
-                choices = dict(zip(names, xs, strict=True)) | given
-                return _keyed(log_likelihoods(k, program, choices, list(given)))
+        @jax.vmap
+        def each(key: PRNGKeyArray, values: dict[Address, Array]) -> dict[Address, Array]:
+            return log_likelihoods(key, program, values | given, list(given))
 
-            return jax.vmap(one)(jax.random.split(key, num_samples), values)
-
-        found = each(jax.random.fold_in(key, 1), [drawn[a] for a in names])
-        return nest({tuple(name.split("/")): x for name, x in found.items()})
+        num_samples = jax.tree.leaves(draws)[0].shape[0]
+        return nest(each(jax.random.split(key, num_samples), values))
 
     def improve(self, key: PRNGKeyArray, num_samples: int = 4000) -> Improved:
         """Draws that are weighted towards the exact posterior: Pareto-smoothed importance sampling.
@@ -246,7 +224,7 @@ class Posterior:
         `k-hat` is that of the importance weights between guide and posterior, `ESS` what the draws are worth after
         weighting; `moved` is how far weighting moves a mean, in posterior deviations. The last line is a verdict.
         """
-        improved = self.improve(jax.random.key(0) if key is None else key, num_samples)
+        improved = self.improve(key_or_first(key), num_samples)
         weights = np.exp(improved.weights.log_weights)
         rows = []
         for address, x in flatten(improved.choices, "draws").items():
@@ -256,8 +234,7 @@ class Posterior:
                 mean, sd = column.mean(), column.std()
                 moved = (weights @ column - mean) / sd if sd > 0 else 0.0
                 quantiles = np.quantile(column, [0.055, 0.5, 0.945])
-                label = "/".join(address) + (f"[{', '.join(map(str, index))}]" if index else "")
-                rows.append((label, *map(number, (mean, sd, *quantiles)), f"{moved:+.2f}"))
+                rows.append((label(address, index), *map(number, (mean, sd, *quantiles)), f"{moved:+.2f}"))
         at = f"{self!r}"
         columns = ("", "mean", "sd", "5.5%", "50%", "94.5%", "moved")
         return Table((at, *self._said_of_fit()), columns, tuple(rows), (improved.verdict(),))
@@ -297,12 +274,12 @@ class Posterior:
         """
         import arviz_base
 
-        keys = jax.random.split(as_key(jax.random.key(0) if key is None else key), 3)
+        keys = jax.random.split(key_or_first(key), 4)
         drawn, log_p, log_q = self._draw(keys[0], num_samples)
         groups: dict[str, Any] = {
             "posterior": drawn,
             "posterior_predictive": predict(keys[1], self.model, num_samples, choices=drawn),
-            "log_likelihood": self.log_likelihood(keys[0], num_samples=num_samples),
+            "log_likelihood": self._log_likelihood(keys[3], self.model, self.data, drawn),
             "sample_stats": {"lp": log_p, "log_q": log_q},
         }
         if prior:
@@ -311,9 +288,9 @@ class Posterior:
             groups["prior"] = nest({a: x for a, x in before.items() if a in latent})
             groups["prior_predictive"] = nest({a: x for a, x in before.items() if a not in latent})
         trees = {
-            name: {k: np.asarray(x)[None] for k, x in _keyed(flatten(g, name)).items()} for name, g in groups.items()
+            name: {k: np.asarray(x)[None] for k, x in keyed(flatten(g, name)).items()} for name, g in groups.items()
         }
-        trees["observed_data"] = {k: np.asarray(x) for k, x in _keyed(flatten(self.data, "data")).items()}
+        trees["observed_data"] = {k: np.asarray(x) for k, x in keyed(flatten(self.data, "data")).items()}
         if constant_data:
             trees["constant_data"] = {k: np.asarray(x) for k, x in constant_data.items()}
         trees = {name: tree for name, tree in trees.items() if tree}
@@ -323,13 +300,13 @@ class Posterior:
         """Draws the estimates of the bound against the steps; returns matplotlib's axes."""
         import matplotlib.pyplot as plt
 
-        if self.report is None:
+        if self.report is None or not self.report.steps:
             raise ProgramError(
                 "a posterior has no history to draw.",
                 at=f"plot_fit of {self!r}",
-                got="a posterior that was put together by hand",
-                expected="one that vipl.infer returned",
-                fix="make it by vipl.infer",
+                got="one that was put together by hand" if self.report is None else f"one by {self.report.method}",
+                expected="one that vipl.infer fitted in steps",
+                fix="make it by vipl.infer, with another guide",
             )
         ax = plt.subplots(figsize=(6, 3))[1] if ax is None else ax
         values = self.report.values
@@ -343,25 +320,13 @@ class Posterior:
         ax.set_title(f"{self.model.name}: {self.report.method}")
         return ax
 
-    # --- keeping ------------------------------------------------------------------------------------------------
-
     def save(self, path: str | pathlib.Path) -> None:
         """Writes guide and parameters to a file of arrays (NumPy's npz, no pickle); `vipl.load` reads it.
 
         Raises:
-          ProgramError: the guide is not one of `vipl.guides`' own classes.
+          ProgramError: the guide is not one of `vipl.guides`' own classes, or has an estimator of its own.
         """
-        leaves, _ = jax.tree.flatten(self.params)
-        said, arrays = _describe(self.guide)
-        said |= {"version": 1, "model": self.model.name, "data": sorted(_keyed(flatten(self.data, "data")))}
-        arrays |= {f"params/{k}": np.asarray(x) for k, x in enumerate(leaves)}
-        if self.report is not None:
-            r = self.report
-            said["report"] = [r.method, r.converged, r.steps, r.seconds, r.note]
-            arrays["report"] = np.asarray(r.values)
-        path = pathlib.Path(path)
-        with path.open("wb") as file:
-            np.savez(file, **arrays, said=np.frombuffer(json.dumps(said).encode(), np.uint8))  # pyright: ignore
+        write(path, self.guide, self.params, self.model.name, self.data, self.report)
 
     # --- inside -------------------------------------------------------------------------------------------------
 
@@ -385,53 +350,6 @@ class Posterior:
         return jax.jit(draw, static_argnums=3)
 
 
-def _keyed(flat: Mapping[Address, Any]) -> dict[str, Any]:
-    return {"/".join(a): x for a, x in flat.items()}
-
-
-def _describe(guide: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What makes a guide again: what JSON holds, and arrays."""
-    if isinstance(guide, Combined):
-        parts, arrays = {}, {}
-        for name, part in guide.parts.items():
-            parts[name], more = _describe(part)
-            arrays |= {f"{name}/{k}": x for k, x in more.items()}
-        return {"combine": parts}, arrays
-    name = type(guide).__name__
-    if getattr(guides, name, None) is not type(guide):
-        raise ProgramError(
-            "a guide cannot be written to a file.",
-            at="Posterior.save",
-            got=name,
-            expected="a guide of vipl.guides",
-            fix="write posterior.params yourself, and make vipl.Posterior(model, data, guide, params) again",
-        )
-    options = dict(guide.options)
-    frame, discrete = options.pop("frame", None), options.pop("discrete", None)
-    if discrete is not None:
-        options["discrete"] = repr(discrete)
-    arrays = {} if frame is None else {"frame/loc": np.asarray(frame[0]), "frame/scale_tril": np.asarray(frame[1])}
-    return {"guide": name, "options": options, "framed": frame is not None}, arrays
-
-
-def _guide_of(said: dict[str, Any], arrays: Mapping[str, np.ndarray], model: Program, data: Choices) -> Any:
-    if "combine" in said:
-        each = {}
-        for name, part in said["combine"].items():
-            own = {k.removeprefix(f"{name}/"): x for k, x in arrays.items() if k.startswith(f"{name}/")}
-            each[name] = _guide_of(part, own, model, data)
-        return guides.combine(each)
-    options = {k: _tuples(x) for k, x in said["options"].items()}
-    if said["framed"]:
-        options["frame"] = (jnp.asarray(arrays["frame/loc"]), jnp.asarray(arrays["frame/scale_tril"]))
-    return getattr(guides, said["guide"])(model, data, **options)
-
-
-def _tuples(x: Any) -> Any:
-    """What JSON made lists of."""
-    return tuple(map(_tuples, x)) if isinstance(x, list) else x
-
-
 def load(path: str | pathlib.Path, program: Program, data: Choices) -> Posterior:
     """Reads a posterior that `Posterior.save` wrote.
 
@@ -443,39 +361,5 @@ def load(path: str | pathlib.Path, program: Program, data: Choices) -> Posterior
     Raises:
       ProgramError: the file is not a posterior's; or it is that of another model, or of latent choices of other shapes.
     """
-    at = f"vipl.load of {pathlib.Path(path).name}"
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        said = json.loads(arrays.pop("said").tobytes())
-    except (ValueError, KeyError, OSError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise _not_loaded(at, "not a file of a posterior", "a file that Posterior.save wrote") from None
-    here = sorted(_keyed(flatten(data, "the data")))
-    if said["model"] != program.name or said["data"] != here:
-        got = f"{said['model']} given {', '.join(said['data'])}"
-        raise _not_loaded(at, got, f"{program.name} given {', '.join(here)}")
-    guide = _guide_of(said, arrays, program, data)
-    leaves, structure = jax.tree.flatten(guide.init())
-    stored = [arrays[f"params/{k}"] for k in range(sum(name.startswith("params/") for name in arrays))]
-    if [x.shape for x in leaves] != [x.shape for x in stored]:
-        raise _not_loaded(
-            at, f"parameters of shapes {[x.shape for x in stored]}", f"shapes {[x.shape for x in leaves]}"
-        )
-    params = jax.tree.unflatten(structure, [jnp.asarray(x) for x in stored])
-    report = None
-    if "report" in said:
-        method, converged, steps, seconds, note = said["report"]
-        report = Report(method, arrays["report"], converged, steps, seconds, note)
+    guide, params, report = read(path, program, data)
     return Posterior(program, data, guide, params, report)
-
-
-def _not_loaded(at: str, got: str, expected: str) -> ProgramError:
-    return ProgramError(
-        "a file does not hold this posterior.",
-        at=at,
-        got=got,
-        expected=expected,
-        fix="pass the model and the data that were fitted",
-    )

@@ -45,6 +45,11 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join([first, *rest]).rstrip()
 
 
+def label(address: Sequence[str], index: Sequence[int]) -> str:
+    """How a row calls one element of a choice."""
+    return "/".join(address) + (f"[{', '.join(map(str, index))}]" if index else "")
+
+
 def number(x: float) -> str:
     """Four significant digits."""
     return f"{x:.4g}"

@@ -1,0 +1,141 @@
+"""Posteriors in files: arrays and a sentence of JSON that says which guide they are of; no pickle."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vipl import guides
+from vipl._types import PyTree
+from vipl.errors import ProgramError
+from vipl.gen import Program
+from vipl.gen._choices import Address, Choices, flatten
+from vipl.guides._combine import Combined
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a guide was fitted.
+
+    Attributes:
+      method: "natural gradients", "stochastic gradients" or "Laplace".
+      values: f[steps], the estimate of the evidence lower bound at each step.
+      converged: whether the stopping rule of the method was met.
+      steps: how many steps were taken.
+      seconds: how long it took, compilation included.
+      note: what else there is to say.
+    """
+
+    method: str
+    values: np.ndarray
+    converged: bool
+    steps: int
+    seconds: float
+    note: str = ""
+
+
+def write(
+    path: str | pathlib.Path, guide: Any, params: PyTree, model: str, data: Choices, report: Report | None
+) -> None:
+    """See `Posterior.save`."""
+    said, arrays = _describe(guide)
+    said |= {"version": 1, "model": model, "data": sorted(keyed(flatten(data, "data")))}
+    arrays |= {f"params/{k}": np.asarray(x) for k, x in enumerate(jax.tree.leaves(params))}
+    if report is not None:
+        r = report
+        said["report"] = [r.method, r.converged, r.steps, r.seconds, r.note]
+        arrays["report"] = np.asarray(r.values)
+    with pathlib.Path(path).open("wb") as file:
+        np.savez(file, **arrays, said=np.frombuffer(json.dumps(said).encode(), np.uint8))  # pyright: ignore
+
+
+def _describe(guide: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What makes a guide again: what JSON holds, and arrays."""
+    if isinstance(guide, Combined):
+        parts, arrays = {}, {}
+        for name, part in guide.parts.items():
+            parts[name], more = _describe(part)
+            arrays |= {f"{name}/{k}": x for k, x in more.items()}
+        return {"combine": parts}, arrays
+    name, options = type(guide).__name__, dict(getattr(guide, "options", {}))
+    frame, estimator = options.pop("frame", None), options.pop("discrete", None)
+    if getattr(guides, name, None) is not type(guide) or estimator is not None:
+        raise ProgramError(
+            "a guide cannot be written to a file.",
+            at="Posterior.save",
+            got=name if estimator is None else f"{name} with discrete={type(estimator).__name__}()",
+            expected="a guide of vipl.guides, with the estimators that it chooses itself",
+            fix="write posterior.params yourself, and make vipl.Posterior(model, data, guide, params) again",
+        )
+    arrays = {} if frame is None else {"frame/loc": np.asarray(frame[0]), "frame/scale_tril": np.asarray(frame[1])}
+    return {"guide": name, "options": options, "framed": frame is not None}, arrays
+
+
+def _guide_of(said: dict[str, Any], arrays: Mapping[str, np.ndarray], model: Program, data: Choices) -> Any:
+    if "combine" in said:
+        each = {}
+        for name, part in said["combine"].items():
+            own = {k.removeprefix(f"{name}/"): x for k, x in arrays.items() if k.startswith(f"{name}/")}
+            each[name] = _guide_of(part, own, model, data)
+        return guides.combine(each)
+    options = {k: _tuples(x) for k, x in said["options"].items()}
+    if said["framed"]:
+        options["frame"] = (jnp.asarray(arrays["frame/loc"]), jnp.asarray(arrays["frame/scale_tril"]))
+    return getattr(guides, said["guide"])(model, data, **options)
+
+
+def _tuples(x: Any) -> Any:
+    """What JSON made lists of."""
+    return tuple(map(_tuples, x)) if isinstance(x, list) else x
+
+
+def read(path: str | pathlib.Path, program: Program, data: Choices) -> tuple[Any, PyTree, Report | None]:
+    """See `vipl.load`: the guide, its parameters and how they were found."""
+    at = f"vipl.load of {pathlib.Path(path).name}"
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        said = json.loads(arrays.pop("said").tobytes())
+    except (ValueError, KeyError, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise _not_loaded(at, "not a file of a posterior", "a file that Posterior.save wrote") from None
+    here = sorted(keyed(flatten(data, "the data")))
+    if said["model"] != program.name or said["data"] != here:
+        got = f"{said['model']} given {', '.join(said['data'])}"
+        raise _not_loaded(at, got, f"{program.name} given {', '.join(here)}")
+    guide = _guide_of(said, arrays, program, data)
+    leaves, structure = jax.tree.flatten(guide.init())
+    stored = [arrays[f"params/{k}"] for k in range(sum(name.startswith("params/") for name in arrays))]
+    if [x.shape for x in leaves] != [x.shape for x in stored]:
+        raise _not_loaded(
+            at, f"parameters of shapes {[x.shape for x in stored]}", f"shapes {[x.shape for x in leaves]}"
+        )
+    params = jax.tree.unflatten(structure, [jnp.asarray(x) for x in stored])
+    report = None
+    if "report" in said:
+        method, converged, steps, seconds, note = said["report"]
+        report = Report(method, arrays["report"], converged, steps, seconds, note)
+    return guide, params, report
+
+
+def keyed(flat: Mapping[Address, Any]) -> dict[str, Any]:
+    """With the parts of an address joined, as ArviZ and files have names."""
+    return {"/".join(a): x for a, x in flat.items()}
+
+
+def _not_loaded(at: str, got: str, expected: str) -> ProgramError:
+    return ProgramError(
+        "a file does not hold this posterior.",
+        at=at,
+        got=got,
+        expected=expected,
+        fix="pass the model and the data that were fitted",
+    )
