@@ -77,7 +77,8 @@ def test_a_guide_draws_the_latent_choices_inside_their_supports_with_its_exact_d
     trace = guide(params).simulate(key)
     expected = {a: x.shape for a, x in flatten(model.simulate(key).choices, "").items() if a != ("y",)}
     assert {a: x.shape for a, x in flatten(trace.choices, "").items()} == expected
-    assert jnp.isfinite(model.assess(trace.choices | DATA).log_prob)
+    log_p = jax.vmap(lambda k: model.assess(guide(params).simulate(k).choices | DATA).log_prob)
+    assert jnp.isfinite(log_p(jax.random.split(key, 20))).all()
     np.testing.assert_allclose(guide(params).assess(trace.choices).log_prob, trace.log_prob, rtol=1e-6, atol=1e-6)
 
 

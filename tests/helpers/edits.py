@@ -623,6 +623,50 @@ EDITS: list[Edit] = [
         ("everything is observed", "observed=observed,", "observed=True,", "test_tells.py -k table_of_a_program"),
         ("an address is markup", "map(html.escape, row)", "map(str, row)", "test_tells.py -k aligned"),
     ),
+    # --- guides and posteriors ---------------------------------------------------------------------------------
+    *_in(
+        "vipl/guides/_latents.py",
+        ("a bijection counts against its sign", "log_det = jnp.sum(bijection", "log_det = -jnp.sum(bijection",
+         "test_guides.py -k coordinates"),
+        ("a support is thought to be fixed", "        return bool(needed)", "        return False",
+         "test_guides.py -k 'mean and many_supports'"),
+    ),
+    *_in(
+        "vipl/guides/_joint.py",
+        ("a draw forgets its map", "trace.log_prob - log_det - self", "trace.log_prob - self",
+         "test_guides.py -k 'full and plain_supports'"),
+        ("a frame has no determinant", "jnp.sum(jnp.log(jnp.diagonal(self.frame[1])))", "jnp.zeros(())",
+         "test_guides.py -k frames"),
+    ),
+    *_in(
+        "vipl/guides/_gaussian.py",
+        ("an average is of logarithms", "errors = step.values - 1", "errors = jnp.log(jnp.maximum(step.values, 0.04))",
+         "test_guides.py -k banana"),
+        ("a scale moves the wrong way", "-jnp.clip(rate / 2 * errors", "jnp.clip(rate / 2 * errors",
+         "test_guides.py -k banana"),
+        ("a factor may be negative", "return (r * jnp.sign(", "return (r * jnp.abs(",
+         "test_posterior.py -k triangular"),
+    ),
+    *_in(
+        "vipl/guides/_mean_field.py",
+        ("discrete choices are scored", "return Enumerate() if", "return Score(LeaveOneOut()) if",
+         "test_guides.py -k enumerated"),
+    ),
+    *_in(
+        "vipl/posterior/_psis.py",
+        ("weights are turned over", "array_stats.psislw(-raw)", "array_stats.psislw(raw)",
+         "test_posterior.py -k arvizs"),
+    ),
+    *_in(
+        "vipl/posterior/_files.py",
+        ("a frame is not kept", "if said[\"framed\"]:", "if False:", "test_posterior.py -k gives_the_same"),
+    ),
+    *_in(
+        "vipl/diagnostics/_calibrate.py",
+        ("a rank is of too many draws", "draws[x.address] < drawn[x.address]",
+         "draws[x.address] < 1.2 * drawn[x.address]",
+         "test_diagnostics.py -k exact"),
+    ),
     # --- words ------------------------------------------------------------------------------------------------
     *_in(
         "vipl/ir/sites.py",
