@@ -73,7 +73,7 @@ def test_a_guide_draws_the_latent_choices_inside_their_supports_with_its_exact_d
         guide = guides.BlockDiagonal(model, DATA, [["low", "between", "scale"], ["simplex", "matrix"]])
     else:
         guide = FAMILIES[family](model, DATA)
-    params = moved(guide.init(key), key, 0.05 if family == "flow" else 0.5)
+    params = moved(guide.init(key, scale=1.0), key, 0.05 if family == "flow" else 0.5)
     trace = guide(params).simulate(key)
     expected = {a: x.shape for a, x in flatten(model.simulate(key).choices, "").items() if a != ("y",)}
     assert {a: x.shape for a, x in flatten(trace.choices, "").items()} == expected
