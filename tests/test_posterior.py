@@ -215,6 +215,11 @@ def test_smoothed_weights_are_arvizs_of_the_weights_themselves(key):
     assert 0.6 < heavy.k_hat < 1.0
     np.testing.assert_allclose(np.exp(light.log_weights).sum(), 1.0)
     assert smooth(jnp.zeros(1000)).k_hat == -np.inf
+    for spread in (1e2, 1e4, 1e6):  # beside the largest all are zero, in the end in double precision too
+        one = smooth(spread * e)
+        assert one.k_hat > 0.7
+        assert 1.0 <= one.ess < 1.5
+        assert np.isfinite(one.log_weights).all()
     with pytest.raises(ChoiceError, match="not numbers"):
         smooth(jnp.array([0.0, jnp.nan]))
 

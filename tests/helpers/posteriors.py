@@ -1,4 +1,4 @@
-"""Regressions in raw units, with posteriors from long NUTS runs, which `python -m tests.helpers.posteriors` makes.
+"""Regressions in raw units, with posteriors from long NUTS runs (`analyses` too), which `python -m tests.helpers.posteriors` makes.
 
 Columns have scales of 1e-3 to 1e4, interactions, and correlations of 0.99 and more. NUTS runs on NumPyro models of the
 same densities, in scaled coordinates, in double precision: 4 chains of 2000 draws after 1000.
@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import pathlib
 import sys
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,17 +19,11 @@ import numpyro.distributions as dist
 from numpyro.infer.reparam import Reparam
 
 import vipl
+from tests.helpers import analyses
+from tests.helpers.analyses import Problem
 from vipl import sample
 
 FILE = pathlib.Path(__file__).with_suffix(".json")
-
-
-class Problem(NamedTuple):
-    """A model with its data, and the same for NumPyro."""
-
-    model: Any
-    data: dict[str, Any]
-    peer: Callable[[], None]
 
 
 def columns(rng, rows, scales, correlated):
@@ -119,8 +112,8 @@ def long_run(kind):
     """Means and standard deviations by NUTS."""
     from numpyro.infer import MCMC, NUTS
 
-    peer = problem(kind).peer
-    scales = {"w": jnp.asarray(KINDS[kind][1]), "v": jnp.asarray(KINDS[kind][1][0])}
+    peer = (problem if kind in KINDS else analyses.analysis)(kind).peer
+    scales = {"w": jnp.asarray(KINDS[kind][1]), "v": jnp.asarray(KINDS[kind][1][0])} if kind in KINDS else {}
 
     def scaled() -> None:
         """The same density with weights in units of their columns."""
@@ -152,4 +145,4 @@ class _Scaled(Reparam):
 if __name__ == "__main__":
     jax.config.update("jax_enable_x64", True)
     known = references() if len(sys.argv) > 1 else {}
-    FILE.write_text(json.dumps(known | {kind: long_run(kind) for kind in sys.argv[1:] or KINDS}, indent=1) + "\n")
+    FILE.write_text(json.dumps(known | {kind: long_run(kind) for kind in sys.argv[1:] or KINDS | analyses.KINDS}, indent=1) + "\n")

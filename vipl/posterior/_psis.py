@@ -24,7 +24,8 @@ class Smoothed(NamedTuple):
 
     Attributes:
       log_weights: f[n], normalized: their exponentials sum to one.
-      k_hat: the shape of the Pareto distribution of the largest weights; -inf where all are equal up to rounding.
+      k_hat: the shape of the Pareto distribution of the largest weights; -inf where all are equal up to rounding, inf
+        where nearly all are zero beside the largest, so that none can be fitted, and the weights are not smoothed.
       ess: 1 / Σ w², how many exact draws the weighted ones are worth.
       limit: the k-hat up to which n draws are reliable: min(1 - 1 / log10(n), 0.7).
     """
@@ -56,7 +57,10 @@ def smooth(log_weights: jax.Array) -> Smoothed:
     if np.ptp(raw) < _EQUAL:
         smoothed, k_hat = raw, -np.inf
     else:
-        smoothed, k_hat = array_stats.psislw(-raw)  # it takes the negative logarithms of the weights
+        with np.errstate(divide="ignore", invalid="ignore"):
+            smoothed, k_hat = array_stats.psislw(-raw)  # it takes the negative logarithms of the weights
+        if not np.isfinite(smoothed).all():
+            smoothed, k_hat = raw, np.inf
     smoothed = np.asarray(smoothed) - np.logaddexp.reduce(np.asarray(smoothed))
     ess = float(np.exp(-np.logaddexp.reduce(2 * smoothed)))
     return Smoothed(smoothed, float(k_hat), ess, min(1 - 1 / math.log10(raw.size), 0.7))

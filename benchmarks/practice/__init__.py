@@ -1,0 +1,166 @@
+"""Everyday analyses, written for vipl and for NumPyro: lines, seconds to an accurate posterior, accuracy.
+
+`python -m benchmarks practice [NAME ...]`. A problem is a module of this folder that holds
+
+    data()                                       what is observed, as keyword arguments
+    with_vipl(key, **data)                       -> posterior, ArviZ tree
+    model(**data)                                for NumPyro
+    with_numpyro(key, num_steps, rate, **data)   -> guide, parameters, ArviZ tree
+    LATENTS                                      addresses that are compared
+    COORDINATES                                  what NUTS may need: keyword arguments of its kernel
+
+Both functions go from the model to a tree with draws of the posterior, of the predictive, and the log likelihood.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import time
+import warnings
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+from numpyro.infer import MCMC, NUTS
+from numpyro.infer.util import log_density
+
+from vipl.cache.programs import forget
+
+NAMES = ("schools", "intercepts", "logistic", "gaussian_process", "mixture", "volatility", "hidden_markov")
+LADDER = (500, 1000, 2000, 5000, 10_000, 20_000, 50_000)
+RATES = (1e-2, 1e-3)
+DRAWS = 20_000
+ENOUGH = 0.1  # error of a mean, in sds of the posterior
+
+
+def lines(*functions: Any) -> int:
+    """Lines of code: no docstrings, comments and blank lines."""
+    count = 0
+    for function in functions:
+        source = inspect.getsource(function)
+        documented = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.FunctionDef) and ast.get_docstring(n)]
+        prose = {i for n in documented for i in range(n.body[0].lineno, (n.body[0].end_lineno or 0) + 1)}
+        code = [x.strip() for i, x in enumerate(source.splitlines(), 1) if i not in prose]
+        count += sum(1 for x in code if x and not x.startswith("#"))
+    return count
+
+
+def cold() -> None:
+    """Nothing is compiled yet."""
+    jax.clear_caches()
+    forget()
+
+
+def moments(draws: Any, latents: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Means and standard deviations of all numbers of the compared latents; draws have one leading axis."""
+    joined = np.concatenate([np.asarray(draws[name]).reshape(len(draws[name]), -1) for name in latents], 1)
+    return joined.mean(0), joined.std(0)
+
+
+def errors(found: Any, exact: Any) -> tuple[float, float]:
+    """The largest error of a mean in sds, and of an sd in percent."""
+    mean = np.max(np.abs(found[0] - exact[0]) / exact[1])
+    return float(mean), float(100 * np.max(np.abs(found[1] / exact[1] - 1)))
+
+
+def k_hat_of_numpyro(key: Any, problem: ModuleType, guide: Any, params: Any, data: Any) -> float:
+    """Of importance weights from the guide to the model."""
+    from vipl.posterior._psis import smooth
+
+    def weight(key: Any) -> Any:
+        seeded = numpyro.handlers.seed(guide, key)
+        trace = numpyro.handlers.trace(numpyro.handlers.substitute(seeded, params)).get_trace(**data)
+        values = {k: v["value"] for k, v in trace.items() if v["type"] == "sample"}
+        log_q, _ = log_density(guide, (), data, params | values)
+        log_p, _ = log_density(problem.model, (), data, params | values)
+        return log_p - log_q
+
+    return float(smooth(np.asarray(jax.vmap(weight)(jax.random.split(key, 4000)))).k_hat)
+
+
+def long_run(key: Any, problem: ModuleType, data: Any) -> tuple[Any, float, float]:
+    """Moments by NUTS, the seconds it takes, and its largest r-hat."""
+    cold()
+    begun = time.perf_counter()
+    kernel = NUTS(problem.model, **getattr(problem, "COORDINATES", {}))
+    options = {"num_chains": 4, "chain_method": "vectorized", "progress_bar": False}
+    mcmc = MCMC(kernel, num_warmup=1000, num_samples=2000, **options)
+    mcmc.run(key, **data)
+    draws = mcmc.get_samples(group_by_chain=True)
+    jax.block_until_ready(draws)
+    seconds = time.perf_counter() - begun
+    summary = numpyro.diagnostics.summary({k: draws[k] for k in problem.LATENTS})
+    worst = max(float(np.max(x["r_hat"])) for x in summary.values())
+    return moments(mcmc.get_samples(), problem.LATENTS), seconds, worst
+
+
+def measure(name: str, quick: bool = False) -> dict[str, Any]:
+    """One row."""
+    problem = importlib.import_module(f"benchmarks.practice.{name}")
+    data, key = problem.data(), jax.random.key(0)
+    exact, nuts_seconds, r_hat = long_run(key, problem, data)
+
+    cold()
+    begun = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        posterior, _ = problem.with_vipl(key, **data)
+        seconds = time.perf_counter() - begun
+        improved = posterior.improve(key, 4000)
+    mine = errors(moments(posterior.sample(key, DRAWS), problem.LATENTS), exact)
+    row: dict[str, Any] = {
+        "name": name,
+        "family": type(posterior.guide).__name__,
+        "lines": (lines(problem.with_vipl), lines(problem.model, problem.with_numpyro)),
+        "vipl": {"seconds": seconds, "error": mine, "k_hat": improved.weights.k_hat, "converged": posterior.report.converged},
+        "nuts": {"seconds": nuts_seconds, "r_hat": r_hat},
+    }
+    wanted = max(ENOUGH, mine[0])
+    tried = []
+    for rate in RATES:
+        for num_steps in LADDER[:2] if quick else LADDER:
+            cold()
+            begun = time.perf_counter()
+            guide, params, _ = problem.with_numpyro(key, num_steps, rate, **data)
+            taken = time.perf_counter() - begun
+            draws = guide.sample_posterior(key, params, sample_shape=(DRAWS,))
+            error = errors(moments(draws, problem.LATENTS), exact)
+            tried.append({"rate": rate, "steps": num_steps, "seconds": taken, "error": error})
+            tried[-1]["k_hat"] = k_hat_of_numpyro(key, problem, guide, params, data)
+            if error[0] <= wanted or taken > 60:
+                break
+    row["numpyro"] = tried
+    enough = [x for x in tried if x["error"][0] <= wanted]
+    row["best"] = min(enough, key=lambda x: x["seconds"]) if enough else min(tried, key=lambda x: x["error"][0])
+    row["reached"] = bool(enough)
+    return row
+
+
+HEADING = """| problem | family | lines, vipl | NumPyro | seconds, vipl | NumPyro | NUTS | error of a mean, vipl | NumPyro | of an sd, vipl | NumPyro | k-hat, vipl | NumPyro |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"""
+
+
+def line(row: dict[str, Any]) -> str:
+    """One row of the table."""
+    mine, other = row["vipl"], row["best"]
+    shortfall = "" if row["reached"] else " (not reached)"
+    cells = [
+        row["name"],
+        row["family"],
+        *map(str, row["lines"]),
+        f"{mine['seconds']:.1f}" + ("" if mine["converged"] else " (rule not met)"),
+        f"{other['seconds']:.1f}{shortfall}",
+        f"{row['nuts']['seconds']:.1f} (r-hat {row['nuts']['r_hat']:.3f})",
+        f"{mine['error'][0]:.2f} sd",
+        f"{other['error'][0]:.2f} sd",
+        f"{mine['error'][1]:.0f} %",
+        f"{other['error'][1]:.0f} %",
+        f"{mine['k_hat']:.2f}",
+        f"{other['k_hat']:.2f}",
+    ]
+    return "| " + " | ".join(cells) + " |"
