@@ -196,6 +196,13 @@ def test_an_address_may_hold_a_slash(key):
 
     found = vipl.infer(vipl.gen(lambda: sample("part/1", odd()))(), {"part/1": {"y": 1.0}}, key=key)
     assert found.log_likelihood(key, num_samples=3)["part/1"]["y"].shape == (3,)
+    tree = found.to_arviz(key, num_samples=3)
+    assert list(tree["posterior"].data_vars) == ["part.1.a.b"]
+    assert list(tree["log_likelihood"].data_vars) == list(tree["observed_data"].data_vars) == ["part.1.y"]
+    twice = vipl.gen(lambda: sample("part", odd()) or sample("part.a/b", dist.Normal(0.0, 1.0)))()
+    found = vipl.infer(twice, {"part": {"y": 1.0}}, key=key)
+    with pytest.raises(AddressError, match="two addresses have one name"):
+        found.to_arviz(key, num_samples=3)
 
 
 def test_expectations_and_densities(posterior, key):

@@ -117,7 +117,12 @@ def measure(name: str, quick: bool = False) -> dict[str, Any]:
         "name": name,
         "family": type(posterior.guide).__name__,
         "lines": (lines(problem.with_vipl), lines(problem.model, problem.with_numpyro)),
-        "vipl": {"seconds": seconds, "error": mine, "k_hat": improved.weights.k_hat, "converged": posterior.report.converged},
+        "vipl": {
+            "seconds": seconds,
+            "error": mine,
+            "k_hat": improved.weights.k_hat,
+            "converged": posterior.report.converged,
+        },
         "nuts": {"seconds": nuts_seconds, "r_hat": r_hat},
     }
     wanted = max(ENOUGH, mine[0])

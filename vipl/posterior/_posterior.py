@@ -26,7 +26,7 @@ from vipl.guides import Guide
 from vipl.guides._combine import Combined
 from vipl.ir.keys import as_key, key_or_first
 from vipl.posterior._draws import addresses_of, log_likelihoods, predict
-from vipl.posterior._files import Report, keyed, read, write
+from vipl.posterior._files import Report, read, write
 from vipl.posterior._psis import Smoothed, smooth
 from vipl.posterior._table import Table, label, number
 
@@ -261,8 +261,8 @@ class Posterior:
         """An ArviZ DataTree.
 
         Groups: posterior, posterior_predictive, log_likelihood, sample_stats (`lp`, the log joint density, and `log_q`,
-        that of the guide), observed_data; prior and prior_predictive; constant_data. Nested addresses are joined by
-        "/".
+        that of the guide), observed_data; prior and prior_predictive; constant_data. The parts of a nested address are
+        joined by ".", which also stands for a "/": xarray's names hold none.
 
         Args:
           key: PRNG key.
@@ -271,6 +271,9 @@ class Posterior:
           coords: as ArviZ has them.
           dims: as ArviZ has them, by address.
           constant_data: arrays by name.
+
+        Raises:
+          AddressError: two addresses have one name.
         """
         import arviz_base
 
@@ -288,9 +291,10 @@ class Posterior:
             groups["prior"] = nest({a: x for a, x in before.items() if a in latent})
             groups["prior_predictive"] = nest({a: x for a, x in before.items() if a not in latent})
         trees = {
-            name: {k: np.asarray(x)[None] for k, x in keyed(flatten(g, name)).items()} for name, g in groups.items()
+            name: {k: np.asarray(x)[None] for k, x in _variables(flatten(g, name)).items()}
+            for name, g in groups.items()
         }
-        trees["observed_data"] = {k: np.asarray(x) for k, x in keyed(flatten(self.data, "data")).items()}
+        trees["observed_data"] = {k: np.asarray(x) for k, x in _variables(flatten(self.data, "data")).items()}
         if constant_data:
             trees["constant_data"] = {k: np.asarray(x) for k, x in constant_data.items()}
         trees = {name: tree for name, tree in trees.items() if tree}
@@ -348,6 +352,23 @@ class Posterior:
             return jax.vmap(one)(jax.random.split(key, num_samples))
 
         return jax.jit(draw, static_argnums=3)
+
+
+def _variables(flat: dict[Address, Any]) -> dict[str, Any]:
+    """By the names that xarray takes."""
+    named: dict[str, Any] = {}
+    for address, value in flat.items():
+        name = ".".join(address).replace("/", ".")
+        if name in named:
+            raise AddressError(
+                "two addresses have one name in ArviZ.",
+                at=f"{show_address(address)}",
+                got=f"the name {name!r} for {show_addresses(flat)}",
+                expected="addresses that differ when their parts are joined by '.'",
+                fix=f"rename {show_address(address)}",
+            )
+        named[name] = value
+    return named
 
 
 def load(path: str | pathlib.Path, program: Program, data: Choices) -> Posterior:
