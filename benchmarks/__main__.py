@@ -1,7 +1,8 @@
 """The benchmark suite: `python -m benchmarks [NAME ...] [--impl vipl,handwritten,numpyro] [--json OUT] [--write]`.
 
-Without names all workloads run. `--write` makes benchmarks/RESULTS.md and its figures from the results. How the figures
-are made: docs/benchmarks.md.
+Without names all workloads run. `--write` makes benchmarks/RESULTS.md and its figures from the results.
+`python -m benchmarks practice [PROBLEM ...]` compares whole analyses with NumPyro's. How the figures are made:
+docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 import jax
 
-from benchmarks import air, report
+from benchmarks import air, practice, report
 from benchmarks.machine import machine
 from benchmarks.measure import DisagreementError, measure
 
@@ -26,6 +27,9 @@ OTHERS = ("scaling", "training")
 
 def main() -> None:
     """Runs what is asked for; the exit status is 1 where implementations disagree."""
+    if sys.argv[1:2] == ["practice"]:
+        practice.main(sys.argv[2:])
+        return
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", choices=[[], *WORKLOADS, *OTHERS], help="workloads; none: all")
     parser.add_argument("--impl", default="vipl,handwritten,numpyro", help="implementations, with commas between")

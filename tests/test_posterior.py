@@ -11,6 +11,8 @@ import optax
 import pytest
 
 import vipl
+from tests.helpers.analyses import KINDS as ANALYSES
+from tests.helpers.analyses import analysis
 from tests.helpers.posteriors import KINDS, problem, references
 from vipl import guides, sample
 from vipl.errors import AddressError, ChoiceError, ProgramError
@@ -117,6 +119,45 @@ def test_regressions_in_raw_units_against_long_runs(kind):
         mean, sd, x = np.asarray(mean), np.asarray(sd), np.asarray(draws[name])
         assert np.abs((x.mean(0) - mean) / sd).max() < 0.1, name
         assert np.abs(x.std(0) / sd - 1).max() < 0.1, name
+
+
+ERRORS = {  # of the means, in sds of the posterior, and of the sds, in percent
+    "mixture": (0.1, 10),
+    "hidden_markov": (0.1, 10),
+    "garch": (0.1, 15),
+    "autoregression": (0.1, 10),
+    "survival": (0.1, 10),
+    "item_response": (0.1, 20),
+    "gaussian_process": (0.1, 20),
+}
+"""What a Gaussian is away from posteriors that are none."""
+
+
+def farthest(draws, weights, kind):
+    """The largest error of a mean, in sds, and of an sd, in percent."""
+    errors = []
+    for name, moments in references()[kind].items():
+        mean, sd = map(np.ravel, moments)
+        x = np.asarray(draws[name]).reshape(len(weights), -1)
+        found = weights @ x
+        errors.append((np.abs(found - mean) / sd, 100 * np.abs(np.sqrt(weights @ (x - found) ** 2) / sd - 1)))
+    return [max(np.max(e) for e in each) for each in zip(*errors, strict=True)]
+
+
+@pytest.mark.parametrize("kind", ANALYSES)
+def test_everyday_posteriors_against_long_runs(kind):
+    """The guide is close, and weighted draws are closer; or the verdict says that it is not."""
+    p = analysis(kind)
+    improved = vipl.infer(p.model, p.data, key=jax.random.key(0)).improve(jax.random.key(1), 4000)
+    plain = farthest(improved.choices, np.full(4000, 1 / 4000), kind)
+    weighted = farthest(improved.choices, np.exp(improved.weights.log_weights), kind)
+    if kind == "measurement_error":
+        assert plain[0] > 0.5
+        assert "NOT reliable" in improved.verdict()
+        return
+    assert np.all(np.less(plain, ERRORS[kind])), plain
+    assert improved.weights.ess < 1000 or np.all(np.less(weighted, (0.1, 15)))
+    assert "Usable" in improved.verdict() or "Fine" in improved.verdict()
 
 
 @vipl.gen

@@ -1,6 +1,7 @@
 """Everyday analyses, written for vipl and for NumPyro: lines, seconds to an accurate posterior, accuracy.
 
-`python -m benchmarks practice [NAME ...]`. A problem is a module of this folder that holds
+`python -m benchmarks practice [NAME ...] [--json OUT]`; docs/benchmarks.md says what is measured. A problem is a module
+of this folder that holds
 
     data()                                       what is observed, as keyword arguments
     with_vipl(key, **data)                       -> posterior, ArviZ tree
@@ -14,21 +15,24 @@ Both functions go from the model to a tree with draws of the posterior, of the p
 
 from __future__ import annotations
 
+import argparse
 import ast
 import importlib
 import inspect
+import json
+import pathlib
 import time
 import warnings
 from types import ModuleType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import numpyro
 from numpyro.infer import MCMC, NUTS
 from numpyro.infer.util import log_density
 
+from benchmarks.machine import machine
 from vipl.cache.programs import forget
 
 NAMES = ("schools", "intercepts", "logistic", "gaussian_process", "mixture", "volatility", "hidden_markov")
@@ -65,7 +69,8 @@ def moments(draws: Any, latents: tuple[str, ...]) -> tuple[np.ndarray, np.ndarra
 def errors(found: Any, exact: Any) -> tuple[float, float]:
     """The largest error of a mean in sds, and of an sd in percent."""
     mean = np.max(np.abs(found[0] - exact[0]) / exact[1])
-    return float(mean), float(100 * np.max(np.abs(found[1] / exact[1] - 1)))
+    sd = 100 * np.max(np.abs(found[1] / exact[1] - 1))
+    return tuple(float(x) if np.isfinite(x) else np.inf for x in (mean, sd))  # type: ignore[return-value]
 
 
 def k_hat_of_numpyro(key: Any, problem: ModuleType, guide: Any, params: Any, data: Any) -> float:
@@ -99,7 +104,7 @@ def long_run(key: Any, problem: ModuleType, data: Any) -> tuple[Any, float, floa
     return moments(mcmc.get_samples(), problem.LATENTS), seconds, worst
 
 
-def measure(name: str, quick: bool = False) -> dict[str, Any]:
+def measure(name: str) -> dict[str, Any]:
     """One row."""
     problem = importlib.import_module(f"benchmarks.practice.{name}")
     data, key = problem.data(), jax.random.key(0)
@@ -128,7 +133,7 @@ def measure(name: str, quick: bool = False) -> dict[str, Any]:
     wanted = max(ENOUGH, mine[0])
     tried = []
     for rate in RATES:
-        for num_steps in LADDER[:2] if quick else LADDER:
+        for num_steps in LADDER:
             cold()
             begun = time.perf_counter()
             guide, params, _ = problem.with_numpyro(key, num_steps, rate, **data)
@@ -146,8 +151,22 @@ def measure(name: str, quick: bool = False) -> dict[str, Any]:
     return row
 
 
-HEADING = """| problem | family | lines, vipl | NumPyro | seconds, vipl | NumPyro | NUTS | error of a mean, vipl | NumPyro | of an sd, vipl | NumPyro | k-hat, vipl | NumPyro |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"""
+COLUMNS = (
+    "problem",
+    "guide",
+    "lines, vipl",
+    "NumPyro",
+    "seconds, vipl",
+    "NumPyro",
+    "NUTS",
+    "error of a mean, vipl",
+    "NumPyro",
+    "of an sd, vipl",
+    "NumPyro",
+    "k-hat, vipl",
+    "NumPyro",
+)
+HEADING = "| " + " | ".join(COLUMNS) + " |\n|" + " --- |" * len(COLUMNS)
 
 
 def line(row: dict[str, Any]) -> str:
@@ -169,3 +188,18 @@ def line(row: dict[str, Any]) -> str:
         f"{other['k_hat']:.2f}",
     ]
     return "| " + " | ".join(cells) + " |"
+
+
+def main(arguments: list[str]) -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks practice", description=__doc__)
+    parser.add_argument("names", nargs="*", choices=[[], *NAMES], help="problems; none: all")
+    parser.add_argument("--json", help="where the results go")
+    options = parser.parse_args(arguments)
+    print(HEADING, flush=True)
+    rows = []
+    for name in options.names or NAMES:
+        rows.append(measure(name))
+        print(line(rows[-1]), flush=True)
+    if options.json:
+        pathlib.Path(options.json).write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")

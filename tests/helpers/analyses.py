@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -142,15 +141,15 @@ def autoregression(rng):
 
 def gaussian_process(rng):
     """Amplitude, length and noise of a smooth function."""
-    x = np.sort(rng.uniform(-3, 3, 50))
-    y = np.sin(1.5 * x) + 0.3 * x + 0.3 * rng.standard_normal(50)
+    x = np.sort(rng.uniform(-3, 3, 25))
+    y = np.sin(1.5 * x) + 0.3 * x + 0.3 * rng.standard_normal(25)
 
     def density(draw):
-        amplitude = draw("amplitude", dist.LogNormal(0.0, 1.0))
-        length = draw("length", dist.LogNormal(0.0, 1.0))
-        noise = draw("noise", dist.LogNormal(-1.0, 1.0))
-        cov = amplitude**2 * jnp.exp(-0.5 * ((x[:, None] - x) / length) ** 2) + (noise**2 + 1e-6) * jnp.eye(50)
-        draw("y", dist.MultivariateNormal(jnp.zeros(50), cov))
+        amplitude = draw("amplitude", dist.LogNormal(0.0, 0.5))
+        length = draw("length", dist.LogNormal(0.0, 0.5))
+        noise = draw("noise", dist.LogNormal(-1.0, 0.5))
+        cov = amplitude**2 * jnp.exp(-0.5 * ((x[:, None] - x) / length) ** 2) + (noise**2 + 1e-6) * jnp.eye(25)
+        draw("y", dist.MultivariateNormal(jnp.zeros(25), cov))
 
     return density, y
 
@@ -172,14 +171,14 @@ def measurement_error(rng):
 
 
 def item_response(rng):
-    """Abilities of 80 persons, difficulties and discriminations of 12 items."""
-    ability, difficulty, slope = rng.standard_normal(80), rng.standard_normal(12), np.exp(0.3 * rng.standard_normal(12))
-    y = (rng.random((80, 12)) < 1 / (1 + np.exp(-slope * (ability[:, None] - difficulty)))).astype(int)
+    """Abilities of 40 persons, difficulties and discriminations of 10 items."""
+    ability, difficulty, slope = rng.standard_normal(40), rng.standard_normal(10), np.exp(0.3 * rng.standard_normal(10))
+    y = (rng.random((40, 10)) < 1 / (1 + np.exp(-slope * (ability[:, None] - difficulty)))).astype(int)
 
     def density(draw):
-        ability = draw("ability", dist.Normal(jnp.zeros(80), 1.0))
-        difficulty = draw("difficulty", dist.Normal(jnp.zeros(12), 2.0))
-        slope = draw("slope", dist.LogNormal(jnp.zeros(12), 0.3))
+        ability = draw("ability", dist.Normal(jnp.zeros(40), 1.0))
+        difficulty = draw("difficulty", dist.Normal(jnp.zeros(10), 2.0))
+        slope = draw("slope", dist.LogNormal(jnp.zeros(10), 0.3))
         draw("y", dist.Bernoulli(logits=slope * (ability[:, None] - difficulty)))
 
     return density, y

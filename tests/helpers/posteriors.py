@@ -1,4 +1,4 @@
-"""Regressions in raw units, with posteriors from long NUTS runs (`analyses` too), which `python -m tests.helpers.posteriors` makes.
+"""Regressions in raw units, with posteriors from long NUTS runs; `python -m tests.helpers.posteriors` makes these.
 
 Columns have scales of 1e-3 to 1e4, interactions, and correlations of 0.99 and more. NUTS runs on NumPyro models of the
 same densities, in scaled coordinates, in double precision: 4 chains of 2000 draws after 1000, or more.
