@@ -64,7 +64,7 @@ bench: $(VENV)/.stamp-demo
 # Each is run from top to bottom in a kernel of this environment; NAME.ipynb is written beside NAME.py.
 notebooks: $(VENV)/.stamp-notebooks
 	@echo '== notebooks: $(or $(ARGS),notebooks/*.py)'
-	@$(PY) -m jupytext --to ipynb --set-kernel - --execute $(or $(ARGS),notebooks/*.py)
+	@$(PY) -m jupytext --to ipynb --set-kernel python3 --execute $(or $(ARGS),notebooks/*.py)
 
 clean:
 	@echo '== clean: removing .venv*'

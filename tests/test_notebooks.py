@@ -23,10 +23,13 @@ def code(name, suffix=".py"):
 
 @pytest.fixture
 def single_precision():
-    """Notebooks run as users run them, in float32."""
+    """Notebooks run as users run them, in float32; compiled quickly, as compilation is most of a short form."""
     jax.config.update("jax_enable_x64", False)
+    jax.config.update("jax_disable_most_optimizations", True)
     yield
+    jax.config.update("jax_disable_most_optimizations", False)
     jax.config.update("jax_enable_x64", True)
+    jax.clear_caches()
 
 
 @pytest.fixture

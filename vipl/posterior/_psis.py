@@ -24,7 +24,8 @@ class Smoothed(NamedTuple):
 
     Attributes:
       log_weights: f[n], normalized: their exponentials sum to one.
-      k_hat: the shape of the Pareto distribution of the largest weights; -inf where all are equal up to rounding.
+      k_hat: the shape of the Pareto distribution of the largest weights; -inf where all are equal up to rounding, inf
+        where so few are not zero that no distribution can be fitted; these are not smoothed.
       ess: 1 / Σ w², how many exact draws the weighted ones are worth.
       limit: the k-hat up to which n draws are reliable: min(1 - 1 / log10(n), 0.7).
     """
@@ -44,11 +45,12 @@ def smooth(log_weights: jax.Array) -> Smoothed:
     from arviz_stats.base.array import array_stats
 
     raw = np.asarray(log_weights, np.float64)
-    if np.isnan(raw).any() or not np.isfinite(raw).any():
+    if np.isnan(raw).any() or np.isposinf(raw).any() or not np.isfinite(raw).any():
         raise ChoiceError(
             "importance weights are not numbers.",
             at="the draws of a posterior",
-            got=f"{np.isnan(raw).sum()} NaN and {np.isneginf(raw).sum()} zeros among {raw.size} weights",
+            got=f"{np.isnan(raw).sum()} NaN, {np.isposinf(raw).sum()} infinite, {np.isneginf(raw).sum()} zeros among "
+            f"{raw.size} weights",
             expected="finite log densities of model and guide at the guide's draws",
             fix="see which site is not finite: posterior.program.assess(draw).log_prob",
         )
@@ -56,7 +58,10 @@ def smooth(log_weights: jax.Array) -> Smoothed:
     if np.ptp(raw) < _EQUAL:
         smoothed, k_hat = raw, -np.inf
     else:
-        smoothed, k_hat = array_stats.psislw(-raw)  # it takes the negative logarithms of the weights
+        with np.errstate(divide="ignore", invalid="ignore"):
+            smoothed, k_hat = array_stats.psislw(-raw)  # it takes the negative logarithms of the weights
+        if not (np.isfinite(smoothed).all() and np.isfinite(k_hat)):  # too few weights that are not zero to have a tail
+            smoothed, k_hat = raw, np.inf
     smoothed = np.asarray(smoothed) - np.logaddexp.reduce(np.asarray(smoothed))
     ess = float(np.exp(-np.logaddexp.reduce(2 * smoothed)))
     return Smoothed(smoothed, float(k_hat), ess, min(1 - 1 / math.log10(raw.size), 0.7))
