@@ -22,7 +22,7 @@ PIN := $(if $(JAX),'jax==$(JAX).*' 'jaxlib==$(JAX).*')
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test mutants lint bench clean
+.PHONY: help demo test mutants lint bench notebooks clean
 
 help:
 	@echo 'make demo            run the demo; SHORT=1 for the short one'
@@ -30,6 +30,7 @@ help:
 	@echo 'make mutants         edits of the code that the tests have to catch, about 20 minutes; ARGS="smc" for some of them'
 	@echo 'make lint            ruff check, ruff format --check, pyright'
 	@echo 'make bench           all benchmarks, about 25 minutes; SHORT=1 for small sizes; VIPL_MNIST=mnist.npz'
+	@echo 'make notebooks       run the notebooks in full, about 15 minutes, and keep their outputs; ARGS=notebooks/01_first_steps.py for one'
 	@echo 'make clean           remove the environments (.venv*)'
 	@echo ''
 	@echo 'PYTHON=python3.13    another interpreter (python3 by default; 3.11 or newer)'
@@ -60,6 +61,11 @@ bench: $(VENV)/.stamp-demo
 	@echo '== bench: python -m benchmarks $(if $(SHORT),--quick,--write)$(if $(ARGS), $(ARGS))'
 	@$(PY) -m benchmarks $(if $(SHORT),--quick,--write) $(ARGS)
 
+# Each is run from top to bottom in a kernel of this environment; NAME.ipynb is written beside NAME.py.
+notebooks: $(VENV)/.stamp-notebooks
+	@echo '== notebooks: $(or $(ARGS),notebooks/*.py)'
+	@$(PY) -m jupytext --to ipynb --set-kernel python3 --execute $(or $(ARGS),notebooks/*.py)
+
 clean:
 	@echo '== clean: removing .venv*'
 	@rm -rf .venv .venv-*
@@ -77,7 +83,8 @@ $(VENV)/.stamp-venv:
 $(VENV)/.stamp-demo: EXTRAS := demo
 $(VENV)/.stamp-test: EXTRAS := test
 $(VENV)/.stamp-lint: EXTRAS := demo,lint
-$(VENV)/.stamp-demo $(VENV)/.stamp-test $(VENV)/.stamp-lint: pyproject.toml $(VENV)/.stamp-venv
+$(VENV)/.stamp-notebooks: EXTRAS := notebooks
+$(VENV)/.stamp-demo $(VENV)/.stamp-test $(VENV)/.stamp-lint $(VENV)/.stamp-notebooks: pyproject.toml $(VENV)/.stamp-venv
 	@echo '== environment: installing vipl[$(EXTRAS)]$(if $(JAX), with JAX $(JAX)) into $(VENV) (a minute or two the first time)'
 	@$(PY) -m pip install -q --disable-pip-version-check --no-build-isolation -e '.[$(EXTRAS)]' $(PIN)
 	@touch $@

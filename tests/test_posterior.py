@@ -268,6 +268,11 @@ def test_smoothed_weights_are_arvizs_of_the_weights_themselves(key):
         assert one.k_hat > 0.7
         assert 1.0 <= one.ess < 1.5
         assert np.isfinite(one.log_weights).all()
+    alone = smooth(jnp.full(1000, -1e30).at[3].set(1e30))
+    assert alone.k_hat == np.inf
+    np.testing.assert_allclose(alone.ess, 1.0)
+    with pytest.raises(ChoiceError, match="1 infinite"):
+        smooth(jnp.array([0.0, jnp.inf]))
     with pytest.raises(ChoiceError, match="not numbers"):
         smooth(jnp.array([0.0, jnp.nan]))
 
@@ -341,6 +346,24 @@ def test_arviz_reads_it(posterior, key):
     summary = arviz_stats.summary(tree, round_to="none")
     np.testing.assert_allclose(summary["mean"], mean, atol=0.05)
     assert np.isfinite(arviz_stats.loo(tree).elpd)
+
+
+def test_leaving_out_a_nearly_certain_row_has_a_number():
+    """log p(y = 1) is about -exp(-30): exponentials of such numbers are all 1 in float32."""
+    import arviz_stats
+
+    @vipl.gen
+    def model(x):
+        shift = sample("shift", dist.Normal(0.0, 1.0))
+        sample("y", dist.Bernoulli(logits=shift + x))
+
+    with jax.enable_x64(False):
+        data = {"y": jnp.array([1, 0, 1, 1])}
+        posterior = vipl.infer(model(jnp.array([0.3, -0.4, 20.0, 30.0])), data, key=jax.random.key(0))
+        tree = posterior.to_arviz(num_samples=500, prior=False)
+    elpd = np.asarray(arviz_stats.loo(tree, pointwise=True).elpd_i)
+    assert np.isfinite(elpd).all()
+    assert -1e-8 < elpd[2] < elpd[3] < 0
 
 
 def test_arviz_plots_it(posterior, key):

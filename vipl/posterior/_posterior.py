@@ -262,7 +262,8 @@ class Posterior:
 
         Groups: posterior, posterior_predictive, log_likelihood, sample_stats (`lp`, the log joint density, and `log_q`,
         that of the guide), observed_data; prior and prior_predictive; constant_data. The parts of a nested address are
-        joined by ".", which also stands for a "/": xarray's names hold none.
+        joined by ".", which also stands for a "/": xarray's names hold none. Log likelihoods are float64: `loo` takes
+        exponentials of them, which differ by less than a float32 shows where an observation is nearly certain.
 
         Args:
           key: PRNG key.
@@ -285,6 +286,7 @@ class Posterior:
             "log_likelihood": self._log_likelihood(keys[3], self.model, self.data, drawn),
             "sample_stats": {"lp": log_p, "log_q": log_q},
         }
+        groups["log_likelihood"] = jax.tree.map(lambda x: np.asarray(x, np.float64), groups["log_likelihood"])
         if prior:
             before = flatten(predict(keys[2], self.model, num_samples), "prior")
             latent = flatten(drawn, "draws")

@@ -45,11 +45,12 @@ def smooth(log_weights: jax.Array) -> Smoothed:
     from arviz_stats.base.array import array_stats
 
     raw = np.asarray(log_weights, np.float64)
-    if np.isnan(raw).any() or not np.isfinite(raw).any():
+    if np.isnan(raw).any() or np.isposinf(raw).any() or not np.isfinite(raw).any():
         raise ChoiceError(
             "importance weights are not numbers.",
             at="the draws of a posterior",
-            got=f"{np.isnan(raw).sum()} NaN and {np.isneginf(raw).sum()} zeros among {raw.size} weights",
+            got=f"{np.isnan(raw).sum()} NaN, {np.isposinf(raw).sum()} infinite, {np.isneginf(raw).sum()} zeros among "
+            f"{raw.size} weights",
             expected="finite log densities of model and guide at the guide's draws",
             fix="see which site is not finite: posterior.program.assess(draw).log_prob",
         )
@@ -59,7 +60,7 @@ def smooth(log_weights: jax.Array) -> Smoothed:
     else:
         with np.errstate(divide="ignore", invalid="ignore"):
             smoothed, k_hat = array_stats.psislw(-raw)  # it takes the negative logarithms of the weights
-        if not np.isfinite(smoothed).all():
+        if not (np.isfinite(smoothed).all() and np.isfinite(k_hat)):  # too few weights that are not zero to have a tail
             smoothed, k_hat = raw, np.inf
     smoothed = np.asarray(smoothed) - np.logaddexp.reduce(np.asarray(smoothed))
     ess = float(np.exp(-np.logaddexp.reduce(2 * smoothed)))
