@@ -17,6 +17,7 @@ import vipl
 from tests.helpers.jaxprs import equations
 from vipl.fit import Fit, fit
 from vipl.fit._steps import MOST, Job, compiled_steps, first_state, take_steps
+from vipl.ir.probe import probing
 
 MODULE = importlib.import_module("vipl.fit._fit")
 KEY = jax.random.key(37)
@@ -628,6 +629,18 @@ def test_the_site_of_a_value_that_is_not_finite_is_named():
 
     with pytest.warns(RuntimeWarning, match=r'"z" in <lambda> \(test_fit.py:\d+\): its value is inf\.'):
         quiet(objective, 1.79e308, optax.sgd(0.1), num_steps=3)
+
+
+def test_the_host_is_told_of_all_lanes_in_one_call():
+    """So that a program with many lanes is no larger when the site is looked for."""
+
+    def count(lanes):
+        of_lanes = elbo_of(line, lambda f: jnp.mean(jax.vmap(f, axis_size=lanes)()))
+        with probing():
+            estimate = jax.value_and_grad(lambda phi: of_lanes.estimate_anew(KEY, phi, num_samples=2))
+            return str(jax.make_jaxpr(estimate)(PHI)).count("debug_callback[")
+
+    assert 0 < count(3) == count(30)
 
 
 @jax.jit

@@ -17,7 +17,7 @@ from tests.helpers.posteriors import KINDS, problem, references
 from vipl import guides, sample
 from vipl.errors import AddressError, ChoiceError, ProgramError
 from vipl.gen._choices import flatten
-from vipl.guides._gaussian import fit_gaussian, lower_triangular
+from vipl.guides._gaussian import MOST_SKIPPED, fit_gaussian, lower_triangular
 from vipl.posterior import Improved
 from vipl.posterior._psis import smooth
 
@@ -99,6 +99,18 @@ def test_the_fit_does_not_depend_on_units(key):
     assert plain.num_search == other.num_search
     np.testing.assert_allclose(other.loc * scales, plain.loc, rtol=1e-6)
     np.testing.assert_allclose(other.factor * scales[:, None], plain.factor, rtol=1e-6, atol=1e-9)
+
+
+def test_a_fit_whose_steps_are_all_skipped_has_not_converged(key):
+    """A density that is finite everywhere, with a derivative that is NaN everywhere."""
+
+    def density(u):
+        return -jnp.sum(u**2) / 2 + jnp.sum(jnp.sqrt(u - u))
+
+    found = fit_gaussian(density, jnp.ones(2), key)
+    assert found.num_average == 0
+    assert found.skipped == MOST_SKIPPED
+    assert found.error == jnp.inf
 
 
 def test_a_factor_becomes_triangular(key):

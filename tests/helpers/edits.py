@@ -639,11 +639,18 @@ EDITS: list[Edit] = [
          "test_guides.py -k frames"),
     ),
     *_in(
+        "vipl/ir/probe.py",
+        ("each lane is told of alone", "    call(*(lax.stop_gradient(jnp.asarray(x)) for x in values))",
+         "    jax.debug.callback(tell, *values)", "test_fit.py -k all_lanes"),
+    ),
+    *_in(
         "vipl/guides/_gaussian.py",
         ("an average is of logarithms", "errors = step.values - 1", "errors = jnp.log(jnp.maximum(step.values, 0.04))",
          "test_guides.py -k banana"),
         ("a scale moves the wrong way", "-jnp.clip(rate / 2 * errors", "jnp.clip(rate / 2 * errors",
          "test_guides.py -k banana"),
+        ("no step is a small error", "jnp.where(taken < LEAST_STEPS, jnp.inf, error)", "error",
+         "test_posterior.py -k all_skipped"),
         ("a factor may be negative", "return (r * jnp.sign(", "return (r * jnp.abs(",
          "test_posterior.py -k triangular"),
     ),

@@ -41,6 +41,8 @@ PAIRS = 4
 RATES = (1.0, 0.5, 0.2, 0.05, 0.01)
 """The steps that the line search compares."""
 SEARCH_STEPS, LEAST_STEPS, STALLS = 200, 10, 3
+MOST_SKIPPED = 100
+"""How many more steps of the average may be skipped than taken before it ends."""
 _LEAST, _MOST = 0.04, 25.0  # of λ: S changes by no more than that in one step of the search
 _CHANGE = 0.7  # of log A: A changes by no more than that in one step of the average
 
@@ -54,7 +56,8 @@ class Moments(NamedTuple):
       bounds: f[steps], the bound that the draws of each step estimate; NaN after the last.
       num_search: i[], steps of the search.
       num_average: i[], steps of the average.
-      error: f[], the largest standard error, of m in units of sd and of log sd.
+      error: f[], the largest standard error, of m in units of sd and of log sd; infinite where the average took fewer
+        than 10 steps.
       skipped: i[], steps of which an estimate was not finite, and that were not taken.
     """
 
@@ -101,9 +104,10 @@ class _State(NamedTuple):
         return jnp.where(self.phase == 2, self.count - self.num_search, 0)
 
     def error(self) -> Float[Array, ""]:
-        """The largest standard error of an average of so many independent steps."""
-        taken = jnp.maximum(self.num_average(), 1)
-        return jnp.sqrt(jnp.maximum(jnp.max(self.moves), jnp.max(self.logs) / 4) / taken)
+        """The largest standard error of an average of so many independent steps; infinite for too few of them."""
+        taken = self.num_average()
+        error = jnp.sqrt(jnp.maximum(jnp.max(self.moves), jnp.max(self.logs) / 4) / jnp.maximum(taken, 1))
+        return jnp.where(taken < LEAST_STEPS, jnp.inf, error)
 
 
 def fit_gaussian(
@@ -129,7 +133,8 @@ def fit_gaussian(
 
     def goes_on(s: _State) -> Bool[Array, ""]:
         tried = s.num_average() + s.skipped
-        return (s.phase < 2) | ((tried < max_steps) & ((tried < LEAST_STEPS) | (s.error() > tolerance)))
+        usable = s.skipped < MOST_SKIPPED + s.num_average()
+        return (s.phase < 2) | ((tried < max_steps) & usable & (s.error() > tolerance))
 
     def body(s: _State) -> _State:
         number = jnp.where(s.phase == 2, SEARCH_STEPS + s.count + s.skipped, s.stalls)

@@ -14,8 +14,10 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
+import jax.custom_batching
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from vipl import _jax
 from vipl._types import Array, ArrayLike
@@ -96,11 +98,28 @@ def probe(kind: int, site: Site, operands: Sequence[Array], value: Array, log_pr
         return
     tell = functools.partial(_active.tell, (kind, next(_active.numbers)), site.at())
     parameters = [jnp.ravel(x).astype(float) for x in operands[: site.num_distribution] if _is_float(x)]
-    jax.debug.callback(tell, jnp.concatenate([jnp.zeros(0), *parameters]), value, log_prob)
+    _call(tell, jnp.concatenate([jnp.zeros(0), *parameters]), value, log_prob)
 
 
 def _is_float(x: ArrayLike) -> bool:
     return jnp.issubdtype(jnp.result_type(x), jnp.floating)
+
+
+def _call(tell: Callable[..., None], *values: ArrayLike) -> None:
+    """Calls the host once for all lanes, where `jax.debug.callback` alone calls it once for each, written out."""
+
+    @jax.custom_batching.custom_vmap
+    def call(*values):
+        jax.debug.callback(tell, *values)
+        return ()
+
+    @call.def_vmap
+    def _(size, in_lanes, *values):
+        pairs = zip(values, in_lanes, strict=True)
+        _call(tell, *(x if has else jnp.broadcast_to(x, (size, *x.shape)) for x, has in pairs))
+        return (), ()
+
+    call(*(lax.stop_gradient(jnp.asarray(x)) for x in values))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -109,7 +128,7 @@ def _watched(tell: Callable[[Array], None], x: Array) -> Array:
 
 
 def _backward(tell: Callable[[Array], None], _: None, slope: Array) -> tuple[Array]:
-    jax.debug.callback(tell, slope)
+    _call(tell, slope)
     return (slope,)
 
 
