@@ -24,7 +24,7 @@ from vipl.expectation import Expectation, expectation
 from vipl.fit import fit
 from vipl.gen import Program
 from vipl.gen._check_arguments import check_source
-from vipl.guides import Flow, FullRank, Guide, Laplace, MeanField, Structured
+from vipl.guides import Flow, FullRank, Guide, Laplace, MeanField, Pathfinder, Structured
 from vipl.guides._combine import Combined, combine
 from vipl.guides._gaussian import TOLERANCE, Moments, fit_gaussian, lower_triangular
 from vipl.guides._guide import Start
@@ -68,7 +68,7 @@ def infer(
       when the standard errors of all means, in posterior sds, and of all log sds are below 0.02, or after 2000 steps.
     - Structured, over all latent choices, which are real: the same with the precision of its blocks, whatever the
       number of coordinates, where the Hessian of the model's log density has their structure; that is tried at a point.
-    - Laplace: its `init`, and nothing more.
+    - Laplace, Pathfinder: their `init`, and nothing more.
     - Other joint guides (LowRank, Mixture, Flow): the same for a Gaussian first, whose moments become the guide's
       frame; then stochastic gradients.
     - All others, with discrete choices or more coordinates: stochastic gradients.
@@ -118,9 +118,9 @@ def infer(
     begun = time.perf_counter()
     key_gaussian, key_init, key_fit = jax.random.split(key, 3)
     gaussian = None
-    if isinstance(family, Laplace):
+    if isinstance(family, Laplace | Pathfinder):
         params = family.init(key_init, start=start)
-        report = Report("Laplace", np.zeros(0), True, 0, time.perf_counter() - begun)
+        report = Report(type(family).__name__, np.zeros(0), True, 0, time.perf_counter() - begun)
         return Posterior(model, data, family, params, report)
     blocks = None
     if optimizer is None and isinstance(family, Structured):
