@@ -50,6 +50,7 @@ FAMILIES = {
     "mixture": lambda model, data: guides.Mixture(model, data, 2),
     "flow": guides.Flow,
     "blocks": guides.BlockDiagonal,
+    "structured": guides.Structured,
 }
 
 

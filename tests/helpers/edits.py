@@ -660,6 +660,27 @@ EDITS: list[Edit] = [
          "test_guides.py -k enumerated"),
     ),
     *_in(
+        "vipl/guides/_blocks.py",
+        ("a step adds nothing to the one before", "return (fill[c:, :], around", "return (0 * fill[c:, :], around",
+         "test_structured.py -k algebra"),
+        ("neighbouring steps share a probe", "min(3, block", "min(2, block", "test_structured.py -k algebra"),
+        ("a density forgets its scales", "- log_det(self.factors) -", "-", "test_structured.py -k algebra"),
+    ),
+    *_in(
+        "vipl/guides/_pathfinder.py",
+        ("a Gaussian is too wide", "jnp.linalg.cholesky(inverse)", "jnp.linalg.cholesky(2 * inverse)",
+         "test_pathfinder.py -k gaussian"),
+        ("a step counts against its sign", "left @ h @ left.T + rho", "left @ h @ left.T - rho",
+         "test_pathfinder.py -k inverse"),
+        ("the worst of a path is kept", "jnp.argmax(every.bound)], every", "jnp.argmin(every.bound)], every",
+         "test_pathfinder.py -k gaussian"),
+    ),
+    *_in(
+        "vipl/guides/_structured.py",
+        ("every density has the structure", "jnp.all(jnp.abs(product - read)", "jnp.any(jnp.abs(product - read)",
+         "test_structured.py -k told"),
+    ),
+    *_in(
         "vipl/posterior/_psis.py",
         ("weights are turned over", "array_stats.psislw(-raw)", "array_stats.psislw(raw)",
          "test_posterior.py -k arvizs"),

@@ -94,6 +94,37 @@ def problem(kind):
     return Problem(model(), {"y": jnp.asarray(y)}, peer)
 
 
+def volatility(length=60):
+    """A series whose log variance h is an autoregression; NumPyro's has standard noise in the place of h."""
+    rng = np.random.default_rng(7)
+    h = np.full(length, -1.0)
+    for t in range(1, length):
+        h[t] = -1.0 + 0.95 * (h[t - 1] + 1.0) + 0.25 * rng.standard_normal()
+    y = jnp.asarray(np.exp(h / 2) * rng.standard_normal(length))
+
+    def parameters(draw):
+        return draw("mu", dist.Normal(0.0, 2.0)), draw("phi", dist.Beta(20.0, 1.5)), draw("sigma", dist.Gamma(2.0, 5.0))
+
+    @vipl.gen
+    def model():
+        mu, phi, sigma = parameters(sample)
+
+        def step(h, _):
+            h = sample("h", dist.Normal(mu + phi * (h - mu), sigma))
+            return h, sample("y", dist.Normal(0.0, jnp.exp(h / 2)))
+
+        jax.lax.scan(step, mu, None, length=length)
+
+    def peer():
+        mu, phi, sigma = parameters(numpyro.sample)
+        noise = numpyro.sample("h_base", dist.Normal(jnp.zeros(length), 1.0).to_event(1))
+        h = jax.lax.scan(lambda h, e: (mu + phi * (h - mu) + sigma * e,) * 2, mu, noise)[1]
+        numpyro.deterministic("h", h)
+        numpyro.sample("y", dist.Normal(0.0, jnp.exp(h / 2)), obs=y)
+
+    return Problem(model(), {"y": y}, peer)
+
+
 KINDS = {
     "gaussian": (100, (1e-3, 1.0, 1e4, 10.0), 0.99),
     "logistic": (1000, (1e4, 1e2, 1e-3, 1.0, 1e-1), 0.995),
@@ -112,8 +143,10 @@ def long_run(kind):
     """Means and standard deviations by NUTS."""
     from numpyro.infer import MCMC, NUTS
 
-    peer = (problem if kind in KINDS else analyses.analysis)(kind).peer
-    scales = {"w": jnp.asarray(KINDS[kind][1]), "v": jnp.asarray(KINDS[kind][1][0])} if kind in KINDS else {}
+    if kind in KINDS:
+        peer, scales = problem(kind).peer, {"w": jnp.asarray(KINDS[kind][1]), "v": jnp.asarray(KINDS[kind][1][0])}
+    else:
+        peer, scales = (volatility() if kind == "volatility" else analyses.analysis(kind)).peer, {}
 
     def scaled() -> None:
         """The same density with weights in units of their columns."""
@@ -122,7 +155,7 @@ def long_run(kind):
 
     options = {"num_chains": 4, "chain_method": "sequential", "progress_bar": False}
     warmup, draws = (2000, 8000) if kind == "measurement_error" else (1000, 2000)  # its noise mixes slowly
-    mcmc = MCMC(NUTS(scaled, dense_mass=True), num_warmup=warmup, num_samples=draws, **options)
+    mcmc = MCMC(NUTS(scaled, dense_mass=kind != "volatility"), num_warmup=warmup, num_samples=draws, **options)
     mcmc.run(jax.random.key(1))
     from numpyro.diagnostics import summary
 
@@ -146,6 +179,5 @@ class _Scaled(Reparam):
 if __name__ == "__main__":
     jax.config.update("jax_enable_x64", True)
     known = references() if len(sys.argv) > 1 else {}
-    FILE.write_text(
-        json.dumps(known | {kind: long_run(kind) for kind in sys.argv[1:] or KINDS | analyses.KINDS}, indent=1) + "\n"
-    )
+    kinds = sys.argv[1:] or [*KINDS, *analyses.KINDS, "volatility"]
+    FILE.write_text(json.dumps(known | {kind: long_run(kind) for kind in kinds}, indent=1) + "\n")

@@ -138,7 +138,7 @@ def fit_gaussian(
 
     def body(s: _State) -> _State:
         number = jnp.where(s.phase == 2, SEARCH_STEPS + s.count + s.skipped, s.stalls)
-        noise = jnp.where(s.phase == 0, 0.0, _pairs(jax.random.fold_in(key, number), n, dtype))
+        noise = jnp.where(s.phase == 0, 0.0, pairs(jax.random.fold_in(key, number), n, dtype))
         gradient, hessian = _expected(log_density, s.loc, s.factor, noise)
         step = _step(s.factor, gradient, hessian, diagonal)
         return lax.switch(s.phase, (_scaled, _searched, _averaged), s, step, gradient, hessian, noise)
@@ -200,7 +200,7 @@ def fit_gaussian(
     return Moments(s.loc, s.factor, s.bounds, s.num_search, s.num_average(), s.error(), s.skipped)
 
 
-def _pairs(key: PRNGKeyArray, n: int, dtype: Any) -> Float[Array, "draws n"]:
+def pairs(key: PRNGKeyArray, n: int, dtype: Any) -> Float[Array, "draws n"]:
     """Standard Gaussian draws e, -e."""
     e = jax.random.normal(key, (PAIRS, n), dtype)
     return jnp.concatenate([e, -e])

@@ -46,7 +46,7 @@ class Latent(NamedTuple):
       address: where it stands.
       shape: its shape, the axes of the loops around its site first.
       coordinates: the shape of its coordinates, with the same first axes.
-      loops: how many of these axes there are.
+      loops: of each of these axes, whether it is a `vmap`.
       dtype: of the choice and of its coordinates.
       at: the site, for messages.
       region: the site's support.
@@ -55,7 +55,7 @@ class Latent(NamedTuple):
     address: Address
     shape: tuple[int, ...]
     coordinates: tuple[int, ...]
-    loops: int
+    loops: tuple[bool, ...]
     dtype: Any
     at: str
     region: Any
@@ -367,7 +367,7 @@ def _has_no_choice(site: Site) -> bool:
 
 def _aligned(leaf: Array, latent: Latent) -> Array:
     """A parameter of a support, stacked over the loops, in a shape that broadcasts against the whole choice."""
-    loops, own = leaf.shape[: latent.loops], leaf.shape[latent.loops :]
+    loops, own = leaf.shape[: len(latent.loops)], leaf.shape[len(latent.loops) :]
     return leaf.reshape(*loops, *(1,) * (len(latent.shape) - leaf.ndim), *own)
 
 
@@ -378,9 +378,9 @@ def _read(info: SiteInfo, role: str) -> Latent | Discrete:
         raise _unsupported(site, role, "a value of `marginal` or `normalize`", "a distribution of NumPyro at the site")
     d = site.distribution.combine([jnp.zeros(a.shape, a.dtype) for a in info.distribution_avals])
     shape = info.loop_shape + site.shape
+    loops = tuple(loop.kind == "lane" for loop in info.loops)
     if not jnp.issubdtype(site.dtype, jnp.floating):
         low, number = _values_of(site, d, role)
-        loops = tuple(loop.kind == "lane" for loop in info.loops)
         return Discrete(site.address, shape, site.dtype, low, number, loops)
     name = type(innermost(d)).__name__
     try:
@@ -392,9 +392,7 @@ def _read(info: SiteInfo, role: str) -> Latent | Discrete:
     if isinstance(innermost(d), dist.Delta):
         expected = "latent sites with a density; a computed value is no choice"
         raise _unsupported(site, role, "a point mass, which is no density", expected)
-    return Latent(
-        site.address, shape, info.loop_shape + tuple(coordinates), len(info.loops), site.dtype, site.at(), site.support
-    )
+    return Latent(site.address, shape, info.loop_shape + tuple(coordinates), loops, site.dtype, site.at(), site.support)
 
 
 def _values_of(site: Site, d: Any, role: str) -> tuple[int, int]:

@@ -25,7 +25,7 @@ class Report:
     """How a guide was fitted.
 
     Attributes:
-      method: "natural gradients", "stochastic gradients" or "Laplace".
+      method: "natural gradients", "stochastic gradients", "Laplace" or "Pathfinder".
       values: f[steps], the estimate of the evidence lower bound at each step.
       converged: whether the stopping rule of the method was met.
       steps: how many steps were taken.

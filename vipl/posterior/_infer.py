@@ -24,11 +24,12 @@ from vipl.expectation import Expectation, expectation
 from vipl.fit import fit
 from vipl.gen import Program
 from vipl.gen._check_arguments import check_source
-from vipl.guides import Flow, FullRank, Guide, Laplace, MeanField
+from vipl.guides import Flow, FullRank, Guide, Laplace, MeanField, Pathfinder, Structured
 from vipl.guides._combine import Combined, combine
 from vipl.guides._gaussian import TOLERANCE, Moments, fit_gaussian, lower_triangular
 from vipl.guides._guide import Start
 from vipl.guides._joint import JointGuide
+from vipl.guides._structured import FoundBlocks
 from vipl.ir.keys import as_key
 from vipl.objectives import elbo, sticking_the_landing
 from vipl.posterior._files import Report
@@ -65,7 +66,9 @@ def infer(
     - FullRank and MeanField guides of real choices, up to 256 coordinates: natural gradients from the start, exact for
       Gaussian posteriors, in units of the posterior itself, so that the scale of the data does not matter. They end
       when the standard errors of all means, in posterior sds, and of all log sds are below 0.02, or after 2000 steps.
-    - Laplace: its `init`, and nothing more.
+    - Structured, over all latent choices, which are real: the same with the precision of its blocks, whatever the
+      number of coordinates, where the Hessian of the model's log density has their structure; that is tried at a point.
+    - Laplace, Pathfinder: their `init`, and nothing more.
     - Other joint guides (LowRank, Mixture, Flow): the same for a Gaussian first, whose moments become the guide's
       frame; then stochastic gradients.
     - All others, with discrete choices or more coordinates: stochastic gradients.
@@ -115,13 +118,18 @@ def infer(
     begun = time.perf_counter()
     key_gaussian, key_init, key_fit = jax.random.split(key, 3)
     gaussian = None
-    if isinstance(family, Laplace):
+    if isinstance(family, Laplace | Pathfinder):
         params = family.init(key_init, start=start)
-        report = Report("Laplace", np.zeros(0), True, 0, time.perf_counter() - begun)
+        report = Report(type(family).__name__, np.zeros(0), True, 0, time.perf_counter() - begun)
         return Posterior(model, data, family, params, report)
-    if optimizer is None and _has_gaussian(family):
+    blocks = None
+    if optimizer is None and isinstance(family, Structured):
+        blocks = _blocks(family, start, key_gaussian)
+    elif optimizer is None and _has_gaussian(family):
         gaussian = _gaussian(family, start, key_gaussian)
-    if gaussian is not None and isinstance(family, FullRank | MeanField):
+    if blocks is not None:
+        params, report = blocks.params, _natural(blocks, time.perf_counter() - begun)
+    elif gaussian is not None and isinstance(family, FullRank | MeanField):
         params, report = _of_gaussian(family, gaussian, time.perf_counter() - begun)
     else:
         if gaussian is None:
@@ -180,9 +188,13 @@ def _has_gaussian(guide: Any) -> bool:
     """Whether the guide is over all latent choices, which are real and not too many."""
     if not isinstance(guide, JointGuide | MeanField) or getattr(guide, "frame", None) is not None:
         return False
+    return _is_whole(guide) and guide.latents.size <= MOST_COORDINATES
+
+
+def _is_whole(guide: Guide) -> bool:
+    """Whether the guide is over all latent choices, with one density of them."""
     latents = guide.latents
-    whole = not (latents.discrete or latents.left_out or latents.in_branch or latents.has_random_keys)
-    return whole and latents.size <= MOST_COORDINATES
+    return not (latents.discrete or latents.left_out or latents.in_branch or latents.has_random_keys)
 
 
 def _gaussian(guide: Guide, start: Start, key: PRNGKeyArray) -> Moments:
@@ -196,12 +208,24 @@ def _gaussian(guide: Guide, start: Start, key: PRNGKeyArray) -> Moments:
     return run(latents.join(guide.start(key, start)), key)
 
 
-def _of_gaussian(guide: Guide, found: Moments, seconds: float) -> tuple[PyTree, Report]:
+def _blocks(guide: Structured, start: Start, key: PRNGKeyArray) -> FoundBlocks | None:
+    """The fitted blocks; None where the model's density has not their structure."""
+    if not _is_whole(guide):
+        return None
+    u = guide.latents.join(guide.start(key, start))
+    return jax.jit(guide.fit)(u, key) if jax.jit(guide.has_structure)(u, key) else None
+
+
+def _natural(found: Moments | FoundBlocks, seconds: float) -> Report:
     taken = int(found.num_search) + int(found.num_average)
     converged = bool(found.error <= TOLERANCE)
     note = f"standard error {float(found.error):.3f} sd"
     note += f", {int(found.skipped)} steps skipped that were not finite" if int(found.skipped) else ""
-    report = Report("natural gradients", np.asarray(found.bounds[:taken]), converged, taken, seconds, note)
+    return Report("natural gradients", np.asarray(found.bounds[:taken]), converged, taken, seconds, note)
+
+
+def _of_gaussian(guide: Guide, found: Moments, seconds: float) -> tuple[PyTree, Report]:
+    report = _natural(found, seconds)
     if isinstance(guide, FullRank):
         return guide.of_moments(found.loc, lower_triangular(found.factor)), report
     return guide.of_moments(found.loc, jnp.diagonal(found.factor)), report  # type: ignore[attr-defined]

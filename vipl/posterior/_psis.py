@@ -24,7 +24,7 @@ class Smoothed(NamedTuple):
 
     Attributes:
       log_weights: f[n], normalized: their exponentials sum to one.
-      k_hat: the shape of the Pareto distribution of the largest weights; -inf where all are equal up to rounding, inf
+      k_hat: the shape of the Pareto distribution of the largest weights; -inf where these are equal up to rounding, inf
         where nearly all are zero beside the largest, so that none can be fitted, and the weights are not smoothed.
       ess: 1 / Σ w², how many exact draws the weighted ones are worth.
       limit: the k-hat up to which n draws are reliable: min(1 - 1 / log10(n), 0.7).
@@ -55,7 +55,8 @@ def smooth(log_weights: jax.Array) -> Smoothed:
             fix="see which site is not finite: posterior.program.assess(draw).log_prob",
         )
     raw = np.maximum(raw - raw.max(), _NO_WEIGHT)
-    if np.ptp(raw) < _EQUAL:
+    tail = np.sort(raw)[-math.ceil(min(0.2 * raw.size, 3 * math.sqrt(raw.size))) :]  # the largest, as PSIS takes them
+    if np.ptp(tail) < _EQUAL:
         smoothed, k_hat = raw, -np.inf
     else:
         with np.errstate(divide="ignore", invalid="ignore"):

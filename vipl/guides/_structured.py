@@ -1,0 +1,331 @@
+"""A Gaussian with the loops of the model as its structure, and natural gradients for it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from vipl._types import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from vipl.gen import Program
+from vipl.gen._choices import Address
+from vipl.guides._blocks import (
+    BlockGaussian,
+    blocks_of,
+    curvature,
+    factorize,
+    identity,
+    layout_of,
+    log_det,
+    probes,
+    quadratic,
+    to_tree,
+    to_vector,
+    unit_precision,
+)
+from vipl.guides._gaussian import LEAST_STEPS, RATES, SEARCH_STEPS, STALLS, TOLERANCE, pairs
+from vipl.guides._joint import JointGuide
+
+_MOST_NUMBERS = 2**20
+"""How many numbers of products with the Hessian are computed together."""
+
+
+class Structured(JointGuide):
+    """A Gaussian that is conditioned along the loops of the model, in unconstrained coordinates.
+
+    u = loc + d,   d_b = F_b d_around(b) + A_b d_before(b) + L_b e_b,   e ~ N(0, I).
+
+    A block b holds the coordinates of one pass of a loop; one block holds those in no loop. It is conditioned on the
+    blocks around it, and in a `scan` on the pass before: along a `scan` the Gaussian is a Markov chain. Inside a block
+    there is every correlation. Loops of a `vmap` nest; all that is inside one pass of a `scan` is one block. Loops of
+    the same kind and length in the same place share their blocks, and so do a `scan` and a `vmap` without loops inside.
+    Exact for a Gaussian posterior in which different passes are connected by the blocks around and, in a `scan`, from
+    step to step: state-space models and hierarchies in their centred form. Correlations that go another way, as between
+    two crossed groups, are left out. L does not change with the values around it, so that the spread of a scale that
+    only the states tell of, as that of a random walk, is understated, as in `FullRank`.
+
+    Parameters, for every block: `log_diag` [..., d] and `lower` [..., d, d], of L; `context` [..., d, c], F; in a
+    `scan` `previous` [..., d, d], A; `loops`, the same of the loops inside by name, "scan of 50" or "vmap of 8", with
+    an axis of passes; and `loc` f[n], of all.
+    Cost: d (d + c) numbers a pass, and O(d (d + c)) operations a draw and a density: linear in the passes. Use it for
+    time series and hierarchies with more coordinates than `FullRank` can take; write a large vector of effects as a
+    site in a `vmap`, as a plain array is a part of one block.
+
+    Reference: Tan and Nott (2018), "Gaussian variational approximation with sparse precision matrices", section 3;
+    Hoffman and Blei (2015), "Structured stochastic variational inference".
+    """
+
+    def __init__(self, model: Program, data: Mapping[str, Any], *, addresses: Any = None):
+        """See `Guide`."""
+        super().__init__(model, data, addresses=addresses)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """See `Guide.options`."""
+        return {"addresses": self._addresses}
+
+    def _check(self) -> None:
+        super()._check()
+        self._layout = layout_of(self.latents.real)
+
+    def family(self, params: PyTree) -> BlockGaussian:
+        """The Gaussian of some parameters."""
+        return BlockGaussian(params["loc"], {k: v for k, v in params.items() if k != "loc"}, self._layout)
+
+    def _init(self, u: dict[Address, Array], scale: Float[Array, ""], key: PRNGKeyArray) -> PyTree:
+        loc = self.center(u)
+        return {"loc": loc} | identity(blocks_of(self._layout), scale.astype(loc.dtype))
+
+    def has_structure(self, u: Float[Array, " n"], key: PRNGKeyArray) -> Bool[Array, ""]:
+        """Whether the Hessian of the model's log density near u is zero outside the guide's structure.
+
+        A product with the Hessian is compared with one of what is read of it.
+        """
+        keys = jax.random.split(key, 3)
+        near = u + 0.5 * jax.random.normal(keys[0], u.shape, u.dtype)
+        none, block = jnp.zeros((1, *u.shape), u.dtype), blocks_of(self._layout)
+        _, precision = _expected(self._log_density, self._layout, near, none, keys[1])
+        unit = 1 / jnp.sqrt(to_vector(block, _sizes(precision), u.shape[0]))  # in which the diagonal is one
+        v = unit * jax.random.normal(keys[2], u.shape, u.dtype)
+        product = -unit * jax.jvp(jax.grad(self._log_density), (near,), (v,))[1]
+        read = unit * jax.grad(lambda x: quadratic(block, precision, to_tree(block, x)))(v)
+        return jnp.all(jnp.abs(product - read) <= jnp.sqrt(jnp.finfo(u.dtype).eps))
+
+    def _log_density(self, u: Float[Array, " n"]) -> Float[Array, ""]:
+        return self.latents.log_density(self.latents.split(u))
+
+    def fit(
+        self, start: Float[Array, " n"], key: PRNGKeyArray, *, tolerance: float = TOLERANCE, max_steps: int = 2000
+    ) -> FoundBlocks:
+        """Parameters by natural gradients; for a model that `has_structure`. See `fit_blocks`."""
+        return fit_blocks(self._log_density, self._layout, start, key, tolerance=tolerance, max_steps=max_steps)
+
+
+class FoundBlocks(NamedTuple):
+    """A Gaussian that was found.
+
+    Attributes:
+      params: those of `Structured`.
+      bounds: f[steps], the bound that the draws of each step estimate; NaN after the last.
+      num_search: i[], steps of the search.
+      num_average: i[], steps of the average.
+      error: f[], the largest standard error, of loc in units of sd and of log sd.
+      skipped: i[], steps of which an estimate was not finite, and that were not taken.
+    """
+
+    params: PyTree
+    bounds: Float[Array, " steps"]
+    num_search: Int[Array, ""]
+    num_average: Int[Array, ""]
+    error: Float[Array, ""]
+    skipped: Int[Array, ""]
+
+
+class _State(NamedTuple):
+    """What is carried from step to step.
+
+    Attributes:
+      loc: f[n], the mean.
+      precision: Λ, as a tree.
+      factors: those of Λ.
+      curved: those at the end of the search.
+      bounds: f[steps], the bound that each step estimates.
+      phase: i[], 0 for the step that only finds the scale of each coordinate, 1 for the search, 2 for the average.
+      count: i[], steps taken in search and average.
+      num_search: i[], steps taken in the search.
+      stalls: i[], sets of draws whose bound the search did not make grow any more.
+      moves: f[n], the mean over the last steps of the squared steps of loc, in units of its sd.
+      logs: f[n], that of the steps of log sd, both for a rate of one.
+      skipped: i[], steps not taken.
+    """
+
+    loc: Array
+    precision: PyTree
+    factors: PyTree
+    curved: PyTree
+    bounds: Array
+    phase: Array
+    count: Array
+    num_search: Array
+    stalls: Array
+    moves: Array
+    logs: Array
+    skipped: Array
+
+    def error(self) -> Float[Array, ""]:
+        """The largest standard error of an average of so many independent steps."""
+        taken = jnp.maximum(self.count - self.num_search, 1)
+        return jnp.sqrt(jnp.maximum(jnp.max(self.moves), jnp.max(self.logs)) / taken)
+
+
+def fit_blocks(
+    log_density: Callable[[Float[Array, " n"]], Float[Array, ""]],
+    layout: Any,
+    start: Float[Array, " n"],
+    key: PRNGKeyArray,
+    *,
+    tolerance: float = TOLERANCE,
+    max_steps: int = 2000,
+) -> FoundBlocks:
+    """Fits a Gaussian of blocks to a log density whose Hessian has their structure.
+
+    The bound is stationary where E_q[∇ log p] = 0 and Λ = E_q[-∇² log p]. From draws u = loc ± d, with g and H the
+    means of gradient and Hessian:
+
+        search     Λ ← (1 - ρ) Λ - ρ H,   loc ← loc + ρ Λ⁻¹ g, with ρ, also zero in Λ, by a line search on the bound
+        average    Λ ← (1 - ρ) Λ - ρ H,   loc ← loc + ρ C g, with C = Λ⁻¹ at the end of the search, new draws in each
+                   step, and ρ = 1 / (t + 1). It ends when the standard errors of all means, in units of their sd, and
+                   of all log sd are below `tolerance`
+
+    A step costs as many products with the Hessian as there are probing vectors (`probes`), whatever the number of
+    passes. Exact for a Gaussian log density after two steps.
+
+    Args:
+      log_density: twice differentiable, finite at the start.
+      layout: which makes the blocks.
+      start: where to begin.
+      key: PRNG key.
+      tolerance: standard errors below which the average ends.
+      max_steps: the most steps of the average.
+
+    Reference: Khan and Lin (2017), "Conjugate-computation variational inference", eq. (15); Khan and Rue (2023), "The
+    Bayesian learning rule", section 3.
+    """
+    block, n, dtype = blocks_of(layout), start.shape[0], start.dtype
+
+    def of(loc: Array, factors: PyTree) -> BlockGaussian:
+        return BlockGaussian(loc, factors, layout)
+
+    def bound(q: BlockGaussian, noise: Array) -> Array:
+        entropy = log_det(q.factors) + n * (1 + jnp.log(2 * jnp.pi)) / 2
+        return jnp.mean(jax.vmap(log_density)(q.of_noise(noise))) + entropy
+
+    def goes_on(s: _State) -> Bool[Array, ""]:
+        tried = s.count - s.num_search + s.skipped
+        return (s.phase < 2) | ((tried < max_steps) & ((tried < LEAST_STEPS) | (s.error() > tolerance)))
+
+    def body(s: _State) -> _State:
+        number = jnp.where(s.phase == 2, SEARCH_STEPS + s.count + s.skipped, s.stalls)
+        the_key, q = jax.random.fold_in(key, number), of(s.loc, s.factors)
+        noise = jnp.where(s.phase == 0, 0.0, pairs(the_key, n, dtype))
+        gradient, new = _expected(log_density, layout, s.loc, q.of_noise(noise) - s.loc, the_key)
+        return lax.switch(s.phase, (scaled, searched, averaged), s, q, gradient, new, noise)
+
+    def scaled(s: _State, q: BlockGaussian, gradient: Array, new: PyTree, noise: Array) -> _State:
+        """Λ = |diag H|, at the start."""
+        precision = _diagonal(new)
+        return s._replace(precision=precision, factors=factorize(block, precision), phase=jnp.int32(1))
+
+    def searched(s: _State, q: BlockGaussian, gradient: Array, new: PyTree, noise: Array) -> _State:
+        here = bound(q, noise)
+        rates = jnp.asarray([(r, r) for r in RATES] + [(r, 0.0) for r in RATES], dtype)
+
+        def tried(rate: Array) -> tuple[tuple[Array, PyTree, PyTree], Array]:
+            precision = _mixed(s.precision, new, rate[1])
+            factors = factorize(block, precision)
+            loc = s.loc + rate[0] * _inverse(of(s.loc, factors), gradient)
+            return (loc, precision, factors), bound(of(loc, factors), noise)
+
+        found, bounds = lax.map(tried, rates)
+        best = jnp.argmax(jnp.where(jnp.isfinite(bounds), bounds, -jnp.inf))  # no step leads to where it is not
+        better = bounds[best] > here
+        old = s.loc, s.precision, s.factors
+        loc, precision, factors = jax.tree.map(lambda x, y: jnp.where(better, x[best], y), found, old)
+        count = s.count + 1
+        stalls = s.stalls + ~(bounds[best] - here > 1e-3 + 1e-6 * jnp.abs(here))
+        ends = (stalls == STALLS) | (count == SEARCH_STEPS)
+        return s._replace(
+            loc=loc,
+            precision=precision,
+            factors=factors,
+            curved=factors,
+            bounds=s.bounds.at[s.count].set(here),
+            phase=jnp.where(ends, 2, 1).astype(jnp.int32),
+            count=count,
+            num_search=count,
+            stalls=stalls,
+        )
+
+    def averaged(s: _State, q: BlockGaussian, gradient: Array, new: PyTree, noise: Array) -> _State:
+        taken = s.count - s.num_search
+        rate, recent = 1.0 / (taken + 2), 2.0 / (taken + 2)  # errors: means over about the last half of the steps
+        move = _inverse(of(s.loc, s.curved), gradient)
+        move = move * jnp.minimum(1.0, jnp.sqrt(n / jnp.maximum(jnp.abs(gradient @ move), n)))
+        precision = _mixed(s.precision, new, rate)
+        after = of(s.loc + rate * move, factorize(block, precision))
+        here, variance = bound(after, noise), after.variance
+        change = jnp.log(variance / q.variance) / (2 * rate)
+        then = s._replace(
+            loc=after.loc,
+            precision=precision,
+            factors=after.factors,
+            bounds=s.bounds.at[s.count].set(here),
+            count=s.count + 1,
+            moves=s.moves + recent * (move**2 / variance - s.moves),
+            logs=s.logs + recent * (change**2 - s.logs),
+        )
+        finite = jnp.all(jnp.isfinite(jnp.concatenate([after.loc, variance, here[None]])))
+        return jax.tree.map(functools.partial(jnp.where, finite), then, s._replace(skipped=s.skipped + 1))
+
+    zero, sums = jnp.int32(0), jnp.zeros(n, dtype)
+    unit = unit_precision(block, dtype)
+    bounds = jnp.full(SEARCH_STEPS + max_steps, jnp.nan, dtype)
+    same = identity(block, jnp.ones((), dtype))
+    first = _State(start, unit, same, same, bounds, zero, zero, zero, zero, sums, sums, zero)
+    s = lax.while_loop(goes_on, body, first)
+    return FoundBlocks({"loc": s.loc} | s.factors, s.bounds, s.num_search, s.count - s.num_search, s.error(), s.skipped)
+
+
+def _expected(
+    log_density: Callable, layout: Any, loc: Array, deviations: Array, key: PRNGKeyArray
+) -> tuple[Array, PyTree]:
+    """Means over loc + deviations of the gradient, and of the negative Hessian as a tree."""
+    block, n = blocks_of(layout), loc.shape[0]
+    probe = probes(block)
+    number = int(probe.max()) + 1
+    gradient = jax.grad(log_density)
+
+    def at(x: tuple[Array, PRNGKeyArray]) -> tuple[Array, PyTree]:
+        d, key = x
+        signs = jax.random.rademacher(key, (n,), loc.dtype)
+        vectors = jnp.zeros((number, n), loc.dtype).at[probe, np.arange(n)].set(signs)
+        column = lambda v: jax.jvp(gradient, (loc + d,), (v,))  # noqa: E731
+        gradients, products = lax.map(column, vectors, batch_size=min(16, number))
+        return gradients[0], curvature(block, probe, products, signs)
+
+    draws = deviations.shape[0]
+    each = deviations, jax.random.split(key, draws)
+    together = draws * min(16, number) * n <= _MOST_NUMBERS
+    return jax.tree.map(lambda x: jnp.mean(x, 0), jax.vmap(at)(each) if together else lax.map(at, each))
+
+
+def _inverse(q: BlockGaussian, gradient: Array) -> Array:
+    """S g."""
+    zero = jnp.zeros_like(gradient)
+    draw = lambda e: q.of_noise(e) - q.loc  # noqa: E731
+    (transposed,) = jax.vjp(draw, zero)[1](gradient)
+    return draw(transposed)
+
+
+def _mixed(old: PyTree, new: PyTree, rate: Array | float) -> PyTree:
+    return jax.tree.map(lambda x, y: (1 - rate) * x + rate * y, old, new)
+
+
+def _sizes(precision: PyTree) -> PyTree:
+    """The absolute diagonal, as a tree; 1 where it is zero or not finite."""
+    size = jnp.abs(jnp.diagonal(precision["own"], axis1=-2, axis2=-1))
+    size = jnp.where(jnp.isfinite(size) & (size > 0), size, 1.0)
+    return {"own": size, "loops": {name: _sizes(p) for name, p in precision["loops"].items()}}
+
+
+def _diagonal(precision: PyTree) -> PyTree:
+    """The precision with the absolute diagonal, and nothing else."""
+    size = _sizes(precision)["own"]
+    zeros = {k: jnp.zeros_like(x) for k, x in precision.items() if k not in ("own", "loops")}
+    loops = {name: _diagonal(p) for name, p in precision["loops"].items()}
+    return zeros | {"own": size[..., None] * jnp.eye(size.shape[-1], dtype=size.dtype), "loops": loops}
