@@ -623,6 +623,25 @@ EDITS: list[Edit] = [
         ("everything is observed", "observed=observed,", "observed=True,", "test_tells.py -k table_of_a_program"),
         ("an address is markup", "map(html.escape, row)", "map(str, row)", "test_tells.py -k aligned"),
     ),
+    # --- data with holes ---------------------------------------------------------------------------------------
+    *_in(
+        "vipl/gen/_partly.py",
+        ("elements are joined in the order of the sites", "jnp.concatenate(parts)[order]", "jnp.concatenate(parts)",
+         "test_partly.py -k 'joined and vector'"),
+        ("a missing element has a neighbour's distribution", "lanes[a] for a in x.axes", "lanes[a] * 0 for a in x.axes",
+         "test_partly.py -k 'joined and lanes'"),
+        ("an element that is not there has a density", "taken if in_lanes else None", "None",
+         "test_partly.py -k 'joined and panel'"),
+        ("both sites are thought to be everywhere", "present=Integers.of(wanted) if known else None", "present=None",
+         "test_partly.py -k autoregression"),
+        ("a mask is the other way round", 'observed = _fitted(told[address], is_nan.shape, at) if',
+         'observed = ~_fitted(told[address], is_nan.shape, at) if', "test_partly.py -k taken_as"),
+    ),
+    *_in(
+        "vipl/distributions/_elements.py",
+        ("events have no axes of their own", "0 if constraint is None else constraint.event_dim", "0",
+         "test_partly.py -k 'elements and Categorical'"),
+    ),
     # --- guides and posteriors ---------------------------------------------------------------------------------
     *_in(
         "vipl/guides/_latents.py",

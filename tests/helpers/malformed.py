@@ -1774,3 +1774,95 @@ def marginal_of_a_scaled_program_is_drawn():
 @malformed
 def log_densities_by_site_of_a_mapped_trace():
     print(jax.vmap(telling().simulate)(jax.random.split(KEY, 2)).log_probs)
+
+
+# --- data with holes ---
+
+
+@vipl.gen
+def holes(n=3):
+    """A vector of independent elements, a vector with a joint density, and a site in the way."""
+    m = sample("m", dist.Normal(0.0, 1.0))
+    sample("y", dist.Normal(m, 1.0).expand([n]))
+    sample("v", dist.MultivariateNormal(jnp.zeros(2), jnp.eye(2)).expand([2]))
+    sample("v_missing", dist.Normal(0.0, 1.0))
+
+
+HALF = np.array([0.4, np.nan, 1.2])
+
+
+@malformed
+def nan_in_the_data_of_a_guide():
+    vipl.guides.FullRank(holes(), {"y": HALF})
+
+
+@malformed
+def nan_in_the_data_of_infer():
+    vipl.infer(holes(), {"y": HALF}, key=KEY)
+
+
+@malformed
+def missing_data_that_are_traced():
+    jax.jit(lambda y: vipl.partly_observed(holes(), {"y": y})[1])(HALF)
+
+
+@malformed
+def a_mask_that_is_traced():
+    jax.jit(lambda mask: vipl.partly_observed(holes(), {"y": HALF}, mask)[1])(HALF > 0)
+
+
+@malformed
+def a_part_of_an_event_is_missing():
+    vipl.partly_observed(holes(), {"v": np.array([[0.1, 0.2], [0.3, np.nan]])}, suffix="_unseen")
+
+
+@malformed
+def a_mask_that_calls_nan_observed():
+    vipl.partly_observed(holes(), {"y": HALF}, np.ones(3, bool))
+
+
+@malformed
+def a_mask_of_numbers():
+    vipl.partly_observed(holes(), {"y": HALF}, np.array([1, 0, 1]))
+
+
+@malformed
+def a_mask_of_another_length():
+    vipl.partly_observed(holes(), {"y": HALF}, np.array([True, False]))
+
+
+@malformed
+def a_mask_of_what_is_no_data():
+    vipl.partly_observed(holes(), {"y": HALF}, {"z": np.array([True, False, True])})
+
+
+@malformed
+def one_mask_for_two_addresses():
+    vipl.partly_observed(holes(), {"y": HALF, "m": 0.1}, np.array([True, False, True]))
+
+
+@malformed
+def missing_elements_at_an_address_that_is_taken():
+    vipl.partly_observed(holes(), {"v": np.array([[0.1, 0.2], [np.nan, np.nan]])})
+
+
+@malformed
+def nothing_is_observed():
+    vipl.partly_observed(holes(), {"y": np.full(3, np.nan)})
+
+
+@malformed
+def a_value_of_marginal_with_holes():
+    inner = marginal(holes(), "y", vipl.inference.Importance(2))
+    vipl.partly_observed(vipl.gen(lambda: sample("post", inner))(), {"post": {"y": HALF}})
+
+
+@malformed
+def elements_that_cannot_be_told_apart():
+    low = dist.LowRankMultivariateNormal(jnp.zeros((3, 2)), jnp.ones((3, 2, 1)), jnp.ones(2))
+    vipl.partly_observed(vipl.gen(lambda: sample("y", low))(), {"y": np.ones((3, 2))}, np.array([True, False, True]))
+
+
+@malformed
+def data_with_holes_of_a_function():
+    vipl.partly_observed(holes, {"y": HALF})

@@ -49,6 +49,7 @@ class Guide(abc.ABC):
         Raises:
           ProgramError: the model is not a program with its arguments, or has no latent choices.
           AddressError: an address of the data or of `addresses` is not the model's.
+          ChoiceError: a datum is NaN; see `vipl.partly_observed`.
           DistributionError: a latent choice is of a kind that the family cannot approximate.
         """
         role = type(self).__name__

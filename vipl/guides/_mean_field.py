@@ -73,7 +73,7 @@ class MeanField(Guide):
 
         def function(params: PyTree) -> Any:
             by_address = _by_address(params, type(self).__name__)
-            if latents.computed or latents.in_branch:
+            if latents.in_place:
                 return nest(latents.guided(by_address, at_site))
             bijections = latents.bijections()
             out = {a: _sample_real(a, bijections[a], by_address[a]) for a in bijections}

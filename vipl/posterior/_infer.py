@@ -93,7 +93,7 @@ def infer(
       ProgramError: the model is not a program with its arguments; the guide is not one.
       AddressError: the data have an address that the model does not have.
       DistributionError: no guide can be made for a latent choice.
-      ChoiceError: the density is not finite at the start.
+      ChoiceError: a datum is NaN (see `vipl.partly_observed`); the density is not finite at the start.
 
     Example:
       >>> import jax, jax.numpy as jnp, numpyro.distributions as dist, vipl

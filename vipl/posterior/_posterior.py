@@ -227,9 +227,13 @@ class Posterior:
         improved = self.improve(key_or_first(key), num_samples)
         weights = np.exp(improved.weights.log_weights)
         rows = []
+        there = {info.site.address: info.present for info in self.model.staged()[1]}
         for address, x in flatten(improved.choices, "draws").items():
             flat = np.asarray(x, np.float64).reshape(num_samples, -1)
+            present = there.get(address)
             for k, index in enumerate(np.ndindex(x.shape[1:])):
+                if present is not None and not present[index[: present.ndim]]:
+                    continue
                 column = flat[:, k]
                 mean, sd = column.mean(), column.std()
                 moved = (weights @ column - mean) / sd if sd > 0 else 0.0
