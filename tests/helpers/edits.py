@@ -630,8 +630,6 @@ EDITS: list[Edit] = [
          "test_partly.py -k 'joined and vector'"),
         ("a missing element has a neighbour's distribution", "lanes[a] for a in x.axes", "lanes[a] * 0 for a in x.axes",
          "test_partly.py -k 'joined and lanes'"),
-        ("an element that is not there has a density", "taken if in_lanes else None", "None",
-         "test_partly.py -k 'joined and panel'"),
         ("both sites are thought to be everywhere", "present=Integers.of(wanted) if known else None", "present=None",
          "test_partly.py -k autoregression"),
         ("a mask is the other way round", 'observed = _fitted(told[address], is_nan.shape, at) if',

@@ -389,40 +389,35 @@ def _either(place: _Place, operands: Sequence[Any], observed: Array, index: tupl
     if observed.ndim:
         each = jax.vmap(lambda here, i: _either(place, operands, here, (*index, i)))
         return each(observed, jnp.arange(observed.shape[0]))
-    in_lanes = bool(index) or any(loop.kind == "lane" for loop in place.info.loops)
     mask, known = place.split.observed.array(), not place.info.in_branch
 
-    def branch(address: Address, wanted: np.ndarray, taken: Array) -> Any:
+    def branch(address: Address, wanted: np.ndarray) -> Any:
         site = replace(place.info.site, present=Integers.of(wanted) if known else None)
-        return lambda: _bind(site, operands, address, index, taken if in_lanes else None)
+        return lambda: _bind(site, operands, address, index)
 
-    seen = branch(place.split.address, mask, observed)
-    return lax.cond(observed, seen, branch(place.split.missing, ~mask, ~observed))
+    return lax.cond(observed, branch(place.split.address, mask), branch(place.split.missing, ~mask))
 
 
 def _distribution(site: Site, operands: Sequence[Any]) -> Any:
     return site.distribution.combine(operands[: site.num_distribution])
 
 
-def _bind(site: Site, operands: Sequence[Any], address: Address, index: tuple[Any, ...], taken: Any = None) -> Any:
+def _bind(site: Site, operands: Sequence[Any], address: Address, index: tuple[Any, ...]) -> Any:
     """Binds some elements of a site.
 
     Args:
       site: the site.
       operands: its operands.
       address: of the elements.
-      index: of the elements, for each axis of its batch.
-      taken: bool[], whether the branch that they stand in is taken, where both are evaluated: a value that is none of
-        theirs then has no density that could be infinite, and no derivative that could be NaN.
+      index: of the elements, for each axis of its batch; of a site without a batch none.
     """
     site = replace(site, address=address)
-    d = _distribution(site, operands)
-    guarded = taken is not None and jnp.issubdtype(site.dtype, jnp.floating)
-    if not (index or guarded):
+    if not index:
         return bind_site(operands, site)
+    d = _distribution(site, operands)
     operands, weight = split_weight(site, operands)
     try:
-        d = take(d, index) if index else d
+        d = take(d, index)
     except Inseparable as error:
         raise DistributionError(
             "the elements of a site that is observed in part cannot be told apart.",
@@ -431,12 +426,12 @@ def _bind(site: Site, operands: Sequence[Any], address: Address, index: tuple[An
             expected="a distribution whose arrays have the axes of its batch",
             fix="put one element's site under jax.vmap",
         ) from None
-    support = describe(d) if index else site.support
-    d = d.mask(taken) if guarded else d
     skeleton, leaves = partition(d, keep=concrete_integer)
     value = check_distribution(d, skeleton, leaves, site.at())
     extra, weights = operands[site.num_distribution :], [] if weight is None else [weight]
-    site = replace(site, distribution=skeleton, num_distribution=len(leaves), shape=tuple(value.shape), support=support)
+    site = replace(
+        site, distribution=skeleton, num_distribution=len(leaves), shape=tuple(value.shape), support=describe(d)
+    )
     if site.estimator is not None:
         points_of(site, tuple(_jax.typeof(x) for x in [*leaves, *extra]))
     return bind_site([*leaves, *extra, *weights], site)
