@@ -670,6 +670,23 @@ EDITS: list[Edit] = [
          "test_guides.py -k enumerated"),
     ),
     *_in(
+        "vipl/guides/_guide.py",
+        ("parameters of any shape will do", "if given == self._by_path:", "if given.keys() == self._by_path.keys():",
+         f"{_PINNED} -k a_guide_with_parameters_of_another_shape"),
+        ("a start is tried without the others", "if self.latents.left_out:\n            return self._not",
+         "if self.latents.left_out:\n            return None and self._not", f"{_PINNED} -k density_of_some_choices"),
+    ),
+    *_in(
+        "vipl/guides/_combine.py",
+        ("a part begins at its own place", "start=its[name], scale", "start=None, scale",
+         "test_guides.py -k combination_is_a_guide"),
+    ),
+    *_in(
+        "vipl/posterior/_posterior.py",
+        ("a guide of other data is taken", "equal_nan=True) for x", "equal_nan=True) or True for x",
+         f"{_PINNED} -k guide_of_other_data"),
+    ),
+    *_in(
         "vipl/posterior/_psis.py",
         ("weights are turned over", "array_stats.psislw(-raw)", "array_stats.psislw(raw)",
          "test_posterior.py -k arvizs"),

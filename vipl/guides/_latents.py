@@ -16,7 +16,7 @@ passes that are present.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -29,7 +29,15 @@ from numpyro.distributions.transforms import Transform
 from vipl import _jax
 from vipl._types import Array, Float
 from vipl.distributions._draws import innermost
-from vipl.errors import AddressError, ChoiceError, DistributionError, ProgramError, show_address, show_addresses
+from vipl.errors import (
+    AddressError,
+    ChoiceError,
+    DistributionError,
+    ProgramError,
+    shortened,
+    show_address,
+    show_addresses,
+)
 from vipl.gen import Program
 from vipl.gen._choices import Address, check_address, flatten, match
 from vipl.gen._density import is_factor, site_log_prob
@@ -399,6 +407,14 @@ def _chosen(addresses: Any, unique: Mapping[Address, Any], program: str, role: s
     if addresses is None:
         return list(unique)
     at = f"the addresses of {role}"
+    if not isinstance(addresses, Iterable):
+        raise AddressError(
+            "the addresses of a guide are not addresses.",
+            at=at,
+            got=shortened(addresses),
+            expected=f"a string, or a list of some of {program}'s latent addresses {show_addresses(unique)}",
+            fix='write addresses=["x", ("layer", "w")]',
+        )
     wanted = [check_address(a, at) for a in ([addresses] if isinstance(addresses, str) else addresses)]
     chosen = [a for a in unique if any(a[: len(w)] == w for w in wanted)]
     missing = [w for w in wanted if not any(a[: len(w)] == w for a in unique)]
