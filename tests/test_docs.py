@@ -27,6 +27,7 @@ LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 DOCTESTS = [
     "vipl.interpret.seed",
     "vipl.gen._detach",
+    "vipl.gen._partly",
     "vipl.gen._program",
     "vipl.gen._scaled",
     "vipl.gen._table",

@@ -258,6 +258,35 @@ def test_a_combination_is_the_product_of_its_parts(key):
     np.testing.assert_allclose(sum(p.assess(c).log_prob for p, c in zip(each, split, strict=True)), trace.log_prob)
 
 
+def test_a_combination_is_a_guide(key):
+    """`isinstance`, `init`, `start`, `infer`, and what a posterior says are those of any guide."""
+
+    @vipl.gen
+    def model():
+        m = sample("m", dist.Normal(0.0, 1.0))
+        n = sample("n", dist.Normal(0.5, 2.0))
+        sample("y", dist.Normal(jnp.stack([m, n, m]), 1.0).to_event(1))
+
+    data = {"y": jnp.array([0.4, 1.0, 0.9])}
+    parts = {"m": guides.FullRank(model(), data, addresses="m"), "n": guides.FullRank(model(), data, addresses="n")}
+    guide, nested = guides.combine(parts), guides.combine({"both": guides.combine(parts)})
+    for g in (guide, nested, parts["m"]):
+        assert isinstance(g, guides.Guide)
+    assert guide.addresses == nested.addresses == [("m",), ("n",)]
+    begun = {"m": 0.7, "n": -0.3}
+    for g in (guide, nested):
+        assert {a: float(u) for a, u in g.start(key, begun).items()} == {("m",): 0.7, ("n",): -0.3}
+        params = g.init(key, start=begun, scale=0.2)
+        params = params.get("both", params)
+        np.testing.assert_allclose(params["n"]["loc"], [-0.3])
+        np.testing.assert_allclose(params["m"]["log_diag"], jnp.log(jnp.array([0.2])))
+    options = {"optimizer": optax.adam(0.05), "num_steps": 200, "num_samples": 2}
+    posterior = vipl.infer(model(), data, key=key, guide=guide, start=begun, **options)
+    np.testing.assert_allclose(posterior.params["m"]["loc"][0], 1.3 / 3, atol=1e-3)  # it ends in the posterior
+    np.testing.assert_allclose(posterior.params["n"]["loc"][0], (0.5 / 4 + 1.0) / 1.25, atol=1e-3)
+    assert [row[0] for row in posterior.summary(key).rows] == ["m", "n"]
+
+
 def test_a_guide_may_stand_in_vmap_scan_and_marginal(key):
     guide = guides.MeanField(gaussian(X), Y)
     params = guide.init(key)

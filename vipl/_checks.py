@@ -41,7 +41,7 @@ def whole_number(n: object, name: str, at: str, *, least: int = 1) -> int:
         at=at,
         got=f"a traced {show_aval(n)}" if isinstance(n, Tracer) else shortened(n),
         expected=f"an integer that is known when the program is staged, at least {least}",
-        fix=f"pass {name}={max(least, 5) if number is not None or not isinstance(n, float) else round(n)}",
+        fix=f"pass {name}={max(least, 5) if number is not None or not isinstance(n, float) else max(least, round(n))}",
     )
     error.needs_number = isinstance(n, Tracer)
     raise error

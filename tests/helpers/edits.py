@@ -623,6 +623,23 @@ EDITS: list[Edit] = [
         ("everything is observed", "observed=observed,", "observed=True,", "test_tells.py -k table_of_a_program"),
         ("an address is markup", "map(html.escape, row)", "map(str, row)", "test_tells.py -k aligned"),
     ),
+    # --- data with holes ---------------------------------------------------------------------------------------
+    *_in(
+        "vipl/gen/_partly.py",
+        ("elements are joined in the order of the sites", "jnp.concatenate(parts)[order]", "jnp.concatenate(parts)",
+         "test_partly.py -k 'joined and vector'"),
+        ("a missing element has a neighbour's distribution", "lanes[a] for a in x.axes", "lanes[a] * 0 for a in x.axes",
+         "test_partly.py -k 'joined and lanes'"),
+        ("both sites are thought to be everywhere", "present=Integers.of(wanted) if known else None", "present=None",
+         "test_partly.py -k autoregression"),
+        ("a mask is the other way round", 'observed = _fitted(told[address], is_nan.shape, at) if',
+         'observed = ~_fitted(told[address], is_nan.shape, at) if', "test_partly.py -k taken_as"),
+    ),
+    *_in(
+        "vipl/distributions/_elements.py",
+        ("events have no axes of their own", "0 if constraint is None else constraint.event_dim", "0",
+         "test_partly.py -k 'elements and Categorical'"),
+    ),
     # --- guides and posteriors ---------------------------------------------------------------------------------
     *_in(
         "vipl/guides/_latents.py",
@@ -679,6 +696,23 @@ EDITS: list[Edit] = [
         "vipl/guides/_structured.py",
         ("every density has the structure", "jnp.all(jnp.abs(product - read)", "jnp.any(jnp.abs(product - read)",
          "test_structured.py -k told"),
+    ),
+    *_in(
+        "vipl/guides/_guide.py",
+        ("parameters of any shape will do", "if given == self._by_path:", "if given.keys() == self._by_path.keys():",
+         f"{_PINNED} -k a_guide_with_parameters_of_another_shape"),
+        ("a start is tried without the others", "if self.latents.left_out:\n            return self._not",
+         "if self.latents.left_out:\n            return None and self._not", f"{_PINNED} -k density_of_some_choices"),
+    ),
+    *_in(
+        "vipl/guides/_combine.py",
+        ("a part begins at its own place", "start=its[name], scale", "start=None, scale",
+         "test_guides.py -k combination_is_a_guide"),
+    ),
+    *_in(
+        "vipl/posterior/_posterior.py",
+        ("a guide of other data is taken", "equal_nan=True) for x", "equal_nan=True) or True for x",
+         f"{_PINNED} -k guide_of_other_data"),
     ),
     *_in(
         "vipl/posterior/_psis.py",

@@ -1774,3 +1774,384 @@ def marginal_of_a_scaled_program_is_drawn():
 @malformed
 def log_densities_by_site_of_a_mapped_trace():
     print(jax.vmap(telling().simulate)(jax.random.split(KEY, 2)).log_probs)
+
+
+# --- data with holes ---
+
+
+@vipl.gen
+def holes(n=3):
+    """A vector of independent elements, a vector with a joint density, and a site in the way."""
+    m = sample("m", dist.Normal(0.0, 1.0))
+    sample("y", dist.Normal(m, 1.0).expand([n]))
+    sample("v", dist.MultivariateNormal(jnp.zeros(2), jnp.eye(2)).expand([2]))
+    sample("v_missing", dist.Normal(0.0, 1.0))
+
+
+HALF = np.array([0.4, np.nan, 1.2])
+
+
+@malformed
+def nan_in_the_data_of_a_guide():
+    vipl.guides.FullRank(holes(), {"y": HALF})
+
+
+@malformed
+def nan_in_the_data_of_infer():
+    vipl.infer(holes(), {"y": HALF}, key=KEY)
+
+
+@malformed
+def missing_data_that_are_traced():
+    jax.jit(lambda y: vipl.partly_observed(holes(), {"y": y})[1])(HALF)
+
+
+@malformed
+def a_mask_that_is_traced():
+    jax.jit(lambda mask: vipl.partly_observed(holes(), {"y": HALF}, mask)[1])(HALF > 0)
+
+
+@malformed
+def a_part_of_an_event_is_missing():
+    vipl.partly_observed(holes(), {"v": np.array([[0.1, 0.2], [0.3, np.nan]])}, suffix="_unseen")
+
+
+@malformed
+def a_mask_that_calls_nan_observed():
+    vipl.partly_observed(holes(), {"y": HALF}, np.ones(3, bool))
+
+
+@malformed
+def a_mask_of_numbers():
+    vipl.partly_observed(holes(), {"y": HALF}, np.array([1, 0, 1]))
+
+
+@malformed
+def a_mask_of_another_length():
+    vipl.partly_observed(holes(), {"y": HALF}, np.array([True, False]))
+
+
+@malformed
+def a_mask_of_what_is_no_data():
+    vipl.partly_observed(holes(), {"y": HALF}, {"z": np.array([True, False, True])})
+
+
+@malformed
+def one_mask_for_two_addresses():
+    vipl.partly_observed(holes(), {"y": HALF, "m": 0.1}, np.array([True, False, True]))
+
+
+@malformed
+def missing_elements_at_an_address_that_is_taken():
+    vipl.partly_observed(holes(), {"v": np.array([[0.1, 0.2], [np.nan, np.nan]])})
+
+
+@malformed
+def nothing_is_observed():
+    vipl.partly_observed(holes(), {"y": np.full(3, np.nan)})
+
+
+@malformed
+def a_value_of_marginal_with_holes():
+    inner = marginal(holes(), "y", vipl.inference.Importance(2))
+    vipl.partly_observed(vipl.gen(lambda: sample("post", inner))(), {"post": {"y": HALF}})
+
+
+@malformed
+def elements_that_cannot_be_told_apart():
+    low = dist.LowRankMultivariateNormal(jnp.zeros((3, 2)), jnp.ones((3, 2, 1)), jnp.ones(2))
+    vipl.partly_observed(vipl.gen(lambda: sample("y", low))(), {"y": np.ones((3, 2))}, np.array([True, False, True]))
+
+
+@malformed
+def data_with_holes_of_a_function():
+    vipl.partly_observed(holes, {"y": HALF})
+
+
+# --- guides, posteriors, and what is asked of them ---
+
+
+@vipl.gen
+def location(n=3):
+    """Two real latent choices and a vector of data."""
+    m = sample("m", dist.Normal(0.0, 1.0))
+    s = sample("s", dist.HalfNormal(1.0))
+    sample("y", dist.Normal(m, s).expand([n]))
+
+
+@vipl.gen
+def elsewhere():
+    """A program of other choices."""
+    sample("a", dist.Normal(0.0, 1.0))
+    sample("y", dist.Normal(0.0, 1.0).expand([3]))
+
+
+@vipl.gen
+def of_s(params):
+    """A guide of one's own."""
+    sample("s", dist.LogNormal(params, 0.1))
+
+
+SEEN = {"y": np.array([0.4, 0.9, 1.2])}
+
+
+def full(**options):
+    """A joint guide."""
+    return vipl.guides.FullRank(location(), SEEN, **options)
+
+
+def by_hand(**changes):
+    """A posterior that was put together."""
+    params = full().init(KEY)
+    return vipl.Posterior(location(), SEEN, full(), params | changes)
+
+
+def loaded(program, data):
+    """What is read of the file of a posterior."""
+    with tempfile.TemporaryDirectory() as folder:
+        by_hand().save(f"{folder}/posterior.npz")
+        vipl.load(f"{folder}/posterior.npz", program, data)
+
+
+@malformed
+def a_guide_without_parameters():
+    full()(None)
+
+
+@malformed
+def a_guide_with_an_array_for_parameters():
+    full()(jnp.zeros(2))
+
+
+@malformed
+def a_guide_with_the_parameters_of_another():
+    full()(vipl.guides.MeanField(location(), SEEN).init(KEY))
+
+
+@malformed
+def a_guide_with_parameters_of_another_shape():
+    full()(full().init(KEY) | {"loc": jnp.zeros(3)})
+
+
+@malformed
+def a_mean_field_without_some_parameters():
+    vipl.guides.MeanField(location(), SEEN)({"m": {"loc": 0.0, "log_scale": 0.0}})
+
+
+@malformed
+def a_mean_field_with_parameters_of_no_choice():
+    guide = vipl.guides.MeanField(location(), SEEN)
+    guide(guide.init(KEY) | {"mean": {"loc": 0.0, "log_scale": 0.0}})
+
+
+@malformed
+def a_combination_with_parameters_of_another_shape():
+    guide = vipl.guides.combine({"m": full(addresses="m"), "s": full(addresses="s")})
+    guide({"m": guide.init(KEY)["m"], "s": full().init(KEY)})
+
+
+@malformed
+def addresses_that_are_a_number():
+    full(addresses=3)
+
+
+@malformed
+def a_start_that_is_a_number():
+    full().init(KEY, start=1.0)
+
+
+@malformed
+def a_start_outside_its_support():
+    full().init(KEY, start={"s": -1.0})
+
+
+@malformed
+def a_start_outside_its_support_of_some_choices():
+    full(addresses="s").init(KEY, start={"s": -1.0})
+
+
+@malformed
+def a_start_where_the_density_of_some_choices_is_not_finite():
+    def cut():
+        a = sample("a", dist.Normal(0.0, 1.0))
+        sample("b", dist.Normal(0.0, 1.0))
+        sample("y", dist.Uniform(a, a + 1.0))
+
+    vipl.guides.FullRank(vipl.gen(cut)(), {"y": 50.0}, addresses="a").init(KEY)
+
+
+@malformed
+def a_start_of_a_combination_at_an_unknown_address():
+    vipl.guides.combine({"m": full(addresses="m"), "own": of_s}).init(KEY, start={"s": 1.0}, own=0.0)
+
+
+@malformed
+def a_combination_begins_with_an_unknown_part():
+    vipl.guides.combine({"m": full(addresses="m"), "own": of_s}).init(KEY, own=0.0, mine=0.0)
+
+
+@malformed
+def a_scale_that_is_negative():
+    full().init(KEY, scale=-0.1)
+
+
+@malformed
+def a_scale_that_is_text():
+    full().init(KEY, scale="small")
+
+
+@malformed
+def a_frame_of_another_size():
+    full(frame=(jnp.zeros(3), jnp.eye(3)))
+
+
+@malformed
+def a_frame_that_is_not_positive():
+    full(frame=(jnp.zeros(2), -jnp.eye(2)))
+
+
+@malformed
+def a_flow_with_a_small_layer():
+    vipl.guides.Flow(location(), SEEN, hidden=(1,))
+
+
+@malformed
+def a_flow_with_a_layer_that_is_a_number():
+    vipl.guides.Flow(location(), SEEN, hidden=32)
+
+
+@malformed
+def infer_by_a_class_that_wants_more():
+    vipl.infer(location(), SEEN, key=KEY, guide=vipl.guides.LowRank)
+
+
+@malformed
+def infer_by_a_guide_of_another_model():
+    vipl.infer(elsewhere(), SEEN, key=KEY, guide=full())
+
+
+@malformed
+def infer_by_a_guide_of_other_data():
+    vipl.infer(location(), {"y": np.ones(3)}, key=KEY, guide=full())
+
+
+@malformed
+def infer_by_a_combination_of_other_data():
+    parts = {"m": full(addresses="m"), "s": full(addresses="s")}
+    vipl.infer(location(), {"y": np.ones(3)}, key=KEY, guide=vipl.guides.combine(parts))
+
+
+@malformed
+def infer_with_half_a_sample():
+    vipl.infer(location(), SEEN, key=KEY, num_samples=0.5)
+
+
+@malformed
+def infer_with_less_than_no_steps():
+    vipl.infer(location(), SEEN, key=KEY, num_steps=-3)
+
+
+@malformed
+def a_posterior_predicts_a_function():
+    by_hand().predict(KEY, location)
+
+
+@malformed
+def a_posterior_predicts_a_number():
+    by_hand().predict(KEY, 100)
+
+
+@malformed
+def the_likelihood_of_a_function():
+    by_hand().log_likelihood(KEY, location)
+
+
+@malformed
+def an_expectation_of_a_number():
+    by_hand().expectation(3.0)
+
+
+@malformed
+def a_weighted_expectation_of_a_number():
+    by_hand().improve(KEY, 50).expectation(3.0)
+
+
+@malformed
+def a_posterior_is_improved_by_few_draws():
+    by_hand().improve(KEY, 3)
+
+
+@malformed
+def fewer_than_no_weighted_draws():
+    by_hand().improve(KEY, 50).sample(KEY, -2)
+
+
+@malformed
+def dimensions_of_an_unknown_address():
+    by_hand().to_arviz(KEY, num_samples=10, dims={"x": ["row"]})
+
+
+@malformed
+def a_posterior_whose_guide_is_text():
+    vipl.Posterior(location(), SEEN, "FullRank", {})  # type: ignore[arg-type]
+
+
+@malformed
+def a_posterior_with_parameters_of_another_shape():
+    by_hand(loc=jnp.zeros(3))
+
+
+@malformed
+def a_posterior_of_a_function():
+    vipl.Posterior(location, SEEN, full(), full().init(KEY))  # type: ignore[arg-type]
+
+
+@malformed
+def as_many_predictions_as_there_are_not_choices():
+    vipl.predict(KEY, location(), 5, choices={"m": jnp.zeros(3)})
+
+
+@malformed
+def predictions_of_one_choice():
+    vipl.predict(KEY, location(), 5, choices={"m": 0.3})
+
+
+@malformed
+def predictions_of_unknown_choices():
+    vipl.predict(KEY, location(), 5, choices={"mean": jnp.zeros(5)})
+
+
+@malformed
+def predictions_of_a_list():
+    vipl.predict(KEY, location(), 5, choices=[0.1, 0.2])  # type: ignore[arg-type]
+
+
+@malformed
+def a_file_of_data_of_another_shape():
+    loaded(location(4), {"y": np.ones(4)})
+
+
+@malformed
+def a_file_for_a_function():
+    loaded(location, SEEN)
+
+
+@malformed
+def a_file_of_other_latent_choices():
+    def renamed():
+        sample("mu", dist.Normal(0.0, 1.0))
+        sample("sd", dist.HalfNormal(1.0))
+        sample("y", dist.Normal(jnp.zeros(3), 1.0))
+
+    renamed.__name__ = "location"
+    loaded(vipl.gen(renamed)(), SEEN)
+
+
+@malformed
+def calibrate_with_data_that_are_given():
+    vipl.diagnostics.calibrate(KEY, location(), "y", given=SEEN)
+
+
+@malformed
+def calibrate_without_data():
+    vipl.diagnostics.calibrate(KEY, location(), None)

@@ -9,7 +9,7 @@ Reference: Talts et al. (2018), "Validating Bayesian inference algorithms with s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,6 +145,15 @@ def calibrate(
     given = dict(given or {})
     of_data = _observed(observed, program)
     outer = {a: jnp.asarray(x) for a, x in flatten(given, "the given choices").items()}
+    both = [a for a in outer if a in of_data]
+    if both:
+        raise AddressError(
+            "an observed address is given the same value in all datasets.",
+            at=f"calibrate of {program.name}",
+            got=f"{show_addresses(both)} observed and given",
+            expected="data that each dataset draws anew",
+            fix=f"leave {show_addresses(both)} out of given",
+        )
 
     def one(key: PRNGKeyArray) -> tuple[list[Array], Array]:
         keys = jax.random.split(key, 3)
@@ -167,7 +176,8 @@ def calibrate(
 
 def _observed(observed: Any, program: Program) -> list[Address]:
     every = addresses_of(program)
-    wanted = [check_address(a, "calibrate") for a in ([observed] if isinstance(observed, str) else observed)]
+    listed = [observed] if isinstance(observed, str) or not isinstance(observed, Iterable) else observed
+    wanted = [check_address(a, f"the observed addresses of calibrate of {program.name}") for a in listed]
     missing = [w for w in wanted if not any(a[: len(w)] == w for a in every)]
     if missing or not wanted:
         raise AddressError(

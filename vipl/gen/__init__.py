@@ -8,6 +8,7 @@ from vipl.gen._estimator import Estimator as Estimator
 from vipl.gen._estimator import Law as Law
 from vipl.gen._estimator import Points as Points
 from vipl.gen._estimator import box as box
+from vipl.gen._partly import partly_observed as partly_observed
 from vipl.gen._program import GenerativeFunction as GenerativeFunction
 from vipl.gen._program import Program as Program
 from vipl.gen._program import gen as gen

@@ -25,7 +25,7 @@ from vipl.gen._program import GenerativeFunction, Program
 from vipl.gen._source import Source
 from vipl.gen._without_choice import is_random_key, is_record
 from vipl.interpret.interpreter import Interpreter, Outcome, run
-from vipl.ir.composite import composite_p
+from vipl.interpret.subprograms import bind_whole
 from vipl.ir.partition import is_array
 from vipl.ir.primitives import Site, bind_site, split_weight, user_frame
 from vipl.ir.stage import stage_program
@@ -122,7 +122,7 @@ def _scale_sites(jaxpr: Any, weight: Any) -> list[Any]:
         operands, before = split_weight(composite.sites[0], operands)
         sites = tuple(replace(s, scaled=True) for s in composite.sites)
         total = weight if before is None else before * weight
-        return Outcome(composite_p.bind(*operands, total, composite=replace(composite, sites=sites)), {}, {})
+        return bind_whole(replace(composite, sites=sites), [*operands, total])
 
     return run(jaxpr, [], Interpreter(handle, lambda *_: {}, "scaled", compose), {}).value
 

@@ -5,6 +5,7 @@ from vipl.guides._combine import combine as combine
 from vipl.guides._delta import Delta as Delta
 from vipl.guides._flow import Flow as Flow
 from vipl.guides._guide import Guide as Guide
+from vipl.guides._guide import ModelGuide as ModelGuide
 from vipl.guides._joint import FullRank as FullRank
 from vipl.guides._joint import Laplace as Laplace
 from vipl.guides._joint import LowRank as LowRank

@@ -64,7 +64,7 @@ class Block(NamedTuple):
 
 def layout_of(latents: Sequence[Latent]) -> Layout:
     """The layout of some choices, whose coordinates stand one after the other."""
-    return tuple((x.coordinates, x.loops) for x in latents)
+    return tuple((x.coordinates, x.passes) for x in latents)
 
 
 @functools.lru_cache(maxsize=256)

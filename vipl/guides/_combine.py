@@ -7,33 +7,34 @@ from typing import Any
 
 import jax
 
-from vipl._types import PRNGKeyArray, PyTree
-from vipl.errors import AddressError, ProgramError, show_address
+from vipl._types import Array, ArrayLike, Float, PRNGKeyArray, PyTree
+from vipl.errors import AddressError, ProgramError, show_address, show_addresses
 from vipl.gen import GenerativeFunction, Program
 from vipl.gen._check_arguments import call_maker
 from vipl.gen._choices import Address, flatten, nest
-from vipl.guides._guide import Guide, Start
+from vipl.guides._guide import Guide, Start, check_start
 from vipl.guides._joint import FullRank
 from vipl.ir.keys import key_or_first
 
 
-class Combined:
+class Combined(Guide):
     """Several guides, or programs, over different choices, independent of each other; made by `combine`.
 
     Attributes:
       parts: by name, a guide; or a generative function of its parameters.
+      addresses: of the choices of the parts that are guides.
     """
 
     def __init__(self, parts: Mapping[str, Any]):
         """See `combine`."""
         self.parts = dict(parts)
+        self.addresses = [a for part in self._guides().values() for a in part.addresses]
 
         def function(params: PyTree) -> Any:
-            _check_names(params, self.parts)
             for name, part in self.parts.items():
                 program = (
                     part(params[name])
-                    if isinstance(part, Guide | Combined)
+                    if isinstance(part, Guide)
                     else call_maker(part, params[name], f"part {name!r}", "combine")
                 )
                 program.inline((), name)
@@ -41,43 +42,82 @@ class Combined:
         function.__name__ = function.__qualname__ = f"combine({', '.join(self.parts)})"
         self._gf = GenerativeFunction(function)
 
+    def _guides(self) -> dict[str, Guide]:
+        return {name: part for name, part in self.parts.items() if isinstance(part, Guide)}
+
     def __call__(self, params: PyTree) -> Program:
-        """The program of some parameters."""
+        """See `Guide.__call__`."""
+        _check_names(params, self.parts)
+        for name, part in self._guides().items():
+            part(params[name])
         return self._gf(params)
 
     def __repr__(self) -> str:
         return f"combine({', '.join(f'{name}: {part!r}' for name, part in self.parts.items())})"
 
     def init(
-        self, key: PRNGKeyArray | None = None, *, start: Start = None, scale: float = 0.1, **own: PyTree
+        self, key: PRNGKeyArray | None = None, *, start: Start = None, scale: Float[ArrayLike, ""] = 0.1, **own: PyTree
     ) -> PyTree:
         """Parameters to begin with: a dict of each part's.
 
         Args:
-          key: see `Guide.init`.
-          start: see `Guide.init`; each part takes its own addresses.
-          scale: see `Guide.init`.
-          **own: the parameters of the parts that are no guides, by name.
+          key: see `ModelGuide.init`.
+          start: see `ModelGuide.init`; each part takes its own addresses.
+          scale: see `ModelGuide.init`.
+          **own: parameters of parts, by name: those of the parts that are no guides.
 
         Raises:
-          ProgramError: those of a part that is no guide are missing.
+          ProgramError: those of a part that is no guide are missing; or there is no such part.
+          AddressError: the start has an address that none of the guides has.
         """
         the_key = key_or_first(key)
-        out = dict(own)
-        for k, (name, part) in enumerate(self.parts.items()):
-            if name in own:
-                continue
-            if not isinstance(part, Guide | Combined):
-                raise ProgramError(
-                    "a part that is no guide has no parameters to begin with.",
-                    at=f"init of combine({', '.join(self.parts)})",
-                    got=f"the part {name!r}",
-                    expected="its parameters by name",
-                    fix=f"write init(key, {name}=...)",
-                )
-            its = _of(start, part) if isinstance(start, Mapping) and isinstance(part, Guide) else start
-            out[name] = part.init(jax.random.fold_in(the_key, k), start=its, scale=scale)
-        return out
+        unknown = [name for name in own if name not in self.parts]
+        missing = [name for name in self.parts if name not in own and name not in self._guides()]
+        if unknown or missing:
+            raise ProgramError(
+                "parameters are given for a part that there is not." if unknown else _NO_GUIDE,
+                at=f"init of combine({', '.join(self.parts)})",
+                got=f"the part {(unknown or missing)[0]!r}",
+                expected=f"parts among {sorted(self.parts)}" if unknown else "its parameters by name",
+                fix="name the part as combine does" if unknown else f"write init(key, {missing[0]}=...)",
+            )
+        its = self._starts(start)
+        for_parts = {name: (k, part) for k, (name, part) in enumerate(self.parts.items()) if name not in own}
+        made = {
+            name: part.init(jax.random.fold_in(the_key, k), start=its[name], scale=scale)
+            for name, (k, part) in for_parts.items()
+        }
+        return own | made
+
+    def start(self, key: PRNGKeyArray, start: Start = None) -> dict[Address, Array]:
+        """See `Guide.start`."""
+        its = self._starts(start)
+        each = [
+            part.start(jax.random.fold_in(key, k), its[name])
+            for k, (name, part) in enumerate(self.parts.items())
+            if isinstance(part, Guide)
+        ]
+        return {a: x for u in each for a, x in u.items()}
+
+    def _starts(self, start: Start) -> dict[str, Start]:
+        """What of a start each guide takes."""
+        check_start(start, self)
+        if not isinstance(start, Mapping):
+            return dict.fromkeys(self._guides(), start)
+        flat = flatten(dict(start), "the start")
+        unknown = [a for a in flat if a not in self.addresses]
+        if unknown:
+            raise AddressError(
+                "a start is given for an address that no guide of a combination has.",
+                at=f"init of combine({', '.join(self.parts)})",
+                got=show_addresses(unknown),
+                expected=f"addresses among {show_addresses(self.addresses)}",
+                fix="leave it out, or name it as the model does; a program of your own begins at its own parameters",
+            )
+        return {name: nest({a: flat[a] for a in part.addresses if a in flat}) for name, part in self._guides().items()}
+
+
+_NO_GUIDE = "a part that is no guide has no parameters to begin with."
 
 
 def combine(parts: Mapping[str, Any]) -> Combined:
@@ -133,16 +173,7 @@ def combine(parts: Mapping[str, Any]) -> Combined:
 
 
 def _addresses(part: Any) -> list[Address]:
-    if isinstance(part, Combined):
-        return [a for inner in part.parts.values() for a in _addresses(inner)]
-    return [x.address for x in (*part.latents.real, *part.latents.discrete)] if isinstance(part, Guide) else []
-
-
-def _of(start: Mapping[str, Any], guide: Guide) -> dict[str, Any]:
-    """The values of a start that are at addresses of a guide."""
-    here = _addresses(guide)
-    flat = flatten(dict(start), "the start")
-    return nest({a: x for a, x in flat.items() if a in here})
+    return part.addresses if isinstance(part, Guide) else []
 
 
 def _check_names(params: PyTree, parts: Mapping[str, Any]) -> None:
@@ -174,7 +205,7 @@ def BlockDiagonal(  # noqa: N802 - one of the guides, which are classes
     every = [x.address for x in FullRank(model, data).latents.real]
     named = [[b] if isinstance(b, str) else list(b) for b in blocks or ()]
     parts = {"+".join(map(_name, block)): FullRank(model, data, addresses=block) for block in named}
-    inside = {a for part in parts.values() for a in _addresses(part)}
+    inside = {a for part in parts.values() for a in part.addresses}
     parts |= {_name(a): FullRank(model, data, addresses=[a]) for a in every if a not in inside}
     return combine(parts)
 

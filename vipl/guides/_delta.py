@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from vipl._types import Array, Float, PRNGKeyArray, PyTree
 from vipl.gen._choices import Address, flatten, nest
-from vipl.guides._guide import Guide
+from vipl.guides._guide import ModelGuide
 from vipl.guides._joint import OfLatents, check_joint
 
 
@@ -37,7 +37,7 @@ class Point(OfLatents):
         return jnp.where(jnp.all(same), 0.0, -jnp.inf)
 
 
-class Delta(Guide):
+class Delta(ModelGuide):
     """A point: maximum a posteriori estimation.
 
     q puts all its mass on z = T(u); its density counts as 1, so that the ELBO is log p(z, data), in the model's own

@@ -14,9 +14,9 @@ from jax.example_libraries import stax
 from numpyro.distributions.flows import InverseAutoregressiveTransform
 from numpyro.nn import AutoregressiveNN
 
-from vipl._checks import whole_number
+from vipl._checks import is_integer, whole_number
 from vipl._types import Array, Float, PRNGKeyArray, PyTree
-from vipl.errors import DistributionError
+from vipl.errors import DistributionError, ProgramError
 from vipl.gen import Program
 from vipl.gen._choices import Address
 from vipl.guides._joint import JointGuide
@@ -65,6 +65,16 @@ class Flow(JointGuide):
 
     def _check(self) -> None:
         super()._check()
+        n, hidden = self.latents.size, self.hidden
+        is_tuple = isinstance(hidden, (tuple, list)) and all(is_integer(h) and int(h) >= n for h in hidden)
+        if hidden is not None and not is_tuple:
+            raise ProgramError(
+                "the hidden layers of a flow are too small, or no layers.",
+                at=f"Flow of {self.model.name}",
+                got=f"hidden={hidden!r}",
+                expected=f"a tuple of integers, each at least {n}, the number of coordinates",
+                fix=f"write hidden=({max(32, n)},)",
+            )
         if self.latents.size < 2:
             raise DistributionError(
                 "a flow is asked for a single coordinate.",

@@ -7,30 +7,64 @@ supports whatever the parameters, and whose density is exact.
 from __future__ import annotations
 
 import abc
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vipl._jax import Tracer
-from vipl._types import Array, Float, PRNGKeyArray, PyTree
-from vipl.errors import ChoiceError, ProgramError, show_addresses, show_aval
+from vipl._types import Array, ArrayLike, Float, PRNGKeyArray, PyTree
+from vipl.errors import ChoiceError, ProgramError, shortened, show_address, show_addresses, show_aval
 from vipl.gen import GenerativeFunction, Program
 from vipl.gen._check_arguments import check_source
 from vipl.gen._choices import Address, flatten, match, nest
 from vipl.gen._without_choice import valued
 from vipl.guides._latents import Latents
 from vipl.ir.keys import key_or_first
+from vipl.ir.partition import is_array, is_real
 
 Start = Mapping[str, Any] | str | None
 """Where a guide begins: choices by address, "prior", "uniform" or "zero"."""
 
 _STARTS = ("prior", "uniform", "zero")
 
+_NUM_OTHERS = 4
+"""For how many draws of choices that a guide leaves out its start is tried."""
+
 
 class Guide(abc.ABC):
-    """A variational family: parameters -> a program over the latent choices.
+    """A variational family: parameters -> a program over latent choices. The base of all guides, combinations too.
+
+    Attributes:
+      addresses: of the choices that it samples, as far as they are known without parameters.
+    """
+
+    addresses: list[Address]
+
+    @abc.abstractmethod
+    def __call__(self, params: PyTree) -> Program:
+        """The program of some parameters; may stand wherever a program may.
+
+        Raises:
+          ProgramError: the parameters are not those of the family: another structure, or other shapes.
+        """
+
+    @abc.abstractmethod
+    def init(
+        self, key: PRNGKeyArray | None = None, *, start: Start = None, scale: Float[ArrayLike, ""] = 0.1, **own: PyTree
+    ) -> PyTree:
+        """Parameters to begin with; see `ModelGuide.init`."""
+
+    @abc.abstractmethod
+    def start(self, key: PRNGKeyArray, start: Start = None) -> dict[Address, Array]:
+        """The unconstrained coordinates of each real choice at which the family is centred first; see `init`."""
+
+
+class ModelGuide(Guide):
+    """A family that is made for a model and its data; the base of all but `combine`.
 
     Attributes:
       model: the program that it approximates the posterior of.
@@ -49,6 +83,7 @@ class Guide(abc.ABC):
         Raises:
           ProgramError: the model is not a program with its arguments, or has no latent choices.
           AddressError: an address of the data or of `addresses` is not the model's.
+          ChoiceError: a datum is NaN; see `vipl.partly_observed`.
           DistributionError: a latent choice is of a kind that the family cannot approximate.
         """
         role = type(self).__name__
@@ -56,13 +91,15 @@ class Guide(abc.ABC):
         flatten(dict(data) if isinstance(data, Mapping) else data, f"the data of {role}")
         self.model, self.data, self._addresses = model, dict(data), addresses
         self.latents = Latents(model, self.data, role, addresses)
+        self.addresses = [x.address for x in (*self.latents.real, *self.latents.discrete)]
         self._check()
         fn = self._function()
         fn.__name__ = fn.__qualname__ = f"{role} of {model.name}"
         self._gf = GenerativeFunction(fn)
 
     def __call__(self, params: PyTree) -> Program:
-        """The program of some parameters; may stand wherever a program may."""
+        """See `Guide.__call__`."""
+        self._check_params(params)
         return self._gf(params)
 
     @property
@@ -70,15 +107,17 @@ class Guide(abc.ABC):
         """The keyword arguments that, with model and data, make the guide again."""
         return {"addresses": self._addresses}
 
-    def with_options(self, **options: Any) -> Guide:
+    def with_options(self, **options: Any) -> ModelGuide:
         """The same family for the same model, with other options."""
         return type(self)(self.model, self.data, **self.options | options)
 
     def __repr__(self) -> str:
-        choices = show_addresses([x.address for x in (*self.latents.real, *self.latents.discrete)])
-        return f"{type(self).__name__} of {self.model.name} over {choices}, {self.latents.size} real coordinates"
+        over = f"over {show_addresses(self.addresses)}, {self.latents.size} real coordinates"
+        return f"{type(self).__name__} of {self.model.name} {over}"
 
-    def init(self, key: PRNGKeyArray | None = None, *, start: Start = None, scale: float = 0.1) -> PyTree:
+    def init(
+        self, key: PRNGKeyArray | None = None, *, start: Start = None, scale: Float[ArrayLike, ""] = 0.1
+    ) -> PyTree:
         """Parameters to begin with.
 
         Args:
@@ -97,21 +136,18 @@ class Guide(abc.ABC):
           A pytree of arrays.
 
         Raises:
-          ChoiceError: the log density, or its gradient, is not finite at the start.
+          ProgramError: the start or the scale is something else.
+          AddressError: the start has an address that the guide does not have.
+          ChoiceError: a start lies outside its support; or the log density, or its gradient, is not finite there. Of a
+            guide that leaves choices out, that is asked at four draws of these from the prior: one has to do.
         """
         the_key = key_or_first(key)
+        check_scale(scale, self)
         return self._init(self.start(the_key, start), jnp.asarray(scale, float), the_key)
 
     def start(self, key: PRNGKeyArray, start: Start = None) -> dict[Address, Array]:
-        """The unconstrained coordinates of each real choice at which the family is centred first; see `init`."""
-        if isinstance(start, str) and start not in _STARTS:
-            raise ProgramError(
-                "the start is not known.",
-                at=f"init of {self!r}",
-                got=repr(start),
-                expected=f"choices, or one of {', '.join(map(repr, _STARTS))}",
-                fix='pass start="zero", or values such as {"x": 1.0}',
-            )
+        """See `Guide.start`."""
+        check_start(start, self)
         given = flatten(dict(start), "the start") if isinstance(start, Mapping) else {}
         tries: list[Callable[[], dict[Address, Array]]]
         uniform = [lambda k=k: self._uniform(jax.random.fold_in(key, k)) for k in range(8)]
@@ -122,7 +158,7 @@ class Guide(abc.ABC):
         wrong = None
         for make in tries:
             u = self._with_values(make(), given)
-            wrong = self._what_is_not_finite(u)
+            wrong = self._what_is_not_finite(u, key)
             if wrong is None:
                 return u
         where, what = wrong or ("", "")
@@ -175,15 +211,25 @@ class Guide(abc.ABC):
         values = match(nest(given), found, f"the start of {self!r}", complete=False)
         choices, _ = self.latents.constrain(u)
         moved, _ = self.latents.unconstrain(choices | values)
+        for info in found:
+            address, x = info.site.address, values.get(info.site.address)
+            if x is None or isinstance(moved[address], Tracer) or jnp.all(jnp.isfinite(moved[address])):
+                continue
+            raise ChoiceError(
+                "a start lies outside the support of its site.",
+                at=info.site.at(),
+                got=shortened(np.asarray(x).tolist()),
+                expected="numbers inside the support, not at its edge",
+                fix=f"pass start={{{show_address(address[-1:])}: ...}} with numbers that the site can draw",
+            )
         return moved
 
-    def _what_is_not_finite(self, u: dict[Address, Array]) -> tuple[str, str] | None:
-        """The site whose density or gradient is not finite at u, and what it is.
-
-        None where all is, where u is traced, and where the guide leaves choices out, so that no density is known.
-        """
-        if not u or self.latents.left_out or any(isinstance(x, Tracer) for x in u.values()):
+    def _what_is_not_finite(self, u: dict[Address, Array], key: PRNGKeyArray) -> tuple[str, str] | None:
+        """The site whose density or gradient is not finite at u, and what it is; None where all is, or u is traced."""
+        if not u or any(isinstance(x, Tracer) for x in u.values()):
             return None
+        if self.latents.left_out:
+            return self._not_finite_for_others(u, key)
         addresses = list(u)
         density = lambda values: self.latents.log_density(dict(zip(addresses, values, strict=True)))  # noqa: E731
         value, gradient = jax.jit(jax.value_and_grad(density))(list(u.values()))
@@ -197,3 +243,92 @@ class Guide(abc.ABC):
             if not jnp.all(jnp.isfinite(g)):
                 return x.at, f"a gradient {show_aval(g)} that is not finite"
         return None
+
+    def _not_finite_for_others(self, u: dict[Address, Array], key: PRNGKeyArray) -> tuple[str, str] | None:
+        """As `_what_is_not_finite`, for draws of the choices that are left out."""
+        addresses = list(u)
+
+        def one(key: PRNGKeyArray, values: list[Array]) -> tuple[Array, list[Array]]:
+            drawn = flatten(self.model.simulate(key).choices, self.model.name)
+            others = {a: drawn[a] for a in self.latents.left_out}
+
+            def density(values: list[Array]) -> Array:
+                return self.latents.log_density(dict(zip(addresses, values, strict=True)) | others)
+
+            return jax.value_and_grad(density)(values)
+
+        keys = jax.random.split(key, _NUM_OTHERS)
+        value, gradient = jax.jit(jax.vmap(one, (0, None)))(keys, list(u.values()))
+        if isinstance(value, Tracer):
+            return None
+        finite = [jnp.isfinite(value), *(jnp.isfinite(g).all(range(1, g.ndim)) for g in gradient)]
+        if jnp.any(jnp.all(jnp.stack(finite), 0)):
+            return None
+        return repr(self), f"log densities {np.asarray(value).tolist()} with others from the prior, or their gradients"
+
+    # --- parameters -------------------------------------------------------------------------------------------
+
+    def _shapes(self) -> PyTree:
+        """The shapes of the parameters."""
+        return jax.eval_shape(lambda key: self._init(self._zero(), jnp.ones(()), key), jax.random.key(0))
+
+    @functools.cached_property
+    def _by_path(self) -> dict[str, tuple[int, ...]]:
+        return shapes_by_path(self._shapes())
+
+    def _check_params(self, params: PyTree) -> None:
+        """Raises where the parameters are not those of the family."""
+        given = shapes_by_path(params)
+        if given == self._by_path:
+            return
+        wrong = {p: x for p, x in self._by_path.items() if given.get(p) != x} or self._by_path
+        raise ProgramError(
+            "the parameters are not those of the guide.",
+            at=repr(self),
+            got=show_aval(params) if set(given) == {"params"} else _differences(given, self._by_path),
+            expected=", ".join(f"{p} {list(x)}" for p, x in wrong.items()),
+            fix="begin with guide.init(key), and keep structure and shapes; another model or guide has others",
+        )
+
+
+def _differences(given: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> str:
+    """How parameters differ from those that are wanted."""
+    parts = {
+        "nothing at": [p for p in wanted if p not in given],
+        "also": [p for p in given if p not in wanted],
+        "other shapes": [f"{p} {list(x)}" for p, x in given.items() if wanted.get(p, x) != x],
+    }
+    return "; ".join(f"{what} {', '.join(paths)}" for what, paths in parts.items() if paths)
+
+
+def shapes_by_path(params: PyTree) -> dict[str, tuple[int, ...]]:
+    """The shape of each leaf, by where it stands."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    return {f"params{jax.tree_util.keystr(path)}": np.shape(x) for path, x in leaves}
+
+
+def check_start(start: object, guide: Guide) -> None:
+    """Raises where a start is neither values by address nor one of the words."""
+    if start is None or isinstance(start, Mapping) or (isinstance(start, str) and start in _STARTS):
+        return
+    raise ProgramError(
+        "the start is not known.",
+        at=f"init of {guide!r}",
+        got=shortened(start),
+        expected=f"choices, or one of {', '.join(map(repr, _STARTS))}",
+        fix='pass start="zero", or values such as {"x": 1.0}',
+    )
+
+
+def check_scale(scale: object, guide: Guide) -> None:
+    """Raises where a scale is not a positive number, as far as it is known."""
+    if is_array(scale) and is_real(scale) and np.shape(scale) == ():
+        if isinstance(scale, Tracer) or 0 < np.asarray(scale) < np.inf:
+            return
+    raise ProgramError(
+        "the scale of a start is not a positive number.",
+        at=f"init of {guide!r}",
+        got=shortened(scale),
+        expected="the standard deviation of each coordinate, a positive number",
+        fix="pass scale=0.1",
+    )

@@ -20,13 +20,13 @@ from vipl._checks import whole_number
 from vipl._jax import Tracer
 from vipl._types import Array, Float, PRNGKeyArray, PyTree
 from vipl.analysis.regions import Region
-from vipl.errors import ChoiceError, DistributionError, show_address
+from vipl.errors import ChoiceError, DistributionError, show_address, show_aval
 from vipl.estimators import ImplicitReparam
 from vipl.gen import Estimated, Estimator, Program, gen, sample
 from vipl.gen._choices import Address, nest
 from vipl.gen._estimated import only
 from vipl.guides._gaussian import find_mode, lower_triangular
-from vipl.guides._guide import Guide
+from vipl.guides._guide import ModelGuide
 from vipl.guides._latents import Latents
 
 
@@ -97,7 +97,7 @@ def in_frame(u: Float[Array, " n"], frame: tuple[Array, Array] | None) -> Float[
     return jax.scipy.linalg.solve_triangular(scale_tril, u - loc, lower=True)
 
 
-def check_joint(guide: Guide, latents: Latents) -> None:
+def check_joint(guide: ModelGuide, latents: Latents) -> None:
     """Raises where the choices have no joint density over R^n."""
     role, at = type(guide).__name__, f"{type(guide).__name__} of {guide.model.name}"
     if latents.discrete:
@@ -118,7 +118,23 @@ def check_joint(guide: Guide, latents: Latents) -> None:
         )
 
 
-class JointGuide(Guide):
+def _check_frame(frame: Any, n: int, at: str) -> None:
+    """Raises where a frame is not a place and a triangular scale."""
+    is_pair = isinstance(frame, (tuple, list)) and len(frame) == 2
+    if is_pair and [jnp.shape(x) for x in frame] == [(n,), (n, n)]:
+        scale_tril = frame[1]
+        if isinstance(scale_tril, Tracer) or bool(jnp.all(jnp.diagonal(scale_tril) > 0)):
+            return
+    raise ChoiceError(
+        "the frame of a guide is not a place and a triangular scale.",
+        at=at,
+        got=", ".join(show_aval(jnp.asarray(x)) for x in frame) if is_pair else show_aval(frame),
+        expected=f"(loc, scale_tril), f[{n}] and f[{n},{n}] with a positive diagonal",
+        fix="pass the mean and the Cholesky factor of the covariance of the coordinates",
+    )
+
+
+class JointGuide(ModelGuide):
     """A guide whose real choices have one joint density in the coordinates.
 
     Attributes:
@@ -152,6 +168,8 @@ class JointGuide(Guide):
 
     def _check(self) -> None:
         check_joint(self, self.latents)
+        if self.frame is not None:
+            _check_frame(self.frame, self.latents.size, f"{type(self).__name__} of {self.model.name}")
 
     def _function(self) -> Callable[[PyTree], Any]:
         role = f"{type(self).__name__} of {self.model.name}"
@@ -223,6 +241,9 @@ class Laplace(FullRank):
                 fix="pass start={...} near one; or use FullRank, which needs none",
             )
         return self.of_moments(self.center(self.latents.split(found.loc)), self._in_frame(found.factor))
+
+    def _shapes(self) -> PyTree:
+        return jax.eval_shape(lambda: super(Laplace, self)._init(self._zero(), jnp.ones(()), jax.random.key(0)))
 
     def _in_frame(self, factor: Float[Array, "n n"]) -> Float[Array, "n n"]:
         """The triangular scale of v for u of a factor."""

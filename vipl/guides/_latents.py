@@ -6,14 +6,17 @@ A support may depend on choices before it, so the program itself is run to compu
 its bijection makes of its coordinates, an observed site its datum. Along the order of the sites the Jacobian is
 triangular, which is why the logarithms of the determinants add up.
 
+A choice that only some passes of a loop make (`Site.present`) has coordinates for those alone, and zeros elsewhere.
+
 Invariants: `unconstrain(constrain(u))` is `u`; a choice has the shape that `simulate` gives it, with the leading axes
-of the loops around its site, and its coordinates have the same leading axes.
+of the loops around its site, and its coordinates have the same leading axes, or one axis over the
+passes that are present.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +29,15 @@ from numpyro.distributions.transforms import Transform
 from vipl import _jax
 from vipl._types import Array, Float
 from vipl.distributions._draws import innermost
-from vipl.errors import AddressError, DistributionError, ProgramError, show_address, show_addresses
+from vipl.errors import (
+    AddressError,
+    ChoiceError,
+    DistributionError,
+    ProgramError,
+    shortened,
+    show_address,
+    show_addresses,
+)
 from vipl.gen import Program
 from vipl.gen._choices import Address, check_address, flatten, match
 from vipl.gen._density import is_factor, site_log_prob
@@ -50,6 +61,7 @@ class Latent(NamedTuple):
       dtype: of the choice and of its coordinates.
       at: the site, for messages.
       region: the site's support.
+      present: bool[*loops], which passes of the loops make it; None: all.
     """
 
     address: Address
@@ -59,6 +71,12 @@ class Latent(NamedTuple):
     dtype: Any
     at: str
     region: Any
+    present: np.ndarray | None = None
+
+    @property
+    def passes(self) -> tuple[bool, ...]:
+        """Of each leading axis of the coordinates, whether it is a `vmap`."""
+        return self.loops if self.present is None else (all(self.loops),)
 
     @property
     def size(self) -> int:
@@ -95,7 +113,8 @@ class Latents:
       discrete: those that are integers.
       left_out: the addresses of the latent choices that were not asked for.
       has_random_keys: whether the program has keys of its own, so that its density is random.
-      in_branch: whether a latent site stands in a branch of a `cond`.
+      in_branch: whether a latent site stands in a branch of a `cond`, and it is not known which passes take it.
+      in_place: whether a guide has to draw some choice where its site stands, in its loops and branches.
       computed: whether the parameters of a support depend on latent choices.
     """
 
@@ -110,6 +129,7 @@ class Latents:
 
         Raises:
           AddressError: an address is not one of a latent choice.
+          ChoiceError: a datum is NaN.
           DistributionError: a latent site's support has no bijection, or its values are integers without an end; or a
             support depends on a latent choice that is not among `addresses`.
         """
@@ -118,15 +138,8 @@ class Latents:
         self._found = valued(found)
         self.has_random_keys = any(is_random_key(info.site) for info in found)
         self._given = match(dict(given), self._found, program.name, complete=False)
-        latent = [info for info in self._found if info.site.address not in self._given]
-        if not latent:
-            raise ProgramError(
-                "a program has no latent choices.",
-                at=role,
-                got=f"choices for all sites of {program.name}",
-                expected="at least one site without a datum",
-                fix="leave the latent sites out of the data",
-            )
+        _check_numbers(self._given, self._found, role)
+        latent = _not_given(self._found, self._given, role, program.name)
         unique = {info.site.address: info for info in latent}
         chosen = _chosen(addresses, unique, program.name, role)
         self.left_out = frozenset(a for a in unique if a not in chosen)
@@ -134,8 +147,10 @@ class Latents:
         self.real = tuple(x for x in read if isinstance(x, Latent))
         self.discrete = tuple(x for x in read if isinstance(x, Discrete))
         self._real = frozenset(x.address for x in self.real)
-        self.in_branch = any(info.in_branch for info in latent)
+        self.in_branch = any(info.in_branch and info.present is None for info in latent)
+        self._present = {x.address: x.present for x in self.real if x.present is not None}
         self.computed = self._supports_are_computed(role)
+        self.in_place = self.computed or any(info.in_branch for info in latent)
 
     @property
     def size(self) -> int:
@@ -166,7 +181,8 @@ class Latents:
     def unconstrain(self, choices: Mapping[Address, Array]) -> tuple[dict[Address, Array], Array]:
         """T's inverse: the coordinates by address, and f[], log |det dT/du| there."""
         out = self._run(choices, lambda seen: seen.coordinates, inverse=True)
-        return self._by_address(out.emits), out.totals["log_det"]
+        u = self._by_address(out.emits)
+        return {a: x[self._present[a]] if a in self._present else x for a, x in u.items()}, out.totals["log_det"]
 
     def log_density(self, u: Mapping[Address, Array]) -> Array:
         """f[], log p(T(u), given) + log |det dT/du|: the joint density in the coordinates, factors included."""
@@ -208,6 +224,7 @@ class Latents:
           at_site: (address, the model's distribution there, the parameters there) -> the value; it samples.
         """
         latent = {*self._real, *(x.address for x in self.discrete)}
+        params = {a: jax.tree.map(lambda x, a=a: self._spread(a, x), x) for a, x in params.items()}
 
         def handle(visit: Visit, operands: Sequence[Array], x: Any) -> Outcome:
             site = visit.site
@@ -254,6 +271,7 @@ class Latents:
             (log_p,) = walk(composite.weigh, [*operands[composite.num_draw :], *given], plain)
             return Outcome(given, {"log_p": log_p if weight is None else weight * log_p}, {})
 
+        values = values if inverse else {a: self._spread(a, x) for a, x in values.items()}
         out = self._interpret(values, handle, compose)
         zero = jnp.zeros(())
         return out._replace(totals={"log_det": zero, "log_p": zero} | out.totals)
@@ -278,6 +296,13 @@ class Latents:
             log_det = jnp.sum(bijection.log_abs_det_jacobian(coordinates, value))
         log_p = site_log_prob(site, operands, value, check=coordinates is None) if weigh else zero
         return _Seen(site, d, value, coordinates, log_det, log_p if weight is None else weight * log_p)
+
+    def _spread(self, address: Address, x: Array) -> Array:
+        """What there is for each pass that makes a choice, for all passes of the loops around it."""
+        present = self._present.get(address)
+        if present is None:
+            return x
+        return jnp.zeros((*present.shape, *x.shape[1:]), x.dtype).at[np.nonzero(present)].set(x)
 
     def _by_address(self, emits: dict[Path, Array]) -> dict[Address, Array]:
         return flatten(merge_emits([info for info in self._found if info.path in emits], emits), self.program.name)
@@ -341,11 +366,60 @@ def _taken(values: list[Any]) -> Outcome:
     return Outcome(values, {}, {})
 
 
+def _not_given(found: Sequence[SiteInfo], given: Mapping[Address, Array], role: str, program: str) -> list[SiteInfo]:
+    """The sites without a datum; raises where there is none."""
+    latent = [info for info in found if info.site.address not in given]
+    if not latent:
+        raise ProgramError(
+            "a program has no latent choices.",
+            at=role,
+            got=f"choices for all sites of {program}",
+            expected="at least one site without a datum",
+            fix="leave the latent sites out of the data",
+        )
+    return latent
+
+
+def _check_numbers(given: Mapping[Address, Array], found: Sequence[SiteInfo], role: str) -> None:
+    """Raises where a datum is NaN, as far as data are known, and their densities do not say what NaN means."""
+    for info in found:
+        x = given.get(info.site.address)
+        if x is None or isinstance(x, _jax.Tracer) or not jnp.issubdtype(x.dtype, jnp.floating):
+            continue
+        number = int(np.isnan(np.asarray(x)).sum())
+        if number and not _knows_missing(info):
+            raise ChoiceError(
+                "the data hold NaN.",
+                at=info.site.at(),
+                got=f"{number} NaN among {x.size} numbers",
+                expected=f"numbers alone in the data of {role}",
+                fix="if these are not observed, write program, data = vipl.partly_observed(model, data), and pass both",
+            )
+
+
+def _knows_missing(info: SiteInfo) -> bool:
+    """Whether a site's density may leave data out, by a mask of its own; of `marginal` and `normalize` that is open."""
+    if info.site.distribution is None:
+        return True
+    d = info.site.distribution.combine(info.distribution_avals)
+    while isinstance(d, (dist.Independent, dist.ExpandedDistribution)):
+        d = d.base_dist
+    return isinstance(d, dist.MaskedDistribution) or getattr(d, "observed", None) is not None
+
+
 def _chosen(addresses: Any, unique: Mapping[Address, Any], program: str, role: str) -> list[Address]:
     """The latent addresses that are asked for, in the order of the program."""
     if addresses is None:
         return list(unique)
     at = f"the addresses of {role}"
+    if not isinstance(addresses, Iterable):
+        raise AddressError(
+            "the addresses of a guide are not addresses.",
+            at=at,
+            got=shortened(addresses),
+            expected=f"a string, or a list of some of {program}'s latent addresses {show_addresses(unique)}",
+            fix='write addresses=["x", ("layer", "w")]',
+        )
     wanted = [check_address(a, at) for a in ([addresses] if isinstance(addresses, str) else addresses)]
     chosen = [a for a in unique if any(a[: len(w)] == w for w in wanted)]
     missing = [w for w in wanted if not any(a[: len(w)] == w for a in unique)]
@@ -392,7 +466,9 @@ def _read(info: SiteInfo, role: str) -> Latent | Discrete:
     if isinstance(innermost(d), dist.Delta):
         expected = "latent sites with a density; a computed value is no choice"
         raise _unsupported(site, role, "a point mass, which is no density", expected)
-    return Latent(site.address, shape, info.loop_shape + tuple(coordinates), loops, site.dtype, site.at(), site.support)
+    present = info.present
+    passes = info.loop_shape if present is None else (int(present.sum()),)
+    return Latent(site.address, shape, passes + tuple(coordinates), loops, site.dtype, site.at(), site.support, present)
 
 
 def _values_of(site: Site, d: Any, role: str) -> tuple[int, int]:

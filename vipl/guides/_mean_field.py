@@ -18,14 +18,14 @@ from vipl.estimators import Enumerate, LeaveOneOut, Score
 from vipl.gen import Estimator, Program, sample
 from vipl.gen._choices import Address, flatten, nest
 from vipl.gen._sample import check_estimator
-from vipl.guides._guide import Guide
+from vipl.guides._guide import ModelGuide
 from vipl.guides._latents import Discrete
 
 _FEW = 256
 """The most joint values of a discrete choice that are enumerated."""
 
 
-class MeanField(Guide):
+class MeanField(ModelGuide):
     """Independent choices: Gaussians in unconstrained coordinates, and probabilities of each discrete value.
 
     z = T(u),   u_i ~ N(loc_i, exp(log_scale_i)²);   P(element = v) = softmax(logits)_v of a discrete one.
@@ -73,7 +73,7 @@ class MeanField(Guide):
 
         def function(params: PyTree) -> Any:
             by_address = _by_address(params, type(self).__name__)
-            if latents.computed or latents.in_branch:
+            if latents.in_place:
                 return nest(latents.guided(by_address, at_site))
             bijections = latents.bijections()
             out = {a: _sample_real(a, bijections[a], by_address[a]) for a in bijections}

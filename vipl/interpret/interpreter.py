@@ -78,12 +78,15 @@ class Interpreter(NamedTuple):
       name: what the interpreter does, for messages.
       compose: `(composite, operands, given, path) -> Outcome` takes a composite as a whole; `given` and `emits` have
         one entry for each of its values, at `(*path, number)`. None: only the sites of its `draw` are seen.
+      lanes: `(equation, operands, given, path) -> Outcome | None` takes the lanes of a `vmap` as a whole, or says by
+        None that they are to be interpreted one by one. None: they always are.
     """
 
     handle: Callable[[Visit, Sequence[Array], Any], Outcome]
     in_while: Callable[[list[SiteInfo], Inputs, Array], Inputs] | None
     name: str
     compose: Callable[[Composite, list[Array], list[Any], Path], Outcome] | None = None
+    lanes: Callable[[Eqn, list[Array], Inputs, Path], Outcome | None] | None = None
 
 
 # --- the loop ---------------------------------------------------------------------------------------------
@@ -161,6 +164,10 @@ def _remat_rule(eqn: Eqn, values: list[Array], interpreter: Interpreter, given: 
 
 def _lanes_rule(eqn: Eqn, values: list[Array], interpreter: Interpreter, given: Inputs, path: Path) -> Outcome:
     lane: Lane = eqn.params["lane"]
+    if interpreter.lanes is not None:
+        whole = interpreter.lanes(eqn, values, given, path)
+        if whole is not None:
+            return whole
     check_unordered(eqn.params["jaxpr"], f"{lane.size} lanes of a vmap")
     axes = [0 if m else None for m in lane.mapped]
     mapped = jax.vmap(

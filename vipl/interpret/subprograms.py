@@ -38,6 +38,11 @@ def bind_composite(
     return composite_p.bind(*draw_operands, *weigh_operands, *weights, composite=composite)
 
 
+def bind_whole(composite: Composite, operands: Sequence[Array], *_: object) -> Outcome:
+    """Binds a composite as a part of the program around, as it is; a way to `compose`."""
+    return Outcome(composite_p.bind(*operands, composite=composite), {}, {})
+
+
 def _closed(fn: Callable, *args: ShapedArray) -> tuple[ClosedJaxpr, list[Array]]:
     """The jaxpr of a function with everything that it closes over as its first arguments, and those."""
     jaxpr = jax.make_jaxpr(fn)(*args)

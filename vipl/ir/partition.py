@@ -18,14 +18,20 @@ from vipl._types import ArrayLike, PyTree
 
 
 @dataclass(frozen=True)
-class _Integers:
-    """A concrete integer array, made hashable."""
+class Integers:
+    """A concrete array of integers or booleans, made hashable."""
 
     shape: tuple[int, ...]
     dtype: str
     data: bytes
 
+    @classmethod
+    def of(cls, array: np.ndarray) -> Integers:
+        """An array, made hashable."""
+        return cls(array.shape, array.dtype.str, array.tobytes())
+
     def array(self) -> np.ndarray:
+        """The array."""
         return np.frombuffer(self.data, self.dtype).reshape(self.shape)
 
 
@@ -47,7 +53,7 @@ class Skeleton:
         """Puts the operands back."""
         operands = iter(leaves)
         values = [
-            (value.array() if isinstance(value, _Integers) else value) if kept else next(operands)
+            (value.array() if isinstance(value, Integers) else value) if kept else next(operands)
             for kept, value in self.static
         ]
         return jax.tree.unflatten(self.treedef, values)
@@ -74,8 +80,7 @@ def concrete_integer(leaf: object) -> bool:
 
 def _hashable(leaf: object) -> object:
     if isinstance(leaf, (np.ndarray, jax.Array)) and is_array(leaf):
-        array = np.asarray(leaf)
-        return _Integers(array.shape, array.dtype.str, array.tobytes())
+        return Integers.of(np.asarray(leaf))
     return leaf
 
 

@@ -33,7 +33,7 @@ from vipl import _jax
 from vipl._jax import AxisData, Jaxpr, Params, ShapedArray
 from vipl._types import Array
 from vipl.errors import ControlFlowError, ProgramError, show_address
-from vipl.ir.partition import Skeleton
+from vipl.ir.partition import Integers, Skeleton
 
 _PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 # Frames that are not the user's; programs in the package's own demo are users.
@@ -87,6 +87,7 @@ class Site:
       is_exact: whether its density is exact; only that of a value of a composite may be an estimate.
       finite: the values that one element of a composite's value can take; None: not known, or the source says it.
       scaled: whether the last operand is a weight, f[], that its log density counts with; of a composite, likewise.
+      present: of a site in a branch, bool[*inner loops]: which passes of the loops around it meet it; None: not known.
     """
 
     address: tuple[str, ...]
@@ -103,6 +104,7 @@ class Site:
     finite: tuple[int | float, ...] | None = None
     scaled: bool = False
     log_shape: tuple[int, ...] = ()
+    present: Integers | None = None
 
     def at(self) -> str:
         """The site as messages write it."""

@@ -9,6 +9,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from vipl import _jax
 from vipl._jax import Eqn, Jaxpr, Params, Primitive, ShapedArray
 from vipl.errors import AddressError, show_address
@@ -34,7 +36,7 @@ class SiteInfo(NamedTuple):
       loops: the loops and lanes around it, outermost first; `given` and `emits` have these leading axes.
       occurrence: how many sites of the same address come before it in the program; branches of one `cond` count alike.
       outside_while: how many of the loops are outside the outermost `while` around it; None where there is none.
-      in_branch: whether it stands in a branch of a `cond`.
+      branches: in how many branches of a `cond`, one inside another, it stands.
     """
 
     path: Path
@@ -43,7 +45,18 @@ class SiteInfo(NamedTuple):
     loops: tuple[Loop, ...]
     occurrence: int
     outside_while: int | None
-    in_branch: bool
+    branches: int
+
+    @property
+    def in_branch(self) -> bool:
+        """Whether it stands in a branch of a `cond`."""
+        return self.branches > 0
+
+    @property
+    def present(self) -> np.ndarray | None:
+        """bool[*loops], which passes of the loops meet it; None where that is not known, or all do."""
+        fixed = self.site.present
+        return None if fixed is None or self.branches != 1 else np.broadcast_to(fixed.array(), self.loop_shape)
 
     @property
     def loop_shape(self) -> tuple[int, ...]:
@@ -74,15 +87,15 @@ def list_sites(jaxpr: Jaxpr, path: Path = (), *, whole: bool = False) -> list[Si
       path: where it stands.
       whole: whether a composite counts as its values, each a place, or as the sites of its `draw`.
     """
-    return _walk(jaxpr, path, _Around((), None, False), {}, whole)[0]
+    return _walk(jaxpr, path, _Around((), None, 0), {}, whole)[0]
 
 
 class _Around(NamedTuple):
-    """What stands around a program: loops, how many of them outside the outermost `while`, and whether a branch."""
+    """What stands around a program: loops, how many of them outside the outermost `while`, and how many branches."""
 
     loops: tuple[Loop, ...]
     outside_while: int | None
-    in_branch: bool
+    branches: int
 
 
 class _Child(NamedTuple):
@@ -96,10 +109,10 @@ class _Child(NamedTuple):
 
     def around(self, outside: _Around) -> _Around:
         """What stands around this program in an equation that has `outside` around it."""
-        loops, outside_while, in_branch = outside
+        loops, outside_while, branches = outside
         if self.in_while and outside_while is None:
             outside_while = len(loops)
-        return _Around(loops + self.loops, outside_while, in_branch or self.is_branch)
+        return _Around(loops + self.loops, outside_while, branches + self.is_branch)
 
 
 _Counts = dict[tuple[str, ...], int]  # address -> how many sites of it have been met

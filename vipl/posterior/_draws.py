@@ -7,14 +7,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vipl._checks import whole_number
 from vipl._types import Array, PRNGKeyArray
+from vipl.errors import AddressError, ChoiceError, show_address, show_addresses, show_aval
 from vipl.gen import Program
 from vipl.gen._check_arguments import check_source
 from vipl.gen._choices import Address, flatten, nest
 from vipl.gen._without_choice import valued
 from vipl.ir.keys import as_key
+from vipl.ir.partition import as_array
 
 
 def addresses_of(program: Program) -> list[Address]:
@@ -41,7 +44,8 @@ def predict(
       The choices that were drawn, nested dicts of arrays with a leading axis of n.
 
     Raises:
-      ChoiceError: a given choice does not have the shape of the program's.
+      AddressError: none of the given choices is the program's.
+      ChoiceError: a given choice does not have the shape of the program's, with a leading axis of n.
 
     Example:
       >>> import jax, numpyro.distributions as dist, vipl
@@ -54,7 +58,8 @@ def predict(
     check_source(program, "program", "predict", program=True)
     num_samples = whole_number(num_samples, "num_samples", "predict")
     has = addresses_of(program)
-    flat = flatten(dict(choices), "the choices of predict") if choices else {}
+    flat = flatten({} if choices is None else choices, "the choices of predict")
+    _check_choices(flat, has, num_samples, program.name)
     given = {a: jnp.asarray(x) for a, x in flat.items() if a in has}
 
     def one(key: PRNGKeyArray, given: dict[Address, Array]) -> list[Array]:
@@ -66,6 +71,28 @@ def predict(
     names = list(given)
     out = jax.vmap(lambda k, xs: one(k, dict(zip(names, xs, strict=True))))(keys, list(given.values()))
     return nest(dict(zip([a for a in has if a not in given], out, strict=True)))
+
+
+def _check_choices(flat: Mapping[Address, Any], has: list[Address], num_samples: int, program: str) -> None:
+    """Raises where given choices are none of the program's, or not as many as the draws."""
+    if flat and not any(a in has for a in flat):
+        raise AddressError(
+            "none of the given choices is the program's.",
+            at=f"predict of {program}",
+            got=f"choices at {show_addresses(flat)}",
+            expected=f"some of {show_addresses(has)}",
+            fix="name them as the program does; leave choices out for draws from the prior",
+        )
+    for address, x in flat.items():
+        array = as_array(x)
+        if address in has and (array is None or np.shape(array)[:1] != (num_samples,)):
+            raise ChoiceError(
+                "given choices are not as many as the draws.",
+                at=f"{show_address(address)} of predict of {program}",
+                got=show_aval(x if array is None else jnp.asarray(array)),
+                expected=f"a leading axis of {num_samples}, one choice for each draw",
+                fix="pass num_samples as many as there are choices; repeat one choice by jnp.broadcast_to",
+            )
 
 
 def log_likelihoods(

@@ -47,6 +47,7 @@ def write(
     """See `Posterior.save`."""
     said, arrays = _describe(guide)
     said |= {"version": 1, "model": model, "data": sorted(keyed(flatten(data, "data")))}
+    said |= {"shapes": _shapes(data), "latent": sorted(keyed(dict.fromkeys(guide.addresses)))}
     arrays |= {f"params/{k}": np.asarray(x) for k, x in enumerate(jax.tree.leaves(params))}
     if report is not None:
         r = report
@@ -111,19 +112,34 @@ def read(path: str | pathlib.Path, program: Program, data: Choices) -> tuple[Any
     if said["model"] != program.name or said["data"] != here:
         got = f"{said['model']} given {', '.join(said['data'])}"
         raise _not_loaded(at, got, f"{program.name} given {', '.join(here)}")
+    if said.get("shapes", _shapes(data)) != _shapes(data):
+        raise _not_loaded(at, f"data of shapes {said['shapes']}", f"shapes {_shapes(data)}")
     guide = _guide_of(said, arrays, program, data)
+    latent = sorted(keyed(dict.fromkeys(guide.addresses)))
+    if said.get("latent", latent) != latent:
+        raise _not_loaded(at, f"latent choices {', '.join(said['latent'])}", ", ".join(latent))
+    return guide, _params_of(guide, arrays, at), _report_of(said, arrays)
+
+
+def _shapes(data: Choices) -> dict[str, list[int]]:
+    return {name: list(np.shape(x)) for name, x in sorted(keyed(flatten(data, "data")).items())}
+
+
+def _params_of(guide: Any, arrays: Mapping[str, np.ndarray], at: str) -> PyTree:
     leaves, structure = jax.tree.flatten(guide.init())
     stored = [arrays[f"params/{k}"] for k in range(sum(name.startswith("params/") for name in arrays))]
     if [x.shape for x in leaves] != [x.shape for x in stored]:
         raise _not_loaded(
             at, f"parameters of shapes {[x.shape for x in stored]}", f"shapes {[x.shape for x in leaves]}"
         )
-    params = jax.tree.unflatten(structure, [jnp.asarray(x) for x in stored])
-    report = None
-    if "report" in said:
-        method, converged, steps, seconds, note = said["report"]
-        report = Report(method, arrays["report"], converged, steps, seconds, note)
-    return guide, params, report
+    return jax.tree.unflatten(structure, [jnp.asarray(x) for x in stored])
+
+
+def _report_of(said: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> Report | None:
+    if "report" not in said:
+        return None
+    method, converged, steps, seconds, note = said["report"]
+    return Report(method, arrays["report"], converged, steps, seconds, note)
 
 
 def keyed(flat: Mapping[Address, Any]) -> dict[str, Any]:

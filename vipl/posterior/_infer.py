@@ -7,10 +7,11 @@ the moments of a Gaussian (`vipl.guides._gaussian`).
 
 from __future__ import annotations
 
+import inspect
 import time
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +25,8 @@ from vipl.expectation import Expectation, expectation
 from vipl.fit import fit
 from vipl.gen import Program
 from vipl.gen._check_arguments import check_source
-from vipl.guides import Flow, FullRank, Guide, Laplace, MeanField, Pathfinder, Structured
-from vipl.guides._combine import Combined, combine
+from vipl.guides import Flow, FullRank, Guide, Laplace, MeanField, ModelGuide, Pathfinder, Structured, combine
+from vipl.guides._combine import Combined
 from vipl.guides._gaussian import TOLERANCE, Moments, fit_gaussian, lower_triangular
 from vipl.guides._guide import Start
 from vipl.guides._joint import JointGuide
@@ -33,7 +34,7 @@ from vipl.guides._structured import FoundBlocks
 from vipl.ir.keys import as_key
 from vipl.objectives import elbo, sticking_the_landing
 from vipl.posterior._files import Report
-from vipl.posterior._posterior import Posterior
+from vipl.posterior._posterior import Posterior, check_fits
 
 MOST_COORDINATES = 256
 """The most real coordinates of which a covariance is learned without being asked for."""
@@ -93,10 +94,10 @@ def infer(
       A `Posterior`. A RuntimeWarning says if a stopping rule was not met.
 
     Raises:
-      ProgramError: the model is not a program with its arguments; the guide is not one.
-      AddressError: the data have an address that the model does not have.
+      ProgramError: the model is not a program with its arguments; the guide is not one, or one of other data.
+      AddressError: the data have an address that the model does not have; the guide is over other choices.
       DistributionError: no guide can be made for a latent choice.
-      ChoiceError: the density is not finite at the start.
+      ChoiceError: a datum is NaN (see `vipl.partly_observed`); the density is not finite at the start.
 
     Example:
       >>> import jax, jax.numpy as jnp, numpyro.distributions as dist, vipl
@@ -114,6 +115,8 @@ def infer(
     """
     check_source(model, "model", "infer", program=True)
     key, data = as_key(key), dict(data) if isinstance(data, Mapping) else data
+    num_samples = whole_number(num_samples, "num_samples", "infer")
+    most = None if num_steps is None else whole_number(num_steps, "num_steps", "infer")
     family = _the_guide(model, data, guide)
     begun = time.perf_counter()
     key_gaussian, key_init, key_fit = jax.random.split(key, 3)
@@ -135,11 +138,12 @@ def infer(
         if gaussian is None:
             params = family.init(key_init, start=start)
         else:
+            assert isinstance(family, ModelGuide)
             family = family.with_options(frame=(gaussian.loc, lower_triangular(gaussian.factor)))
             params = family._init(family.latents.split(gaussian.loc), jnp.ones(()), key_init)
         objective = _objective(model, data, family)
         params, values, converged, steps = _stochastic(
-            objective, params, key_fit, optimizer, num_steps, num_samples, progress
+            objective, params, key_fit, optimizer, most, num_samples, progress
         )
         report = Report("stochastic gradients", values, converged, steps, time.perf_counter() - begun)
     if not report.converged:
@@ -156,20 +160,46 @@ def _why(report: Report) -> str:
     return f" ({report.note})" if report.note else ""
 
 
-def _the_guide(model: Program, data: Any, guide: Any) -> Any:
-    if isinstance(guide, Guide | Combined):
-        return guide
-    if guide is not None:
-        made = guide(model, data) if callable(guide) else guide
-        if not isinstance(made, Guide | Combined):
-            raise ProgramError(
-                "the guide of infer is not a guide.",
-                at="vipl.infer",
-                got=type(made).__name__,
-                expected="a guide of vipl.guides, or a function (model, data) -> guide",
-                fix="pass guide=vipl.guides.MeanField; fit a guide of your own by vipl.fit and vipl.objectives.elbo",
-            )
-        return made
+def _the_guide(model: Program, data: Any, guide: Any) -> Guide:
+    """The guide that is asked for; raises where it is none, or one of another model."""
+    if guide is None:
+        return _default_guide(model, data)
+    made = guide
+    if not isinstance(guide, Guide) and callable(guide):
+        _check_makes(guide)
+        made = guide(model, data)
+    if not isinstance(made, Guide):
+        raise ProgramError(
+            "the guide of infer is not a guide.",
+            at="vipl.infer",
+            got=type(made).__name__,
+            expected="a guide of vipl.guides, or a function (model, data) -> guide",
+            fix="pass guide=vipl.guides.MeanField; fit a guide of your own by vipl.fit and vipl.objectives.elbo",
+        )
+    check_fits(made, model, data, "infer")
+    return made
+
+
+def _check_makes(guide: Any) -> None:
+    """Raises where a class or function wants more than a model and its data."""
+    try:
+        signature = inspect.signature(guide)
+    except (TypeError, ValueError):  # of a builtin, which does not say
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError as error:
+        name = getattr(guide, "__name__", type(guide).__name__)
+        raise ProgramError(
+            "the guide of infer wants more than a model and its data.",
+            at="vipl.infer",
+            got=f"{name}: {error}",
+            expected="a function (model, data) -> guide",
+            fix=f"write guide=lambda model, data: vipl.guides.{name}(model, data, ...)",
+        ) from None
+
+
+def _default_guide(model: Program, data: Any) -> Guide:
     free = MeanField(model, data)
     real, discrete = free.latents.real, free.latents.discrete
     if not real or free.latents.in_branch or free.latents.size > MOST_COORDINATES:
@@ -184,20 +214,20 @@ def _the_guide(model: Program, data: Any, guide: Any) -> Any:
     )
 
 
-def _has_gaussian(guide: Any) -> bool:
+def _has_gaussian(guide: Any) -> TypeGuard[ModelGuide]:
     """Whether the guide is over all latent choices, which are real and not too many."""
     if not isinstance(guide, JointGuide | MeanField) or getattr(guide, "frame", None) is not None:
         return False
     return _is_whole(guide) and guide.latents.size <= MOST_COORDINATES
 
 
-def _is_whole(guide: Guide) -> bool:
+def _is_whole(guide: ModelGuide) -> bool:
     """Whether the guide is over all latent choices, with one density of them."""
     latents = guide.latents
     return not (latents.discrete or latents.left_out or latents.in_branch or latents.has_random_keys)
 
 
-def _gaussian(guide: Guide, start: Start, key: PRNGKeyArray) -> Moments:
+def _gaussian(guide: ModelGuide, start: Start, key: PRNGKeyArray) -> Moments:
     latents = guide.latents
 
     @jax.jit
@@ -224,7 +254,7 @@ def _natural(found: Moments | FoundBlocks, seconds: float) -> Report:
     return Report("natural gradients", np.asarray(found.bounds[:taken]), converged, taken, seconds, note)
 
 
-def _of_gaussian(guide: Guide, found: Moments, seconds: float) -> tuple[PyTree, Report]:
+def _of_gaussian(guide: ModelGuide, found: Moments, seconds: float) -> tuple[PyTree, Report]:
     report = _natural(found, seconds)
     if isinstance(guide, FullRank):
         return guide.of_moments(found.loc, lower_triangular(found.factor)), report
@@ -256,9 +286,7 @@ def _stochastic(
     progress: bool,
 ) -> tuple[PyTree, np.ndarray, bool, int]:
     """Parameters, estimates of the bound, whether the rule was met, and the steps taken."""
-    most = whole_number(
-        num_steps if num_steps is not None else (20_000 if optimizer is None else 5_000), "num_steps", "infer"
-    )
+    most = num_steps if num_steps is not None else (20_000 if optimizer is None else 5_000)
     options: dict[str, Any] = {"num_samples": num_samples, "progress": progress}
     if optimizer is not None:
         done = fit(objective, params, optimizer, key=key, num_steps=most, **options)

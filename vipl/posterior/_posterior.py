@@ -18,11 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from vipl._checks import whole_number
+from vipl._jax import Tracer
 from vipl._types import Array, Float, PRNGKeyArray, PyTree
-from vipl.errors import AddressError, ProgramError, show_address, show_addresses
+from vipl.errors import AddressError, ProgramError, shortened, show_address, show_addresses, show_aval
 from vipl.gen import Program
+from vipl.gen._check_arguments import check_source
 from vipl.gen._choices import Address, Choices, flatten, nest
-from vipl.guides import Guide
+from vipl.guides import Guide, ModelGuide
 from vipl.guides._combine import Combined
 from vipl.ir.keys import as_key, key_or_first
 from vipl.posterior._draws import addresses_of, log_likelihoods, predict
@@ -49,12 +51,14 @@ class Improved:
 
     def sample(self, key: PRNGKeyArray, num_samples: int = 1000) -> Choices:
         """Draws with replacement by the weights."""
+        num_samples = whole_number(num_samples, "num_samples", "Improved")
         log_weights = jnp.asarray(self.weights.log_weights)
         index = jax.random.categorical(as_key(key), log_weights, shape=(num_samples,))
         return jax.tree.map(lambda x: x[index], self.choices)
 
     def expectation(self, fn: Callable[[Choices], PyTree]) -> PyTree:
         """Σ_i w_i fn(z_i)."""
+        _check_function(fn, "expectation of weighted draws")
         weights = jnp.asarray(np.exp(self.weights.log_weights))
         return jax.tree.map(lambda x: jnp.tensordot(weights.astype(x.dtype), x, 1), jax.vmap(fn)(self.choices))
 
@@ -79,6 +83,52 @@ class Improved:
         )
 
 
+def check_fits(guide: Guide, model: Program, data: Choices, who: str) -> None:
+    """Raises where a guide is known to be over other choices than a model's latent ones, or made with other data."""
+    latent = [info.site.address for info in model.unknown(data)]
+    unknown = [a for a in guide.addresses if a not in latent]
+    if unknown:
+        raise AddressError(
+            "the guide is over choices that are not latent in the model.",
+            at=f"{who} of {model.name}",
+            got=f"{show_addresses(unknown)} of {guide!r}",
+            expected=f"some of {model.name}'s latent addresses {show_addresses(dict.fromkeys(latent))}",
+            fix="make the guide for this model: guide=lambda model, data: vipl.guides.FullRank(model, data)",
+        )
+    if isinstance(guide, Combined):
+        for part in guide.parts.values():
+            if isinstance(part, Guide):
+                check_fits(part, model, data, who)
+    if isinstance(guide, ModelGuide) and not _same(guide.data, data):
+        raise ProgramError(
+            "the guide was made with other data.",
+            at=f"{who} of {model.name}",
+            got=f"data of {guide!r} that differ from those of {who}",
+            expected="one model and the same data in both",
+            fix="make the guide for these data: guide=lambda model, data: vipl.guides.FullRank(model, data)",
+        )
+
+
+def _same(a: Choices, b: Choices) -> bool:
+    """Whether data are the same numbers, as far as they are known."""
+    one, other = flatten(a, "data"), flatten(b, "data")
+    if one.keys() != other.keys():
+        return False
+    pairs = [(one[k], other[k]) for k in one if not isinstance(one[k], Tracer) and not isinstance(other[k], Tracer)]
+    return all(x is y or np.array_equal(np.asarray(x), np.asarray(y), equal_nan=True) for x, y in pairs)
+
+
+def _check_function(fn: object, at: str) -> None:
+    if not callable(fn):
+        raise ProgramError(
+            "what is to be averaged is not a function.",
+            at=at,
+            got=shortened(fn),
+            expected="a function of the latent choices, a dict by address",
+            fix='write expectation(lambda z: z["x"])',
+        )
+
+
 @dataclass(frozen=True)
 class Posterior:
     """A fitted guide; made by `vipl.infer`.
@@ -93,9 +143,24 @@ class Posterior:
 
     model: Program
     data: Choices
-    guide: Guide | Combined
+    guide: Guide
     params: PyTree
     report: Report | None = None
+
+    def __post_init__(self) -> None:
+        """Raises where it is not a model with data, a guide for them, and parameters of that."""
+        check_source(self.model, "model", "Posterior", program=True)
+        flatten(self.data, "the data of Posterior")
+        if not isinstance(self.guide, Guide):
+            raise ProgramError(
+                "the guide of a posterior is not a guide.",
+                at="Posterior",
+                got=show_aval(self.guide),
+                expected="a guide of vipl.guides, made for the model and its data",
+                fix="write vipl.Posterior(model, data, guide, params); the guide is the family, params are its own",
+            )
+        check_fits(self.guide, self.model, self.data, "Posterior")
+        self.guide(self.params)
 
     def __repr__(self) -> str:
         return f"Posterior of {self.model.name} given {show_addresses(flatten(self.data, 'data'))} by {self.guide!r}"
@@ -132,6 +197,7 @@ class Posterior:
         """
         key_draw, key_predict = jax.random.split(as_key(key))
         program = self.model if program is None else program
+        check_source(program, "program", "Posterior.predict", program=True)
         drawn = self.sample(key_draw, num_samples)
         has = addresses_of(program)
         if not any(a in has for a in flatten(drawn, "draws")):
@@ -148,6 +214,7 @@ class Posterior:
         self, fn: Callable[[Choices], PyTree], key: PRNGKeyArray | None = None, num_samples: int = 10_000
     ) -> PyTree:
         """The mean of a function of the latent choices over draws; its error is its deviation / sqrt(num_samples)."""
+        _check_function(fn, f"expectation of {self!r}")
         drawn = self.sample(key_or_first(key), num_samples)
         return jax.tree.map(lambda x: jnp.mean(x, axis=0), jax.vmap(fn)(drawn))
 
@@ -173,6 +240,7 @@ class Posterior:
           AddressError: a choice of the program is neither the posterior's nor given.
         """
         program, data = self.model if program is None else program, self.data if data is None else data
+        check_source(program, "program", "Posterior.log_likelihood", program=True)
         the_key = key_or_first(key)
         draws = self.sample(the_key, num_samples)
         return self._log_likelihood(jax.random.fold_in(the_key, 1), program, data, draws)
@@ -209,10 +277,11 @@ class Posterior:
 
         Args:
           key: PRNG key.
-          num_samples: how many draws.
+          num_samples: how many draws, 25 or more: a tail is fitted to the largest fifth of the weights.
 
         Reference: Vehtari et al. (2024), "Pareto smoothed importance sampling".
         """
+        num_samples = whole_number(num_samples, "num_samples", "Posterior.improve", least=25)
         drawn, log_p, log_q = self._draw(key, num_samples)
         return Improved(drawn, smooth(log_p - log_q), jnp.mean(log_p - log_q), jnp.std(log_p - log_q))
 
@@ -227,9 +296,13 @@ class Posterior:
         improved = self.improve(key_or_first(key), num_samples)
         weights = np.exp(improved.weights.log_weights)
         rows = []
+        there = {info.site.address: info.present for info in self.model.staged()[1]}
         for address, x in flatten(improved.choices, "draws").items():
             flat = np.asarray(x, np.float64).reshape(num_samples, -1)
+            present = there.get(address)
             for k, index in enumerate(np.ndindex(x.shape[1:])):
+                if present is not None and not present[index[: present.ndim]]:
+                    continue
                 column = flat[:, k]
                 mean, sd = column.mean(), column.std()
                 moved = (weights @ column - mean) / sd if sd > 0 else 0.0
@@ -278,6 +351,7 @@ class Posterior:
         """
         import arviz_base
 
+        self._check_named(dims)
         keys = jax.random.split(key_or_first(key), 4)
         drawn, log_p, log_q = self._draw(keys[0], num_samples)
         groups: dict[str, Any] = {
@@ -301,6 +375,19 @@ class Posterior:
             trees["constant_data"] = {k: np.asarray(x) for k, x in constant_data.items()}
         trees = {name: tree for name, tree in trees.items() if tree}
         return arviz_base.from_dict(trees, coords=dict(coords or {}), dims=dict(dims or {}))
+
+    def _check_named(self, dims: Mapping[str, Any] | None) -> None:
+        """Raises where dimensions are named of an address that there is not."""
+        known = _variables(dict.fromkeys(addresses_of(self.model)))
+        unknown = [name for name in dims or () if name not in known]
+        if unknown:
+            raise AddressError(
+                "dimensions are named for an address that the model does not have.",
+                at=f"to_arviz of {self!r}",
+                got=", ".join(map(repr, unknown)),
+                expected=f"names among {', '.join(map(repr, known))}",
+                fix='name them by address, as in dims={"z": ["school"]}; nested addresses are joined by "."',
+            )
 
     def plot_fit(self, ax: Any = None) -> Any:
         """Draws the estimates of the bound against the steps; returns matplotlib's axes."""
@@ -384,5 +471,6 @@ def load(path: str | pathlib.Path, program: Program, data: Choices) -> Posterior
     Raises:
       ProgramError: the file is not a posterior's; or it is that of another model, or of latent choices of other shapes.
     """
+    check_source(program, "program", "vipl.load", program=True)
     guide, params, report = read(path, program, data)
     return Posterior(program, data, guide, params, report)
