@@ -277,8 +277,10 @@ line = counties["infer"]["intercept"].mean() + counties["infer"]["uranium"].mean
 axes.plot(line, "_", color="grey", markersize=14, label="by uranium alone")
 axes.plot(own, "kx", markersize=5, label="mean of the county's houses")
 axes.set_xticks(range(houses.size), houses)
-axes.set(xlabel="houses in the county", ylabel="log radon in the basement", title="Levels of the counties")
-axes.legend(fontsize=8)
+axes.set(
+    xlabel="houses in the county", ylabel="log radon in the basement", title="Levels of the counties", ylim=(-2.0, 3.0)
+)
+axes.legend(fontsize=8, ncols=2, loc="lower left")
 figure.tight_layout()
 
 # %% [markdown]

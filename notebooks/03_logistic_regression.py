@@ -61,8 +61,7 @@ by_shape.summary()
 #
 # `to_arviz` has the draws, the posterior predictive and the log likelihood of each row. ArviZ's calibration plot
 # draws predictions against outcomes: where the model says 0.3, three of ten tumours should be malignant, which is
-# the diagonal. The band is where the curve of a model that is right would be. **Look at** whether the curve leaves
-# the band.
+# the diagonal. **Look at** whether the diagonal lies inside the band.
 
 # %%
 trees = {name: posterior.to_arviz(key, prior=False) for name, posterior in {"size": by_size, "shape": by_shape}.items()}
