@@ -694,7 +694,7 @@ EDITS: list[Edit] = [
     ),
     *_in(
         "vipl/guides/_structured.py",
-        ("every density has the structure", "jnp.all(jnp.abs(product - read)", "jnp.any(jnp.abs(product - read)",
+        ("every density has the structure", "jnp.all(jnp.abs(product - read)", "jnp.all(jnp.abs(read - read)",
          "test_structured.py -k told"),
     ),
     *_in(
