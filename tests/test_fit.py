@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import re
 import signal
 import sys
 import types
@@ -641,6 +642,31 @@ def test_the_host_is_told_of_all_lanes_in_one_call():
             return str(jax.make_jaxpr(estimate)(PHI)).count("debug_callback[")
 
     assert 0 < count(3) == count(30)
+
+
+def test_the_parameters_of_a_site_that_is_not_finite_are_told():
+    """Of a scalar the number, of few numbers all, of many their range; and no parameters of a factor."""
+
+    @vipl.gen
+    def model(phi):
+        vipl.sample("z", dist.Gamma(phi["a"], jnp.arange(1.0, 7.0)).to_event(1))
+        vipl.factor("f", jnp.log(phi["b"]))
+
+    @vipl.expectation
+    def objective(phi):
+        return model(phi).assess({"z": phi["z"]}).log_prob
+
+    text = r'"z" in model \(test_fit.py:\d+\): a parameter .* is nan. Its parameters are (.*)\. The parameters'
+    phi = {"a": jnp.array([0.5, jnp.nan, 1.5, 2.0, 2.5, 3.0]), "z": jnp.ones(6), "b": 1.0}
+    with pytest.warns(RuntimeWarning, match=text) as told:
+        quiet(objective, phi, optax.sgd(0.1), num_steps=2)
+    found = re.search(text, str(told[0].message))
+    assert found[1] == "concentration = 0.5 to 3 (6 numbers, 1 not finite), rate = 1 to 6 (6 numbers)"
+    with pytest.warns(RuntimeWarning, match='"f" in model .*: its log density is nan. The parameters'):
+        quiet(objective, phi | {"a": jnp.ones(6), "b": -1.0}, optax.sgd(0.1), num_steps=2)
+    wide = vipl.expectation(lambda m: vipl.sample("x", dist.Normal(m, jnp.array([1.0, -jnp.inf]))).sum())
+    with pytest.warns(RuntimeWarning, match=r"Its parameters are loc = .*, scale = \[1.0, -inf\]\. The"):
+        quiet(wide, 0.3, optax.sgd(0.1), num_steps=2)
 
 
 @jax.jit

@@ -623,6 +623,21 @@ EDITS: list[Edit] = [
         ("everything is observed", "observed=observed,", "observed=True,", "test_tells.py -k table_of_a_program"),
         ("an address is markup", "map(html.escape, row)", "map(str, row)", "test_tells.py -k aligned"),
     ),
+    # --- what fit warns of -------------------------------------------------------------------------------------
+    *_in(
+        "vipl/fit/_rows.py",
+        ("lanes count together", "abs(float(s)) / here[k].count", "abs(float(s))",
+         "test_fit_rows.py -k 'once and lanes'"),
+        ("rows are what does not grow", "here[k].size != there[k].size", "here[k].size == there[k].size",
+         "test_fit_rows.py -k 'once and vector'"),
+        ("all rows that are there are told of", "counts[a] > 0 and abs(", "counts[a] > 0 or abs(",
+         "test_fit_rows.py -k 'weighed and hand'"),
+    ),
+    *_in(
+        "vipl/ir/probe.py",
+        ("a parameter is shown without its name", "names[id(value)] = name", "names[id(name)] = name",
+         "test_fit.py -k parameters_of_a_site"),
+    ),
     # --- data with holes ---------------------------------------------------------------------------------------
     *_in(
         "vipl/gen/_partly.py",

@@ -62,6 +62,7 @@ from vipl.fit._steps import (
     first_state,
     kind_of_cause,
     number_of_cause,
+    rows_that_count_once,
     what_is_not_finite,
 )
 from vipl.fit._watch import Watch
@@ -195,6 +196,9 @@ def fit(
         `num_steps` in all, and ends where it would have ended, bit for bit.
       checkpoint_every: about after how many seconds a checkpoint is written; one is written at the end, too.
 
+    With `batch_size`, a RuntimeWarning says where the rows of a batch count as often as what all rows share, so that
+    n / b is forgotten; it looks at programs whose sites of rows are vectors or lanes, once, as the fit begins.
+
     Returns:
       A `Fit`. Where the value, the gradient or the update is not finite, nothing is replaced: a RuntimeWarning names
       the step and, where it is found, the site; `params` stay those before it. An interrupt (Ctrl-C) ends the fit with
@@ -261,11 +265,26 @@ def fit(
         begun = store.restored(job, key, begun, _state_of(job, key, begun), feed, stop)
     taken = _most(begun.stopped)
     feed.begin(taken)
+    _warn_of_rows(job, key, begun, data)
     done = _Done(job, begun, _state_of(job, key, begun), recorded(job, vars(begun), taken), stop)
     if store is None:
         return _run(key, done, feed, watch, None, progress)
     with contextlib.closing(store):
         return _run(key, done, feed, watch, store, progress)
+
+
+def _warn_of_rows(job: Job, key: PRNGKeyArray, begun: Fit, data: PyTree) -> None:
+    """Warns where the rows of a batch count once, and stand for more rows of the data; as a fit begins."""
+    n, b = begun.batches or (0, 0)
+    begins = b < n and _most(begun.stopped) == 0
+    found = rows_that_count_once(job, key, begun.params, begun.state, data) if begins else None
+    if found is not None:
+        rows, shared = found
+        _warn(
+            f"vipl.fit: each of the {b} rows of a batch counts once at {rows}, as does {shared}, which all {n} rows "
+            f"share: {b} rows then stand for themselves alone, and the posterior is that of {b} rows. Write "
+            f"vipl.scaled(source, n / b) at the site of the rows, here n / b = {n / b:.6g}."
+        )
 
 
 def _begin(job: Job, key: PRNGKeyArray, params: PyTree, state: PyTree, batches: tuple[int, int] | None) -> Fit:

@@ -24,6 +24,7 @@ from vipl.cache.programs import keep
 from vipl.expectation import Expectation
 from vipl.fit._check import check_new_state
 from vipl.fit._parts import FROZEN, Owners, own, put
+from vipl.fit._rows import unscaled_rows
 from vipl.ir.keys import fold_tag, is_key
 from vipl.ir.probe import probing
 
@@ -342,6 +343,28 @@ def what_is_not_finite(job: Job, key: PRNGKeyArray, state: State, args: Args) ->
         jax.block_until_ready(jax.jit(run)(state))
         jax.effects_barrier()
     return report.sentence(of_derivative=CAUSES[kind_of_cause(state.cause)] == "the gradient")
+
+
+def rows_that_count_once(
+    job: Job, key: PRNGKeyArray, params: PyTree, model: PyTree, data: PyTree
+) -> tuple[str, str] | None:
+    """A site of rows that count once, and one that all rows share; see `vipl.fit._rows`. None where none is found."""
+    assert job.batch_size is not None
+    if job.num_restarts is not None:
+        params, model = jax.tree.map(lambda x: x[0], (params, model))
+    for number in range(len(job.objectives)):
+
+        def value(key: PRNGKeyArray, params: PyTree, batch: PyTree, number: int = number) -> Array:
+            part = own(job.owners, params, number)
+            return _value_anew(job, number, key, params, model, (batch,), part)
+
+        try:
+            found = unscaled_rows(value, _key_of(job, number, key, jnp.uint32(0)), params, data, job.batch_size)
+        except Exception:  # it takes no other number of rows, say; the fit itself tells what is wrong
+            continue
+        if found is not None:
+            return found
+    return None
 
 
 def _value_anew(

@@ -36,6 +36,7 @@ from vipl.interpret.subprograms import rewrite
 from vipl.ir.functions import check_function
 from vipl.ir.partition import partition, python_integer
 from vipl.ir.primitives import Path, Site, split_weight, user_frame
+from vipl.ir.probe import tally_sites
 from vipl.ir.sites import SiteInfo, check_unique, list_sites
 from vipl.ir.stage import Staged, stage_program
 
@@ -273,7 +274,10 @@ class Program(Source):
                 return Drawn()
             return Given(value, density_inside if site.address in surely_inside else density)
 
+        tallied = tally_sites(valued(found))
+
         def total(sites, log_prob, is_given):
+            log_prob = tallied(sites[0], log_prob)
             weighs = all(is_factor(s) or counts(s.address, is_given) for s in sites)
             return {"log_prob": log_prob} | ({"log_w": log_prob} if weighs else {})
 

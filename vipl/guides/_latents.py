@@ -143,9 +143,7 @@ class Latents:
         unique = {info.site.address: info for info in latent}
         chosen = _chosen(addresses, unique, program.name, role)
         self.left_out = frozenset(a for a in unique if a not in chosen)
-        read = [_read(unique[a], role) for a in chosen]
-        self.real = tuple(x for x in read if isinstance(x, Latent))
-        self.discrete = tuple(x for x in read if isinstance(x, Discrete))
+        self.real, self.discrete = _read_all([unique[a] for a in chosen], role)
         self._real = frozenset(x.address for x in self.real)
         self.in_branch = any(info.in_branch and info.present is None for info in latent)
         self._present = {x.address: x.present for x in self.real if x.present is not None}
@@ -443,6 +441,12 @@ def _aligned(leaf: Array, latent: Latent) -> Array:
     """A parameter of a support, stacked over the loops, in a shape that broadcasts against the whole choice."""
     loops, own = leaf.shape[: len(latent.loops)], leaf.shape[len(latent.loops) :]
     return leaf.reshape(*loops, *(1,) * (len(latent.shape) - leaf.ndim), *own)
+
+
+def _read_all(chosen: Sequence[SiteInfo], role: str) -> tuple[tuple[Latent, ...], tuple[Discrete, ...]]:
+    """What a guide has to know of its sites: of the real ones, and of those of integers."""
+    read = [_read(info, role) for info in chosen]
+    return tuple(x for x in read if isinstance(x, Latent)), tuple(x for x in read if isinstance(x, Discrete))
 
 
 def _read(info: SiteInfo, role: str) -> Latent | Discrete:
