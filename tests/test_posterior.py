@@ -18,6 +18,7 @@ from vipl import guides, sample
 from vipl.errors import AddressError, ChoiceError, ProgramError
 from vipl.gen._choices import flatten
 from vipl.guides._gaussian import MOST_SKIPPED, fit_gaussian, lower_triangular
+from vipl.guides._structured import fit_blocks
 from vipl.posterior import Improved
 from vipl.posterior._psis import smooth
 
@@ -101,13 +102,14 @@ def test_the_fit_does_not_depend_on_units(key):
     np.testing.assert_allclose(other.factor * scales[:, None], plain.factor, rtol=1e-6, atol=1e-9)
 
 
-def test_a_fit_whose_steps_are_all_skipped_has_not_converged(key):
+@pytest.mark.parametrize("fit", [fit_gaussian, lambda density, u, key: fit_blocks(density, (((2,), ()),), u, key)])
+def test_a_fit_whose_steps_are_all_skipped_has_not_converged(fit, key):
     """A density that is finite everywhere, with a derivative that is NaN everywhere."""
 
     def density(u):
         return -jnp.sum(u**2) / 2 + jnp.sum(jnp.sqrt(u - u))
 
-    found = fit_gaussian(density, jnp.ones(2), key)
+    found = fit(density, jnp.ones(2), key)
     assert found.num_average == 0
     assert found.skipped == MOST_SKIPPED
     assert found.error == jnp.inf

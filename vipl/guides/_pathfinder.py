@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from jax import lax
 
 from vipl._checks import whole_number
 from vipl._jax import Tracer
-from vipl._types import Array, Float, PRNGKeyArray, PyTree
+from vipl._types import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 from vipl.errors import ChoiceError
 from vipl.estimators import LeaveOneOut, Score
 from vipl.gen import Program
@@ -89,7 +90,9 @@ class Pathfinder(JointGuide):
         components = dist.MultivariateNormal(params["loc"], scale_tril=params["scale_tril"])
         return dist.MixtureSameFamily(dist.Categorical(logits=jnp.zeros(self.num_paths)), components)
 
-    def init(self, key: PRNGKeyArray | None = None, *, start: Start = None, scale: float = 0.1) -> PyTree:
+    def init(
+        self, key: PRNGKeyArray | None = None, *, start: Start = None, scale: Float[ArrayLike, ""] = 0.1
+    ) -> PyTree:
         """The parameters that the paths find; see `Guide.init`.
 
         Args:
@@ -128,7 +131,12 @@ class Pathfinder(JointGuide):
         return {"loc": loc, "scale_tril": scale_tril}
 
     def _init(self, u: dict[Address, Array], scale: Float[Array, ""], key: PRNGKeyArray) -> PyTree:
-        return self.init(key, start=nest(self.latents.constrain(u)[0]), scale=float(scale))
+        return self.init(key, start=nest(self.latents.constrain(u)[0]), scale=scale)
+
+    def _shapes(self) -> PyTree:
+        n = self.latents.size
+        array = functools.partial(jax.ShapeDtypeStruct, dtype=self.latents.join(self._zero()).dtype)
+        return {"loc": array((self.num_paths, n)), "scale_tril": array((self.num_paths, n, n))}
 
     def _path(self, start: Float[Array, " n"], key: PRNGKeyArray) -> Found:
         density = lambda u: self.latents.log_density(self.latents.split(u))  # noqa: E731

@@ -28,7 +28,7 @@ from vipl.guides._blocks import (
     to_vector,
     unit_precision,
 )
-from vipl.guides._gaussian import LEAST_STEPS, RATES, SEARCH_STEPS, STALLS, TOLERANCE, pairs
+from vipl.guides._gaussian import LEAST_STEPS, MOST_SKIPPED, RATES, SEARCH_STEPS, STALLS, TOLERANCE, pairs
 from vipl.guides._joint import JointGuide
 
 _MOST_NUMBERS = 2**20
@@ -157,10 +157,15 @@ class _State(NamedTuple):
     logs: Array
     skipped: Array
 
+    def num_average(self) -> Int[Array, ""]:
+        """Steps taken in the average."""
+        return jnp.where(self.phase == 2, self.count - self.num_search, 0)
+
     def error(self) -> Float[Array, ""]:
-        """The largest standard error of an average of so many independent steps."""
-        taken = jnp.maximum(self.count - self.num_search, 1)
-        return jnp.sqrt(jnp.maximum(jnp.max(self.moves), jnp.max(self.logs)) / taken)
+        """The largest standard error of an average of so many independent steps; infinite for too few of them."""
+        taken = self.num_average()
+        error = jnp.sqrt(jnp.maximum(jnp.max(self.moves), jnp.max(self.logs)) / jnp.maximum(taken, 1))
+        return jnp.where(taken < LEAST_STEPS, jnp.inf, error)
 
 
 def fit_blocks(
@@ -206,8 +211,9 @@ def fit_blocks(
         return jnp.mean(jax.vmap(log_density)(q.of_noise(noise))) + entropy
 
     def goes_on(s: _State) -> Bool[Array, ""]:
-        tried = s.count - s.num_search + s.skipped
-        return (s.phase < 2) | ((tried < max_steps) & ((tried < LEAST_STEPS) | (s.error() > tolerance)))
+        tried = s.num_average() + s.skipped
+        usable = s.skipped < MOST_SKIPPED + s.num_average()
+        return (s.phase < 2) | ((tried < max_steps) & usable & (s.error() > tolerance))
 
     def body(s: _State) -> _State:
         number = jnp.where(s.phase == 2, SEARCH_STEPS + s.count + s.skipped, s.stalls)

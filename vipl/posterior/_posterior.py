@@ -84,7 +84,11 @@ class Improved:
 
 
 def check_fits(guide: Guide, model: Program, data: Choices, who: str) -> None:
-    """Raises where a guide is known to be over other choices than a model's latent ones, or made with other data."""
+    """Raises where a guide is known to be over other choices than a model's latent ones, or made with other data.
+
+    A guide may be made for a program of its own, which has no data, such as that of the parameters alone; `infer` fits
+    the density that the guide is made for, which therefore has to be the model's there.
+    """
     latent = [info.site.address for info in model.unknown(data)]
     unknown = [a for a in guide.addresses if a not in latent]
     if unknown:
@@ -99,7 +103,7 @@ def check_fits(guide: Guide, model: Program, data: Choices, who: str) -> None:
         for part in guide.parts.values():
             if isinstance(part, Guide):
                 check_fits(part, model, data, who)
-    if isinstance(guide, ModelGuide) and not _same(guide.data, data):
+    if isinstance(guide, ModelGuide) and (guide.data or who == "infer") and not _same(guide.data, data):
         raise ProgramError(
             "the guide was made with other data.",
             at=f"{who} of {model.name}",
