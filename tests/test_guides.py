@@ -9,9 +9,11 @@ import pytest
 from jax import lax
 
 import vipl
+from tests.helpers.jaxprs import sizes as of_primitive
 from vipl import guides, sample
 from vipl.errors import AddressError, ChoiceError, DistributionError, ProgramError
 from vipl.gen._choices import flatten, nest
+from vipl.guides._gaussian import Density
 from vipl.guides._latents import Latents
 from vipl.testing import assert_unbiased
 
@@ -396,3 +398,40 @@ def test_what_a_guide_refuses(what):
         call()
     assert len(str(caught.value).splitlines()) == 5
     assert "fix:" in str(caught.value)
+
+
+@pytest.mark.parametrize("sizes", [(3,), (2, 20, 3), (20, 2), (2, 2, 30), (9, 8, 8)], ids=str)
+def test_a_hessian_in_blocks_is_the_hessian(sizes, key):
+    """Whichever part is the largest, and wherever it stands."""
+    weights = jax.random.normal(key, (sum(sizes), sum(sizes)))
+
+    def of_parts(parts):
+        u = jnp.concatenate(parts)
+        return jnp.sum(jnp.tanh(weights @ u) ** 2) + jnp.prod(parts[0]) * jnp.sum(jnp.sin(parts[-1]))
+
+    density = Density(of_parts, sizes)
+    u = jax.random.normal(jax.random.fold_in(key, 1), (sum(sizes),))
+    gradient, hessian = jax.jit(density.derivatives)(u)
+    np.testing.assert_allclose(gradient, jax.grad(density)(u), rtol=1e-10)
+    np.testing.assert_allclose(hessian, jax.hessian(density)(u), rtol=1e-8, atol=1e-8)
+
+
+def test_what_the_largest_part_does_not_enter_is_not_differentiated_along_it():
+    """A Cholesky factor of two numbers, and 80 coordinates beside it."""
+    x = jnp.linspace(0.0, 1.0, 80)
+
+    @vipl.gen
+    def process():
+        scale = sample("scale", dist.LogNormal(jnp.zeros(2), 1.0))
+        cov = scale[0] * jnp.exp(-((x[:, None] - x) ** 2) / scale[1]) + 0.1 * jnp.eye(80)
+        f = sample("f", dist.Normal(jnp.zeros(80), 1.0))
+        sample("y", dist.Normal(jnp.linalg.cholesky(cov) @ f, 1.0))
+
+    latents = guides.FullRank(process(), {"y": jnp.sin(6 * x)}).latents
+
+    def largest_solve(density):
+        return max(of_primitive(jax.make_jaxpr(density.derivatives)(jnp.zeros(82)).jaxpr, "triangular_solve"))
+
+    whole = Density(lambda parts: latents.density()(parts[0]), (82,))
+    assert largest_solve(whole) == 82 * 80**2
+    assert largest_solve(latents.density()) == 2 * 80**2

@@ -162,9 +162,8 @@ def calibrate(
         latents = family.latents
         if latents.discrete:
             raise _discrete(program, [x.address for x in latents.discrete])
-        density = lambda u: latents.log_density(latents.split(u))  # noqa: E731
         start = jnp.zeros(latents.size, latents.real[0].dtype)
-        found = fit_gaussian(density, start, keys[1], diagonal=guide is MeanField, max_steps=400)
+        found = fit_gaussian(latents.density(), start, keys[1], diagonal=guide is MeanField, max_steps=400)
         noise = jax.random.normal(keys[2], (num_draws, latents.size), start.dtype)
         draws = jax.vmap(lambda e: latents.constrain(latents.split(found.loc + found.factor @ e))[0])(noise)
         return [jnp.sum(draws[x.address] < drawn[x.address], 0) for x in latents.real], found.error

@@ -25,13 +25,16 @@ Rue (2023), "The Bayesian learning rule", section 3; Dauphin et al. (2014) for |
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
+from vipl import _jax
 from vipl._types import Array, Bool, Float, Int, PRNGKeyArray
 
 TOLERANCE = 0.02
@@ -44,6 +47,12 @@ SEARCH_STEPS, LEAST_STEPS, STALLS = 200, 10, 3
 MOST_SKIPPED = 100
 """How many more steps of the average may be skipped than taken before it ends."""
 _LEAST, _MOST = 0.04, 25.0  # of λ: S changes by no more than that in one step of the search
+_COLUMNS = 16
+"""The fewest columns of a Hessian that are computed at a time."""
+_MEMORY = 2**24
+"""Numbers that an array in the Hessian may have, if that is more than for so few columns."""
+_LEAST_SPLIT = 16
+"""Coordinates from which a Hessian is computed in blocks."""
 _CHANGE = 0.7  # of log A: A changes by no more than that in one step of the average
 
 
@@ -206,18 +215,67 @@ def pairs(key: PRNGKeyArray, n: int, dtype: Any) -> Float[Array, "draws n"]:
     return jnp.concatenate([e, -e])
 
 
+class Density(NamedTuple):
+    """A log density of a vector, which is made of parts: of the coordinates of each latent choice.
+
+    Attributes:
+      of_parts: parts -> f[].
+      sizes: of the parts.
+    """
+
+    of_parts: Callable[[Sequence[Array]], Array]
+    sizes: tuple[int, ...]
+
+    def __call__(self, u: Float[Array, " n"]) -> Float[Array, ""]:
+        """The log density of the whole vector."""
+        return self.of_parts(self.split(u))
+
+    def split(self, u: Float[Array, " n"]) -> list[Array]:
+        """The parts of a vector."""
+        ends = np.cumsum(self.sizes)
+        return [u[end - size : end] for end, size in zip(ends, self.sizes, strict=True)]
+
+    def derivatives(self, u: Float[Array, " n"]) -> tuple[Float[Array, " n"], Float[Array, "n n"]]:
+        """Gradient and Hessian.
+
+        Where one part is the larger half of the vector, that part's own block is computed with the others held: what
+        only the others enter, such as the Cholesky factor of a covariance, is not differentiated along each of its
+        coordinates. The blocks that mix the two come from the derivatives along the others.
+        """
+        n, largest = u.shape[0], int(np.argmax(self.sizes))
+        start = sum(self.sizes[:largest])
+        own = np.arange(start, start + self.sizes[largest])
+        others = np.setdiff1d(np.arange(n), own)
+        if not len(others) or 2 * len(own) < n or n < _LEAST_SPLIT:
+            return _along(jax.grad(self), u, np.arange(n))
+        parts = self.split(u)
+
+        def of_own(x: Array) -> Array:
+            return self.of_parts([x if i == largest else p for i, p in enumerate(parts)])
+
+        gradient, mixed = _along(jax.grad(self), u, others)
+        _, block = _along(jax.grad(of_own), parts[largest], np.arange(len(own)))
+        hessian = jnp.zeros((n, n), u.dtype).at[:, others].set(mixed.T).at[others, :].set(mixed)
+        return gradient, hessian.at[np.ix_(own, own)].set(block)
+
+
+def _along(gradient: Callable[[Array], Array], u: Array, coordinates: np.ndarray) -> tuple[Array, Array]:
+    """A gradient, and its derivatives along some coordinates, one row each; as many at a time as memory allows."""
+    eqns = _jax.parts(jax.make_jaxpr(gradient)(u))[3]
+    largest = max((math.prod(v.aval.shape) for e in eqns for v in e.outvars), default=1)
+    n = len(coordinates)
+    turns = math.ceil(n / max(_COLUMNS, _MEMORY // largest))
+    each = math.ceil(n / turns)
+    tangents = jnp.zeros((turns * each, u.shape[0]), u.dtype).at[np.arange(n), coordinates].set(1)
+    value, product = jax.linearize(gradient, u)
+    rows = lax.map(jax.vmap(product), tangents.reshape(turns, each, -1))
+    return value, rows.reshape(turns * each, -1)[:n]
+
+
 def _expected(log_density: Callable, loc: Array, factor: Array, noise: Array) -> tuple[Array, Array]:
-    """Means over the draws of the gradient and the Hessian; a few columns at a time, which bounds the memory."""
-    gradient = jax.grad(log_density)
-    n = loc.shape[0]
-
-    def at(e: Array) -> tuple[Array, Array]:
-        u = loc + factor @ e
-        column = lambda v: jax.jvp(gradient, (u,), (v,))  # noqa: E731
-        gradients, columns = lax.map(column, jnp.eye(n, dtype=loc.dtype), batch_size=min(16, n))
-        return gradients[0], columns
-
-    gradients, hessians = lax.map(at, noise)
+    """Means over the draws of the gradient and the Hessian."""
+    density = log_density if isinstance(log_density, Density) else Density(lambda x: log_density(x[0]), loc.shape)
+    gradients, hessians = lax.map(lambda e: density.derivatives(loc + factor @ e), noise)
     return jnp.mean(gradients, 0), jnp.mean(hessians, 0)
 
 

@@ -229,8 +229,7 @@ class Laplace(FullRank):
     """
 
     def _init(self, u: dict[Address, Array], scale: Float[Array, ""], key: PRNGKeyArray) -> PyTree:
-        density = lambda v: self.latents.log_density(self.latents.split(v))  # noqa: E731
-        found = jax.jit(lambda v: find_mode(density, v))(self.latents.join(u))
+        found = jax.jit(lambda v: find_mode(self.latents.density(), v))(self.latents.join(u))
         if not isinstance(found.loc, Tracer) and not (jnp.min(found.curvature) > 0 and found.decrement < 0.1):
             raise ChoiceError(
                 "no mode of the joint density is found.",

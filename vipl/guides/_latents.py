@@ -43,6 +43,7 @@ from vipl.gen._choices import Address, check_address, flatten, match
 from vipl.gen._density import is_factor, site_log_prob
 from vipl.gen._program import merge_emits
 from vipl.gen._without_choice import is_random_key, is_record, valued
+from vipl.guides._gaussian import Density
 from vipl.interpret.interpreter import Interpreter, Outcome, Visit, run
 from vipl.ir.composite import Composite
 from vipl.ir.dataflow import backward, plain, walk
@@ -186,6 +187,15 @@ class Latents:
         """f[], log p(T(u), given) + log |det dT/du|: the joint density in the coordinates, factors included."""
         out = self._run(u, lambda seen: None, weigh=True)
         return out.totals["log_p"] + out.totals["log_det"]
+
+    def density(self) -> Density:
+        """The log density of the vector of all coordinates, made of those of each choice."""
+
+        def of_parts(parts: Sequence[Array]) -> Array:
+            pairs = zip(self.real, parts, strict=True)
+            return self.log_density({x.address: part.reshape(x.coordinates) for x, part in pairs})
+
+        return Density(of_parts, tuple(x.size for x in self.real))
 
     def log_densities(self, u: Mapping[Address, Array]) -> dict[str, Array]:
         """f[], the log density of each site at T(u), by the site as messages write it."""

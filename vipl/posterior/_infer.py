@@ -232,8 +232,7 @@ def _gaussian(guide: ModelGuide, start: Start, key: PRNGKeyArray) -> Moments:
 
     @jax.jit
     def run(u: Array, key: PRNGKeyArray) -> Moments:
-        density = lambda v: latents.log_density(latents.split(v))  # noqa: E731
-        return fit_gaussian(density, u, key, diagonal=isinstance(guide, MeanField))
+        return fit_gaussian(latents.density(), u, key, diagonal=isinstance(guide, MeanField))
 
     return run(latents.join(guide.start(key, start)), key)
 
