@@ -14,6 +14,7 @@ IMAGES = re.compile(r"^  (before|after).* (-[\d.]+) ± +([\d.]+) +(-[\d.]+) ± +
 LOG_EVIDENCE = -5.3232
 
 
+@pytest.mark.oldest
 def test_the_demo_reaches_what_is_known(tmp_path, capsys):
     for package in ("matplotlib", "sklearn", "flax"):
         pytest.importorskip(package)

@@ -5,9 +5,12 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from tests.helpers.devices import CHECKS
 
 
+@pytest.mark.newest
 def test_programs_over_eight_devices_equal_one_device():
     """One test, so that the process is started once, whatever tests run side by side."""
     command = [sys.executable, "-W", "error", "-m", "tests.helpers.devices"]

@@ -237,6 +237,7 @@ def test_orbax_is_imported_where_it_is_used():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
+@pytest.mark.oldest
 def test_a_process_that_is_killed_at_any_moment_goes_on(tmp_path):
     """Killed again and again, until one comes to its end; the numbers are those of a fit that was not killed."""
     folder, file = tmp_path / "folder", tmp_path / "numbers.npz"

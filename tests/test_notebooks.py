@@ -77,6 +77,7 @@ def test_ends_at_an_assertion(name):
     assert any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(code(name)[-1].source)))
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize("name", NAMES)
 def test_runs_in_short_form(name, single_precision, pyplot):
     names = {"__name__": name}

@@ -123,6 +123,7 @@ def test_a_factor_becomes_triangular(key):
     assert (jnp.triu(lower, 1) == 0).all()
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize("kind", KINDS)
 def test_regressions_in_raw_units_against_long_runs(kind):
     """Means within 0.1 and deviations within 10 % of the posterior's, without an option set."""
@@ -158,6 +159,7 @@ def farthest(draws, weights, kind):
     return [max(np.max(e) for e in each) for each in zip(*errors, strict=True)]
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize("kind", ANALYSES)
 def test_everyday_posteriors_against_long_runs(kind):
     """The guide is close, and weighted draws are closer; or the verdict says that it is not."""

@@ -141,6 +141,7 @@ def test_the_bound_and_its_gradient_are_unbiased(key):
         assert_unbiased(draw, (value, some(gradient)), key=key, resolution=2.0, num=20_000, args=(0.5,))
 
 
+@pytest.mark.oldest
 def test_a_stochastic_volatility_series_against_a_long_run():
     p = volatility()
     found = vipl.infer(p.model, p.data, key=jax.random.key(0), guide=guides.Structured)

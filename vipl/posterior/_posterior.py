@@ -339,7 +339,7 @@ class Posterior:
 
         Groups: posterior, posterior_predictive, log_likelihood, sample_stats (`lp`, the log joint density, and `log_q`,
         that of the guide), observed_data; prior and prior_predictive; constant_data. The parts of a nested address are
-        joined by ".", which also stands for a "/": xarray's names hold none. Log likelihoods are float64: `loo` takes
+        joined by ".", which also stands for a "/": xarray's names hold none. Log likelihoods are float64: ArviZ takes
         exponentials of them, which differ by less than a float32 shows where an observation is nearly certain.
 
         Args:
