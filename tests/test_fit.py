@@ -445,6 +445,7 @@ def interrupt_at(line, call):
         sys.settrace(None)
 
 
+@pytest.mark.oldest
 def test_an_interrupt_at_any_line_loses_nothing(monkeypatch):
     """The fit so far is a beginning of the whole one, and goes on to the whole one; the call that runs may be lost."""
     monkeypatch.setattr(MODULE, "_SECONDS", 0.0)  # one step a call

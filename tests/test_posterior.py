@@ -183,6 +183,7 @@ def two_coins(y):
     sample("y", dist.Normal(m, 0.5))
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize(
     "guide",
     [
@@ -293,6 +294,7 @@ def test_smoothed_weights_are_arvizs_of_the_weights_themselves(key):
         smooth(jnp.array([0.0, jnp.nan]))
 
 
+@pytest.mark.oldest
 def test_weighting_corrects_a_guide_that_is_too_wide(key):
     mean, cov, _ = exact()
     guide = guides.FullRank(line(X), Y)

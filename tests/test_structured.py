@@ -55,6 +55,7 @@ def gaussian_of(guide):
     return mean, -curve, value + slope @ mean / 2 - jnp.linalg.slogdet(-curve / (2 * jnp.pi))[1] / 2
 
 
+@pytest.mark.oldest
 def test_a_state_space_model_is_exact_where_independence_is_not(key):
     y = states(50).simulate(key).choices["y"]
     guide = guides.Structured(states(50), {"y": y})
