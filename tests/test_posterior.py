@@ -463,3 +463,14 @@ def test_what_infer_refuses(key):
     for message, call in calls.items():
         with pytest.raises((ProgramError, AddressError), match=message):
             call()
+
+
+def test_a_guide_of_a_program_without_data_stands_in_a_posterior_and_is_not_fitted(key):
+    """Made for the parameters alone, it has no density with the data, which a fit would need."""
+    prior = vipl.gen(lambda: (sample("a", dist.Normal(0.0, 2.0)), sample("b", dist.Normal(0.0, 1.0))))()
+    guide = guides.FullRank(prior, {})
+    mean, cov, _ = exact()
+    params = guide.of_moments(jnp.asarray(mean), jnp.linalg.cholesky(cov))
+    assert "Fine" in vipl.Posterior(line(X), Y, guide, params).improve(key, 1000).verdict()
+    with pytest.raises(ProgramError, match="made with other data"):
+        vipl.infer(line(X), Y, key=key, guide=guide)

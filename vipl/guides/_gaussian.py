@@ -260,7 +260,10 @@ class Density(NamedTuple):
 
 
 def _along(gradient: Callable[[Array], Array], u: Array, coordinates: np.ndarray) -> tuple[Array, Array]:
-    """A gradient, and its derivatives along some coordinates, one row each; as many at a time as memory allows."""
+    """A gradient, and its derivatives along some coordinates, one row each.
+
+    As many at a time as keep the arrays of the outermost equations below `_MEMORY` numbers.
+    """
     eqns = _jax.parts(jax.make_jaxpr(gradient)(u))[3]
     largest = max((math.prod(v.aval.shape) for e in eqns for v in e.outvars), default=1)
     n = len(coordinates)

@@ -176,7 +176,7 @@ def _the_guide(model: Program, data: Any, guide: Any) -> Guide:
             expected="a guide of vipl.guides, or a function (model, data) -> guide",
             fix="pass guide=vipl.guides.MeanField; fit a guide of your own by vipl.fit and vipl.objectives.elbo",
         )
-    check_fits(made, model, data, "infer")
+    check_fits(made, model, data, "infer", to_be_fitted=True)
     return made
 
 

@@ -83,11 +83,11 @@ class Improved:
         )
 
 
-def check_fits(guide: Guide, model: Program, data: Choices, who: str) -> None:
+def check_fits(guide: Guide, model: Program, data: Choices, who: str, *, to_be_fitted: bool = False) -> None:
     """Raises where a guide is known to be over other choices than a model's latent ones, or made with other data.
 
-    A guide may be made for a program of its own, which has no data, such as that of the parameters alone; `infer` fits
-    the density that the guide is made for, which therefore has to be the model's there.
+    A guide may be made for a program of its own, which has no data, such as that of the parameters alone. One that is
+    to be fitted may not: what is fitted is the density of the program and the data that it is made for.
     """
     latent = [info.site.address for info in model.unknown(data)]
     unknown = [a for a in guide.addresses if a not in latent]
@@ -102,8 +102,8 @@ def check_fits(guide: Guide, model: Program, data: Choices, who: str) -> None:
     if isinstance(guide, Combined):
         for part in guide.parts.values():
             if isinstance(part, Guide):
-                check_fits(part, model, data, who)
-    if isinstance(guide, ModelGuide) and (guide.data or who == "infer") and not _same(guide.data, data):
+                check_fits(part, model, data, who, to_be_fitted=to_be_fitted)
+    if isinstance(guide, ModelGuide) and (guide.data or to_be_fitted) and not _same(guide.data, data):
         raise ProgramError(
             "the guide was made with other data.",
             at=f"{who} of {model.name}",
