@@ -17,7 +17,8 @@ from tests.helpers.posteriors import KINDS, problem, references
 from vipl import guides, sample
 from vipl.errors import AddressError, ChoiceError, ProgramError
 from vipl.gen._choices import flatten
-from vipl.guides._gaussian import MOST_SKIPPED, fit_gaussian, lower_triangular
+from vipl.guides._gaussian import fit_gaussian, lower_triangular
+from vipl.guides._natural import MOST_SKIPPED
 from vipl.guides._structured import fit_blocks
 from vipl.posterior import Improved
 from vipl.posterior._psis import smooth

@@ -676,6 +676,11 @@ EDITS: list[Edit] = [
          "    jax.debug.callback(tell, *values)", "test_fit.py -k all_lanes"),
     ),
     *_in(
+        "vipl/guides/_natural.py",
+        ("no step is a small error", "jnp.where(taken < LEAST_STEPS, jnp.inf, error)", "error",
+         "test_posterior.py -k all_skipped"),
+    ),
+    *_in(
         "vipl/guides/_gaussian.py",
         ("an average is of logarithms", "errors = step.values - 1", "errors = jnp.log(jnp.maximum(step.values, 0.04))",
          "test_guides.py -k banana"),
@@ -685,8 +690,6 @@ EDITS: list[Edit] = [
          "test_guides.py -k hessian_in_blocks"),
         ("a scale moves the wrong way", "-jnp.clip(rate / 2 * errors", "jnp.clip(rate / 2 * errors",
          "test_guides.py -k banana"),
-        ("no step is a small error", "jnp.where(taken < LEAST_STEPS, jnp.inf, error)", "error",
-         "test_posterior.py -k all_skipped"),
         ("a factor may be negative", "return (r * jnp.sign(", "return (r * jnp.abs(",
          "test_posterior.py -k triangular"),
     ),

@@ -27,7 +27,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,16 +36,8 @@ from jax import lax
 
 from vipl import _jax
 from vipl._types import Array, Bool, Float, Int, PRNGKeyArray
+from vipl.guides._natural import RATES, SEARCH_STEPS, TOLERANCE, Progress
 
-TOLERANCE = 0.02
-"""Standard errors, in posterior sds, at which a fit ends."""
-PAIRS = 4
-"""Pairs of draws in each step."""
-RATES = (1.0, 0.5, 0.2, 0.05, 0.01)
-"""The steps that the line search compares."""
-SEARCH_STEPS, LEAST_STEPS, STALLS = 200, 10, 3
-MOST_SKIPPED = 100
-"""How many more steps of the average may be skipped than taken before it ends."""
 _LEAST, _MOST = 0.04, 25.0  # of λ: S changes by no more than that in one step of the search
 _COLUMNS = 16
 """The fewest columns of a Hessian that are computed at a time."""
@@ -85,38 +77,14 @@ class _State(NamedTuple):
     Attributes:
       loc: f[n], m.
       factor: f[n, n], A.
-      bounds: f[steps], the bound that each step estimates.
-      phase: i[], 0 for the step that only finds the scale of each coordinate, 1 for the search, 2 for the average.
-      count: i[], steps taken in this phase, and in the ones before.
-      num_search: i[], steps taken before the average.
       inverse: f[n, n], the inverse of the curvature at the last step of the search.
-      stalls: i[], sets of draws whose bound the search did not make grow any more.
-      moves: f[n], the mean over the last steps of the average of the squared steps of m, in units of its sd.
-      logs: f[n], that of λ - 1, which is twice the error of log sd to first order.
-      skipped: i[], steps not taken.
+      progress: how far the fit is.
     """
 
     loc: Array
     factor: Array
-    bounds: Array
-    phase: Array
-    count: Array
-    num_search: Array
     inverse: Array
-    stalls: Array
-    moves: Array
-    logs: Array
-    skipped: Array
-
-    def num_average(self) -> Int[Array, ""]:
-        """Steps taken in the average."""
-        return jnp.where(self.phase == 2, self.count - self.num_search, 0)
-
-    def error(self) -> Float[Array, ""]:
-        """The largest standard error of an average of so many independent steps; infinite for too few of them."""
-        taken = self.num_average()
-        error = jnp.sqrt(jnp.maximum(jnp.max(self.moves), jnp.max(self.logs) / 4) / jnp.maximum(taken, 1))
-        return jnp.where(taken < LEAST_STEPS, jnp.inf, error)
+    progress: Progress
 
 
 def fit_gaussian(
@@ -141,20 +109,17 @@ def fit_gaussian(
     n, dtype = start.shape[0], start.dtype
 
     def goes_on(s: _State) -> Bool[Array, ""]:
-        tried = s.num_average() + s.skipped
-        usable = s.skipped < MOST_SKIPPED + s.num_average()
-        return (s.phase < 2) | ((tried < max_steps) & usable & (s.error() > tolerance))
+        return s.progress.goes_on(tolerance, max_steps)
 
     def body(s: _State) -> _State:
-        number = jnp.where(s.phase == 2, SEARCH_STEPS + s.count + s.skipped, s.stalls)
-        noise = jnp.where(s.phase == 0, 0.0, pairs(jax.random.fold_in(key, number), n, dtype))
+        noise, _ = s.progress.noise(key, n, dtype)
         gradient, hessian = _expected(log_density, s.loc, s.factor, noise)
         step = _step(s.factor, gradient, hessian, diagonal)
-        return lax.switch(s.phase, (_scaled, _searched, _averaged), s, step, gradient, hessian, noise)
+        return lax.switch(s.progress.phase, (_scaled, _searched, _averaged), s, step, gradient, hessian, noise)
 
     def _scaled(s: _State, step: _Step, gradient: Array, hessian: Array, noise: Array) -> _State:
         """A = diag(|H_ii|^(-1/2)), at the start."""
-        return s._replace(factor=_diagonal_frame(hessian), phase=jnp.int32(1))
+        return s._replace(factor=_diagonal_frame(hessian), progress=s.progress.scaled())
 
     def _searched(s: _State, step: _Step, gradient: Array, hessian: Array, noise: Array) -> _State:
         here = _bound(log_density, s.loc, s.factor, noise)
@@ -164,22 +129,10 @@ def fit_gaussian(
         best = jnp.argmax(jnp.where(jnp.isfinite(bounds), bounds, -jnp.inf))  # no step leads to where it is not
         better = bounds[best] > here
         loc, factor = jax.tree.map(functools.partial(jnp.where, better), (locs[best], factors[best]), (s.loc, s.factor))
-        count = s.count + 1
-        stalls = s.stalls + ~(bounds[best] - here > 1e-3 + 1e-6 * jnp.abs(here))
-        ends = (stalls == STALLS) | (count == SEARCH_STEPS)
-        return s._replace(
-            loc=loc,
-            factor=factor,
-            bounds=s.bounds.at[s.count].set(here),
-            phase=jnp.where(ends, 2, 1).astype(jnp.int32),
-            count=count,
-            num_search=count,
-            inverse=step.inverse,
-            stalls=stalls,
-        )
+        return _State(loc, factor, step.inverse, s.progress.searched(here, bounds[best]))
 
     def _averaged(s: _State, step: _Step, gradient: Array, hessian: Array, noise: Array) -> _State:
-        rate = 1.0 / (s.num_average() + 2)
+        rate = s.progress.rate()
         move = s.inverse @ gradient
         size = jnp.sqrt(jnp.abs(gradient @ move))
         move = move * jnp.minimum(1.0, jnp.sqrt(n) / jnp.maximum(size, 1.0))
@@ -188,31 +141,17 @@ def fit_gaussian(
         loc, factor = s.loc + rate * move, s.factor @ ((step.vectors * change) @ step.vectors.T)
         bound = _bound(log_density, s.loc, s.factor, noise)
         sds = jnp.linalg.norm(s.factor, axis=1)
-        logs = step.vectors**2 @ errors**2
-        recent = 2.0 / (s.num_average() + 2)  # a mean over about the last half of the steps
-        after = s._replace(
-            loc=loc,
-            factor=factor,
-            bounds=s.bounds.at[s.count].set(bound),
-            count=s.count + 1,
-            moves=s.moves + recent * ((move / sds) ** 2 - s.moves),
-            logs=s.logs + recent * (logs - s.logs),
-        )
+        logs = step.vectors**2 @ (errors / 2) ** 2  # to first order
+        progress = s.progress.averaged(bound, (move / sds) ** 2, logs)
+        after = _State(loc, factor, s.inverse, progress)
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in (loc, factor, bound)]))
-        return jax.tree.map(functools.partial(jnp.where, finite), after, s._replace(skipped=s.skipped + 1))
+        before = s._replace(progress=s.progress.left_out())
+        return jax.tree.map(functools.partial(jnp.where, finite), after, before)
 
-    zero, sums = jnp.int32(0), jnp.zeros(n, dtype)
-    bounds = jnp.full(SEARCH_STEPS + max_steps, jnp.nan, dtype)
     identity = jnp.eye(n, dtype=dtype)
-    first = _State(start, identity, bounds, zero, zero, zero, identity, zero, sums, sums, zero)
-    s = lax.while_loop(goes_on, body, first)
-    return Moments(s.loc, s.factor, s.bounds, s.num_search, s.num_average(), s.error(), s.skipped)
-
-
-def pairs(key: PRNGKeyArray, n: int, dtype: Any) -> Float[Array, "draws n"]:
-    """Standard Gaussian draws e, -e."""
-    e = jax.random.normal(key, (PAIRS, n), dtype)
-    return jnp.concatenate([e, -e])
+    s = lax.while_loop(goes_on, body, _State(start, identity, identity, Progress.begin(n, dtype, max_steps)))
+    p = s.progress
+    return Moments(s.loc, s.factor, p.bounds, p.num_search, p.num_average(), p.error(), p.skipped)
 
 
 class Density(NamedTuple):

@@ -28,8 +28,8 @@ from vipl.guides._blocks import (
     to_vector,
     unit_precision,
 )
-from vipl.guides._gaussian import LEAST_STEPS, MOST_SKIPPED, RATES, SEARCH_STEPS, STALLS, TOLERANCE, pairs
 from vipl.guides._joint import JointGuide
+from vipl.guides._natural import RATES, TOLERANCE, Progress
 
 _MOST_NUMBERS = 2**20
 """How many numbers of products with the Hessian are computed together."""
@@ -134,38 +134,14 @@ class _State(NamedTuple):
       precision: Λ, as a tree.
       factors: those of Λ.
       curved: those at the end of the search.
-      bounds: f[steps], the bound that each step estimates.
-      phase: i[], 0 for the step that only finds the scale of each coordinate, 1 for the search, 2 for the average.
-      count: i[], steps taken in search and average.
-      num_search: i[], steps taken in the search.
-      stalls: i[], sets of draws whose bound the search did not make grow any more.
-      moves: f[n], the mean over the last steps of the squared steps of loc, in units of its sd.
-      logs: f[n], that of the steps of log sd, both for a rate of one.
-      skipped: i[], steps not taken.
+      progress: how far the fit is.
     """
 
     loc: Array
     precision: PyTree
     factors: PyTree
     curved: PyTree
-    bounds: Array
-    phase: Array
-    count: Array
-    num_search: Array
-    stalls: Array
-    moves: Array
-    logs: Array
-    skipped: Array
-
-    def num_average(self) -> Int[Array, ""]:
-        """Steps taken in the average."""
-        return jnp.where(self.phase == 2, self.count - self.num_search, 0)
-
-    def error(self) -> Float[Array, ""]:
-        """The largest standard error of an average of so many independent steps; infinite for too few of them."""
-        taken = self.num_average()
-        error = jnp.sqrt(jnp.maximum(jnp.max(self.moves), jnp.max(self.logs)) / jnp.maximum(taken, 1))
-        return jnp.where(taken < LEAST_STEPS, jnp.inf, error)
+    progress: Progress
 
 
 def fit_blocks(
@@ -211,21 +187,18 @@ def fit_blocks(
         return jnp.mean(jax.vmap(log_density)(q.of_noise(noise))) + entropy
 
     def goes_on(s: _State) -> Bool[Array, ""]:
-        tried = s.num_average() + s.skipped
-        usable = s.skipped < MOST_SKIPPED + s.num_average()
-        return (s.phase < 2) | ((tried < max_steps) & usable & (s.error() > tolerance))
+        return s.progress.goes_on(tolerance, max_steps)
 
     def body(s: _State) -> _State:
-        number = jnp.where(s.phase == 2, SEARCH_STEPS + s.count + s.skipped, s.stalls)
-        the_key, q = jax.random.fold_in(key, number), of(s.loc, s.factors)
-        noise = jnp.where(s.phase == 0, 0.0, pairs(the_key, n, dtype))
-        gradient, new = _expected(log_density, layout, s.loc, q.of_noise(noise) - s.loc, the_key)
-        return lax.switch(s.phase, (scaled, searched, averaged), s, q, gradient, new, noise)
+        noise, own = s.progress.noise(key, n, dtype)
+        q = of(s.loc, s.factors)
+        gradient, new = _expected(log_density, layout, s.loc, q.of_noise(noise) - s.loc, own)
+        return lax.switch(s.progress.phase, (scaled, searched, averaged), s, q, gradient, new, noise)
 
     def scaled(s: _State, q: BlockGaussian, gradient: Array, new: PyTree, noise: Array) -> _State:
         """Λ = |diag H|, at the start."""
         precision = _diagonal(new)
-        return s._replace(precision=precision, factors=factorize(block, precision), phase=jnp.int32(1))
+        return s._replace(precision=precision, factors=factorize(block, precision), progress=s.progress.scaled())
 
     def searched(s: _State, q: BlockGaussian, gradient: Array, new: PyTree, noise: Array) -> _State:
         here = bound(q, noise)
@@ -242,49 +215,27 @@ def fit_blocks(
         better = bounds[best] > here
         old = s.loc, s.precision, s.factors
         loc, precision, factors = jax.tree.map(lambda x, y: jnp.where(better, x[best], y), found, old)
-        count = s.count + 1
-        stalls = s.stalls + ~(bounds[best] - here > 1e-3 + 1e-6 * jnp.abs(here))
-        ends = (stalls == STALLS) | (count == SEARCH_STEPS)
-        return s._replace(
-            loc=loc,
-            precision=precision,
-            factors=factors,
-            curved=factors,
-            bounds=s.bounds.at[s.count].set(here),
-            phase=jnp.where(ends, 2, 1).astype(jnp.int32),
-            count=count,
-            num_search=count,
-            stalls=stalls,
-        )
+        return _State(loc, precision, factors, factors, s.progress.searched(here, bounds[best]))
 
     def averaged(s: _State, q: BlockGaussian, gradient: Array, new: PyTree, noise: Array) -> _State:
-        taken = s.count - s.num_search
-        rate, recent = 1.0 / (taken + 2), 2.0 / (taken + 2)  # errors: means over about the last half of the steps
+        rate = s.progress.rate()
         move = _inverse(of(s.loc, s.curved), gradient)
         move = move * jnp.minimum(1.0, jnp.sqrt(n / jnp.maximum(jnp.abs(gradient @ move), n)))
         precision = _mixed(s.precision, new, rate)
         after = of(s.loc + rate * move, factorize(block, precision))
         here, variance = bound(after, noise), after.variance
         change = jnp.log(variance / q.variance) / (2 * rate)
-        then = s._replace(
-            loc=after.loc,
-            precision=precision,
-            factors=after.factors,
-            bounds=s.bounds.at[s.count].set(here),
-            count=s.count + 1,
-            moves=s.moves + recent * (move**2 / variance - s.moves),
-            logs=s.logs + recent * (change**2 - s.logs),
-        )
+        progress = s.progress.averaged(here, move**2 / variance, change**2)
+        then = _State(after.loc, precision, after.factors, s.curved, progress)
         finite = jnp.all(jnp.isfinite(jnp.concatenate([after.loc, variance, here[None]])))
-        return jax.tree.map(functools.partial(jnp.where, finite), then, s._replace(skipped=s.skipped + 1))
+        before = s._replace(progress=s.progress.left_out())
+        return jax.tree.map(functools.partial(jnp.where, finite), then, before)
 
-    zero, sums = jnp.int32(0), jnp.zeros(n, dtype)
-    unit = unit_precision(block, dtype)
-    bounds = jnp.full(SEARCH_STEPS + max_steps, jnp.nan, dtype)
     same = identity(block, jnp.ones((), dtype))
-    first = _State(start, unit, same, same, bounds, zero, zero, zero, zero, sums, sums, zero)
+    first = _State(start, unit_precision(block, dtype), same, same, Progress.begin(n, dtype, max_steps))
     s = lax.while_loop(goes_on, body, first)
-    return FoundBlocks({"loc": s.loc} | s.factors, s.bounds, s.num_search, s.count - s.num_search, s.error(), s.skipped)
+    p = s.progress
+    return FoundBlocks({"loc": s.loc} | s.factors, p.bounds, p.num_search, p.num_average(), p.error(), p.skipped)
 
 
 def _expected(

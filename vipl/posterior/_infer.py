@@ -27,9 +27,10 @@ from vipl.gen import Program
 from vipl.gen._check_arguments import check_source
 from vipl.guides import Flow, FullRank, Guide, Laplace, MeanField, ModelGuide, Pathfinder, Structured, combine
 from vipl.guides._combine import Combined
-from vipl.guides._gaussian import TOLERANCE, Moments, fit_gaussian, lower_triangular
+from vipl.guides._gaussian import Moments, fit_gaussian, lower_triangular
 from vipl.guides._guide import Start
 from vipl.guides._joint import JointGuide
+from vipl.guides._natural import TOLERANCE
 from vipl.guides._structured import FoundBlocks
 from vipl.ir.keys import as_key
 from vipl.objectives import elbo, sticking_the_landing

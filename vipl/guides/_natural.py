@@ -1,0 +1,118 @@
+"""What every fit by natural gradients goes through: a search, then an average, and when it ends.
+
+In the search each step is the best of `RATES` for the bound that the draws estimate; the draws stay the same while the
+bound grows, for `STALLS` sets of draws. In the average each step has new draws and a rate of 1 / (t + 1). It ends when
+the standard errors of all means, in units of their sd, and of all log sd are below the tolerance.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from vipl._types import Array, Bool, Float, Int, PRNGKeyArray
+
+TOLERANCE = 0.02
+"""Standard errors, in posterior sds, at which a fit ends."""
+PAIRS = 4
+"""Pairs of draws in each step."""
+RATES = (1.0, 0.5, 0.2, 0.05, 0.01)
+"""The steps that the line search compares."""
+SEARCH_STEPS, LEAST_STEPS, STALLS = 200, 10, 3
+MOST_SKIPPED = 100
+"""How many more steps of the average may be skipped than taken before it ends."""
+
+
+def pairs(key: PRNGKeyArray, n: int, dtype: Any) -> Float[Array, "draws n"]:
+    """Standard Gaussian draws e, -e."""
+    e = jax.random.normal(key, (PAIRS, n), dtype)
+    return jnp.concatenate([e, -e])
+
+
+class Progress(NamedTuple):
+    """How far a fit is.
+
+    Attributes:
+      bounds: f[steps], the bound that each step estimates; NaN after the last.
+      phase: i[], 0 for the step that only finds the scale of each coordinate, 1 for the search, 2 for the average.
+      count: i[], steps taken in search and average.
+      num_search: i[], steps taken in the search.
+      stalls: i[], sets of draws whose bound the search did not make grow any more.
+      moves: f[n], the mean over the last steps of the average of the squared steps of the means, in units of their sd.
+      logs: f[n], that of the steps of log sd, both for a rate of one.
+      skipped: i[], steps of the average not taken.
+    """
+
+    bounds: Float[Array, " steps"]
+    phase: Int[Array, ""]
+    count: Int[Array, ""]
+    num_search: Int[Array, ""]
+    stalls: Int[Array, ""]
+    moves: Float[Array, " n"]
+    logs: Float[Array, " n"]
+    skipped: Int[Array, ""]
+
+    @classmethod
+    def begin(cls, n: int, dtype: Any, max_steps: int) -> Progress:
+        """Before the first step."""
+        zero, sums = jnp.int32(0), jnp.zeros(n, dtype)
+        bounds = jnp.full(SEARCH_STEPS + max_steps, jnp.nan, dtype)
+        return cls(bounds, zero, zero, zero, zero, sums, sums, zero)
+
+    def num_average(self) -> Int[Array, ""]:
+        """Steps taken in the average."""
+        return jnp.where(self.phase == 2, self.count - self.num_search, 0)
+
+    def rate(self) -> Float[Array, ""]:
+        """Of the next step of the average."""
+        return 1.0 / (self.num_average() + 2)
+
+    def error(self) -> Float[Array, ""]:
+        """The largest standard error of an average of so many independent steps; infinite for too few of them."""
+        taken = self.num_average()
+        error = jnp.sqrt(jnp.maximum(jnp.max(self.moves), jnp.max(self.logs)) / jnp.maximum(taken, 1))
+        return jnp.where(taken < LEAST_STEPS, jnp.inf, error)
+
+    def goes_on(self, tolerance: float, max_steps: int) -> Bool[Array, ""]:
+        """Whether there is another step."""
+        tried = self.num_average() + self.skipped
+        usable = self.skipped < MOST_SKIPPED + self.num_average()
+        return (self.phase < 2) | ((tried < max_steps) & usable & (self.error() > tolerance))
+
+    def noise(self, key: PRNGKeyArray, n: int, dtype: Any) -> tuple[Float[Array, "draws n"], PRNGKeyArray]:
+        """The draws of the next step, zeros for the first, and its key; the same in the search until it stalls."""
+        number = jnp.where(self.phase == 2, SEARCH_STEPS + self.count + self.skipped, self.stalls)
+        own = jax.random.fold_in(key, number)
+        return jnp.where(self.phase == 0, 0.0, pairs(own, n, dtype)), own
+
+    def scaled(self) -> Progress:
+        """After the first step."""
+        return self._replace(phase=jnp.int32(1))
+
+    def searched(self, here: Float[Array, ""], best: Float[Array, ""]) -> Progress:
+        """After a step of the search from a bound to the best that was tried."""
+        count, stalls = self.count + 1, self.stalls + ~(best - here > 1e-3 + 1e-6 * jnp.abs(here))
+        ends = (stalls == STALLS) | (count == SEARCH_STEPS)
+        return self._replace(
+            bounds=self.bounds.at[self.count].set(here),
+            phase=jnp.where(ends, 2, 1).astype(jnp.int32),
+            count=count,
+            num_search=count,
+            stalls=stalls,
+        )
+
+    def averaged(self, here: Float[Array, ""], moves: Float[Array, " n"], logs: Float[Array, " n"]) -> Progress:
+        """After a step of the average: its bound, and the squared steps of means and of log sds for a rate of one."""
+        recent = 2.0 / (self.num_average() + 2)  # a mean over about the last half of the steps
+        return self._replace(
+            bounds=self.bounds.at[self.count].set(here),
+            count=self.count + 1,
+            moves=self.moves + recent * (moves - self.moves),
+            logs=self.logs + recent * (logs - self.logs),
+        )
+
+    def left_out(self) -> Progress:
+        """After a step of the average that is not taken."""
+        return self._replace(skipped=self.skipped + 1)
