@@ -29,15 +29,16 @@ from typing import Any
 import jax
 import numpy as np
 import numpyro
-from numpyro.infer import MCMC, NUTS
+import optax
+from numpyro.infer import MCMC, NUTS, SVI, Trace_ELBO
 from numpyro.infer.util import log_density
 
 from benchmarks.machine import machine
 from vipl.cache.programs import forget
 
 NAMES = ("schools", "intercepts", "logistic", "gaussian_process", "mixture", "volatility", "hidden_markov")
-LADDER = (500, 1000, 2000, 5000, 10_000, 20_000, 50_000)
-RATES = (1e-2, 1e-3)
+LADDER = (500, 1000, 1500, 2000, 3000, 5000, 7000, 10_000, 15_000, 20_000, 30_000, 50_000)
+RATES = (1e-2, 3e-3, 1e-3)
 DRAWS = 20_000
 ENOUGH = 0.1  # error of a mean, in sds of the posterior
 
@@ -131,24 +132,47 @@ def measure(name: str) -> dict[str, Any]:
         "nuts": {"seconds": nuts_seconds, "r_hat": r_hat},
     }
     wanted = max(ENOUGH, mine[0])
-    tried = []
-    for rate in RATES:
-        for num_steps in LADDER:
-            cold()
-            begun = time.perf_counter()
-            guide, params, _ = problem.with_numpyro(key, num_steps, rate, **data)
-            taken = time.perf_counter() - begun
-            draws = guide.sample_posterior(key, params, sample_shape=(DRAWS,))
-            error = errors(moments(draws, problem.LATENTS), exact)
-            tried.append({"rate": rate, "steps": num_steps, "seconds": taken, "error": error})
-            tried[-1]["k_hat"] = k_hat_of_numpyro(key, problem, guide, params, data)
-            if error[0] <= wanted or taken > 60:
-                break
-    row["numpyro"] = tried
-    enough = [x for x in tried if x["error"][0] <= wanted]
-    row["best"] = min(enough, key=lambda x: x["seconds"]) if enough else min(tried, key=lambda x: x["error"][0])
+    searched = [search(key, problem, rate, data, exact, wanted) for rate in RATES]
+    enough = [x for x in searched if x["error"][0] <= wanted]
+    row["numpyro"] = searched
     row["reached"] = bool(enough)
+    row["best"] = min(
+        [timed(key, problem, x, data) for x in enough] or [min(searched, key=lambda x: x["error"][0])],
+        key=lambda x: x["seconds"],
+    )
     return row
+
+
+def search(key: Any, problem: ModuleType, rate: float, data: Any, exact: Any, wanted: float) -> dict[str, Any]:
+    """The least number of steps of the ladder at which NumPyro's fit has an error of the means as small as is wanted.
+
+    The steps are those of one run, which goes on from rung to rung; where none is enough, the best rung.
+    """
+    guide, *_ = problem.with_numpyro(key, 1, rate, **data)
+    svi = SVI(problem.model, guide, optax.adam(rate), Trace_ELBO())
+    state, best, done, begun = svi.init(key, **data), None, 0, time.perf_counter()
+    more = jax.jit(lambda s, n: jax.lax.fori_loop(0, n, lambda _, s: svi.update(s, **data)[0], s))
+    draw = jax.jit(lambda p: guide.sample_posterior(key, p, sample_shape=(DRAWS,)))
+    for num_steps in LADDER:
+        state, done = more(state, num_steps - done), num_steps
+        params = svi.get_params(state)
+        error = errors(moments(draw(params), problem.LATENTS), exact)
+        taken = time.perf_counter() - begun
+        if best is None or error[0] < best["error"][0]:
+            best = {"rate": rate, "steps": num_steps, "seconds": taken, "error": error}
+            best["k_hat"] = k_hat_of_numpyro(key, problem, guide, params, data)
+        if error[0] <= wanted or taken > 120:
+            break
+    assert best is not None
+    return best
+
+
+def timed(key: Any, problem: ModuleType, found: dict[str, Any], data: Any) -> dict[str, Any]:
+    """What was found, with the seconds of the whole function, from a process that has compiled nothing."""
+    cold()
+    begun = time.perf_counter()
+    problem.with_numpyro(key, found["steps"], found["rate"], **data)
+    return found | {"seconds": time.perf_counter() - begun}
 
 
 COLUMNS = (
