@@ -12,6 +12,8 @@ from jax import lax
 import vipl
 from tests.helpers.jaxprs import equations, sizes
 from vipl import CoupledAlternative, Enumerate, LeaveOneOut, LocalEnumerate, MeasureValued, Score, sample
+from vipl.cache.programs import forget
+from vipl.expectation.plan import Plan
 from vipl.ir.sites import list_sites
 from vipl.testing import assert_unbiased
 
@@ -536,6 +538,96 @@ def test_a_cost_without_one_of_its_sites_is_caught(monkeypatch):
             args=(0.7,),
             resolution=0.1,
         )
+
+
+# --- many sites, one after the other --------------------------------------------------------------------------
+
+
+def chain_of_flips(length, estimator):
+    """Each flip reads the one before it, and has a term of its own."""
+
+    @vipl.expectation(has_aux=True)
+    def total(t):
+        z, terms, flips = 0.0, 0.0, []
+        for k in range(length):
+            z = flip_with(f"z{k}", t * z - 0.3, estimator)
+            terms += jnp.cos(z + t * k)
+            flips.append(z)
+        return terms, jnp.stack(flips)
+
+    return total
+
+
+def flip_with(address, logit, estimator):
+    return 1.0 * sample(address, dist.Bernoulli(logits=logit), estimator)
+
+
+def reward_to_go(t, flips, baseline):
+    """The gradient by hand, over samples f[samples, length]: each flip is weighed with the terms from its own on."""
+    steps = jnp.arange(flips.shape[1])
+
+    def log_probs(t):
+        before = jnp.pad(flips, ((0, 0), (1, 0)))[:, :-1]
+        return dist.Bernoulli(logits=t * before - 0.3).log_prob(flips)
+
+    terms = jnp.cos(flips + t * steps)
+    after = jnp.cumsum(terms[:, ::-1], axis=1)[:, ::-1]
+    if baseline:
+        after = after - (after.sum(0) - after) / (len(flips) - 1)
+    own = jnp.sum(-steps * jnp.sin(flips + t * steps), axis=1)
+    return jnp.mean(jnp.sum(jax.jacfwd(log_probs)(t) * after, axis=1) + own)
+
+
+@pytest.mark.parametrize("estimator", [Score(), Score(LeaveOneOut())], ids=["score", "loo"])
+def test_each_of_many_sites_is_weighed_with_the_costs_that_it_reaches(estimator, monkeypatch):
+    """The same draws and the same gradient as by hand; where costs are merged, another (the broken twin)."""
+    num_samples = 3
+
+    def slope():
+        forget()
+        total = chain_of_flips(12, estimator)
+        grad = jax.grad(lambda t: total.estimate(KEY, t, num_samples=num_samples), has_aux=True)
+        return grad(0.7)
+
+    found, flips = slope()
+    by_hand = reward_to_go(0.7, flips, estimator == Score(LeaveOneOut()))
+    np.testing.assert_allclose(found, by_hand, rtol=1e-12)
+    monkeypatch.setattr("vipl.analysis.decomposition.MANY", 0)
+    merged, same = slope()
+    np.testing.assert_array_equal(flips, same)
+    assert abs(merged - by_hand) > 0.01
+
+
+def test_many_sites_are_unbiased():
+    """Against the sum over all joint values of nine flips."""
+    exact = vipl.expectation(lambda t: chain_of_flips(9, Enumerate()).fn(t)[0]).value_and_grad(KEY, 0.7)
+    mixed = vipl.expectation(lambda t: chain_of_flips(9, Score()).fn(t)[0])
+    assert_unbiased(mixed.value_and_grad, exact, key=KEY, args=(0.7,), resolution=0.1)
+
+
+def instructions(length, estimator):
+    """How many the compiled gradient of a chain of Gaussians has."""
+
+    @vipl.expectation
+    def total(t):
+        x, terms = 0.0, 0.0
+        for k in range(length):
+            x = sample(f"x{k}", dist.Normal(0.9 * x + t, 1.0), estimator)
+            terms += jnp.sin(x)
+        return terms
+
+    return jax.jit(jax.value_and_grad(total.estimate, argnums=1)).lower(KEY, 0.3).compile().as_text().count(" = ")
+
+
+@pytest.mark.parametrize(("estimator", "length"), [(Score(), 24), (MeasureValued(), 12)], ids=["score", "mv"])
+def test_the_compiled_program_is_linear_in_the_sites(estimator, length, monkeypatch):
+    """XLA repeats nothing of what comes before a site; without fences (the broken twin) it repeats all of it."""
+    short, long = (instructions(n, estimator) for n in (length, 2 * length))
+    assert long < 2.1 * short
+    forget()
+    monkeypatch.setattr(Plan, "is_long", False)
+    monkeypatch.setattr("vipl.interpret.noise.FEW", 1000)
+    assert instructions(2 * length, estimator) > 2 * long
 
 
 @pytest.mark.parametrize("estimator", [Score(), Score(LeaveOneOut()), MeasureValued()], ids=["score", "loo", "mv"])

@@ -578,10 +578,11 @@ def test_values_that_pass_where_they_are_not_seen_are_refused():
 
 
 def test_costs_that_are_merged_do_not_mix_what_is_held():
-    """More costs than are kept apart: ten flips, each in a term of its own, one of them held as well."""
+    """More costs than are kept apart where a site has alternatives: ten flips, each in a term, one of them held too."""
 
     def program(t):
-        xs = [sample(f"x{k}", dist.Bernoulli(logits=t), Score()) for k in range(10)]
+        estimators = [MeasureValued(), *[Score()] * 9]
+        xs = [sample(f"x{k}", dist.Bernoulli(logits=t), e) for k, e in enumerate(estimators)]
         return sum(h(x) * (k + 1.0) for k, x in enumerate(xs)) - 2.0 * h(sg(xs[3]))
 
     plan = make_plan(stage_program(program, (0.4,), {}))

@@ -84,6 +84,8 @@ EDITS: list[Edit] = [
          "if False:", "test_costs.py::test_coefficients_do_not_pass_through_a_narrower_dtype"),
         ("what is held is merged with what is not", " and not _mixes(cost.reach, new.reach)", "",
          "test_stop_gradient.py::test_costs_that_are_merged_do_not_mix_what_is_held"),
+        ("many costs are merged", "MANY // max(1, len(wanted)) if weights_alone else FEW", "FEW",
+         "test_costs.py -k each_of_many_sites"),
     ),
     # --- what is held -----------------------------------------------------------------------------------------
     *_in(
@@ -115,6 +117,12 @@ EDITS: list[Edit] = [
         ("the end may hold sites", "if met and not is_pure(eqns[i]):", "if False:", f"{_EXACT} above_a_site"),
         ("lanes meet at once", "if reach[p][i] is None}", "}",
          "test_costs.py::test_what_stays_in_a_lane_is_evaluated_for_the_values_of_one"),
+    ),
+    *_in(
+        "vipl/ir/fence.py",
+        ("all elements share a one",
+         "0.0 * (number * jnp.arange(1.0, 1.0 + x.size, dtype=jnp.float32).reshape(x.shape))",
+         "0.0 * jnp.broadcast_to(number, x.shape)", "test_costs.py -k linear_in_the_sites"),
     ),
     # --- running it -------------------------------------------------------------------------------------------
     *_in(

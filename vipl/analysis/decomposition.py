@@ -35,7 +35,11 @@ from vipl.ir.primitives import Path
 from vipl.ir.sites import list_sites
 from vipl.ir.traits import traits_of
 
-MAX_COSTS = 8
+FEW = 8
+"""Up to how many costs there are, whatever the sites' estimators are."""
+
+MANY = 1 << 20
+"""Up to how many pairs of a cost and a site there are, where each pair is one entry of a matrix."""
 
 
 class Cost(NamedTuple):
@@ -103,7 +107,9 @@ def _complement(ndim: int, axes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(a for a in range(ndim) if a not in axes)
 
 
-def find_costs(jaxpr: Jaxpr, wanted: Mapping[Path, int], reached: Dependences, whole: Sequence[Path]) -> Costs:
+def find_costs(
+    jaxpr: Jaxpr, wanted: Mapping[Path, int], reached: Dependences, whole: Sequence[Path], weights_alone: bool
+) -> Costs:
     """Takes the objective of a program apart.
 
     Args:
@@ -111,6 +117,7 @@ def find_costs(jaxpr: Jaxpr, wanted: Mapping[Path, int], reached: Dependences, w
       wanted: the sites whose estimators weigh costs, and how many loops are around each.
       reached: what they reach.
       whole: those among them whose weights belong to the objective as a whole.
+      weights_alone: whether log weights are all that their estimators have, so that there may be many costs.
     """
     _, _, _, eqns, (value, *others) = _jax.parts(jaxpr)
     everywhere: Dependence = {path: (None,) * n for path, n in wanted.items()}
@@ -118,7 +125,7 @@ def find_costs(jaxpr: Jaxpr, wanted: Mapping[Path, int], reached: Dependences, w
         return _unknown_costs(value, len(others), everywhere, reached.stops)
     values, picking = reached.values, bool(reached.stops)
     aux = [Cost((), {} if isinstance(v, Literal) else values.get(v, {}), ((v, ()),)) for v in others]
-    costs, tail = _costs_of(eqns, value, values, picking)
+    costs, tail = _costs_of(eqns, value, values, picking, MANY // max(1, len(wanted)) if weights_alone else FEW)
     costs += [Cost((), {})] if tail else []  # what no site reaches
     if reached.stops:
         conflicts = Conflicts(eqns, values, reached.stops)
@@ -145,21 +152,21 @@ def _unmarked(cost: Cost, conflicts: Conflicts) -> Cost:
 
 
 def _costs_of(
-    eqns: Sequence[Eqn], value: Atom, env: Mapping[Var, Dependence], picking: bool
+    eqns: Sequence[Eqn], value: Atom, env: Mapping[Var, Dependence], picking: bool, most: int
 ) -> tuple[list[Cost], tuple[Eqn, ...]]:
     """The costs, and the linear end of the program.
 
-    They are kept apart also where they differ by sites alone, unless these are too many.
+    They are kept apart also where they differ by sites alone, unless these are more than `most`.
     """
     if isinstance(value, Literal):
         return [Cost((), {})], ()
-    for by_site in (True, False):
-        leaves, tail = _leaves(eqns, value, env, by_site, picking)
-        costs: list[Cost] = []
+    leaves, tail = _leaves(eqns, value, env, True, picking)
+    costs = _alike([_cost(leaf, env.get(leaf, {})) for leaf in leaves])
+    if len(costs) > most:
+        leaves, tail = _leaves(eqns, value, env, False, picking)
+        costs = []
         for leaf in leaves:
-            costs = _add(costs, _cost(leaf, env.get(leaf, {})), by_site)
-        if len(costs) <= MAX_COSTS:
-            break
+            costs = _add(costs, _cost(leaf, env.get(leaf, {})))
     return costs, tail
 
 
@@ -169,12 +176,20 @@ def _cost(leaf: Var, reach: Dependence) -> Cost:
     return Cost(sizes, moved(reach, kept.index), ((leaf, tuple(kept)),))
 
 
-def _add(costs: list[Cost], new: Cost, by_site: bool) -> list[Cost]:
-    """Adds a cost to the one that is kept apart alike, if there is one."""
+def _alike(costs: Sequence[Cost]) -> list[Cost]:
+    """The costs, those that the same sites reach alike as one."""
+    groups: dict[Any, list[Cost]] = {}
+    for cost in costs:
+        groups.setdefault((cost.sizes, frozenset(cost.reach.items())), []).append(cost)
+    return [first._replace(leaves=sum((c.leaves for c in (first, *more)), ())) for first, *more in groups.values()]
+
+
+def _add(costs: list[Cost], new: Cost) -> list[Cost]:
+    """Adds a cost to the one whose lanes are kept apart alike, if there is one, whatever sites reach them."""
     for i, cost in enumerate(costs):
         joined = join(cost.reach, new.reach)
         no_conflict = joined == cost.reach | new.reach == new.reach | cost.reach and not _mixes(cost.reach, new.reach)
-        if cost.sizes == new.sizes and no_conflict and (not by_site or cost.reach.keys() == new.reach.keys()):
+        if cost.sizes == new.sizes and no_conflict:
             return [*costs[:i], Cost(cost.sizes, joined, cost.leaves + new.leaves), *costs[i + 1 :]]
     return [*costs, new]
 

@@ -131,16 +131,23 @@ def _passes_unseen(part: Jaxpr | Eqn) -> bool:
 
 def join(*parts: Dependence) -> Dependence:
     """The reach of a value that is computed from several, elementwise."""
-    joined: Dependence = {}
-    for part in parts:
+    first, *others = [p for p in parts if p] or [{}]
+    others = [p for p in others if p is not first]
+    if not others:
+        return first
+    joined = dict(first)
+    for part in others:
         for path, axes in part.items():
-            old = joined.get(path, axes)
-            joined[path] = tuple(a if a == b else None for a, b in zip(old, axes, strict=True))
+            old = joined.setdefault(path, axes)
+            if old != axes:
+                joined[path] = tuple(a if a == b else None for a, b in zip(old, axes, strict=True))
     return joined
 
 
 def moved(reach: Dependence, to: Callable[[int], int | None]) -> Dependence:
     """The reach after a change of axes; two loops along one axis are not told apart."""
+    if not any(reach.values()):  # no site is in a loop
+        return reach
     out = {}
     for path, axes in reach.items():
         new = [None if a is None else to(a) for a in axes]

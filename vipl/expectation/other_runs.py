@@ -19,6 +19,7 @@ from vipl.errors import EstimatorError
 from vipl.expectation.plan import Plan
 from vipl.expectation.run import RUNS, Run, SiteInput, along, collect_costs, law_in, over_lanes, run_program
 from vipl.gen import Alternatives
+from vipl.ir.fence import fence_of
 from vipl.ir.guards import undifferentiable
 from vipl.ir.primitives import Path
 from vipl.ir.sites import SiteInfo
@@ -107,7 +108,9 @@ def _run_group(
         runs = group.first + pick[None]
     else:
         runs = jnp.arange(count, dtype=jnp.int32) + (0 if alone else group.first)
-    return jax.vmap(at, axis_name=RUNS)(runs)
+    results = jax.vmap(at, axis_name=RUNS)(runs)
+    noise = next(iter(still.values())).noise
+    return [fence_of(noise[0])(x) for x in results] if plan.is_long and noise else results
 
 
 def _changes(

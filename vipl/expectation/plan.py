@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vipl import _jax
-from vipl.analysis.decomposition import Costs, find_costs
+from vipl.analysis.decomposition import FEW, Costs, find_costs
 from vipl.analysis.dependence import Dependences, find_dependence
 from vipl.analysis.joint_end import JointEnd, find_joint_end
 from vipl.analysis.supports import check_marks
@@ -22,6 +22,7 @@ from vipl.gen import Draw, Points
 from vipl.gen._density import is_factor
 from vipl.gen._sample import points_of
 from vipl.interpret.noise import SiteProgram
+from vipl.ir import fence
 from vipl.ir.keys import check_digests
 from vipl.ir.partition import partition
 from vipl.ir.primitives import Path
@@ -70,6 +71,22 @@ class Plan:
     def pruned_order(self) -> np.ndarray | None:
         """For each run of which one is made, its number where no loop is written out -> its number; None: the same."""
         return _pruned_order(self)
+
+    @functools.cached_property
+    def is_long(self) -> bool:
+        """Whether there are so many sites outside loops that values are computed once (`vipl.ir.fence`)."""
+        return len([p for p in self.found if not p.loops]) > fence.FEW
+
+    @functools.cached_property
+    def cost_groups(self) -> list[list[int]]:
+        """The numbers of costs that are weighed together, as one array: alike in shape, if they are many."""
+        costs = self.costs.costs
+        if len(costs) <= FEW:
+            return [[k] for k in range(len(costs))]
+        groups: dict[Any, list[int]] = {}
+        for k, cost in enumerate(costs):
+            groups.setdefault((cost.sizes, k if cost.mixed else None), []).append(k)
+        return list(groups.values())
 
     @functools.cached_property
     def shares(self) -> list[SiteInfo]:
@@ -148,7 +165,8 @@ def make_plan(staged: Staged) -> Plan:
     reached = find_dependence(staged.jaxpr, weighing) if weighing else Dependences({}, {}, {})
     # A baseline that is given from outside stands for the whole objective, which is then left whole for its site.
     whole = [path for path, program in programs.items() if getattr(program.shape, "control", None) is not None]
-    costs = find_costs(staged.jaxpr, weighing, reached, whole)
+    weights_alone = all(_has_weights_alone(programs[path].shape) for path in weighing)
+    costs = find_costs(staged.jaxpr, weighing, reached, whole, weights_alone)
     # A control is one number for the whole program: its expected value is one over all joint values.
     apart = {p.path: _apart(p, costs, programs[p.path].shape, bool(whole)) for p in found if p.path in programs}
     plan = Plan(staged, found, came_from, programs, reached, costs, apart)
@@ -233,6 +251,11 @@ def _find_joint_end(plan: Plan) -> JointEnd | None:
 
 def _weighs(points: Draw | Points) -> bool:
     return isinstance(points, Points) or any(x is not None for x in points._replace(fixed=None, point=None)[1:])
+
+
+def _has_weights_alone(points: Draw | Points) -> bool:
+    """Whether an estimator runs the program at its draw alone, and has no control of its own."""
+    return isinstance(points, Draw) and points.alternatives is points.pruned is points.control is None
 
 
 def _apart(info: SiteInfo, costs: Costs, points: Draw | Points, has_control: bool) -> tuple[bool, ...]:

@@ -22,6 +22,7 @@ from vipl.gen import Points
 from vipl.gen._density import log_probs_of
 from vipl.interpret.interpreter import Interpreter, Outcome, run_equations
 from vipl.ir.dataflow import read_arrays
+from vipl.ir.fence import fence_of
 from vipl.ir.guards import undifferentiable
 from vipl.ir.primitives import Path, Site
 from vipl.ir.probe import DRAWN, probe, watch
@@ -149,6 +150,8 @@ def _interpreter(plan: Plan, common: dict[Path, Array], number: Array | None) ->
             value = _guarded(site, value, points.fixed)
             log_probs = None if log_probs is None else _guarded(site, log_probs, points.fixed)
         probe(DRAWN, site, operands, value)
+        if plan.is_long and given.noise:
+            value = fence_of(given.noise[0])(value)
         value = weighed(site, operands, value, log_probs)
         if number is not None:
             return Outcome(value, {}, {visit.path: Emitted()})

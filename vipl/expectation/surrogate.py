@@ -31,6 +31,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from vipl._types import Array, ArrayLike, Float, Int, PRNGKeyArray, Shaped
@@ -71,8 +72,9 @@ class Sample(NamedTuple):
 
     Attributes:
       surrogate: f[], S without shared controls.
-      values: f[*sizes] of each cost, the estimate of its expected value; empty where nothing is shared.
-      shared_controls: f[*sizes] of each cost, what the other samples' mean value is multiplied by.
+      values: f[*sizes] of each cost, or f[costs, *sizes] of several, the estimates of their expected values; empty
+        where nothing is shared.
+      shared_controls: of the same shapes, what the other samples' mean values are multiplied by.
       outs: the program's outputs.
     """
 
@@ -217,25 +219,45 @@ def _looked_up(x: Shaped[Array, "values ..."], number: Int[Array, "*lanes"], axe
     return jnp.moveaxis(x.reshape(*lanes, *rest), list(front), list(axes))
 
 
-def _total(plan: Plan, name: str, emits: dict[Path, Emitted], cost: Cost, ndim: int) -> Array | None:
-    """The sum over the sites whose law counts in a cost, broadcasting to it; None where no site has it."""
-    parts = [
-        along(law_in(plan, cost, path, x), axes, ndim)
-        for path, axes in cost.reach.items()
-        if path not in cost.held and (x := getattr(emits[path], name)) is not None
+def _total(plan: Plan, name: str, emits: dict[Path, Emitted], costs: Sequence[Cost], ndim: int) -> Array | None:
+    """The sum over the sites whose law counts in a cost, broadcasting to it; None where no site has it.
+
+    Of several costs f[costs, *sizes], by a matrix of zeros and ones; sums that are built on one another would be
+    computed again by each that reads them, once XLA has fused them.
+    """
+    counted = [
+        [
+            (path, axes)
+            for path, axes in cost.reach.items()
+            if path not in cost.held and getattr(emits[path], name) is not None
+        ]
+        for cost in costs
     ]
-    return functools.reduce(jnp.add, parts) if parts else None
+    rows = {site: k for k, site in enumerate(dict.fromkeys(site for sites in counted for site in sites))}
+    parts = [along(law_in(plan, costs[0], path, getattr(emits[path], name)), axes, ndim) for path, axes in rows]
+    if not parts:
+        return None
+    if len(costs) == 1:
+        return functools.reduce(jnp.add, parts)
+    matrix = np.zeros((len(costs), len(rows)), parts[0].dtype)
+    for k, sites in enumerate(counted):
+        matrix[k, [rows[site] for site in sites]] = 1
+    stacked = jnp.stack([jnp.broadcast_to(x, costs[0].sizes) for x in parts])
+    return jnp.tensordot(matrix, stacked, 1, precision=lax.Precision.HIGHEST)
 
 
 def _weighed(plan: Plan, run: Run, digits: dict[Path, Array]) -> Sample:
     """The sample at one joint value of the enumerated sites, times its probability."""
     dtype = run.outs[0].dtype
     parts, held, controls = [], [], []
-    for cost, value, weight in zip(plan.costs.costs, run.costs, run.weights, strict=True):
-        score = _total(plan, "log_weight", run.emits, cost, value.ndim)
+    for numbers in plan.cost_groups:
+        costs, values = [plan.costs.costs[k] for k in numbers], [run.costs[k] for k in numbers]
+        value = jnp.stack(values) if len(numbers) > 1 else values[0]
+        weight = run.weights[numbers[0]]  # of several: None, for no site is enumerated
+        score = _total(plan, "log_weight", run.emits, costs, values[0].ndim)
         parts.append(weighted(weight, value if score is None else value * box(score).astype(dtype)))
         if plan.shares:
-            control = _total(plan, "shared_control", run.emits, cost, value.ndim)
+            control = _total(plan, "shared_control", run.emits, costs, values[0].ndim)
             control = jnp.zeros(value.shape, dtype) if control is None else control.astype(dtype)
             controls.append(jnp.broadcast_to(weighted(weight, control), value.shape))
             held.append(lax.stop_gradient(weighted(weight, value)))

@@ -1,0 +1,48 @@
+"""Values that XLA computes once.
+
+XLA fuses a cheap value into everything that reads it, and computes it again in each. Where n values are made of one
+another, as the draws of sites that each read the one before, the last fusion holds all of them, and the compiled
+program has n² / 2 of their equations. XLA takes divisions to be dear and does not repeat them; so a value that is
+divided by a one which XLA does not know for one is computed once. Invariant: the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from vipl._types import Array, PRNGKeyArray
+from vipl.ir.keys import is_key
+
+FEW = 8
+"""Up to how many values are left to XLA."""
+
+SMALL = 1 << 16
+"""Of how many numbers a value is at most; of larger ones the time counts, not the code."""
+
+Fence = Callable[[Array], Array]
+
+
+def fence_of(drawn: Array | PRNGKeyArray) -> Fence:
+    """The function that returns its argument, computed once: x / 1, where the 1 is made of a finite random number.
+
+    XLA does not take 0 times a float for 0, since the float may be infinite. It turns a division by one number for all
+    elements into a multiplication by its inverse, which it repeats; so each element has a 1 of its own.
+    """
+    bits = jax.random.key_data(drawn) if is_key(drawn) else drawn
+    number = bits.reshape(-1)[0].astype(jnp.float32)
+
+    def fence(x: Array) -> Array:
+        if is_key(x) or x.dtype == bool or x.size > SMALL:
+            return x
+        ones = 1.0 + 0.0 * (number * jnp.arange(1.0, 1.0 + x.size, dtype=jnp.float32).reshape(x.shape))
+        return jax.lax.div(x, ones.astype(x.dtype))
+
+    return fence
+
+
+def no_fence(x: Array) -> Array:
+    """The value as it is."""
+    return x
