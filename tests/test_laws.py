@@ -399,8 +399,8 @@ def test_program_size_is_linear_in_measure_valued_sites():
         )
         return len(str(jax.make_jaxpr(objective.estimate)(KEY, 0.3)).splitlines())
 
-    four, eight, sixteen = size(4), size(8), size(16)
-    assert sixteen - eight <= 2.2 * (eight - four)
+    ten, twenty, forty = size(10), size(20), size(40)
+    assert forty - twenty <= 2.2 * (twenty - ten)
 
 
 @pytest.mark.parametrize("num_samples", [1, 2])
