@@ -727,6 +727,25 @@ EDITS: list[Edit] = [
          "if self.latents.left_out:\n            return None and self._not", f"{_PINNED} -k density_of_some_choices"),
     ),
     *_in(
+        "vipl/guides/_once.py",
+        ("the numbers of the first call are kept",
+         "lambda numbers, *args: fn(*shape.make(numbers), *args)", "lambda _, *args: fn(*things, *args)",
+         "test_once.py -k nothing_is"),
+        ("constants are not read", "(*more, numbers, *roots)", "(*more, *roots)", "test_once.py -k asks_for_numbers"),
+    ),
+    *_in(
+        "vipl/posterior/_draws.py",
+        ("each chunk draws the same", "np.arange(first, first + CHUNK, dtype", "np.arange(CHUNK, dtype",
+         "test_once.py -k how_many"),
+        ("each chunk takes the first rows", "np.arange(first, first + CHUNK), num", "np.arange(CHUNK), num",
+         "test_once.py -k rows"),
+    ),
+    *_in(
+        "vipl/cache/fingerprint.py",
+        ("programs in a structure are not read", "reader.read(list(nodes_of(x)))", "reader.add(x)",
+         "test_once.py -k changed"),
+    ),
+    *_in(
         "vipl/guides/_combine.py",
         ("a part begins at its own place", "start=its[name], scale", "start=None, scale",
          "test_guides.py -k combination_is_a_guide"),

@@ -19,15 +19,18 @@ import numpy as np
 
 from vipl._checks import whole_number
 from vipl._jax import Tracer
-from vipl._types import Array, Float, PRNGKeyArray, PyTree
+from vipl._types import Array, Float, Int, PRNGKeyArray, PyTree
+from vipl.cache.programs import compiled
 from vipl.errors import AddressError, ProgramError, shortened, show_address, show_addresses, show_aval
 from vipl.gen import Program
 from vipl.gen._check_arguments import check_source
 from vipl.gen._choices import Address, Choices, flatten, nest
 from vipl.guides import Guide, ModelGuide
 from vipl.guides._combine import Combined
+from vipl.guides._once import is_traced, run_once
+from vipl.interpret.seed import seed
 from vipl.ir.keys import as_key, key_or_first
-from vipl.posterior._draws import addresses_of, log_likelihoods, predict
+from vipl.posterior._draws import addresses_of, in_chunks, keys_of, log_densities, log_likelihoods, predict
 from vipl.posterior._files import Report, read, write
 from vipl.posterior._psis import Smoothed, smooth
 from vipl.posterior._table import Table, label, number
@@ -177,8 +180,11 @@ class Posterior:
     # --- draws --------------------------------------------------------------------------------------------------
 
     def sample(self, key: PRNGKeyArray, num_samples: int = 1000) -> Choices:
-        """Draws of the latent choices, by address, with a leading axis of `num_samples`."""
-        return self._draw(key, num_samples)[0]
+        """Draws of the latent choices, by address, with a leading axis of `num_samples`.
+
+        z_i ~ q;   the i-th draw depends on the key and on i alone, so that fewer draws are the first of more.
+        """
+        return self._named(self._drawn(key, num_samples)[0])
 
     def log_prob(self, choices: Choices) -> Float[Array, ""]:
         """The guide's log density, log q(choices)."""
@@ -220,7 +226,12 @@ class Posterior:
         """The mean of a function of the latent choices over draws; its error is its deviation / sqrt(num_samples)."""
         _check_function(fn, f"expectation of {self!r}")
         drawn = self.sample(key_or_first(key), num_samples)
-        return jax.tree.map(lambda x: jnp.mean(x, axis=0), jax.vmap(fn)(drawn))
+
+        def some(_: Array, drawn: Choices) -> PyTree:
+            return _values(fn, drawn) if is_traced(drawn) else compiled("values", (fn,), None, each, (drawn,))
+
+        each = functools.partial(_values, fn)
+        return jax.tree.map(_mean, in_chunks(num_samples, some, drawn))
 
     def log_likelihood(
         self,
@@ -264,14 +275,14 @@ class Posterior:
             )
         has = addresses_of(program)
         values = {a: x for a, x in drawn.items() if a in has}
+        fn = functools.partial(log_likelihoods, names=tuple(values))
 
-        @jax.jit
-        @jax.vmap
-        def each(key: PRNGKeyArray, values: dict[Address, Array]) -> dict[Address, Array]:
-            return log_likelihoods(key, program, values | given, list(given))
+        def some(numbers: Array, rows: list[Array]) -> dict[Address, Array]:
+            return run_once("log likelihoods", fn, (program, data), (key, numbers, rows), static=tuple(values))
 
         num_samples = jax.tree.leaves(draws)[0].shape[0]
-        return nest(each(jax.random.split(key, num_samples), values))
+        found = in_chunks(num_samples, some, list(values.values()), (key, program, data))
+        return nest({a: found[a] for a in has if a in found})
 
     def improve(self, key: PRNGKeyArray, num_samples: int = 4000) -> Improved:
         """Draws that are weighted towards the exact posterior: Pareto-smoothed importance sampling.
@@ -287,7 +298,8 @@ class Posterior:
         """
         num_samples = whole_number(num_samples, "num_samples", "Posterior.improve", least=25)
         drawn, log_p, log_q = self._draw(key, num_samples)
-        return Improved(drawn, smooth(log_p - log_q), jnp.mean(log_p - log_q), jnp.std(log_p - log_q))
+        log_w = np.asarray(log_p) - np.asarray(log_q)
+        return Improved(drawn, smooth(log_w), jax.device_put(log_w.mean()), jax.device_put(log_w.std()))
 
     # --- what it says of itself ---------------------------------------------------------------------------------
 
@@ -427,24 +439,72 @@ class Posterior:
 
     # --- inside -------------------------------------------------------------------------------------------------
 
+    def _drawn(self, key: PRNGKeyArray, num_samples: int) -> tuple[list[Array], Array]:
+        """Draws in the order of `_addresses`, and the guide's log densities of them."""
+        num_samples, the_key = whole_number(num_samples, "num_samples", "Posterior"), as_key(key)
+        fn = functools.partial(_draws, names=self._addresses)
+
+        def some(numbers: Array, _: tuple) -> Any:
+            return run_once("draws", fn, (self.guide,), (self.params, the_key, numbers), static=self._addresses)
+
+        return in_chunks(num_samples, some, (), (self.params, the_key, self.data))
+
+    def _named(self, values: list[Array]) -> Choices:
+        return nest(dict(zip(self._addresses, values, strict=True)))
+
     def _draw(self, key: PRNGKeyArray, num_samples: int) -> tuple[Choices, Array, Array]:
         """Draws, their log joint densities with the data, and the guide's."""
-        num_samples = whole_number(num_samples, "num_samples", "Posterior")
-        return self._compiled(as_key(key), self.params, self.data, num_samples)
+        values, log_q = self._drawn(key, num_samples)
+        the_key, things = as_key(key), (self.model, self.data)
+        fn = functools.partial(log_densities, names=self._addresses)
+
+        def some(numbers: Array, values: list[Array]) -> Array:
+            return run_once("log densities", fn, things, (the_key, numbers, values), static=self._addresses)
+
+        return self._named(values), in_chunks(num_samples, some, values, (the_key, things)), log_q
 
     @functools.cached_property
-    def _compiled(self) -> Callable[..., tuple[Choices, Array, Array]]:
-        guide, model = self.guide, self.model
+    def _addresses(self) -> tuple[Address, ...]:
+        """The addresses of the guide's choices, in the order of the model."""
+        known = all(isinstance(part, ModelGuide) for part in _parts(self.guide))
+        its = self.guide.addresses if known else addresses_of(self.program)
+        order = {a: k for k, a in enumerate(addresses_of(self.model))}
+        return tuple(sorted(its, key=lambda a: order.get(a, len(order))))
 
-        def draw(key: PRNGKeyArray, params: PyTree, data: Choices, num_samples: int) -> Any:
-            def one(key: PRNGKeyArray) -> tuple[Choices, Array, Array]:
-                trace = guide(params).simulate(key)
-                both = nest(flatten(trace.choices, "draws") | flatten(data, "data"))
-                return trace.choices, model.assess(both, key=key).log_prob, trace.log_prob
 
-            return jax.vmap(one)(jax.random.split(key, num_samples))
+def _parts(guide: Any) -> list[Any]:
+    """The guides and functions of which a guide is combined; itself alone where it is not."""
+    return [p for part in guide.parts.values() for p in _parts(part)] if isinstance(guide, Combined) else [guide]
 
-        return jax.jit(draw, static_argnums=3)
+
+def _draws(
+    guide: Guide, params: PyTree, key: PRNGKeyArray, numbers: Int[Array, " n"], *, names: tuple[Address, ...]
+) -> tuple[list[Array], Array]:
+    """Draws of a guide by their numbers, and its log densities of them."""
+
+    def one() -> tuple[list[Array], Array]:
+        trace = guide(params).simulate()
+        return _in_order(trace.choices, names), trace.log_prob
+
+    return jax.vmap(seed(one))(keys_of(key, numbers))
+
+
+def _in_order(choices: Choices, names: tuple[Address, ...]) -> list[Array]:
+    flat = flatten(choices, "draws")
+    return [flat[a] for a in names]
+
+
+def _values(fn: Callable[[Choices], PyTree], drawn: Choices) -> PyTree:
+    """A function of each draw."""
+    return jax.vmap(fn)(drawn)
+
+
+def _mean(x: Array) -> Array:
+    """The mean over draws; on the host, in double precision, where it is not traced."""
+    if isinstance(x, Tracer):
+        return jnp.mean(x, axis=0)
+    kind = jax.eval_shape(functools.partial(jnp.mean, axis=0), x).dtype
+    return jax.device_put(np.asarray(x).mean(0, dtype=np.promote_types(np.float64, x.dtype)).astype(kind))
 
 
 def _variables(flat: dict[Address, Any]) -> dict[str, Any]:

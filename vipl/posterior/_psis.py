@@ -36,7 +36,7 @@ class Smoothed(NamedTuple):
     limit: float
 
 
-def smooth(log_weights: jax.Array) -> Smoothed:
+def smooth(log_weights: jax.Array | np.ndarray) -> Smoothed:
     """Smooths the largest of some importance weights.
 
     Args:
