@@ -215,7 +215,7 @@ print(independent.improve(key, 4000).verdict())
 #
 # ### The same model in other coordinates
 #
-# The verdict's advice is to write effects non-centred. Here this means: the choices are the innovations `z`, and
+# The verdict's advice is to write effects the other way, non-centred. Here this means: the choices are the innovations `z`, and
 # `h` is computed from them. `vipl.deterministic` keeps `h`.
 
 

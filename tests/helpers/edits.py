@@ -752,6 +752,8 @@ EDITS: list[Edit] = [
     ),
     *_in(
         "vipl/posterior/_posterior.py",
+        ("choices stand in the guide's order", "sorted(its, key=lambda a: order.get(a, len(order)))", "its",
+         "test_posterior.py -k order_of_the_model"),
         ("a guide of other data is taken", "equal_nan=True) for x", "equal_nan=True) or True for x",
          f"{_PINNED} -k guide_of_other_data"),
     ),

@@ -58,7 +58,7 @@ class Improved:
         num_samples = whole_number(num_samples, "num_samples", "Improved")
         log_weights = jnp.asarray(self.weights.log_weights)
         index = jax.random.categorical(as_key(key), log_weights, shape=(num_samples,))
-        return jax.tree.map(lambda x: x[index], self.choices)
+        return nest({a: x[index] for a, x in flatten(self.choices, "draws").items()})
 
     def expectation(self, fn: Callable[[Choices], PyTree]) -> PyTree:
         """Σ_i w_i fn(z_i)."""
@@ -83,7 +83,8 @@ class Improved:
             )
         return said + (
             "NOT reliable: the posterior differs from the guide. Try vipl.guides.Flow or Mixture; write hierarchical "
-            "effects non-centred (z ~ N(0, 1), effect = mean + sd z); or run NUTS from posterior.sample."
+            "effects the other way: non-centred (z ~ N(0, 1), effect = mean + sd z) where a group has few data, "
+            "centred (effect ~ N(mean, sd)) where it has many; or run NUTS from posterior.sample."
         )
 
 
@@ -182,6 +183,8 @@ class Posterior:
 
     def sample(self, key: PRNGKeyArray, num_samples: int = 1000) -> Choices:
         """Draws of the latent choices, by address, with a leading axis of `num_samples`.
+
+        The choices stand in the order of the model's sites.
 
         z_i ~ q;   the i-th draw depends on the key and on i alone, so that fewer draws are the first of more.
         """
@@ -403,6 +406,7 @@ class Posterior:
     def summary(self, key: PRNGKeyArray | None = None, num_samples: int = 4000) -> Table:
         """Mean, deviation and quantiles of each latent number, and how far the fit can be trusted.
 
+        Rows stand in the order of the model's sites.
         `k-hat` is that of the importance weights between guide and posterior, `ESS` what the draws are worth after
         weighting; `moved` is how far weighting moves a mean, in posterior deviations. The last line is a verdict.
         """
