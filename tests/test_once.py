@@ -79,6 +79,7 @@ def coin():
     sample("y", dist.Normal(level + 2.0 * side, 0.5))
 
 
+@pytest.mark.oldest
 @pytest.mark.filterwarnings("ignore:vipl.infer of coin did not meet")
 def test_stochastic_gradients_are_not_compiled_twice(key):
     def run(y):

@@ -766,6 +766,15 @@ EDITS: list[Edit] = [
         ("infinite weights pass", "np.isposinf(raw).any()", "False", "test_posterior.py -k arvizs"),
     ),
     *_in(
+        "vipl/posterior/_discrete.py",
+        ("logits are too small", "numbers = [4 if x.number == 2 else x.number", "numbers = [2",
+         "test_discrete_frame.py -k independent"),
+        ("a frame forgets the determinant of its coordinates", "log_prob + log_det - drawn", "log_prob - drawn",
+         "test_discrete_frame.py -k independent"),
+        ("the search begins at zero", "jnp.argmax(jnp.where(jnp.isfinite(values), values, -jnp.inf))", "0",
+         "test_discrete_frame.py -k units_of"),
+    ),
+    *_in(
         "vipl/posterior/_evidence.py",
         ("a bound leaves the true draw out", "[first, groups[:, 1:]]", "[groups[:, :1], groups[:, 1:]]",
          "test_evidence.py -k jensens"),

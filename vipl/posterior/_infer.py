@@ -35,6 +35,7 @@ from vipl.guides._once import can_make, run_once, take_apart
 from vipl.guides._structured import FoundBlocks
 from vipl.ir.keys import as_key
 from vipl.objectives import elbo, sticking_the_landing
+from vipl.posterior._discrete import framed
 from vipl.posterior._files import Report
 from vipl.posterior._posterior import Posterior, check_fits
 
@@ -74,7 +75,10 @@ def infer(
     - Laplace, Pathfinder: their `init`, and nothing more.
     - Other joint guides (LowRank, Mixture, Flow): the same for a Gaussian first, whose moments become the guide's
       frame; then stochastic gradients.
-    - All others, with discrete choices or more coordinates: stochastic gradients.
+    - FullRank beside a MeanField of discrete choices that are enumerated (the guide that is made by default): the frame
+      of a Gaussian for the real choices, fitted by natural gradients to the density with the discrete ones summed out,
+      from `start`, or from the best of zero and 64 draws from the prior; then stochastic gradients.
+    - All others, with other discrete choices or more coordinates: stochastic gradients.
 
     Stochastic gradients are those of the bound with the guide's density held (sticking the landing), by Adam with rates
     1e-2, 3e-3 and 1e-3. A rate ends when the mean bound of 250 steps has twice not grown by more than twice its
@@ -140,7 +144,10 @@ def infer(
     elif gaussian is not None and isinstance(family, FullRank | MeanField):
         params, report = _of_gaussian(family, gaussian, time.perf_counter() - begun)
     else:
-        if gaussian is None:
+        beside = framed(family, model, data, start, key_gaussian) if optimizer is None else None
+        if beside is not None:
+            family, params = beside
+        elif gaussian is None:
             params = family.init(key_init, start=start)
         else:
             assert isinstance(family, ModelGuide)
