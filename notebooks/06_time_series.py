@@ -230,7 +230,8 @@ print(structured.improve(key, 4000).verdict())
 #
 # ### The same model in other coordinates
 #
-# The other advice of the verdict is to write effects non-centred. Here this means: the choices are the innovations `z`, and
+# The other advice of the verdict is to write effects the other way, non-centred. Here this means: the choices are the
+# innovations `z`, and
 # `h` is computed from them. `vipl.deterministic` keeps `h`.
 
 

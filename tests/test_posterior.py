@@ -238,6 +238,39 @@ def test_predictions(posterior, key):
     assert prior["a"].std() > 5 * posterior.sample(key)["a"].std()
 
 
+def test_choices_stand_in_the_order_of_the_model(key):
+    @vipl.gen
+    def model():
+        last = sample("z", dist.Normal(0.0, 1.0))
+        sample(("part", "y"), dist.Normal(last, 1.0))
+        sample("k", dist.Bernoulli(0.5))
+        sample(("part", "x"), dist.HalfNormal(1.0))
+        sample("b", dist.Normal(last, 1.0))
+        sample("a", dist.Normal(last, 1.0))
+
+    data = {"a": 0.2, "b": 0.1}
+    real = guides.FullRank(model(), data, addresses=["part", "z"])
+    guide = guides.combine({"k": guides.MeanField(model(), data, addresses="k"), "real": real})
+    found = vipl.Posterior(model(), data, guide, guide.init(key))
+    order = [("z",), ("part", "y"), ("part", "x"), ("k",)]
+    improved = found.improve(key, 30)
+    for choices in (found.sample(key, 2), improved.choices, improved.sample(key, 2)):
+        assert list(flatten(choices, "draws")) == order
+    assert [row[0] for row in found.summary(key, 30).rows] == ["z", "part/y", "part/x", "k"]
+    assert list(found.predict(key, num_samples=2)) == list(found.log_likelihood(key, num_samples=2)) == ["b", "a"]
+    tree = found.to_arviz(key, num_samples=2)
+    assert list(tree["posterior"].data_vars) == list(tree["prior"].data_vars) == ["z", "part.y", "part.x", "k"]
+    assert list(tree["posterior_predictive"].data_vars) == ["b", "a"]
+
+
+def test_the_verdict_names_both_ways_of_writing_effects(key):
+    guide = guides.FullRank(line(X), Y)
+    verdict = vipl.Posterior(line(X), Y, guide, guide.init(key)).improve(key, 100).verdict()
+    assert "NOT reliable" in verdict
+    assert "non-centred (z ~ N(0, 1), effect = mean + sd z) where a group has few data" in verdict
+    assert ", centred (effect ~ N(mean, sd)) where it has many" in verdict
+
+
 def test_log_likelihoods_are_those_of_each_observation(posterior, key):
     held_out = {"y": jnp.array([0.0, 1.0])}
     values = posterior.log_likelihood(key, line(X[:2]), held_out, 50)["y"]

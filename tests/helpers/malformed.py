@@ -2082,6 +2082,57 @@ def a_posterior_is_improved_by_few_draws():
 
 
 @malformed
+def evidence_of_few_draws():
+    by_hand().evidence(KEY, 10)
+
+
+@malformed
+def evidence_in_one_group():
+    by_hand().evidence(KEY, 100, num_particles=60)
+
+
+@malformed
+def evidence_in_groups_of_half_a_draw():
+    by_hand().evidence(KEY, 100, num_particles=0.5)
+
+
+@malformed
+def evidence_of_a_point():
+    guide = vipl.guides.Delta(location(), SEEN)
+    vipl.Posterior(location(), SEEN, guide, guide.init(KEY)).evidence(KEY)
+
+
+@malformed
+def evidence_with_the_truth_of_something_else():
+    by_hand().evidence(KEY, truth={"b": 1.0})
+
+
+@malformed
+def evidence_with_a_number_for_the_truth():
+    by_hand().evidence(KEY, truth=1.0)
+
+
+@malformed
+def evidence_with_a_true_draw_of_another_shape():
+    by_hand().evidence(KEY, truth={"m": jnp.zeros(2), "s": 1.0})
+
+
+@malformed
+def evidence_of_an_estimated_density_with_a_truth():
+    inner = marginal(pair(), "x", vipl.inference.Importance(2))
+    model = vipl.gen(lambda: (sample("m", dist.Normal(0.0, 1.0)), sample("post", inner))[0])()
+    data = {"post": {"x": 0.3}}
+    guide = vipl.guides.FullRank(model, data)
+    params = guide.of_moments(jnp.zeros(1), jnp.eye(1))
+    vipl.Posterior(model, data, guide, params).evidence(KEY, truth={"m": 0.0})
+
+
+@malformed
+def evidence_with_a_true_draw_outside_its_support():
+    by_hand().evidence(KEY, truth={"m": 0.0, "s": -1.0})
+
+
+@malformed
 def fewer_than_no_weighted_draws():
     by_hand().improve(KEY, 50).sample(KEY, -2)
 

@@ -23,7 +23,7 @@ import struct
 import sys
 import types
 import weakref
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -81,6 +81,14 @@ def read(thing: object) -> Reading:
         reader.cannot(f"more than {_MOST} things")
     reader.reading.token = tuple(reader.atoms)
     return reader.reading
+
+
+def nodes_of(treedef: Any) -> Iterator[tuple[type | None, Hashable, int]]:
+    """Class and auxiliary data of every node, with the number of its children; None, None, 0 for a leaf."""
+    cls, said = treedef.node_data() or (None, None)
+    yield cls, said, len(treedef.children())
+    for child in treedef.children():
+        yield from nodes_of(child)
 
 
 def reader_token() -> tuple[Callable[[object], None], list[Hashable]]:
@@ -474,6 +482,10 @@ _OBJECTS: list[tuple[Callable[[Any], bool], Callable[[_Reader, Any], None]]] = [
     (lambda x: type(x) is object or isinstance(x, Trace), lambda reader, x: reader.add(type(x))),
     (_has_place, lambda reader, x: reader.cannot(f"the state of a {type(x).__name__}")),
     (_is_jitted, _Reader.jitted),
+    (
+        lambda x: isinstance(x, jax.tree_util.PyTreeDef),  # its nodes may be programs, with functions to read
+        lambda reader, x: reader.read(list(nodes_of(x))),
+    ),
     (
         lambda x: _root(x) in ("jax", "jaxlib") and "custom" not in type(x).__name__,
         lambda reader, x: reader.add(Same(x) if is_jaxpr(x) or type(x).__hash__ is None else x),

@@ -17,7 +17,7 @@ import functools
 import operator
 import types
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
@@ -27,7 +27,7 @@ import numpy as np
 from vipl import _jax
 from vipl._jax import Atom, Jaxpr, Primitive, Var
 from vipl._types import Array, ArrayLike, PyTree
-from vipl.cache.fingerprint import read, reader_token
+from vipl.cache.fingerprint import nodes_of, read, reader_token
 from vipl.cache.reading import Reading, Same
 from vipl.ir import devices
 from vipl.ir.batching import jaxprs_inside
@@ -284,7 +284,7 @@ def reading_of(root: object) -> Reading:
 
 
 def _new_reading(root: object) -> Reading:
-    reading = read((list(_nodes(root.treedef)), root.static, root.types) if isinstance(root, Skeleton) else root)
+    reading = read((list(nodes_of(root.treedef)), root.static, root.types) if isinstance(root, Skeleton) else root)
     if reading.unreadable is None:
         reading.kept = _KEPT.find(reading.token) or _KEPT.put(reading.token, _Kept())
     return reading
@@ -308,15 +308,7 @@ _VALUES = frozenset((type(None), bool, int, float, str))
 
 @functools.lru_cache(maxsize=4096)
 def _plain(treedef: Any) -> bool:
-    return all(cls in _CONTAINERS for cls, *_ in _nodes(treedef))
-
-
-def _nodes(treedef: Any) -> Iterator[tuple[type | None, Hashable, int]]:
-    """Class and auxiliary data of every node, with the number of its children; None, None, 0 for a leaf."""
-    cls, said = treedef.node_data() or (None, None)
-    yield cls, said, len(treedef.children())
-    for child in treedef.children():
-        yield from _nodes(child)
+    return all(cls in _CONTAINERS for cls, *_ in nodes_of(treedef))
 
 
 # --- generations --------------------------------------------------------------------------------------------

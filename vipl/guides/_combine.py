@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from vipl.gen._check_arguments import call_maker
 from vipl.gen._choices import Address, flatten, nest
 from vipl.guides._guide import Guide, Start, check_start
 from vipl.guides._joint import FullRank
+from vipl.guides._once import apart, layout, together
 from vipl.ir.keys import key_or_first
 
 
@@ -51,6 +52,15 @@ class Combined(Guide):
         for name, part in self._guides().items():
             part(params[name])
         return self._gf(params)
+
+    def apart(self) -> tuple[Callable[[PyTree, PyTree], Any], PyTree, PyTree]:
+        """See `Remade.apart`."""
+        each = {name: apart(part) for name, part in self.parts.items()}
+        return _recombined, [(name, fixed) for name, (fixed, _) in each.items()], [data for _, data in each.values()]
+
+    def layout(self) -> Hashable:
+        """See `Remade.layout`."""
+        return tuple((name, layout(part)) for name, part in self.parts.items())
 
     def __repr__(self) -> str:
         return f"combine({', '.join(f'{name}: {part!r}' for name, part in self.parts.items())})"
@@ -115,6 +125,10 @@ class Combined(Guide):
                 fix="leave it out, or name it as the model does; a program of your own begins at its own parameters",
             )
         return {name: nest({a: flat[a] for a in part.addresses if a in flat}) for name, part in self._guides().items()}
+
+
+def _recombined(fixed: list[tuple[str, PyTree]], data: list[PyTree]) -> Combined:
+    return Combined({name: together(f, d) for (name, f), d in zip(fixed, data, strict=True)})
 
 
 _NO_GUIDE = "a part that is no guide has no parameters to begin with."

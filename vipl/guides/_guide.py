@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ from vipl.gen._check_arguments import check_source
 from vipl.gen._choices import Address, flatten, match, nest
 from vipl.gen._without_choice import valued
 from vipl.guides._latents import Latents
+from vipl.guides._once import NotMade, Remade, run_once
 from vipl.ir.keys import key_or_first
 from vipl.ir.partition import is_array, is_real
 
@@ -35,7 +36,7 @@ _NUM_OTHERS = 4
 """For how many draws of choices that a guide leaves out its start is tried."""
 
 
-class Guide(abc.ABC):
+class Guide(Remade, abc.ABC):
     """A variational family: parameters -> a program over latent choices. The base of all guides, combinations too.
 
     Attributes:
@@ -110,6 +111,16 @@ class ModelGuide(Guide):
     def with_options(self, **options: Any) -> ModelGuide:
         """The same family for the same model, with other options."""
         return type(self)(self.model, self.data, **self.options | options)
+
+    def apart(self) -> tuple[Callable[[PyTree, PyTree], Any], PyTree, PyTree]:
+        """See `Remade.apart`; of a class that is not of this package, nobody knows what its options leave out."""
+        if type(self).__module__.partition(".")[0] != __name__.partition(".")[0]:
+            raise NotMade
+        return _made_of, (type(self), self.options, self.model), self.data
+
+    def layout(self) -> Hashable:
+        """See `Remade.layout`."""
+        return self.latents.layout()
 
     def __repr__(self) -> str:
         over = f"over {show_addresses(self.addresses)}, {self.latents.size} real coordinates"
@@ -196,12 +207,8 @@ class ModelGuide(Guide):
         }
 
     def _prior(self, key: PRNGKeyArray) -> dict[Address, Array]:
-        def one(key: PRNGKeyArray) -> dict[Address, Array]:
-            drawn = flatten(self.model.simulate(key).choices, self.model.name)
-            return self.latents.unconstrain({x.address: drawn[x.address] for x in self.latents.real})[0]
-
-        u = jax.vmap(lambda k: list(one(k).values()))(jax.random.split(key, 256))
-        return {x.address: jnp.median(v, axis=0) for x, v in zip(self.latents.real, u, strict=True)}
+        found = run_once("the median of a prior", _median_of_prior, (self,), (key,))
+        return {x.address: v for x, v in zip(self.latents.real, found, strict=True)}
 
     def _with_values(self, u: dict[Address, Array], given: dict[Address, Any]) -> dict[Address, Array]:
         """The coordinates with those of given choices in their places."""
@@ -230,9 +237,7 @@ class ModelGuide(Guide):
             return None
         if self.latents.left_out:
             return self._not_finite_for_others(u, key)
-        addresses = list(u)
-        density = lambda values: self.latents.log_density(dict(zip(addresses, values, strict=True)))  # noqa: E731
-        value, gradient = jax.jit(jax.value_and_grad(density))(list(u.values()))
+        value, gradient = run_once("a start", _density_and_gradient, (self,), (list(u.values()),))
         if isinstance(value, Tracer):
             return None
         if not jnp.isfinite(value):
@@ -246,19 +251,8 @@ class ModelGuide(Guide):
 
     def _not_finite_for_others(self, u: dict[Address, Array], key: PRNGKeyArray) -> tuple[str, str] | None:
         """As `_what_is_not_finite`, for draws of the choices that are left out."""
-        addresses = list(u)
-
-        def one(key: PRNGKeyArray, values: list[Array]) -> tuple[Array, list[Array]]:
-            drawn = flatten(self.model.simulate(key).choices, self.model.name)
-            others = {a: drawn[a] for a in self.latents.left_out}
-
-            def density(values: list[Array]) -> Array:
-                return self.latents.log_density(dict(zip(addresses, values, strict=True)) | others)
-
-            return jax.value_and_grad(density)(values)
-
         keys = jax.random.split(key, _NUM_OTHERS)
-        value, gradient = jax.jit(jax.vmap(one, (0, None)))(keys, list(u.values()))
+        value, gradient = run_once("a start beside others", _with_others, (self,), (keys, list(u.values())))
         if isinstance(value, Tracer):
             return None
         finite = [jnp.isfinite(value), *(jnp.isfinite(g).all(range(1, g.ndim)) for g in gradient)]
@@ -289,6 +283,42 @@ class ModelGuide(Guide):
             expected=", ".join(f"{p} {list(x)}" for p, x in wrong.items()),
             fix="begin with guide.init(key), and keep structure and shapes; another model or guide has others",
         )
+
+
+def _made_of(fixed: tuple[type, dict[str, Any], Program], data: dict[str, Any]) -> Any:
+    cls, options, model = fixed
+    return cls(model, data, **options)
+
+
+def _median_of_prior(guide: ModelGuide, key: PRNGKeyArray) -> list[Array]:
+    """The coordinates of each choice at the median of 256 draws from the model."""
+
+    def one(key: PRNGKeyArray) -> list[Array]:
+        drawn = flatten(guide.model.simulate(key).choices, guide.model.name)
+        return list(guide.latents.unconstrain({x.address: drawn[x.address] for x in guide.latents.real})[0].values())
+
+    return [jnp.median(v, axis=0) for v in jax.vmap(one)(jax.random.split(key, 256))]
+
+
+def _density_and_gradient(guide: ModelGuide, values: list[Array]) -> tuple[Array, list[Array]]:
+    """The log density at coordinates of each choice, and its gradient."""
+    return jax.value_and_grad(guide.latents.density().of_parts)(values)
+
+
+def _with_others(guide: ModelGuide, keys: PRNGKeyArray, values: list[Array]) -> tuple[Array, list[Array]]:
+    """`_density_and_gradient` with the choices that are left out from the prior, for each key."""
+
+    def one(key: PRNGKeyArray) -> tuple[Array, list[Array]]:
+        drawn = flatten(guide.model.simulate(key).choices, guide.model.name)
+        others = {a: drawn[a] for a in guide.latents.left_out}
+
+        def density(values: list[Array]) -> Array:
+            pairs = zip(guide.latents.real, values, strict=True)
+            return guide.latents.log_density({x.address: v for x, v in pairs} | others)
+
+        return jax.value_and_grad(density)(values)
+
+    return jax.vmap(one)(keys)
 
 
 def _differences(given: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> str:

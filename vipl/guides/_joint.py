@@ -25,9 +25,10 @@ from vipl.estimators import ImplicitReparam
 from vipl.gen import Estimated, Estimator, Program, gen, sample
 from vipl.gen._choices import Address, nest
 from vipl.gen._estimated import only
-from vipl.guides._gaussian import find_mode, lower_triangular
+from vipl.guides._gaussian import Mode, find_mode, lower_triangular
 from vipl.guides._guide import ModelGuide
 from vipl.guides._latents import Latents
+from vipl.guides._once import run_once
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,11 @@ def in_frame(u: Float[Array, " n"], frame: tuple[Array, Array] | None) -> Float[
         return u
     loc, scale_tril = frame
     return jax.scipy.linalg.solve_triangular(scale_tril, u - loc, lower=True)
+
+
+def gaussian(loc: Float[Array, "... n"], scale_tril: Float[Array, "... n n"]) -> dist.MultivariateNormal:
+    """N(loc, scale_tril scale_trilᵀ), of a triangular matrix with a positive diagonal: nobody has to look at it."""
+    return dist.MultivariateNormal(loc, scale_tril=scale_tril, validate_args=False)
 
 
 def check_joint(guide: ModelGuide, latents: Latents) -> None:
@@ -203,7 +209,7 @@ class FullRank(JointGuide):
     def family(self, params: PyTree) -> dist.Distribution:
         """N(loc, L Lᵀ)."""
         scale_tril = jnp.tril(params["lower"], -1) + jnp.diag(jnp.exp(params["log_diag"]))
-        return dist.MultivariateNormal(params["loc"], scale_tril=scale_tril)
+        return gaussian(params["loc"], scale_tril)
 
     def _init(self, u: dict[Address, Array], scale: Float[Array, ""], key: PRNGKeyArray) -> PyTree:
         n = self.latents.size
@@ -229,7 +235,7 @@ class Laplace(FullRank):
     """
 
     def _init(self, u: dict[Address, Array], scale: Float[Array, ""], key: PRNGKeyArray) -> PyTree:
-        found = jax.jit(lambda v: find_mode(self.latents.density(), v))(self.latents.join(u))
+        found = run_once("a mode", _mode, (self,), (self.latents.join(u),))
         if not isinstance(found.loc, Tracer) and not (jnp.min(found.curvature) > 0 and found.decrement < 0.1):
             raise ChoiceError(
                 "no mode of the joint density is found.",
@@ -249,6 +255,10 @@ class Laplace(FullRank):
         if self.frame is not None:
             factor = jax.scipy.linalg.solve_triangular(self.frame[1], factor, lower=True)
         return lower_triangular(factor)
+
+
+def _mode(guide: Laplace, start: Float[Array, " n"]) -> Mode:
+    return find_mode(guide.latents.density(), start)
 
 
 class LowRank(JointGuide):

@@ -16,7 +16,7 @@ passes that are present.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -155,6 +155,13 @@ class Latents:
     def size(self) -> int:
         """n, how many coordinates there are."""
         return sum(x.size for x in self.real)
+
+    def layout(self) -> Hashable:
+        """All that is read of the sites but the supports: equal where a guide of one is a guide of the other."""
+        real = tuple((*x[:4], str(x.dtype), _bits(x.present)) for x in self.real)
+        discrete = tuple((*x[:2], str(x.dtype), *x[3:]) for x in self.discrete)
+        flags = self.in_branch, self.in_place, self.computed, self.has_random_keys
+        return real, discrete, self.left_out, flags
 
     # --- coordinates as one vector ----------------------------------------------------------------------------
 
@@ -367,6 +374,10 @@ class _Seen(NamedTuple):
     coordinates: Array | None
     log_det: Array
     log_p: Array
+
+
+def _bits(present: np.ndarray | None) -> Hashable:
+    return None if present is None else (present.shape, present.tobytes())
 
 
 def _taken(values: list[Any]) -> Outcome:

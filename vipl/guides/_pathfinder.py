@@ -20,7 +20,8 @@ from vipl.estimators import LeaveOneOut, Score
 from vipl.gen import Program
 from vipl.gen._choices import Address, nest
 from vipl.guides._guide import Start
-from vipl.guides._joint import JointGuide
+from vipl.guides._joint import JointGuide, gaussian
+from vipl.guides._once import run_once
 from vipl.ir.keys import key_or_first
 
 
@@ -87,7 +88,7 @@ class Pathfinder(JointGuide):
 
     def family(self, params: PyTree) -> dist.Distribution:
         """The mixture of some parameters."""
-        components = dist.MultivariateNormal(params["loc"], scale_tril=params["scale_tril"])
+        components = gaussian(params["loc"], params["scale_tril"])
         return dist.MixtureSameFamily(dist.Categorical(logits=jnp.zeros(self.num_paths)), components)
 
     def init(
@@ -112,7 +113,7 @@ class Pathfinder(JointGuide):
         starts = [first] + [
             first + e if near else self.latents.join(self._uniform(k)) for k, e in zip(keys[1:], noise[1:], strict=True)
         ]
-        found = jax.jit(lambda u, k: lax.map(lambda x: self._path(*x), (u, k)))(jnp.stack(starts), keys)
+        found = run_once("paths", _paths, (self,), (jnp.stack(starts), keys))
         if not isinstance(found.bound, Tracer) and not jnp.any(jnp.isfinite(found.bound)):
             raise ChoiceError(
                 "no path of Pathfinder has a Gaussian with a finite bound.",
@@ -144,17 +145,21 @@ class Pathfinder(JointGuide):
         inverses = inverse_hessians(points, gradients, self.memory)
         noise = jax.random.normal(key, (self.num_draws, start.shape[0]), start.dtype)  # the same at every point
 
-        def gaussian(x: tuple[Array, Array, Array]) -> Found:
+        def at(x: tuple[Array, Array, Array]) -> Found:
             point, gradient, inverse = x
             scale_tril = jnp.linalg.cholesky(inverse)
             loc = point + inverse @ gradient
-            log_q = dist.MultivariateNormal(loc, scale_tril=scale_tril).log_prob
+            log_q = gaussian(loc, scale_tril).log_prob
             draws = loc + noise @ scale_tril.T
             bound = jnp.mean(jax.vmap(lambda u: density(u) - log_q(u))(draws))
             return Found(loc, scale_tril, jnp.where(jnp.isfinite(bound), bound, -jnp.inf))
 
-        every = lax.map(gaussian, (points, gradients, inverses))
+        every = lax.map(at, (points, gradients, inverses))
         return jax.tree.map(lambda x: x[jnp.argmax(every.bound)], every)
+
+
+def _paths(guide: Pathfinder, starts: Float[Array, "paths n"], keys: PRNGKeyArray) -> Found:
+    return lax.map(lambda x: guide._path(x[0], x[1]), (starts, keys))
 
 
 class Found(NamedTuple):

@@ -1,8 +1,16 @@
-"""Draws of programs, many at once, and what is computed from them."""
+"""Draws of programs, many at once, and what is computed from them.
+
+Law: draw i of a key depends on the key and on i alone, so that `sample(key, 10)` is the beginning of
+`sample(key, 1000)`; its own key is `jax.random.fold_in(key, i)`.
+
+Draws are made 250 at a time by one compiled function, put together on the host, and cut: another number of draws
+compiles nothing. Where the call is itself traced, all of them are made together.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,14 +18,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from vipl._checks import whole_number
-from vipl._types import Array, PRNGKeyArray
+from vipl._types import Array, Float, Int, PRNGKeyArray, PyTree
 from vipl.errors import AddressError, ChoiceError, show_address, show_addresses, show_aval
 from vipl.gen import Program
 from vipl.gen._check_arguments import check_source
-from vipl.gen._choices import Address, flatten, nest
+from vipl.gen._choices import Address, Choices, flatten, nest
 from vipl.gen._without_choice import valued
+from vipl.guides._once import is_traced, run_once
+from vipl.interpret.seed import seed
 from vipl.ir.keys import as_key
 from vipl.ir.partition import as_array
+
+CHUNK = 250
+"""Draws that are made together."""
 
 
 def addresses_of(program: Program) -> list[Address]:
@@ -31,7 +44,8 @@ def predict(
     """Draws from a program, with some choices given.
 
     x_i ~ p(· | given_i),  i = 1 ... n:  each run takes the i-th of the given choices, and draws the rest in order.
-    Without any, these are draws from the prior and the prior predictive.
+    Without any, these are draws from the prior and the prior predictive. The i-th draw depends on the key, on i and on
+    what is given to it alone.
 
     Args:
       key: PRNG key.
@@ -61,16 +75,62 @@ def predict(
     flat = flatten({} if choices is None else choices, "the choices of predict")
     _check_choices(flat, has, num_samples, program.name)
     given = {a: jnp.asarray(x) for a, x in flat.items() if a in has}
+    drawn = [a for a in has if a not in given]
+    fn = functools.partial(_predictions, names=tuple(given), drawn=tuple(drawn))
+    the_key = as_key(key)
 
-    def one(key: PRNGKeyArray, given: dict[Address, Array]) -> list[Array]:
-        trace, _ = program.generate(nest(given), key=key)
-        drawn = flatten(trace.choices, program.name)
-        return [drawn[a] for a in has if a not in given]
+    def some(numbers: Array, values: list[Array]) -> list[Array]:
+        args = the_key, numbers, values
+        return run_once("predictions", fn, (program,), args, static=(fn.keywords["names"], fn.keywords["drawn"]))
 
-    keys = jax.random.split(as_key(key), num_samples)
-    names = list(given)
-    out = jax.vmap(lambda k, xs: one(k, dict(zip(names, xs, strict=True))))(keys, list(given.values()))
-    return nest(dict(zip([a for a in has if a not in given], out, strict=True)))
+    values = in_chunks(num_samples, some, list(given.values()), (the_key, program))
+    return nest(dict(zip(drawn, values, strict=True)))
+
+
+def _predictions(
+    program: Program,
+    key: PRNGKeyArray,
+    numbers: Int[Array, " n"],
+    values: list[Array],
+    *,
+    names: tuple[Address, ...],
+    drawn: tuple[Address, ...],
+) -> list[Array]:
+    """What a program draws, with the i-th of the values given in the i-th run."""
+
+    def one(key: PRNGKeyArray, values: list[Array]) -> list[Array]:
+        given = nest(dict(zip(names, values, strict=True)))
+        choices = flatten(seed(lambda: program.generate(given)[0].choices)(key), program.name)
+        return [choices[a] for a in drawn]
+
+    return jax.vmap(one)(keys_of(key, numbers), values)
+
+
+def keys_of(key: PRNGKeyArray, numbers: Int[Array, " n"]) -> PRNGKeyArray:
+    """The keys of draws by their numbers."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
+
+
+def in_chunks(num_samples: int, run: Callable[[Any, Any], PyTree], rows: PyTree, beside: PyTree = ()) -> PyTree:
+    """`run(numbers, rows)` for the numbers 0 ... num_samples - 1, 250 at a time.
+
+    Args:
+      num_samples: how many.
+      run: (i32[n], the rows of these numbers) -> a pytree of arrays with a leading axis of n.
+      rows: a pytree of arrays with a leading axis of `num_samples`.
+      beside: what else the runs depend on, to see whether it is traced.
+    """
+    everything = np.arange(num_samples, dtype=np.int32)
+    if is_traced((rows, beside)):
+        return run(jnp.asarray(everything), rows)
+    rows = jax.tree.map(np.asarray, rows)
+    parts = []
+    for first in range(0, num_samples, CHUNK):
+        here = np.minimum(np.arange(first, first + CHUNK), num_samples - 1)  # the last row stands in for those after it
+        parts.append(run(np.arange(first, first + CHUNK, dtype=np.int32), jax.tree.map(lambda x, i=here: x[i], rows)))
+        if is_traced(parts):  # by what a function closes over
+            return run(jnp.asarray(everything), rows)
+    return jax.tree.map(lambda *xs: jax.device_put(np.concatenate([np.asarray(x) for x in xs])[:num_samples]), *parts)
 
 
 def _check_choices(flat: Mapping[Address, Any], has: list[Address], num_samples: int, program: str) -> None:
@@ -95,16 +155,49 @@ def _check_choices(flat: Mapping[Address, Any], has: list[Address], num_samples:
             )
 
 
+def log_densities(
+    model: Program,
+    data: Choices,
+    key: PRNGKeyArray,
+    numbers: Int[Array, " n"],
+    values: list[Array],
+    *,
+    names: tuple[Address, ...],
+) -> Float[Array, " n"]:
+    """The log joint densities of data and the values of the other choices; see `log_likelihoods`."""
+    given = flatten(data, "data")
+
+    def one(key: PRNGKeyArray, values: list[Array]) -> Array:
+        choices = nest(dict(zip(names, values, strict=True)) | given)
+        return seed(lambda: model.assess(choices).log_prob)(key)
+
+    return jax.vmap(one)(keys_of(key, numbers), values)
+
+
 def log_likelihoods(
-    key: PRNGKeyArray, program: Program, choices: dict[Address, Array], observed: list[Address]
+    program: Program,
+    data: Choices,
+    key: PRNGKeyArray,
+    numbers: Int[Array, " n"],
+    values: list[Array],
+    *,
+    names: tuple[Address, ...],
 ) -> dict[Address, Array]:
     """The log densities of observed choices given all others, elementwise where elements are independent.
 
     Args:
-      key: of what the program draws without a choice, such as dropout.
       program: over all choices.
-      choices: a value for each address.
-      observed: the addresses that are wanted.
+      data: the observed choices.
+      key: of what the program draws without a choice, such as dropout.
+      numbers: of the draws.
+      values: the other choices, with a leading axis of draws.
+      names: their addresses.
     """
-    by_site = flatten(program.assess(nest(choices), key=key).log_probs, program.name)
-    return {a: x for a, x in by_site.items() if a in observed}
+    given = {a: jnp.asarray(x) for a, x in flatten(data, "the data").items()}
+
+    def one(key: PRNGKeyArray, values: list[Array]) -> dict[Address, Array]:
+        choices = nest(dict(zip(names, values, strict=True)) | given)
+        by_site = flatten(seed(lambda: program.assess(choices).log_probs)(key), program.name)
+        return {a: x for a, x in by_site.items() if a in given}
+
+    return jax.vmap(one)(keys_of(key, numbers), values)

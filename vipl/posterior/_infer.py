@@ -31,9 +31,11 @@ from vipl.guides._gaussian import Moments, fit_gaussian, lower_triangular
 from vipl.guides._guide import Start
 from vipl.guides._joint import JointGuide
 from vipl.guides._natural import TOLERANCE
+from vipl.guides._once import can_make, run_once, take_apart
 from vipl.guides._structured import FoundBlocks
 from vipl.ir.keys import as_key
 from vipl.objectives import elbo, sticking_the_landing
+from vipl.posterior._discrete import framed
 from vipl.posterior._files import Report
 from vipl.posterior._posterior import Posterior, check_fits
 
@@ -73,11 +75,17 @@ def infer(
     - Laplace, Pathfinder: their `init`, and nothing more.
     - Other joint guides (LowRank, Mixture, Flow): the same for a Gaussian first, whose moments become the guide's
       frame; then stochastic gradients.
-    - All others, with discrete choices or more coordinates: stochastic gradients.
+    - FullRank beside a MeanField of discrete choices that are enumerated (the guide that is made by default): the frame
+      of a Gaussian for the real choices, fitted by natural gradients to the density with the discrete ones summed out,
+      from `start`, or from the best of zero and 64 draws from the prior; then stochastic gradients.
+    - All others, with other discrete choices or more coordinates: stochastic gradients.
 
     Stochastic gradients are those of the bound with the guide's density held (sticking the landing), by Adam with rates
     1e-2, 3e-3 and 1e-3. A rate ends when the mean bound of 250 steps has twice not grown by more than twice its
     standard error; the parameters are the average over about the last quarter of its steps.
+
+    It is compiled once for a model function, the options, and the shapes of data and arguments; for each set of numbers
+    where the model asks for numbers.
 
     Args:
       model: over latents and data, a generative function with its arguments.
@@ -136,16 +144,18 @@ def infer(
     elif gaussian is not None and isinstance(family, FullRank | MeanField):
         params, report = _of_gaussian(family, gaussian, time.perf_counter() - begun)
     else:
-        if gaussian is None:
+        beside = framed(family, model, data, start, key_gaussian) if optimizer is None else None
+        if beside is not None:
+            family, params = beside
+        elif gaussian is None:
             params = family.init(key_init, start=start)
         else:
             assert isinstance(family, ModelGuide)
             family = family.with_options(frame=(gaussian.loc, lower_triangular(gaussian.factor)))
             params = family._init(family.latents.split(gaussian.loc), jnp.ones(()), key_init)
-        objective = _objective(model, data, family)
-        params, values, converged, steps = _stochastic(
-            objective, params, key_fit, optimizer, most, num_samples, progress
-        )
+        objective, numbers = _objective(model, data, family)
+        options = {"data": numbers, "num_samples": num_samples, "progress": progress}
+        params, values, converged, steps = _stochastic(objective, params, key_fit, optimizer, most, options)
         report = Report("stochastic gradients", values, converged, steps, time.perf_counter() - begun)
     if not report.converged:
         warnings.warn(
@@ -229,13 +239,12 @@ def _is_whole(guide: ModelGuide) -> bool:
 
 
 def _gaussian(guide: ModelGuide, start: Start, key: PRNGKeyArray) -> Moments:
-    latents = guide.latents
+    u = guide.latents.join(guide.start(key, start))
+    return run_once("a Gaussian", _fit_gaussian, (guide,), (u, key))
 
-    @jax.jit
-    def run(u: Array, key: PRNGKeyArray) -> Moments:
-        return fit_gaussian(latents.density(), u, key, diagonal=isinstance(guide, MeanField))
 
-    return run(latents.join(guide.start(key, start)), key)
+def _fit_gaussian(guide: ModelGuide, u: Array, key: PRNGKeyArray) -> Moments:
+    return fit_gaussian(guide.latents.density(), u, key, diagonal=isinstance(guide, MeanField))
 
 
 def _blocks(guide: Structured, start: Start, key: PRNGKeyArray) -> FoundBlocks | None:
@@ -243,7 +252,8 @@ def _blocks(guide: Structured, start: Start, key: PRNGKeyArray) -> FoundBlocks |
     if not _is_whole(guide):
         return None
     u = guide.latents.join(guide.start(key, start))
-    return jax.jit(guide.fit)(u, key) if jax.jit(guide.has_structure)(u, key) else None
+    has_structure = run_once("the structure of a density", Structured.has_structure, (guide,), (u, key))
+    return run_once("blocks", Structured.fit, (guide,), (u, key)) if has_structure else None
 
 
 def _natural(found: Moments | FoundBlocks, seconds: float) -> Report:
@@ -251,7 +261,7 @@ def _natural(found: Moments | FoundBlocks, seconds: float) -> Report:
     converged = bool(found.error <= TOLERANCE)
     note = f"standard error {float(found.error):.3f} sd"
     note += f", {int(found.skipped)} steps skipped that were not finite" if int(found.skipped) else ""
-    return Report("natural gradients", np.asarray(found.bounds[:taken]), converged, taken, seconds, note)
+    return Report("natural gradients", np.asarray(found.bounds)[:taken], converged, taken, seconds, note)
 
 
 def _of_gaussian(guide: ModelGuide, found: Moments, seconds: float) -> tuple[PyTree, Report]:
@@ -261,14 +271,20 @@ def _of_gaussian(guide: ModelGuide, found: Moments, seconds: float) -> tuple[PyT
     return guide.of_moments(found.loc, jnp.diagonal(found.factor)), report  # type: ignore[attr-defined]
 
 
-def _objective(model: Program, data: Any, guide: Any) -> Expectation:
-    @expectation
-    def bound(params: PyTree) -> Array:
-        program = guide(params)
-        held = program.is_exact() and not _has_flow(guide)
-        return (sticking_the_landing if held else elbo)(model, program, data)
+def _objective(model: Program, data: Any, guide: Any) -> tuple[Expectation, PyTree]:
+    """The bound, and what it is given beside the parameters: the numbers of guide, model and data; None for nothing."""
+    things = guide, model, dict(data)
+    taken = take_apart(things)
+    if taken is None or not can_make(*taken):
+        return expectation(lambda params: _bound(params, *things)), None
+    shape, numbers = taken
+    return expectation(lambda params, numbers: _bound(params, *shape.make(numbers))), numbers
 
-    return bound
+
+def _bound(params: PyTree, guide: Any, model: Program, data: Any) -> Array:
+    program = guide(params)
+    held = program.is_exact() and not _has_flow(guide)
+    return (sticking_the_landing if held else elbo)(model, program, data)
 
 
 def _has_flow(guide: Any) -> bool:
@@ -282,12 +298,10 @@ def _stochastic(
     key: PRNGKeyArray,
     optimizer: optax.GradientTransformation | None,
     num_steps: int | None,
-    num_samples: int,
-    progress: bool,
+    options: dict[str, Any],
 ) -> tuple[PyTree, np.ndarray, bool, int]:
     """Parameters, estimates of the bound, whether the rule was met, and the steps taken."""
     most = num_steps if num_steps is not None else (20_000 if optimizer is None else 5_000)
-    options: dict[str, Any] = {"num_samples": num_samples, "progress": progress}
     if optimizer is not None:
         done = fit(objective, params, optimizer, key=key, num_steps=most, **options)
         return done.params, np.asarray(done.values), int(done.stopped) == most, int(done.stopped)
@@ -295,7 +309,7 @@ def _stochastic(
     converged, taken = False, 0
     for stage, rate in enumerate((1e-2, 3e-3, 1e-3)):
         adam, done, waited, best = optax.adam(rate), None, 0, -np.inf
-        options |= {"key": jax.random.fold_in(key, stage), "average": _AVERAGE}
+        options = options | {"key": jax.random.fold_in(key, stage), "average": _AVERAGE}
         converged = False
         while taken < most and not converged:
             chunk = min(_CHUNK, most - taken)

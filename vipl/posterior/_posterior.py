@@ -19,15 +19,19 @@ import numpy as np
 
 from vipl._checks import whole_number
 from vipl._jax import Tracer
-from vipl._types import Array, Float, PRNGKeyArray, PyTree
-from vipl.errors import AddressError, ProgramError, shortened, show_address, show_addresses, show_aval
+from vipl._types import Array, Float, Int, PRNGKeyArray, PyTree
+from vipl.cache.programs import compiled
+from vipl.errors import AddressError, ChoiceError, ProgramError, shortened, show_address, show_addresses, show_aval
 from vipl.gen import Program
 from vipl.gen._check_arguments import check_source
 from vipl.gen._choices import Address, Choices, flatten, nest
-from vipl.guides import Guide, ModelGuide
+from vipl.guides import Delta, Guide, ModelGuide
 from vipl.guides._combine import Combined
+from vipl.guides._once import is_traced, run_once
+from vipl.interpret.seed import seed
 from vipl.ir.keys import as_key, key_or_first
-from vipl.posterior._draws import addresses_of, log_likelihoods, predict
+from vipl.posterior._draws import addresses_of, in_chunks, keys_of, log_densities, log_likelihoods, predict
+from vipl.posterior._evidence import Evidence, evidence_of
 from vipl.posterior._files import Report, read, write
 from vipl.posterior._psis import Smoothed, smooth
 from vipl.posterior._table import Table, label, number
@@ -54,7 +58,7 @@ class Improved:
         num_samples = whole_number(num_samples, "num_samples", "Improved")
         log_weights = jnp.asarray(self.weights.log_weights)
         index = jax.random.categorical(as_key(key), log_weights, shape=(num_samples,))
-        return jax.tree.map(lambda x: x[index], self.choices)
+        return nest({a: x[index] for a, x in flatten(self.choices, "draws").items()})
 
     def expectation(self, fn: Callable[[Choices], PyTree]) -> PyTree:
         """Σ_i w_i fn(z_i)."""
@@ -79,7 +83,8 @@ class Improved:
             )
         return said + (
             "NOT reliable: the posterior differs from the guide. Try vipl.guides.Flow or Mixture; write hierarchical "
-            "effects non-centred (z ~ N(0, 1), effect = mean + sd z); or run NUTS from posterior.sample."
+            "effects the other way: non-centred (z ~ N(0, 1), effect = mean + sd z) where a group has few data, "
+            "centred (effect ~ N(mean, sd)) where it has many; or run NUTS from posterior.sample."
         )
 
 
@@ -177,8 +182,13 @@ class Posterior:
     # --- draws --------------------------------------------------------------------------------------------------
 
     def sample(self, key: PRNGKeyArray, num_samples: int = 1000) -> Choices:
-        """Draws of the latent choices, by address, with a leading axis of `num_samples`."""
-        return self._draw(key, num_samples)[0]
+        """Draws of the latent choices, by address, with a leading axis of `num_samples`.
+
+        The choices stand in the order of the model's sites.
+
+        z_i ~ q;   the i-th draw depends on the key and on i alone, so that fewer draws are the first of more.
+        """
+        return self._named(self._drawn(key, num_samples)[0])
 
     def log_prob(self, choices: Choices) -> Float[Array, ""]:
         """The guide's log density, log q(choices)."""
@@ -220,7 +230,12 @@ class Posterior:
         """The mean of a function of the latent choices over draws; its error is its deviation / sqrt(num_samples)."""
         _check_function(fn, f"expectation of {self!r}")
         drawn = self.sample(key_or_first(key), num_samples)
-        return jax.tree.map(lambda x: jnp.mean(x, axis=0), jax.vmap(fn)(drawn))
+
+        def some(_: Array, drawn: Choices) -> PyTree:
+            return _values(fn, drawn) if is_traced(drawn) else compiled("values", (fn,), None, each, (drawn,))
+
+        each = functools.partial(_values, fn)
+        return jax.tree.map(_mean, in_chunks(num_samples, some, drawn))
 
     def log_likelihood(
         self,
@@ -264,14 +279,14 @@ class Posterior:
             )
         has = addresses_of(program)
         values = {a: x for a, x in drawn.items() if a in has}
+        fn = functools.partial(log_likelihoods, names=tuple(values))
 
-        @jax.jit
-        @jax.vmap
-        def each(key: PRNGKeyArray, values: dict[Address, Array]) -> dict[Address, Array]:
-            return log_likelihoods(key, program, values | given, list(given))
+        def some(numbers: Array, rows: list[Array]) -> dict[Address, Array]:
+            return run_once("log likelihoods", fn, (program, data), (key, numbers, rows), static=tuple(values))
 
         num_samples = jax.tree.leaves(draws)[0].shape[0]
-        return nest(each(jax.random.split(key, num_samples), values))
+        found = in_chunks(num_samples, some, list(values.values()), (key, program, data))
+        return nest({a: found[a] for a in has if a in found})
 
     def improve(self, key: PRNGKeyArray, num_samples: int = 4000) -> Improved:
         """Draws that are weighted towards the exact posterior: Pareto-smoothed importance sampling.
@@ -287,13 +302,111 @@ class Posterior:
         """
         num_samples = whole_number(num_samples, "num_samples", "Posterior.improve", least=25)
         drawn, log_p, log_q = self._draw(key, num_samples)
-        return Improved(drawn, smooth(log_p - log_q), jnp.mean(log_p - log_q), jnp.std(log_p - log_q))
+        log_w = np.asarray(log_p) - np.asarray(log_q)
+        return Improved(drawn, smooth(log_w), jax.device_put(log_w.mean()), jax.device_put(log_w.std()))
+
+    def evidence(
+        self,
+        key: PRNGKeyArray | None = None,
+        num_samples: int = 4000,
+        *,
+        num_particles: int | None = None,
+        truth: Choices | None = None,
+    ) -> Evidence:
+        """The log evidence log Z, Z = p(data), from weights w = p(z, data) / q(z): bounds from both sides, an estimate.
+
+            lower       the mean over groups of log (1/K) Σ_{k<=K} w_k: at most log Z in expectation, and growing with K
+            estimate    log (1/n) Σ w, the largest smoothed: right where `weights.k_hat` is below `weights.limit`
+            upper       with `truth`, the mean over groups of log (1/K) (w(truth) + Σ_{k<K} w_k): at least log Z in
+                        expectation, if the truth is one draw from the exact posterior, as are the choices from which
+                        the data were simulated
+                        without, ½ log (1/n) Σ w², if k-hat is below 1/4; else inf
+
+        By Markov's inequality `lower` is above log Z by more than t, and the `upper` of a truth below it, with
+        probability at most exp(-t), however few draws there are. The standard error of that `upper` is that of the
+        other draws, given this truth. The `upper` without a truth estimates a bound, ½ log E[w²] >= log Z, and is lower
+        than that bound in expectation: with `upper_error` added twice it is above it with confidence 97.7 %, as far as
+        the mean of w² is normal. That needs a finite fourth moment of w, which k-hat, itself estimated, tells; weights
+        that no draw has seen, as of a mode that q does not have, no such estimate knows of.
+        Bounds hold in expectation also where densities are estimated (`marginal`); `truth` asks for exact ones.
+
+        Args:
+          key: PRNG key; the draws are those of `improve`.
+          num_samples: n, 25 or more.
+          num_particles: K; None: n / 20.
+          truth: an exact posterior draw of all latent choices, by address. Data may stand beside them.
+
+        Returns:
+          An `Evidence`, which prints as a line.
+
+        Raises:
+          ProgramError: there are less than two groups; the guide is a point, which has no density; with a truth, a
+            density is estimated.
+          AddressError: a latent choice is not in the truth.
+          ChoiceError: the truth has another shape, or no density.
+
+        Reference: Burda et al. (2016), "Importance weighted autoencoders", theorem 1; Grosse, Ghahramani and Adams
+        (2015), "Sandwiching the marginal likelihood using bidirectional Monte Carlo"; Dieng et al. (2017),
+        "Variational inference via χ upper bound minimization", section 2; Vehtari et al. (2024), "Pareto smoothed
+        importance sampling".
+        """
+        num_samples = whole_number(num_samples, "num_samples", "Posterior.evidence", least=25)
+        most = num_samples // 2
+        particles = max(1, num_samples // 20) if num_particles is None else num_particles
+        particles = whole_number(particles, "num_particles", "Posterior.evidence")
+        if particles > most:
+            raise _no_evidence(
+                "there are too few draws for two groups.", self, f"{num_samples} draws in groups of {particles}",
+                "two groups or more, which tell the standard error", f"pass num_particles of {most} or less",
+            )  # fmt: skip
+        if any(isinstance(part, Delta) for part in _parts(self.guide)):
+            raise _no_evidence(
+                "a point has no density, and so no weights.", self, repr(self.guide), "a guide with a density",
+                "fit vipl.guides.Laplace, which is a Gaussian at a mode, or FullRank",
+            )  # fmt: skip
+        exact = None if truth is None else self._log_weight(truth)
+        _, log_p, log_q = self._draw(key_or_first(key), num_samples)
+        log_w = np.asarray(log_p, np.float64) - np.asarray(log_q, np.float64)
+        return evidence_of(log_w, smooth(log_w), particles, exact)
+
+    def _log_weight(self, choices: Choices) -> float:
+        """The weight log p(z, data) - log q(z) of choices z, which are a draw from the exact posterior."""
+        if not (self.model.is_exact() and self.program.is_exact()):
+            raise _no_evidence(
+                "the bound by a true draw asks for exact densities.", self, "a site whose density is estimated",
+                "exact densities of the model and of the guide", "leave truth out",
+            )  # fmt: skip
+        flat, of_data = flatten(choices, "the truth"), flatten(self.data, "data")
+        known, unknown = dict.fromkeys(self._addresses), [a for a in flat if a not in of_data]
+        if dict.fromkeys(unknown).keys() != known.keys():
+            raise AddressError(
+                "the truth is not a value for each latent choice.",
+                at=f"evidence of {self!r}",
+                got=show_addresses(unknown) or "no latent choices",
+                expected=show_addresses(known),
+                fix="pass the choices of which the data were simulated: truth=model.simulate(key).choices",
+            )
+        values = [jnp.asarray(flat[a]) for a in self._addresses]
+        things, args = (self.guide, self.model, self.data), (self.params, values)
+        fn = functools.partial(_log_weight, names=self._addresses)
+        here = {label(a, ()): np.asarray(flat[a]).tolist() for a in self._addresses}
+        log_w = float(run_once("the weight of choices", fn, things, args, static=self._addresses))
+        if not math.isfinite(log_w):
+            raise ChoiceError(
+                "the truth has no density, so that it is no draw from the posterior.",
+                at=f"evidence of {self!r}",
+                got=f"{shortened(here)}, log weight {log_w}",
+                expected="choices inside their supports, at which model and guide have a density",
+                fix="pass the choices of which the data were simulated: truth=model.simulate(key).choices",
+            )
+        return log_w
 
     # --- what it says of itself ---------------------------------------------------------------------------------
 
     def summary(self, key: PRNGKeyArray | None = None, num_samples: int = 4000) -> Table:
         """Mean, deviation and quantiles of each latent number, and how far the fit can be trusted.
 
+        Rows stand in the order of the model's sites.
         `k-hat` is that of the importance weights between guide and posterior, `ESS` what the draws are worth after
         weighting; `moved` is how far weighting moves a mean, in posterior deviations. The last line is a verdict.
         """
@@ -427,24 +540,86 @@ class Posterior:
 
     # --- inside -------------------------------------------------------------------------------------------------
 
+    def _drawn(self, key: PRNGKeyArray, num_samples: int) -> tuple[list[Array], Array]:
+        """Draws in the order of `_addresses`, and the guide's log densities of them."""
+        num_samples, the_key = whole_number(num_samples, "num_samples", "Posterior"), as_key(key)
+        fn = functools.partial(_draws, names=self._addresses)
+
+        def some(numbers: Array, _: tuple) -> Any:
+            return run_once("draws", fn, (self.guide,), (self.params, the_key, numbers), static=self._addresses)
+
+        return in_chunks(num_samples, some, (), (self.params, the_key, self.data))
+
+    def _named(self, values: list[Array]) -> Choices:
+        return nest(dict(zip(self._addresses, values, strict=True)))
+
     def _draw(self, key: PRNGKeyArray, num_samples: int) -> tuple[Choices, Array, Array]:
         """Draws, their log joint densities with the data, and the guide's."""
-        num_samples = whole_number(num_samples, "num_samples", "Posterior")
-        return self._compiled(as_key(key), self.params, self.data, num_samples)
+        values, log_q = self._drawn(key, num_samples)
+        the_key, things = as_key(key), (self.model, self.data)
+        fn = functools.partial(log_densities, names=self._addresses)
+
+        def some(numbers: Array, values: list[Array]) -> Array:
+            return run_once("log densities", fn, things, (the_key, numbers, values), static=self._addresses)
+
+        return self._named(values), in_chunks(num_samples, some, values, (the_key, things)), log_q
 
     @functools.cached_property
-    def _compiled(self) -> Callable[..., tuple[Choices, Array, Array]]:
-        guide, model = self.guide, self.model
+    def _addresses(self) -> tuple[Address, ...]:
+        """The addresses of the guide's choices, in the order of the model."""
+        known = all(isinstance(part, ModelGuide) for part in _parts(self.guide))
+        its = self.guide.addresses if known else addresses_of(self.program)
+        order = {a: k for k, a in enumerate(addresses_of(self.model))}
+        return tuple(sorted(its, key=lambda a: order.get(a, len(order))))
 
-        def draw(key: PRNGKeyArray, params: PyTree, data: Choices, num_samples: int) -> Any:
-            def one(key: PRNGKeyArray) -> tuple[Choices, Array, Array]:
-                trace = guide(params).simulate(key)
-                both = nest(flatten(trace.choices, "draws") | flatten(data, "data"))
-                return trace.choices, model.assess(both, key=key).log_prob, trace.log_prob
 
-            return jax.vmap(one)(jax.random.split(key, num_samples))
+def _parts(guide: Any) -> list[Any]:
+    """The guides and functions of which a guide is combined; itself alone where it is not."""
+    return [p for part in guide.parts.values() for p in _parts(part)] if isinstance(guide, Combined) else [guide]
 
-        return jax.jit(draw, static_argnums=3)
+
+def _draws(
+    guide: Guide, params: PyTree, key: PRNGKeyArray, numbers: Int[Array, " n"], *, names: tuple[Address, ...]
+) -> tuple[list[Array], Array]:
+    """Draws of a guide by their numbers, and its log densities of them."""
+
+    def one() -> tuple[list[Array], Array]:
+        trace = guide(params).simulate()
+        return _in_order(trace.choices, names), trace.log_prob
+
+    return jax.vmap(seed(one))(keys_of(key, numbers))
+
+
+def _log_weight(
+    guide: Guide, model: Program, data: Choices, params: PyTree, values: list[Array], *, names: tuple[Address, ...]
+) -> Array:
+    latent = dict(zip(names, values, strict=True))
+    log_p = seed(lambda: model.assess(nest(latent | flatten(data, "data"))).log_prob)
+    log_q = seed(lambda: guide(params).assess(nest(latent)).log_prob)
+    unused = jax.random.key(0)
+    return log_p(unused) - log_q(unused)
+
+
+def _no_evidence(what: str, posterior: Posterior, got: str, expected: str, fix: str) -> ProgramError:
+    return ProgramError(what, at=f"evidence of {posterior!r}", got=got, expected=expected, fix=fix)
+
+
+def _in_order(choices: Choices, names: tuple[Address, ...]) -> list[Array]:
+    flat = flatten(choices, "draws")
+    return [flat[a] for a in names]
+
+
+def _values(fn: Callable[[Choices], PyTree], drawn: Choices) -> PyTree:
+    """A function of each draw."""
+    return jax.vmap(fn)(drawn)
+
+
+def _mean(x: Array) -> Array:
+    """The mean over draws; on the host, in double precision, where it is not traced."""
+    if isinstance(x, Tracer):
+        return jnp.mean(x, axis=0)
+    kind = jax.eval_shape(functools.partial(jnp.mean, axis=0), x).dtype
+    return jax.device_put(np.asarray(x).mean(0, dtype=np.promote_types(np.float64, x.dtype)).astype(kind))
 
 
 def _variables(flat: dict[Address, Any]) -> dict[str, Any]:

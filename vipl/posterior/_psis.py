@@ -28,15 +28,17 @@ class Smoothed(NamedTuple):
         where nearly all are zero beside the largest, so that none can be fitted, and the weights are not smoothed.
       ess: 1 / Σ w², how many exact draws the weighted ones are worth.
       limit: the k-hat up to which n draws are reliable: min(1 - 1 / log10(n), 0.7).
+      log_mean: the logarithm of the mean of the weights before they were normalized.
     """
 
     log_weights: np.ndarray
     k_hat: float
     ess: float
     limit: float
+    log_mean: float
 
 
-def smooth(log_weights: jax.Array) -> Smoothed:
+def smooth(log_weights: jax.Array | np.ndarray) -> Smoothed:
     """Smooths the largest of some importance weights.
 
     Args:
@@ -54,7 +56,8 @@ def smooth(log_weights: jax.Array) -> Smoothed:
             expected="finite log densities of model and guide at the guide's draws",
             fix="see which site is not finite: posterior.program.assess(draw).log_prob",
         )
-    raw = np.maximum(raw - raw.max(), _NO_WEIGHT)
+    largest, middle = raw.max(), np.argsort(raw)[raw.size // 2]  # the one in the middle is not smoothed
+    raw = np.maximum(raw - largest, _NO_WEIGHT)
     tail = np.sort(raw)[-math.ceil(min(0.2 * raw.size, 3 * math.sqrt(raw.size))) :]  # the largest, as PSIS takes them
     if np.ptp(tail) < _EQUAL:
         smoothed, k_hat = raw, -np.inf
@@ -63,6 +66,8 @@ def smooth(log_weights: jax.Array) -> Smoothed:
             smoothed, k_hat = array_stats.psislw(-raw)  # it takes the negative logarithms of the weights
         if not (np.isfinite(smoothed).all() and np.isfinite(k_hat)):  # too few weights that are not zero to have a tail
             smoothed, k_hat = raw, np.inf
-    smoothed = np.asarray(smoothed) - np.logaddexp.reduce(np.asarray(smoothed))
+    smoothed = np.asarray(smoothed)
+    smoothed = smoothed - np.logaddexp.reduce(smoothed)
+    log_mean = float(largest + raw[middle] - smoothed[middle] - math.log(raw.size))
     ess = float(np.exp(-np.logaddexp.reduce(2 * smoothed)))
-    return Smoothed(smoothed, float(k_hat), ess, min(1 - 1 / math.log10(raw.size), 0.7))
+    return Smoothed(smoothed, float(k_hat), ess, min(1 - 1 / math.log10(raw.size), 0.7), log_mean)
