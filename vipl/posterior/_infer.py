@@ -20,20 +20,34 @@ import optax
 
 from vipl._checks import whole_number
 from vipl._types import Array, PRNGKeyArray, PyTree
-from vipl.errors import ProgramError
+from vipl.errors import ProgramError, ViplError
 from vipl.expectation import Expectation, expectation
 from vipl.fit import fit
 from vipl.gen import Program
 from vipl.gen._check_arguments import check_source
-from vipl.guides import Flow, FullRank, Guide, Laplace, MeanField, ModelGuide, Pathfinder, Structured, combine
+from vipl.gen._choices import nest
+from vipl.guides import (
+    Amortized,
+    Flow,
+    FullRank,
+    Guide,
+    Laplace,
+    Markov,
+    MeanField,
+    ModelGuide,
+    Pathfinder,
+    Structured,
+    combine,
+)
 from vipl.guides._combine import Combined
 from vipl.guides._gaussian import Moments, fit_gaussian, lower_triangular
 from vipl.guides._guide import Start
 from vipl.guides._joint import JointGuide
 from vipl.guides._natural import TOLERANCE
 from vipl.guides._structured import FoundBlocks
+from vipl.inference._forward_backward import posterior_tables
 from vipl.ir.keys import as_key
-from vipl.objectives import elbo, sticking_the_landing
+from vipl.objectives import elbo, elbo_with_chain, sticking_the_landing
 from vipl.posterior._files import Report
 from vipl.posterior._posterior import Posterior, check_fits
 
@@ -42,6 +56,9 @@ MOST_COORDINATES = 256
 
 _CHUNK = 250
 """Stochastic gradient steps between two looks at the bound."""
+
+_GROWTH = 1e-5
+"""Nats by which a bound without noise has to grow in `_CHUNK` steps; it may grow for ever, ever more slowly."""
 
 _AVERAGE = 0.25
 """The last part of the steps of a rate over which the parameters are averaged, about; see `vipl.fit`."""
@@ -71,13 +88,15 @@ def infer(
     - Structured, over all latent choices, which are real: the same with the precision of its blocks, whatever the
       number of coordinates, where the Hessian of the model's log density has their structure; that is tried at a point.
     - Laplace, Pathfinder: their `init`, and nothing more.
+    - Markov, of a model that is one chain and nothing else latent: forward-backward, which is exact.
     - Other joint guides (LowRank, Mixture, Flow): the same for a Gaussian first, whose moments become the guide's
       frame; then stochastic gradients.
     - All others, with discrete choices or more coordinates: stochastic gradients.
 
-    Stochastic gradients are those of the bound with the guide's density held (sticking the landing), by Adam with rates
+    Stochastic gradients are those of the bound with the guide's density held (sticking the landing), or, with one chain
+    of a Markov guide in a model that is a chain given the rest, exact over it (`elbo_with_chain`); by Adam with rates
     1e-2, 3e-3 and 1e-3. A rate ends when the mean bound of 250 steps has twice not grown by more than twice its
-    standard error; the parameters are the average over about the last quarter of its steps.
+    standard error and 1e-5; the parameters are the average over about the last quarter of its steps.
 
     Args:
       model: over latents and data, a generative function with its arguments.
@@ -126,6 +145,9 @@ def infer(
         params = family.init(key_init, start=start)
         report = Report(type(family).__name__, np.zeros(0), True, 0, time.perf_counter() - begun)
         return Posterior(model, data, family, params, report)
+    if optimizer is None and num_steps is None and (exact := _exact_chain(model, data, family)) is not None:
+        report = Report("forward-backward", np.zeros(0), True, 0, time.perf_counter() - begun)
+        return Posterior(model, data, family, exact, report)
     blocks = None
     if optimizer is None and isinstance(family, Structured):
         blocks = _blocks(family, start, key_gaussian)
@@ -142,7 +164,7 @@ def infer(
             assert isinstance(family, ModelGuide)
             family = family.with_options(frame=(gaussian.loc, lower_triangular(gaussian.factor)))
             params = family._init(family.latents.split(gaussian.loc), jnp.ones(()), key_init)
-        objective = _objective(model, data, family)
+        objective = _objective(model, data, family, params)
         params, values, converged, steps = _stochastic(
             objective, params, key_fit, optimizer, most, num_samples, progress
         )
@@ -261,7 +283,17 @@ def _of_gaussian(guide: ModelGuide, found: Moments, seconds: float) -> tuple[PyT
     return guide.of_moments(found.loc, jnp.diagonal(found.factor)), report  # type: ignore[attr-defined]
 
 
-def _objective(model: Program, data: Any, guide: Any) -> Expectation:
+def _objective(model: Program, data: Any, guide: Guide, params: PyTree) -> Expectation:
+    """The bound whose gradient is followed: exact over a discrete chain where that can be, else drawn."""
+    exact = _with_chain(model, data, guide)
+    if exact is not None:
+        try:
+            jax.eval_shape(exact.estimate, jax.random.key(0), params)
+        except ViplError:  # the model is no chain given the rest
+            pass
+        else:
+            return exact
+
     @expectation
     def bound(params: PyTree) -> Array:
         program = guide(params)
@@ -271,9 +303,40 @@ def _objective(model: Program, data: Any, guide: Any) -> Expectation:
     return bound
 
 
+def _with_chain(model: Program, data: Any, guide: Guide) -> Expectation | None:
+    """The bound that is exact over the one chain of a guide; None where it has none, or several."""
+    parts = _parts(guide)
+    chains = [x for part in parts if isinstance(part, Markov) for x in part.latents.discrete]
+    if len(chains) != 1 or len(chains[0].shape) != 1:
+        return None
+
+    @expectation
+    def bound(params: PyTree) -> Array:
+        return elbo_with_chain(model, guide(params), data, chains[0].address)
+
+    return bound
+
+
+def _exact_chain(model: Program, data: Any, guide: Guide) -> PyTree | None:
+    """The parameters of the exact posterior, of a Markov guide of a model that is one chain; None of others."""
+    chains = guide.latents.discrete if isinstance(guide, Markov) else ()
+    if len(chains) != 1 or len(chains[0].shape) != 1:
+        return None
+    try:
+        initial, transition = jax.jit(lambda: posterior_tables(model, data))()
+    except ViplError:  # it is no chain
+        return None
+    return nest({(*chains[0].address, "initial"): initial, (*chains[0].address, "transition"): transition})
+
+
+def _parts(guide: Any) -> list[Any]:
+    """The guides that a guide is made of."""
+    return [p for part in guide.parts.values() for p in _parts(part)] if isinstance(guide, Combined) else [guide]
+
+
 def _has_flow(guide: Any) -> bool:
     """Whether the density of a given value is expensive, which sticking the landing asks for."""
-    return any(map(_has_flow, guide.parts.values())) if isinstance(guide, Combined) else isinstance(guide, Flow)
+    return any(part.has_flow if isinstance(part, Amortized) else isinstance(part, Flow) for part in _parts(guide))
 
 
 def _stochastic(
@@ -306,7 +369,7 @@ def _stochastic(
             if not np.isfinite(new).all():
                 return done.params, np.concatenate(values), False, taken
             mean, error = new.mean(), new.std() / np.sqrt(len(new))
-            waited = 0 if mean > best + 2 * error else waited + 1
+            waited = 0 if mean > best + max(2 * error, _GROWTH) else waited + 1
             best = max(best, mean)
             converged = waited == 2
         if done is None:
