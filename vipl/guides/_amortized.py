@@ -304,7 +304,7 @@ class Amortized(ModelGuide):
         if self._by_row is False:
             return None
         every: list[Latent | Discrete] = [*self.latents.real, *self.latents.discrete]
-        inside = [x for x in every if x.loops and x.loops[0] and getattr(x, "present", None) is None]
+        inside = [x for x in every if _in_lanes(x)]
         lengths = sorted({x.shape[0] for x in inside})
         if len(inside) == len(every) and len(lengths) == 1:
             return lengths[0]
@@ -430,6 +430,11 @@ class Amortized(ModelGuide):
             raise self._wrong(
                 "the outputs of an encoder are not real numbers", kinds[0], "floats", "return x.astype(float)"
             )
+
+
+def _in_lanes(x: Latent | Discrete) -> bool:
+    """Whether the outermost loop around a choice is a `vmap`."""
+    return bool(x.loops) and x.loops[0] and getattr(x, "present", None) is None
 
 
 def _of_row(x: Array) -> jax.ShapeDtypeStruct:

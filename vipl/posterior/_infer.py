@@ -141,13 +141,10 @@ def infer(
     begun = time.perf_counter()
     key_gaussian, key_init, key_fit = jax.random.split(key, 3)
     gaussian = None
-    if isinstance(family, Laplace | Pathfinder):
-        params = family.init(key_init, start=start)
-        report = Report(type(family).__name__, np.zeros(0), True, 0, time.perf_counter() - begun)
+    params, method = _without_steps(model, data, family, start, key_init, by_steps=bool(optimizer or num_steps))
+    if method:
+        report = Report(method, np.zeros(0), True, 0, time.perf_counter() - begun)
         return Posterior(model, data, family, params, report)
-    if optimizer is None and num_steps is None and (exact := _exact_chain(model, data, family)) is not None:
-        report = Report("forward-backward", np.zeros(0), True, 0, time.perf_counter() - begun)
-        return Posterior(model, data, family, exact, report)
     blocks = None
     if optimizer is None and isinstance(family, Structured):
         blocks = _blocks(family, start, key_gaussian)
@@ -315,6 +312,25 @@ def _with_chain(model: Program, data: Any, guide: Guide) -> Expectation | None:
         return elbo_with_chain(model, guide(params), data, chains[0].address)
 
     return bound
+
+
+def _without_steps(
+    model: Program, data: Any, guide: Guide, start: Start, key: PRNGKeyArray, *, by_steps: bool
+) -> tuple[PyTree, str]:
+    """Parameters that no gradients are followed for, and how they are found; nothing where there are none.
+
+    Args:
+      model: over latents and data.
+      data: the observed choices.
+      guide: the family.
+      start: where to begin.
+      key: PRNG key.
+      by_steps: whether steps of gradients are asked for.
+    """
+    if isinstance(guide, Laplace | Pathfinder):
+        return guide.init(key, start=start), type(guide).__name__
+    exact = None if by_steps else _exact_chain(model, data, guide)
+    return exact, "" if exact is None else "forward-backward"
 
 
 def _exact_chain(model: Program, data: Any, guide: Guide) -> PyTree | None:
