@@ -707,6 +707,38 @@ EDITS: list[Edit] = [
          "test_guides.py -k enumerated"),
     ),
     *_in(
+        "vipl/guides/_amortized.py",
+        ("rows of a batch count once", "self._weight = self.num_rows / number", "self._weight = None",
+         "test_amortized.py -k count_alike"),
+        ("a draw of rows forgets its map", "trace.log_prob - log_det", "trace.log_prob",
+         "test_amortized.py -k 'density and FullRank'"),
+        ("other weights of the model are taken", "np.abs(weight / wanted - 1) < _SAME", "weight / wanted > 0",
+         f"{_PINNED} -k rows_that_count"),
+        ("the first row is every row's", "jax.vmap(self.encode, (None, 0))(params, self.inputs)",
+         "jax.vmap(lambda p, i: self.encode(p, jax.tree.map(lambda x: x[0], self.inputs)), (None, 0))(params, "
+         "self.inputs)", "test_amortized.py -k linear_encoder"),
+    ),
+    *_in(
+        "vipl/guides/_markov.py",
+        ("a chain goes the other way", "return sample(x.address, dist.Categorical(logits=row_of[before])",
+         "return sample(x.address, dist.Categorical(logits=row_of[:, before])", "test_markov.py -k 'sums and False'"),
+        ("an entropy is that of independent values", "before = jnp.concatenate([jnp.zeros_like(laws[:1]).at",
+         "before = laws if len(laws) else jnp.concatenate([jnp.zeros_like(laws[:1]).at",
+         "test_markov.py -k 'sums and False'"),
+    ),
+    *_in(
+        "vipl/objectives/_chain.py",
+        ("a reversed model is taken as it is", "    if is_other_way:", "    if False:",
+         "test_markov.py -k 'sums and True'"),
+        ("the guide counts what is drawn before the chain", "+ p.first[1] - q.first[1]", "+ p.first[1]",
+         "test_markov.py -k beside"),
+    ),
+    *_in(
+        "vipl/inference/_forward_backward.py",
+        ("a posterior's tables forget what comes later", "        logits = pair + after\n        total = log_total",
+         "        logits = pair\n        total = log_total", "test_markov.py -k 'infer_finds and False'"),
+    ),
+    *_in(
         "vipl/guides/_blocks.py",
         ("a step adds nothing to the one before", "return (fill[c:, :], around", "return (0 * fill[c:, :], around",
          "test_structured.py -k algebra"),

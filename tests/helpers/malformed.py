@@ -2020,6 +2020,204 @@ def a_flow_with_a_layer_that_is_a_number():
     vipl.guides.Flow(location(), SEEN, hidden=32)
 
 
+@vipl.gen
+def plate(weight=None):
+    """A global choice, and rows with one of their own."""
+    m = sample("m", dist.Normal(0.0, 1.0))
+
+    def row():
+        of_row = dist.Normal(m, 1.0)
+        z = sample("z", of_row if weight is None else vipl.scaled(of_row, weight))
+        sample("y", dist.Normal(z, 1.0))
+
+    jax.vmap(row, axis_size=3)()
+
+
+def by_network(params, row):
+    """An encoder."""
+    return {"z": {"loc": params * row["y"], "log_scale": params}}
+
+
+def amortized(encode=by_network, params=0.5, *, model=None, data=None, **options):
+    """A guide by row."""
+    options = {"addresses": "z"} | options
+    return vipl.guides.Amortized(plate() if model is None else model, data or SEEN, encode, params, **options)
+
+
+@malformed
+def an_encoder_of_one_argument():
+    amortized(lambda row: by_network(0.5, row))
+
+
+@malformed
+def an_encoder_with_outputs_of_another_shape():
+    amortized(lambda params, row: {"z": {"loc": jnp.zeros(2), "scale": params}})
+
+
+@malformed
+def an_encoder_that_returns_a_vector():
+    amortized(lambda params, row: params * jnp.ones(2))
+
+
+@malformed
+def an_encoder_that_returns_integers():
+    amortized(lambda params, row: {"z": {"loc": jnp.array(1), "log_scale": jnp.array(0)}})
+
+
+@malformed
+def an_encoder_with_parameters_that_are_no_arrays():
+    amortized(params={"net": jnp.tanh})
+
+
+@malformed
+def an_amortized_guide_without_parameters():
+    amortized(params=None).init(KEY)
+
+
+@malformed
+def an_amortized_guide_with_a_start():
+    amortized().init(KEY, start={"z": jnp.zeros(3)})
+
+
+@malformed
+def an_amortized_guide_of_a_global_choice_too():
+    amortized(addresses=None)
+
+
+@malformed
+def an_amortized_guide_by_row_without_rows():
+    amortized(addresses="m", by_row=True)
+
+
+@malformed
+def an_amortized_guide_with_a_word_for_by_row():
+    amortized(by_row="z")
+
+
+@malformed
+def rows_of_a_guide_that_has_none():
+    vipl.guides.Amortized(location(), SEEN, by_network, num_rows=9)
+
+
+@malformed
+def inputs_with_another_number_of_rows():
+    amortized(inputs={"y": jnp.ones(4)})
+
+
+@malformed
+def inputs_that_are_nan():
+    amortized(inputs={"y": np.array([0.1, np.nan, 0.3])})
+
+
+@malformed
+def inputs_that_are_forgotten_for_other_data():
+    amortized(inputs=SEEN).for_data(plate(), SEEN)
+
+
+@malformed
+def rows_that_count_in_the_model_alone():
+    amortized(model=plate(4.0))
+
+
+@malformed
+def rows_that_count_in_the_guide_alone():
+    amortized(num_rows=12)
+
+
+@malformed
+def an_amortized_guide_of_a_family_that_is_a_search():
+    amortized(family=vipl.guides.Laplace)
+
+
+@malformed
+def an_amortized_guide_of_a_family_that_wants_more():
+    amortized(family=vipl.guides.LowRank)
+
+
+@malformed
+def an_amortized_guide_in_a_file():
+    posterior = vipl.Posterior(location(), SEEN, vipl.guides.Amortized(
+        location(), SEEN, lambda params, data: params, vipl.guides.MeanField(location(), SEEN).init(KEY)
+    ), vipl.guides.MeanField(location(), SEEN).init(KEY))  # fmt: skip
+    posterior.save("posterior.npz")
+
+
+@vipl.gen
+def regimes(low=0):
+    """A real choice, a chain, and a choice beside it."""
+    m = sample("m", dist.Normal(0.0, 1.0))
+    a = sample("a", dist.Bernoulli(0.5))
+
+    def step(z, _):
+        z = sample("z", dist.DiscreteUniform(low, low + 2))
+        return z, sample("y", dist.Normal(z + m + a, 1.0))
+
+    jax.lax.scan(step, 0, None, length=3)
+
+
+@malformed
+def a_chain_of_real_numbers():
+    vipl.guides.Markov(location(), SEEN)
+
+
+@malformed
+def a_chain_outside_a_scan():
+    vipl.guides.Markov(regimes(), SEEN, addresses=["a", "z"])
+
+
+@malformed
+def a_chain_of_values_from_one_on():
+    vipl.guides.Markov(regimes(1), SEEN, addresses="z")
+
+
+@malformed
+def a_chain_in_a_branch():
+    def step(z, x):
+        z = jax.lax.cond(x > 0, lambda: sample("z", dist.Bernoulli(0.4)), lambda: 0)
+        return z, sample("y", dist.Normal(z, 1.0))
+
+    program = vipl.gen(lambda x: jax.lax.scan(step, 0, x)[1])
+    jax.jit(lambda x: vipl.guides.Markov(program(x), SEEN).init(KEY))(jnp.ones(3))
+
+
+@malformed
+def a_chain_with_an_estimator_that_is_none():
+    vipl.guides.Markov(regimes(), SEEN, addresses="z", discrete="score")
+
+
+@malformed
+def a_chain_with_parameters_of_a_mean_field():
+    free = vipl.guides.MeanField(regimes(), SEEN, addresses="z")
+    vipl.guides.Markov(regimes(), SEEN, addresses="z")(free.init(KEY))
+
+
+@vipl.gen
+def two_steps(params):
+    """A chain with fewer steps."""
+    jax.lax.scan(lambda z, _: (sample("z", dist.Categorical(jnp.ones(3) / 3)), None), 0, None, length=2)
+
+
+def bound_with_chain(guide, address="z", given=None):
+    """The bound of regimes whose other choices are known."""
+    known = SEEN | {"m": 0.0, "a": 1} if given is None else given
+    expected(lambda: vipl.objectives.elbo_with_chain(regimes(), guide, known, address))
+
+
+@malformed
+def a_chain_of_another_length():
+    bound_with_chain(two_steps(0.0))
+
+
+@malformed
+def a_chain_at_an_address_that_is_not_the_guides():
+    bound_with_chain(two_steps(0.0), "w")
+
+
+@malformed
+def a_chain_of_a_model_with_other_choices():
+    bound_with_chain(two_steps(0.0), given=SEEN)
+
+
 @malformed
 def infer_by_a_class_that_wants_more():
     vipl.infer(location(), SEEN, key=KEY, guide=vipl.guides.LowRank)

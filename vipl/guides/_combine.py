@@ -14,6 +14,7 @@ from vipl.gen._check_arguments import call_maker
 from vipl.gen._choices import Address, flatten, nest
 from vipl.guides._guide import Guide, Start, check_start
 from vipl.guides._joint import FullRank
+from vipl.guides._markov import Markov
 from vipl.guides._once import apart, layout, together
 from vipl.ir.keys import key_or_first
 
@@ -31,8 +32,12 @@ class Combined(Guide):
         self.parts = dict(parts)
         self.addresses = [a for part in self._guides().values() for a in part.addresses]
 
+        # as elbo_with_chain wants it
+        chains_last = sorted(self.parts, key=lambda name: isinstance(self.parts[name], Markov))
+
         def function(params: PyTree) -> Any:
-            for name, part in self.parts.items():
+            for name in chains_last:
+                part = self.parts[name]
                 program = (
                     part(params[name])
                     if isinstance(part, Guide)
@@ -64,6 +69,12 @@ class Combined(Guide):
 
     def __repr__(self) -> str:
         return f"combine({', '.join(f'{name}: {part!r}' for name, part in self.parts.items())})"
+
+    def for_data(self, model: Program, data: Mapping[str, Any]) -> Combined:
+        """The same parts for another model or other data, such as a new batch; programs of your own stay the same."""
+        return Combined(
+            {name: part.for_data(model, data) if isinstance(part, Guide) else part for name, part in self.parts.items()}
+        )
 
     def init(
         self, key: PRNGKeyArray | None = None, *, start: Start = None, scale: Float[ArrayLike, ""] = 0.1, **own: PyTree

@@ -88,7 +88,8 @@ class Flow(JointGuide):
     def _network(self) -> tuple[Callable, Callable]:
         """`init` and `apply` of the network of one layer."""
         n = self.latents.size
-        return AutoregressiveNN(n, list(self.hidden or (max(32, n),)), param_dims=[1, 1], nonlinearity=stax.Elu)
+        with jax.ensure_compile_time_eval():  # its masks are kept, and may be asked for first inside a trace
+            return AutoregressiveNN(n, list(self.hidden or (max(32, n),)), param_dims=[1, 1], nonlinearity=stax.Elu)
 
     def _init(self, u: dict[Address, Array], scale: Float[Array, ""], key: PRNGKeyArray) -> PyTree:
         n = self.latents.size

@@ -60,6 +60,10 @@ class Guide(Remade, abc.ABC):
         """Parameters to begin with; see `ModelGuide.init`."""
 
     @abc.abstractmethod
+    def for_data(self, model: Program, data: Mapping[str, Any]) -> Guide:
+        """The same family for another model or other data; see `ModelGuide.for_data`."""
+
+    @abc.abstractmethod
     def start(self, key: PRNGKeyArray, start: Start = None) -> dict[Address, Array]:
         """The unconstrained coordinates of each real choice at which the family is centred first; see `init`."""
 
@@ -121,6 +125,16 @@ class ModelGuide(Guide):
     def layout(self) -> Hashable:
         """See `Remade.layout`."""
         return self.latents.layout()
+
+    def for_data(self, model: Program, data: Mapping[str, Any], **options: Any) -> ModelGuide:
+        """The same family for another model or other data, with the same options; its parameters may have other shapes.
+
+        Args:
+          model: such as `model(x_new)`.
+          data: the observed choices.
+          **options: that are others.
+        """
+        return type(self)(model, data, **self.options | options)
 
     def __repr__(self) -> str:
         over = f"over {show_addresses(self.addresses)}, {self.latents.size} real coordinates"
@@ -279,7 +293,7 @@ class ModelGuide(Guide):
         raise ProgramError(
             "the parameters are not those of the guide.",
             at=repr(self),
-            got=show_aval(params) if set(given) == {"params"} else _differences(given, self._by_path),
+            got=show_aval(params) if set(given) == {"params"} else differences(given, self._by_path),
             expected=", ".join(f"{p} {list(x)}" for p, x in wrong.items()),
             fix="begin with guide.init(key), and keep structure and shapes; another model or guide has others",
         )
@@ -321,7 +335,7 @@ def _with_others(guide: ModelGuide, keys: PRNGKeyArray, values: list[Array]) -> 
     return jax.vmap(one)(keys)
 
 
-def _differences(given: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> str:
+def differences(given: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> str:
     """How parameters differ from those that are wanted."""
     parts = {
         "nothing at": [p for p in wanted if p not in given],

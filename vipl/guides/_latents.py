@@ -39,14 +39,14 @@ from vipl.errors import (
     show_addresses,
 )
 from vipl.gen import Program
-from vipl.gen._choices import Address, check_address, flatten, match
+from vipl.gen._choices import Address, check_address, flatten, match, nest
 from vipl.gen._density import is_factor, site_log_prob
 from vipl.gen._program import merge_emits
 from vipl.gen._without_choice import is_random_key, is_record, valued
 from vipl.guides._gaussian import Density
 from vipl.interpret.interpreter import Interpreter, Outcome, Visit, run
 from vipl.ir.composite import Composite
-from vipl.ir.dataflow import backward, plain, walk
+from vipl.ir.dataflow import backward, evaluate, plain, read_arrays, walk
 from vipl.ir.primitives import Path, Site, split_weight
 from vipl.ir.sites import SiteInfo
 
@@ -105,16 +105,50 @@ class Discrete(NamedTuple):
     loops: tuple[bool, ...]
 
 
-class Latents:
+class Coordinates:
+    """The latent choices of a program, or of one row of its plate, and the vector of their coordinates.
+
+    Attributes:
+      real: the latent choices that are real, in the order of their sites.
+      discrete: those that are integers.
+      in_branch: whether a latent site stands in a branch of a `cond`, and it is not known which passes take it.
+    """
+
+    def __init__(self, real: tuple[Latent, ...], discrete: tuple[Discrete, ...], in_branch: bool):  # noqa: FBT001
+        """Keeps them."""
+        self.real, self.discrete, self.in_branch = real, discrete, in_branch
+
+    @property
+    def size(self) -> int:
+        """n, how many coordinates there are."""
+        return sum(x.size for x in self.real)
+
+    def split(self, u: Float[Array, "... n"]) -> dict[Address, Array]:
+        """The coordinates of each choice from the vector of all."""
+        out, start = {}, 0
+        for x in self.real:
+            out[x.address] = u[..., start : start + x.size].reshape(*u.shape[:-1], *x.coordinates)
+            start += x.size
+        return out
+
+    def join(self, parts: Mapping[Address, Array]) -> Float[Array, " n"]:
+        """The vector of all coordinates."""
+        return jnp.concatenate([jnp.ravel(parts[x.address]) for x in self.real])
+
+    def of_row(self) -> Coordinates:
+        """Those of one lane of the `vmap` that is outermost around all of them."""
+        real = tuple(x._replace(shape=x.shape[1:], coordinates=x.coordinates[1:], loops=x.loops[1:]) for x in self.real)
+        discrete = tuple(x._replace(shape=x.shape[1:], loops=x.loops[1:]) for x in self.discrete)
+        return Coordinates(real, discrete, self.in_branch)
+
+
+class Latents(Coordinates):
     """The choices of a program that are not given.
 
     Attributes:
       program: over latent and given choices.
-      real: the latent choices that are real, in the order of their sites.
-      discrete: those that are integers.
       left_out: the addresses of the latent choices that were not asked for.
       has_random_keys: whether the program has keys of its own, so that its density is random.
-      in_branch: whether a latent site stands in a branch of a `cond`, and it is not known which passes take it.
       in_place: whether a guide has to draw some choice where its site stands, in its loops and branches.
       computed: whether the parameters of a support depend on latent choices.
     """
@@ -144,17 +178,17 @@ class Latents:
         unique = {info.site.address: info for info in latent}
         chosen = _chosen(addresses, unique, program.name, role)
         self.left_out = frozenset(a for a in unique if a not in chosen)
-        self.real, self.discrete = _read_all([unique[a] for a in chosen], role)
+        in_branch = any(info.in_branch and info.present is None for info in latent)
+        super().__init__(*_read_all([unique[a] for a in chosen], role), in_branch)
         self._real = frozenset(x.address for x in self.real)
-        self.in_branch = any(info.in_branch and info.present is None for info in latent)
         self._present = {x.address: x.present for x in self.real if x.present is not None}
         self.computed = self._supports_are_computed(role)
         self.in_place = self.computed or any(info.in_branch for info in latent)
 
     @property
-    def size(self) -> int:
-        """n, how many coordinates there are."""
-        return sum(x.size for x in self.real)
+    def given(self) -> dict[str, Any]:
+        """The data, as arrays."""
+        return nest(self._given)
 
     def layout(self) -> Hashable:
         """All that is read of the sites but the supports: equal where a guide of one is a guide of the other."""
@@ -162,20 +196,6 @@ class Latents:
         discrete = tuple((*x[:2], str(x.dtype), *x[3:]) for x in self.discrete)
         flags = self.in_branch, self.in_place, self.computed, self.has_random_keys
         return real, discrete, self.left_out, flags
-
-    # --- coordinates as one vector ----------------------------------------------------------------------------
-
-    def split(self, u: Float[Array, "... n"]) -> dict[Address, Array]:
-        """The coordinates of each choice from the vector of all."""
-        out, start = {}, 0
-        for x in self.real:
-            out[x.address] = u[..., start : start + x.size].reshape(*u.shape[:-1], *x.coordinates)
-            start += x.size
-        return out
-
-    def join(self, parts: Mapping[Address, Array]) -> Float[Array, " n"]:
-        """The vector of all coordinates."""
-        return jnp.concatenate([jnp.ravel(parts[x.address]) for x in self.real])
 
     # --- the map ------------------------------------------------------------------------------------------------
 
@@ -208,6 +228,22 @@ class Latents:
         """f[], the log density of each site at T(u), by the site as messages write it."""
         out = self._run(u, lambda seen: seen.log_p, weigh=True)
         return {info.site.at(): jnp.sum(out.emits[info.path]) for info in self._found if info.path in out.emits}
+
+    def weights(self) -> dict[Address, np.ndarray | None]:
+        """f[*loops], what each choice counts by `vipl.scaled`, None where that is traced; nothing of the others."""
+        wanted = {*self._real, *(x.address for x in self.discrete)}
+        found = [(i.path, i.site.address) for i in self._found if i.site.scaled and i.site.address in wanted]
+        if not found:
+            return {}
+        values = {x.address: jnp.zeros(x.coordinates, x.dtype) for x in self.real}
+
+        def leaves() -> list[Array]:
+            emits = self._run(values, lambda seen: seen.weight if seen.site.address in wanted else None).emits
+            return [emits[path] for path, _ in found]
+
+        constvars, consts, _, eqns, outvars = _jax.parts(jax.make_jaxpr(leaves)())
+        constants = dict(zip(constvars, consts, strict=True))
+        return {a: _known(v, eqns, constants) for (_, a), v in zip(found, outvars, strict=True)}
 
     def bijections(self) -> dict[Address, Transform]:
         """T of each real choice by itself, for the whole array; of supports that are not computed."""
@@ -302,7 +338,7 @@ class Latents:
         operands, weight = split_weight(site, operands)
         if _has_no_choice(site):
             log_p = site_log_prob(site, operands, jnp.zeros((0,)), check=False) if weigh and is_factor(site) else zero
-            return _Seen(site, None, jnp.zeros(site.shape, site.dtype), None, zero, log_p)
+            return _Seen(site, None, jnp.zeros(site.shape, site.dtype), None, zero, log_p, None)
         d = site.distribution.combine(operands[: site.num_distribution])
         value, coordinates, log_det = x, None, zero
         if site.address in self._real:
@@ -310,7 +346,7 @@ class Latents:
             value, coordinates = (x, bijection.inv(x)) if inverse else (bijection(x), x)
             log_det = jnp.sum(bijection.log_abs_det_jacobian(coordinates, value))
         log_p = site_log_prob(site, operands, value, check=coordinates is None) if weigh else zero
-        return _Seen(site, d, value, coordinates, log_det, log_p if weight is None else weight * log_p)
+        return _Seen(site, d, value, coordinates, log_det, log_p if weight is None else weight * log_p, weight)
 
     def _spread(self, address: Address, x: Array) -> Array:
         """What there is for each pass that makes a choice, for all passes of the loops around it."""
@@ -366,6 +402,7 @@ class _Seen(NamedTuple):
       coordinates: [...], T's inverse of it; None of what is given or discrete.
       log_det: f[], log |det dT/du| of the site.
       log_p: f[], its log density; zero where that is not asked for.
+      weight: f[], what that counts by `vipl.scaled`; None: once.
     """
 
     site: Site
@@ -374,6 +411,17 @@ class _Seen(NamedTuple):
     coordinates: Array | None
     log_det: Array
     log_p: Array
+    weight: Array | None
+
+
+def _known(v: Any, eqns: Sequence[Any], consts: Mapping[Any, Any]) -> np.ndarray | None:
+    """The value of a variable that only constants make; None where one of these is traced."""
+    cut = backward(eqns, [v])
+    env = {x: consts[x] for x in cut.ends}
+    if any(isinstance(x, _jax.Tracer) for x in env.values()):
+        return None
+    with jax.ensure_compile_time_eval():
+        return np.asarray(read_arrays(evaluate(cut.eqns(eqns), env, plain), [v])[0])
 
 
 def _bits(present: np.ndarray | None) -> Hashable:

@@ -21,7 +21,7 @@ from vipl.gen._sample import check_estimator
 from vipl.guides._guide import ModelGuide
 from vipl.guides._latents import Discrete
 
-_FEW = 256
+FEW = 256
 """The most joint values of a discrete choice that are enumerated."""
 
 
@@ -72,13 +72,13 @@ class MeanField(ModelGuide):
             return _sample_real(address, biject_to(d.support), params)
 
         def function(params: PyTree) -> Any:
-            by_address = _by_address(params, type(self).__name__)
+            each = by_address(params, type(self).__name__)
             if latents.in_place:
-                return nest(latents.guided(by_address, at_site))
+                return nest(latents.guided(each, at_site))
             bijections = latents.bijections()
-            out = {a: _sample_real(a, bijections[a], by_address[a]) for a in bijections}
+            out = {a: _sample_real(a, bijections[a], each[a]) for a in bijections}
             for x in latents.discrete:
-                out[x.address] = _sample_discrete(x, by_address[x.address]["logits"], self._estimator(x), x.shape)
+                out[x.address] = _sample_discrete(x, each[x.address]["logits"], self._estimator(x), x.shape)
             return nest(out)
 
         return function
@@ -87,7 +87,7 @@ class MeanField(ModelGuide):
         if self.discrete is not None:
             return self.discrete
         in_lanes = len(x.loops) == len(x.shape) and all(x.loops)
-        return Enumerate() if in_lanes or x.number ** math.prod(x.shape) <= _FEW else Score(LeaveOneOut())
+        return Enumerate() if in_lanes or x.number ** math.prod(x.shape) <= FEW else Score(LeaveOneOut())
 
     def of_moments(self, loc: Float[Array, " n"], scale: Float[Array, " n"]) -> PyTree:
         """The parameters with these means and standard deviations of the coordinates; of real choices alone."""
@@ -101,7 +101,7 @@ class MeanField(ModelGuide):
         return nest(params)  # type: ignore[arg-type]
 
 
-def _by_address(params: PyTree, role: str) -> dict[Address, dict[str, Array]]:
+def by_address(params: PyTree, role: str) -> dict[Address, dict[str, Array]]:
     """The parameters of each choice."""
     out: dict[Address, dict[str, Array]] = {}
     for (*address, name), x in flatten(params, f"the parameters of {role}").items():

@@ -19,7 +19,7 @@ from vipl.inference._algorithms import require_exact
 from vipl.inference._smc import parts_of, steps_of
 from vipl.interpret.interpreter import run, run_equations
 from vipl.ir.dataflow import read, walk
-from vipl.ir.primitives import Path
+from vipl.ir.primitives import Path, sample_p
 from vipl.ir.sites import SiteInfo
 
 
@@ -77,6 +77,7 @@ def _check_markov(body: Jaxpr, at: Path, num_consts: int, num_carry: int, name: 
     """Raises where the carry that leaves a step depends on the one that enters by more than the unknown value.
 
     A part of the carry that depends on itself and known things alone, such as a counter, is the same for all values.
+    What a known site returns is known, such as the datum of the step before in an autoregression.
     """
     _, _, invars, eqns, _ = _jax.parts(body)
     state = num_carry  # the unknown value counts as one more source
@@ -85,7 +86,9 @@ def _check_markov(body: Jaxpr, at: Path, num_consts: int, num_carry: int, name: 
         raise not_a_chain(name, "an unknown site inside another construct in the step")
 
     def visit(_, eqn, sources):
-        return [{state} if eqn is eqns[site] else set().union(*sources)] * len(eqn.outvars)
+        if eqn.primitive is sample_p:
+            return [{state} if eqn is eqns[site] else set()]
+        return [set().union(*sources)] * len(eqn.outvars)
 
     entering = [{i - num_consts} if 0 <= i - num_consts < num_carry else set() for i in range(len(invars))]
     leaving = walk(body, entering, visit, constant=lambda _: set())[:num_carry]

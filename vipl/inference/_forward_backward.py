@@ -40,11 +40,11 @@ class ForwardBackward(ExactAlgorithm):
 
     def log_evidence(self, program: Source, known: Choices) -> Float[Array, ""]:
         """Log Z, without any draw."""
-        return jax.nn.logsumexp(_forward(*_finite_chain(program, known))[0][-1])
+        return jax.nn.logsumexp(_forward(*finite_chain(program, known))[0][-1])
 
     def particles(self, program: Source, known: Choices) -> Particles:
         """One particle, an exact posterior draw."""
-        chain, values = _finite_chain(program, known)
+        chain, values = finite_chain(program, known)
         alphas, steps = _forward(chain, values)
 
         def back(state, inputs):
@@ -60,7 +60,7 @@ class ForwardBackward(ExactAlgorithm):
 
     def marginals(self, program: Source, known: Choices, info: SiteInfo) -> dist.Distribution:
         """Categorical of batch shape [T]: p(z_t | known) is in proportion to α_t β_t."""
-        chain, values = _finite_chain(program, known)
+        chain, values = finite_chain(program, known)
         alphas, steps = _forward(chain, values)
 
         def back(beta, logits):
@@ -74,12 +74,43 @@ class ForwardBackward(ExactAlgorithm):
         return categorical(finite_values(chain.info, "ForwardBackward()"), log_probs, info)
 
 
-def _finite_chain(program: Source, known: Choices) -> tuple[Chain, Array]:
+def finite_chain(program: Source, known: Choices) -> tuple[Chain, Array]:
     """A program as a chain, and the values of its states, i[S]."""
     chain = chain_of(program, known, "ForwardBackward()")
     if chain.info.site.shape:
         raise not_a_chain(program.name, "an unknown site that is not one number in each step")
     return chain, jnp.asarray(finite_values(chain.info, "ForwardBackward()"))
+
+
+def step_log_probs(chain: Chain, values: Array) -> Float[Array, "T S S"]:
+    """What each step counts, from each value before to each of its own; the first has one row, repeated."""
+    return _forward(chain, values)[1]
+
+
+def posterior_tables(program: Source, known: Choices) -> tuple[Float[Array, " S"], Float[Array, "T-1 S S"]]:
+    """The exact posterior of a chain as a Markov chain: logits of the first value, and of each given the one before.
+
+    With ψ_t(a, b) what is counted of two values that follow each other:
+
+        log q(z_{t+1} = b | z_t = a) = ψ_t(a, b) + m_{t+1}(b) - m_t(a),   m_t(a) = log Σ_b exp(ψ_t(a, b) + m_{t+1}(b)).
+
+    Rows of values that cannot come are zeros.
+    """
+    chain, values = finite_chain(program, known)
+    steps = step_log_probs(chain, values)
+    one, pairs = steps[0, 0], steps[1:]
+    nothing = jnp.zeros_like(one)
+    first, last = (nothing, one) if chain.reverse else (one, nothing)
+    pairs = jnp.swapaxes(pairs, 1, 2)[::-1] if chain.reverse else pairs
+
+    def back(after: Array, pair: Array) -> tuple[Array, Array]:
+        logits = pair + after
+        total = log_total(jnp.swapaxes(logits, 0, 1))
+        return total, jnp.where(total[:, None] > -jnp.inf, logits - total[:, None], 0.0)
+
+    after, transition = lax.scan(back, last, pairs, reverse=True)
+    initial = first + after
+    return initial - positive(jax.nn.logsumexp(initial), program.name), transition
 
 
 def _forward(chain: Chain, values: Array) -> tuple[Array, Array]:

@@ -22,6 +22,7 @@ from vipl.objectives._bounds import piwae as piwae
 from vipl.objectives._bounds import renyi as renyi
 from vipl.objectives._bounds import sticking_the_landing as sticking_the_landing
 from vipl.objectives._bounds import thermodynamic as thermodynamic
+from vipl.objectives._chain import elbo_with_chain as elbo_with_chain
 from vipl.objectives._closed_form import elbo_with_kl as elbo_with_kl
 from vipl.objectives._divergences import f_divergence as f_divergence
 from vipl.objectives._divergences import fisher as fisher

@@ -25,7 +25,7 @@ class Report:
     """How a guide was fitted.
 
     Attributes:
-      method: "natural gradients", "stochastic gradients", "Laplace" or "Pathfinder".
+      method: "natural gradients", "stochastic gradients", "forward-backward", "Laplace" or "Pathfinder".
       values: f[steps], the estimate of the evidence lower bound at each step.
       converged: whether the stopping rule of the method was met.
       steps: how many steps were taken.
@@ -66,6 +66,14 @@ def _describe(guide: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             arrays |= {f"{name}/{k}": x for k, x in more.items()}
         return {"combine": parts}, arrays
     name, options = type(guide).__name__, dict(getattr(guide, "options", {}))
+    if isinstance(guide, guides.Amortized):
+        raise ProgramError(
+            "an amortized guide cannot be written to a file: its encoder is a function of Python.",
+            at="Posterior.save",
+            got=f"{guide!r}",
+            expected="a guide that its options, numbers and names, make again",
+            fix="write posterior.params yourself, and make vipl.Posterior(model, data, guide, params) again",
+        )
     frame, estimator = options.pop("frame", None), options.pop("discrete", None)
     if getattr(guides, name, None) is not type(guide) or estimator is not None:
         raise ProgramError(

@@ -20,12 +20,25 @@ import optax
 
 from vipl._checks import whole_number
 from vipl._types import Array, PRNGKeyArray, PyTree
-from vipl.errors import ProgramError
+from vipl.errors import ProgramError, ViplError
 from vipl.expectation import Expectation, expectation
 from vipl.fit import fit
 from vipl.gen import Program
 from vipl.gen._check_arguments import check_source
-from vipl.guides import Flow, FullRank, Guide, Laplace, MeanField, ModelGuide, Pathfinder, Structured, combine
+from vipl.gen._choices import nest
+from vipl.guides import (
+    Amortized,
+    Flow,
+    FullRank,
+    Guide,
+    Laplace,
+    Markov,
+    MeanField,
+    ModelGuide,
+    Pathfinder,
+    Structured,
+    combine,
+)
 from vipl.guides._combine import Combined
 from vipl.guides._gaussian import Moments, fit_gaussian, lower_triangular
 from vipl.guides._guide import Start
@@ -33,8 +46,9 @@ from vipl.guides._joint import JointGuide
 from vipl.guides._natural import TOLERANCE
 from vipl.guides._once import can_make, run_once, take_apart
 from vipl.guides._structured import FoundBlocks
+from vipl.inference._forward_backward import posterior_tables
 from vipl.ir.keys import as_key
-from vipl.objectives import elbo, sticking_the_landing
+from vipl.objectives import elbo, elbo_with_chain, sticking_the_landing
 from vipl.posterior._discrete import framed
 from vipl.posterior._files import Report
 from vipl.posterior._posterior import Posterior, check_fits
@@ -44,6 +58,9 @@ MOST_COORDINATES = 256
 
 _CHUNK = 250
 """Stochastic gradient steps between two looks at the bound."""
+
+_GROWTH = 1e-5
+"""Nats by which a bound without noise has to grow in `_CHUNK` steps; it may grow for ever, ever more slowly."""
 
 _AVERAGE = 0.25
 """The last part of the steps of a rate over which the parameters are averaged, about; see `vipl.fit`."""
@@ -73,6 +90,7 @@ def infer(
     - Structured, over all latent choices, which are real: the same with the precision of its blocks, whatever the
       number of coordinates, where the Hessian of the model's log density has their structure; that is tried at a point.
     - Laplace, Pathfinder: their `init`, and nothing more.
+    - Markov, of a model that is one chain and nothing else latent: forward-backward, which is exact.
     - Other joint guides (LowRank, Mixture, Flow): the same for a Gaussian first, whose moments become the guide's
       frame; then stochastic gradients.
     - FullRank beside a MeanField of discrete choices that are enumerated (the guide that is made by default): the frame
@@ -80,9 +98,10 @@ def infer(
       from `start`, or from the best of zero and 64 draws from the prior; then stochastic gradients.
     - All others, with other discrete choices or more coordinates: stochastic gradients.
 
-    Stochastic gradients are those of the bound with the guide's density held (sticking the landing), by Adam with rates
+    Stochastic gradients are those of the bound with the guide's density held (sticking the landing), or, with one chain
+    of a Markov guide in a model that is a chain given the rest, exact over it (`elbo_with_chain`); by Adam with rates
     1e-2, 3e-3 and 1e-3. A rate ends when the mean bound of 250 steps has twice not grown by more than twice its
-    standard error; the parameters are the average over about the last quarter of its steps.
+    standard error and 1e-5; the parameters are the average over about the last quarter of its steps.
 
     It is compiled once for a model function, the options, and the shapes of data and arguments; for each set of numbers
     where the model asks for numbers.
@@ -130,9 +149,9 @@ def infer(
     begun = time.perf_counter()
     key_gaussian, key_init, key_fit = jax.random.split(key, 3)
     gaussian = None
-    if isinstance(family, Laplace | Pathfinder):
-        params = family.init(key_init, start=start)
-        report = Report(type(family).__name__, np.zeros(0), True, 0, time.perf_counter() - begun)
+    params, method = _without_steps(model, data, family, start, key_init, by_steps=bool(optimizer or num_steps))
+    if method:
+        report = Report(method, np.zeros(0), True, 0, time.perf_counter() - begun)
         return Posterior(model, data, family, params, report)
     blocks = None
     if optimizer is None and isinstance(family, Structured):
@@ -153,7 +172,7 @@ def infer(
             assert isinstance(family, ModelGuide)
             family = family.with_options(frame=(gaussian.loc, lower_triangular(gaussian.factor)))
             params = family._init(family.latents.split(gaussian.loc), jnp.ones(()), key_init)
-        objective, numbers = _objective(model, data, family)
+        objective, numbers = _objective(model, data, family, params)
         options = {"data": numbers, "num_samples": num_samples, "progress": progress}
         params, values, converged, steps = _stochastic(objective, params, key_fit, optimizer, most, options)
         report = Report("stochastic gradients", values, converged, steps, time.perf_counter() - begun)
@@ -271,8 +290,20 @@ def _of_gaussian(guide: ModelGuide, found: Moments, seconds: float) -> tuple[PyT
     return guide.of_moments(found.loc, jnp.diagonal(found.factor)), report  # type: ignore[attr-defined]
 
 
-def _objective(model: Program, data: Any, guide: Any) -> tuple[Expectation, PyTree]:
-    """The bound, and what it is given beside the parameters: the numbers of guide, model and data; None for nothing."""
+def _objective(model: Program, data: Any, guide: Guide, params: PyTree) -> tuple[Expectation, PyTree]:
+    """The bound whose gradient is followed, and what it is given beside the parameters.
+
+    It is exact over a discrete chain where that can be, else drawn. It is given the numbers of guide, model and data;
+    None for nothing.
+    """
+    exact = _with_chain(model, data, guide)
+    if exact is not None:
+        try:
+            jax.eval_shape(exact.estimate, jax.random.key(0), params)
+        except ViplError:  # the model is no chain given the rest
+            pass
+        else:
+            return exact, None
     things = guide, model, dict(data)
     taken = take_apart(things)
     if taken is None or not can_make(*taken):
@@ -287,9 +318,59 @@ def _bound(params: PyTree, guide: Any, model: Program, data: Any) -> Array:
     return (sticking_the_landing if held else elbo)(model, program, data)
 
 
+def _with_chain(model: Program, data: Any, guide: Guide) -> Expectation | None:
+    """The bound that is exact over the one chain of a guide; None where it has none, or several."""
+    parts = _parts(guide)
+    chains = [x for part in parts if isinstance(part, Markov) for x in part.latents.discrete]
+    if len(chains) != 1 or len(chains[0].shape) != 1:
+        return None
+
+    @expectation
+    def bound(params: PyTree) -> Array:
+        return elbo_with_chain(model, guide(params), data, chains[0].address)
+
+    return bound
+
+
+def _without_steps(
+    model: Program, data: Any, guide: Guide, start: Start, key: PRNGKeyArray, *, by_steps: bool
+) -> tuple[PyTree, str]:
+    """Parameters that no gradients are followed for, and how they are found; nothing where there are none.
+
+    Args:
+      model: over latents and data.
+      data: the observed choices.
+      guide: the family.
+      start: where to begin.
+      key: PRNG key.
+      by_steps: whether steps of gradients are asked for.
+    """
+    if isinstance(guide, Laplace | Pathfinder):
+        return guide.init(key, start=start), type(guide).__name__
+    exact = None if by_steps else _exact_chain(model, data, guide)
+    return exact, "" if exact is None else "forward-backward"
+
+
+def _exact_chain(model: Program, data: Any, guide: Guide) -> PyTree | None:
+    """The parameters of the exact posterior, of a Markov guide of a model that is one chain; None of others."""
+    chains = guide.latents.discrete if isinstance(guide, Markov) else ()
+    if len(chains) != 1 or len(chains[0].shape) != 1:
+        return None
+    try:
+        initial, transition = jax.jit(lambda: posterior_tables(model, data))()
+    except ViplError:  # it is no chain
+        return None
+    return nest({(*chains[0].address, "initial"): initial, (*chains[0].address, "transition"): transition})
+
+
+def _parts(guide: Any) -> list[Any]:
+    """The guides that a guide is made of."""
+    return [p for part in guide.parts.values() for p in _parts(part)] if isinstance(guide, Combined) else [guide]
+
+
 def _has_flow(guide: Any) -> bool:
     """Whether the density of a given value is expensive, which sticking the landing asks for."""
-    return any(map(_has_flow, guide.parts.values())) if isinstance(guide, Combined) else isinstance(guide, Flow)
+    return any(part.has_flow if isinstance(part, Amortized) else isinstance(part, Flow) for part in _parts(guide))
 
 
 def _stochastic(
@@ -320,7 +401,7 @@ def _stochastic(
             if not np.isfinite(new).all():
                 return done.params, np.concatenate(values), False, taken
             mean, error = new.mean(), new.std() / np.sqrt(len(new))
-            waited = 0 if mean > best + 2 * error else waited + 1
+            waited = 0 if mean > best + max(2 * error, _GROWTH) else waited + 1
             best = max(best, mean)
             converged = waited == 2
         if done is None:
