@@ -715,6 +715,26 @@ EDITS: list[Edit] = [
          "test_pathfinder.py -k gaussian"),
     ),
     *_in(
+        "vipl/guides/_flow_layers.py",
+        ("a spline ends with any slope", "([ends, inside, ends], -1)", "([2 * ends, inside, ends], -1)",
+         "test_flows.py -k jump"),
+        ("an inverse is thought to be costly", "has_cheap_inverse: ClassVar[bool] = True",
+         "has_cheap_inverse: ClassVar[bool] = False", "test_flows.py -k costly"),
+        ("masks are made where they are used",
+         "with jax.ensure_compile_time_eval():  # its masks are arrays, and stay\n"
+         "            return AutoregressiveNN", "if True:\n            return AutoregressiveNN",
+         "test_flows.py -k 'draw and autoregressive'"),
+    ),
+    *_in(
+        "vipl/distributions/_bijections.py",
+        ("an inverse has the derivative of the map",
+         "jnp.linalg.solve(jax.jacobian(g)(b), b)", "jax.jacobian(g)(b) @ b",
+         "test_flows.py -k bisection"),
+        ("a bracket never grows", "lambda s: (2 * s[0], s[1] + 1)", "lambda s: (1 * s[0], s[1] + 1)",
+         "test_flows.py -k bisection"),
+        ("what is not finite is replaced", "return jnp.where(finite, x, y)", "return x", "test_flows.py -k bisection"),
+    ),
+    *_in(
         "vipl/guides/_structured.py",
         ("every density has the structure", "jnp.all(jnp.abs(product - read)", "jnp.all(jnp.abs(read - read)",
          "test_structured.py -k told"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
+from unittest import mock
 
 import jax
 import jax.experimental
@@ -2018,6 +2020,37 @@ def a_flow_with_a_small_layer():
 @malformed
 def a_flow_with_a_layer_that_is_a_number():
     vipl.guides.Flow(location(), SEEN, hidden=32)
+
+
+@malformed
+def a_flow_of_an_unknown_architecture():
+    vipl.guides.Flow(location(), SEEN, architecture="planar")
+
+
+@malformed
+def a_flow_without_layers_in_its_network():
+    vipl.guides.Flow(location(), SEEN, architecture="block_neural", hidden=())
+
+
+@malformed
+def a_flow_with_bins_and_no_splines():
+    vipl.guides.Flow(location(), SEEN, num_bins=8)
+
+
+@malformed
+def a_coupling_with_layers_of_two_sizes():
+    vipl.guides.Flow(location(), SEEN, architecture="coupling", hidden=(8, 16))
+
+
+@malformed
+def a_coupling_with_one_bin():
+    vipl.guides.Flow(location(), SEEN, architecture="coupling", num_bins=1)
+
+
+@malformed
+def a_coupling_without_flowjax():
+    with mock.patch.dict(sys.modules, {"flowjax.bijections": None}):
+        vipl.guides.Flow(location(), SEEN, architecture="coupling")
 
 
 @malformed

@@ -265,15 +265,17 @@ def _objective(model: Program, data: Any, guide: Any) -> Expectation:
     @expectation
     def bound(params: PyTree) -> Array:
         program = guide(params)
-        held = program.is_exact() and not _has_flow(guide)
+        held = program.is_exact() and not _has_costly_inverse(guide)
         return (sticking_the_landing if held else elbo)(model, program, data)
 
     return bound
 
 
-def _has_flow(guide: Any) -> bool:
+def _has_costly_inverse(guide: Any) -> bool:
     """Whether the density of a given value is expensive, which sticking the landing asks for."""
-    return any(map(_has_flow, guide.parts.values())) if isinstance(guide, Combined) else isinstance(guide, Flow)
+    if isinstance(guide, Combined):
+        return any(map(_has_costly_inverse, guide.parts.values()))
+    return isinstance(guide, Flow) and not guide.has_cheap_inverse
 
 
 def _stochastic(
