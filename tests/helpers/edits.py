@@ -735,6 +735,15 @@ EDITS: list[Edit] = [
         ("what is not finite is replaced", "return jnp.where(finite, x, y)", "return x", "test_flows.py -k bisection"),
     ),
     *_in(
+        "vipl/guides/_semi_implicit.py",
+        ("an estimated density is thought to be exact", "_is_exact = False", "_is_exact = True",
+         "test_semi_implicit.py -k posterior"),
+        ("one particle stands for all", "Importance(self.num_particles)", "Importance(1)",
+         "test_semi_implicit.py -k gradient"),
+        ("most of the spread is not the network's", "jnp.log(0.3 * scale)", "jnp.log(3.0 * scale)",
+         "test_semi_implicit.py -k banana"),
+    ),
+    *_in(
         "vipl/guides/_structured.py",
         ("every density has the structure", "jnp.all(jnp.abs(product - read)", "jnp.all(jnp.abs(read - read)",
          "test_structured.py -k told"),

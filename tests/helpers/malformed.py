@@ -2053,6 +2053,43 @@ def a_coupling_without_flowjax():
         vipl.guides.Flow(location(), SEEN, architecture="coupling")
 
 
+def semi_implicit(**options):
+    """A guide whose density is estimated."""
+    return vipl.guides.SemiImplicit(location(), SEEN, **options)
+
+
+@malformed
+def a_semi_implicit_guide_without_particles():
+    semi_implicit(num_particles=0)
+
+
+@malformed
+def a_semi_implicit_guide_without_noise():
+    semi_implicit(noise_size=0)
+
+
+@malformed
+def a_semi_implicit_guide_without_layers():
+    semi_implicit(hidden=())
+
+
+@malformed
+def a_semi_implicit_guide_with_a_layer_that_is_a_number():
+    semi_implicit(hidden=32)
+
+
+@malformed
+def the_density_of_a_semi_implicit_guide_held():
+    held = vipl.expectation(lambda p: vipl.objectives.sticking_the_landing(location(), semi_implicit()(p), SEEN))
+    held.estimate(KEY, semi_implicit().init(KEY))
+
+
+@malformed
+def the_density_of_a_semi_implicit_posterior_without_a_key():
+    guide = semi_implicit()
+    vipl.Posterior(location(), SEEN, guide, guide.init(KEY)).log_prob({"m": 0.1, "s": 0.5})
+
+
 @malformed
 def infer_by_a_class_that_wants_more():
     vipl.infer(location(), SEEN, key=KEY, guide=vipl.guides.LowRank)

@@ -12,4 +12,5 @@ from vipl.guides._joint import LowRank as LowRank
 from vipl.guides._joint import Mixture as Mixture
 from vipl.guides._mean_field import MeanField as MeanField
 from vipl.guides._pathfinder import Pathfinder as Pathfinder
+from vipl.guides._semi_implicit import SemiImplicit as SemiImplicit
 from vipl.guides._structured import Structured as Structured

@@ -29,7 +29,7 @@ from vipl.guides import Flow, FullRank, Guide, Laplace, MeanField, ModelGuide, P
 from vipl.guides._combine import Combined
 from vipl.guides._gaussian import Moments, fit_gaussian, lower_triangular
 from vipl.guides._guide import Start
-from vipl.guides._joint import JointGuide
+from vipl.guides._joint import CoordinatesGuide
 from vipl.guides._natural import TOLERANCE
 from vipl.guides._structured import FoundBlocks
 from vipl.ir.keys import as_key
@@ -71,8 +71,8 @@ def infer(
     - Structured, over all latent choices, which are real: the same with the precision of its blocks, whatever the
       number of coordinates, where the Hessian of the model's log density has their structure; that is tried at a point.
     - Laplace, Pathfinder: their `init`, and nothing more.
-    - Other joint guides (LowRank, Mixture, Flow): the same for a Gaussian first, whose moments become the guide's
-      frame; then stochastic gradients.
+    - Other joint guides (LowRank, Mixture, Flow, SemiImplicit): the same for a Gaussian first, whose moments become the
+      guide's frame; then stochastic gradients.
     - All others, with discrete choices or more coordinates: stochastic gradients.
 
     Stochastic gradients are those of the bound with the guide's density held (sticking the landing), by Adam with rates
@@ -217,7 +217,7 @@ def _default_guide(model: Program, data: Any) -> Guide:
 
 def _has_gaussian(guide: Any) -> TypeGuard[ModelGuide]:
     """Whether the guide is over all latent choices, which are real and not too many."""
-    if not isinstance(guide, JointGuide | MeanField) or getattr(guide, "frame", None) is not None:
+    if not isinstance(guide, CoordinatesGuide | MeanField) or getattr(guide, "frame", None) is not None:
         return False
     return _is_whole(guide) and guide.latents.size <= MOST_COORDINATES
 
