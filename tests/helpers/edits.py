@@ -735,6 +735,18 @@ EDITS: list[Edit] = [
         ("what is not finite is replaced", "return jnp.where(finite, x, y)", "return x", "test_flows.py -k bisection"),
     ),
     *_in(
+        "vipl/guides/_boosted.py",
+        ("a component does not heed the others", "+ parts[k] - jax.nn.logsumexp(parts)", "+ 0 * parts[k]",
+         "test_boosted.py -k bound_grows"),
+        ("weights stay as they are", "log_weights + gains(log_weights))", "log_weights + 0 * gains(log_weights))",
+         "test_boosted.py -k weights"),
+        ("a component starts in the mass", "log_p - powers * log_q, -jnp.inf)", "log_p + powers * log_q, -jnp.inf)",
+         "test_boosted.py -k two_modes"),
+        ("the worse mixture is kept", "(other[1] > one[1])", "(other[1] < one[1])", "test_boosted.py -k two_modes"),
+        ("a frame is left out", "place + loc @ tril.T, tril @ scale_tril", "loc, scale_tril",
+         "test_boosted.py -k two_modes"),
+    ),
+    *_in(
         "vipl/guides/_semi_implicit.py",
         ("an estimated density is thought to be exact", "_is_exact = False", "_is_exact = True",
          "test_semi_implicit.py -k posterior"),

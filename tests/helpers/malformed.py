@@ -2090,6 +2090,42 @@ def the_density_of_a_semi_implicit_posterior_without_a_key():
     vipl.Posterior(location(), SEEN, guide, guide.init(KEY)).log_prob({"m": 0.1, "s": 0.5})
 
 
+def boosted(**options):
+    """A mixture that is grown."""
+    return vipl.guides.Boosted(location(), SEEN, **options)
+
+
+@malformed
+def a_boosted_guide_without_components():
+    boosted(num_components=0)
+
+
+@malformed
+def a_boosted_guide_grows_by_less_than_nothing():
+    guide = boosted(num_components=1)
+    params = {"logits": jnp.zeros(1), "loc": jnp.zeros((1, 2)), "scale_tril": jnp.eye(2)[None]}
+    guide.grow(KEY, params, -1)
+
+
+@malformed
+def a_boosted_guide_grows_from_the_parameters_of_another():
+    boosted(num_components=1).grow(KEY, full().init(KEY))
+
+
+@malformed
+def a_boosted_guide_of_a_discrete_choice():
+    vipl.guides.Boosted(vipl.gen(lambda: sample("k", dist.Bernoulli(0.5)))(), {})
+
+
+@malformed
+def a_boosted_guide_whose_density_ends():
+    def ends():
+        a = sample("a", dist.Normal(0.0, 1.0))
+        sample("y", dist.Uniform(a - 1.0, a + 1.0))
+
+    vipl.guides.Boosted(vipl.gen(ends)(), {"y": 0.5}, 1).init(KEY)
+
+
 @malformed
 def infer_by_a_class_that_wants_more():
     vipl.infer(location(), SEEN, key=KEY, guide=vipl.guides.LowRank)

@@ -1,5 +1,6 @@
 """Guides: variational families made for a model, which are programs like any other."""
 
+from vipl.guides._boosted import Boosted as Boosted
 from vipl.guides._combine import BlockDiagonal as BlockDiagonal
 from vipl.guides._combine import combine as combine
 from vipl.guides._delta import Delta as Delta

@@ -25,7 +25,7 @@ from vipl.expectation import Expectation, expectation
 from vipl.fit import fit
 from vipl.gen import Program
 from vipl.gen._check_arguments import check_source
-from vipl.guides import Flow, FullRank, Guide, Laplace, MeanField, ModelGuide, Pathfinder, Structured, combine
+from vipl.guides import Boosted, Flow, FullRank, Guide, Laplace, MeanField, ModelGuide, Pathfinder, Structured, combine
 from vipl.guides._combine import Combined
 from vipl.guides._gaussian import Moments, fit_gaussian, lower_triangular
 from vipl.guides._guide import Start
@@ -70,7 +70,7 @@ def infer(
       when the standard errors of all means, in posterior sds, and of all log sds are below 0.02, or after 2000 steps.
     - Structured, over all latent choices, which are real: the same with the precision of its blocks, whatever the
       number of coordinates, where the Hessian of the model's log density has their structure; that is tried at a point.
-    - Laplace, Pathfinder: their `init`, and nothing more.
+    - Laplace, Pathfinder, Boosted: their `init`, and nothing more.
     - Other joint guides (LowRank, Mixture, Flow, SemiImplicit): the same for a Gaussian first, whose moments become the
       guide's frame; then stochastic gradients.
     - All others, with discrete choices or more coordinates: stochastic gradients.
@@ -125,6 +125,10 @@ def infer(
     if isinstance(family, Laplace | Pathfinder):
         params = family.init(key_init, start=start)
         report = Report(type(family).__name__, np.zeros(0), True, 0, time.perf_counter() - begun)
+        return Posterior(model, data, family, params, report)
+    if isinstance(family, Boosted):
+        params, bounds = family.find(key_init, start)
+        report = Report("Boosted", np.asarray(bounds), True, len(bounds), time.perf_counter() - begun)
         return Posterior(model, data, family, params, report)
     blocks = None
     if optimizer is None and isinstance(family, Structured):
