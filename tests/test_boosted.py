@@ -24,6 +24,7 @@ def divergence(guide, params, share=0.5):
     return jnp.sum(jnp.where(log_q > -200, jnp.exp(log_q) * (log_q - log_p), 0.0)) * (x[1] - x[0])
 
 
+@pytest.mark.oldest
 def test_two_modes_are_found_one_after_the_other(key):
     """One Gaussian of the family has a divergence of 0.693053 at best; in a frame, which changes nothing."""
     one = guides.Boosted(two_modes(), {}, 1, frame=(jnp.array([0.5]), jnp.array([[2.0]])))
@@ -55,15 +56,15 @@ def test_the_bound_grows_with_components_and_a_posterior_has_the_bounds(tmp_path
         a = sample("a", dist.Normal(0.0, 1.0))
         sample("b", dist.Normal(a**2, 0.5))
 
-    found = vipl.infer(banana(), {}, key=key, guide=lambda m, d: guides.Boosted(m, d, 4))
+    found = vipl.infer(banana(), {}, key=key, guide=lambda m, d: guides.Boosted(m, d, 3))
     assert found.report is not None
     bounds = found.report.values
-    assert (found.report.method, found.report.steps, len(bounds)) == ("Boosted", 4, 4)
+    assert (found.report.method, found.report.steps, len(bounds)) == ("Boosted", 3, 3)
     assert np.all(np.diff(bounds) > 0.01)
     assert -0.7 < bounds[0] < -0.5
     improved = found.improve(key, 4000)
     assert abs(improved.bound - bounds[-1]) < 0.03
-    assert -0.15 < improved.bound < 0
+    assert -0.25 < improved.bound < 0
     found.save(tmp_path / "posterior.npz")
     read = vipl.load(tmp_path / "posterior.npz", banana(), {})
     assert read.guide.options == found.guide.options
