@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
+from unittest import mock
 
 import jax
 import jax.experimental
@@ -2216,6 +2218,110 @@ def a_chain_at_an_address_that_is_not_the_guides():
 @malformed
 def a_chain_of_a_model_with_other_choices():
     bound_with_chain(two_steps(0.0), given=SEEN)
+
+
+@malformed
+def a_flow_of_an_unknown_architecture():
+    vipl.guides.Flow(location(), SEEN, architecture="planar")
+
+
+@malformed
+def a_flow_without_layers_in_its_network():
+    vipl.guides.Flow(location(), SEEN, architecture="block_neural", hidden=())
+
+
+@malformed
+def a_flow_with_bins_and_no_splines():
+    vipl.guides.Flow(location(), SEEN, num_bins=8)
+
+
+@malformed
+def a_coupling_with_layers_of_two_sizes():
+    vipl.guides.Flow(location(), SEEN, architecture="coupling", hidden=(8, 16))
+
+
+@malformed
+def a_coupling_with_one_bin():
+    vipl.guides.Flow(location(), SEEN, architecture="coupling", num_bins=1)
+
+
+@malformed
+def a_coupling_without_flowjax():
+    with mock.patch.dict(sys.modules, {"flowjax.bijections": None}):
+        vipl.guides.Flow(location(), SEEN, architecture="coupling")
+
+
+def semi_implicit(**options):
+    """A guide whose density is estimated."""
+    return vipl.guides.SemiImplicit(location(), SEEN, **options)
+
+
+@malformed
+def a_semi_implicit_guide_without_particles():
+    semi_implicit(num_particles=0)
+
+
+@malformed
+def a_semi_implicit_guide_without_noise():
+    semi_implicit(noise_size=0)
+
+
+@malformed
+def a_semi_implicit_guide_without_layers():
+    semi_implicit(hidden=())
+
+
+@malformed
+def a_semi_implicit_guide_with_a_layer_that_is_a_number():
+    semi_implicit(hidden=32)
+
+
+@malformed
+def the_density_of_a_semi_implicit_guide_held():
+    held = vipl.expectation(lambda p: vipl.objectives.sticking_the_landing(location(), semi_implicit()(p), SEEN))
+    held.estimate(KEY, semi_implicit().init(KEY))
+
+
+@malformed
+def the_density_of_a_semi_implicit_posterior_without_a_key():
+    guide = semi_implicit()
+    vipl.Posterior(location(), SEEN, guide, guide.init(KEY)).log_prob({"m": 0.1, "s": 0.5})
+
+
+def boosted(**options):
+    """A mixture that is grown."""
+    return vipl.guides.Boosted(location(), SEEN, **options)
+
+
+@malformed
+def a_boosted_guide_without_components():
+    boosted(num_components=0)
+
+
+@malformed
+def a_boosted_guide_grows_by_less_than_nothing():
+    guide = boosted(num_components=1)
+    params = {"logits": jnp.zeros(1), "loc": jnp.zeros((1, 2)), "scale_tril": jnp.eye(2)[None]}
+    guide.grow(KEY, params, -1)
+
+
+@malformed
+def a_boosted_guide_grows_from_the_parameters_of_another():
+    boosted(num_components=1).grow(KEY, full().init(KEY))
+
+
+@malformed
+def a_boosted_guide_of_a_discrete_choice():
+    vipl.guides.Boosted(vipl.gen(lambda: sample("k", dist.Bernoulli(0.5)))(), {})
+
+
+@malformed
+def a_boosted_guide_whose_density_ends():
+    def ends():
+        a = sample("a", dist.Normal(0.0, 1.0))
+        sample("y", dist.Uniform(a - 1.0, a + 1.0))
+
+    vipl.guides.Boosted(vipl.gen(ends)(), {"y": 0.5}, 1).init(KEY)
 
 
 @malformed

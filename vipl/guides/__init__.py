@@ -1,6 +1,7 @@
 """Guides: variational families made for a model, which are programs like any other."""
 
 from vipl.guides._amortized import Amortized as Amortized
+from vipl.guides._boosted import Boosted as Boosted
 from vipl.guides._combine import BlockDiagonal as BlockDiagonal
 from vipl.guides._combine import combine as combine
 from vipl.guides._delta import Delta as Delta
@@ -14,4 +15,5 @@ from vipl.guides._joint import Mixture as Mixture
 from vipl.guides._markov import Markov as Markov
 from vipl.guides._mean_field import MeanField as MeanField
 from vipl.guides._pathfinder import Pathfinder as Pathfinder
+from vipl.guides._semi_implicit import SemiImplicit as SemiImplicit
 from vipl.guides._structured import Structured as Structured

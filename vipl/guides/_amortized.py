@@ -167,6 +167,11 @@ class Amortized(ModelGuide):
         """See `ModelGuide.with_options`."""
         return super().with_options(**{"inputs": self._inputs} | options)
 
+    def apart(self) -> tuple[Callable[[PyTree, PyTree], Any], PyTree, PyTree]:
+        """See `Remade.apart`."""
+        make, (cls, options, model), data = super().apart()
+        return make, (cls, options | {"inputs": self._inputs}, model), data
+
     def for_data(self, model: Program, data: Mapping[str, Any], **options: Any) -> Amortized:
         """The guide of other data with the same parameters: of a new batch, a new dataset.
 
@@ -235,9 +240,9 @@ class Amortized(ModelGuide):
         return self._one._shapes()
 
     @property
-    def has_flow(self) -> bool:
-        """Whether the density of a given value is expensive."""
-        return isinstance(self._one, Flow)
+    def has_cheap_inverse(self) -> bool:
+        """Whether the density of a given value costs what that of a draw does."""
+        return not isinstance(self._one, Flow) or self._one.has_cheap_inverse
 
     def _no_start(self, got: str) -> ProgramError:
         return self._wrong(

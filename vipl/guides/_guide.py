@@ -1,7 +1,7 @@
 """What every guide is: a family of programs over the latent choices of a model.
 
 Law: `guide(params)` is a program whose choices are exactly the model's latent ones, of the same shapes, inside their
-supports whatever the parameters, and whose density is exact.
+supports whatever the parameters, and whose density is exact, but for `SemiImplicit`, which has an estimate of it.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from vipl._types import Array, Float, PRNGKeyArray, PyTree
 from vipl.analysis.regions import Region
 from vipl.errors import ChoiceError, DistributionError, show_address, show_aval
 from vipl.estimators import ImplicitReparam
-from vipl.gen import Estimated, Estimator, Program, gen, sample
+from vipl.gen import Estimated, Estimator, Program, Source, gen, sample
 from vipl.gen._choices import Address, nest
 from vipl.gen._estimated import only
 from vipl.guides._gaussian import Mode, find_mode, lower_triangular
@@ -69,10 +69,16 @@ class Pushforward(OfLatents):
     Attributes:
       base: samples the vector v, f[n], at "coordinates".
       frame: (loc, scale_tril); None: v itself is u.
+      exact: whether the density of `base` is exact; its estimate is divided by |det dT/du| as a density is.
     """
 
-    base: Program
+    base: Source
     frame: tuple[Array, Array] | None
+    exact: bool = field(default=True, metadata={"static": True})
+
+    def is_exact(self) -> bool:
+        """Whether the density of `base` is."""
+        return self.exact
 
     def _draw(self) -> tuple[dict[str, Any], Array]:
         trace = self.base.simulate()
@@ -140,8 +146,8 @@ def _check_frame(frame: Any, n: int, at: str) -> None:
     )
 
 
-class JointGuide(ModelGuide):
-    """A guide whose real choices have one joint density in the coordinates.
+class CoordinatesGuide(ModelGuide):
+    """A guide that draws the coordinates of all real choices together.
 
     Attributes:
       frame: (loc, scale_tril), f[n] and f[n, n] with positive diagonal: the coordinates are loc + scale_tril v, with v
@@ -149,7 +155,7 @@ class JointGuide(ModelGuide):
         learn.
     """
 
-    estimator: Estimator | None = None
+    _is_exact = True
 
     def __init__(
         self,
@@ -169,8 +175,8 @@ class JointGuide(ModelGuide):
         return super().options | {"frame": self.frame}
 
     @abc.abstractmethod
-    def family(self, params: PyTree) -> dist.Distribution:
-        """The distribution over R^n of some parameters."""
+    def _base(self, params: PyTree) -> Source:
+        """What samples the vector v, f[n], at "coordinates"."""
 
     def _check(self) -> None:
         check_joint(self, self.latents)
@@ -180,18 +186,31 @@ class JointGuide(ModelGuide):
     def _function(self) -> Callable[[PyTree], Any]:
         role = f"{type(self).__name__} of {self.model.name}"
 
-        @gen
-        def base(params: PyTree) -> None:
-            sample("coordinates", self.family(params), self.estimator)
-
         def function(params: PyTree) -> Any:
-            return Pushforward(self.latents, role, base(params), self.frame).inline((), role)
+            return Pushforward(self.latents, role, self._base(params), self.frame, self._is_exact).inline((), role)
 
         return function
 
     def center(self, u: dict[Address, Array]) -> Float[Array, " n"]:
         """The vector v of given coordinates."""
         return in_frame(self.latents.join(u), self.frame)
+
+
+class JointGuide(CoordinatesGuide):
+    """A guide whose real choices have one joint density in the coordinates, which is a distribution of NumPyro's."""
+
+    estimator: Estimator | None = None
+
+    @abc.abstractmethod
+    def family(self, params: PyTree) -> dist.Distribution:
+        """The distribution over R^n of some parameters."""
+
+    def _base(self, params: PyTree) -> Source:
+        @gen
+        def base(params: PyTree) -> None:
+            sample("coordinates", self.family(params), self.estimator)
+
+        return base(params)
 
 
 class FullRank(JointGuide):

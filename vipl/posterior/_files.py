@@ -25,8 +25,8 @@ class Report:
     """How a guide was fitted.
 
     Attributes:
-      method: "natural gradients", "stochastic gradients", "forward-backward", "Laplace" or "Pathfinder".
-      values: f[steps], the estimate of the evidence lower bound at each step.
+      method: "natural gradients", "stochastic gradients", "forward-backward", "Laplace", "Pathfinder" or "Boosted".
+      values: f[steps], the estimate of the evidence lower bound at each step; "Boosted": with each component.
       converged: whether the stopping rule of the method was met.
       steps: how many steps were taken.
       seconds: how long it took, compilation included.

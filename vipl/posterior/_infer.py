@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
 import jax
@@ -28,6 +28,7 @@ from vipl.gen._check_arguments import check_source
 from vipl.gen._choices import nest
 from vipl.guides import (
     Amortized,
+    Boosted,
     Flow,
     FullRank,
     Guide,
@@ -42,7 +43,7 @@ from vipl.guides import (
 from vipl.guides._combine import Combined
 from vipl.guides._gaussian import Moments, fit_gaussian, lower_triangular
 from vipl.guides._guide import Start
-from vipl.guides._joint import JointGuide
+from vipl.guides._joint import CoordinatesGuide
 from vipl.guides._natural import TOLERANCE
 from vipl.guides._once import can_make, run_once, take_apart
 from vipl.guides._structured import FoundBlocks
@@ -89,10 +90,10 @@ def infer(
       when the standard errors of all means, in posterior sds, and of all log sds are below 0.02, or after 2000 steps.
     - Structured, over all latent choices, which are real: the same with the precision of its blocks, whatever the
       number of coordinates, where the Hessian of the model's log density has their structure; that is tried at a point.
-    - Laplace, Pathfinder: their `init`, and nothing more.
+    - Laplace, Pathfinder, Boosted: their `init`, and nothing more.
     - Markov, of a model that is one chain and nothing else latent: forward-backward, which is exact.
-    - Other joint guides (LowRank, Mixture, Flow): the same for a Gaussian first, whose moments become the guide's
-      frame; then stochastic gradients.
+    - Other joint guides (LowRank, Mixture, Flow, SemiImplicit): the same for a Gaussian first, whose moments become the
+      guide's frame; then stochastic gradients.
     - FullRank beside a MeanField of discrete choices that are enumerated (the guide that is made by default): the frame
       of a Gaussian for the real choices, fitted by natural gradients to the density with the discrete ones summed out,
       from `start`, or from the best of zero and 64 draws from the prior; then stochastic gradients.
@@ -149,9 +150,9 @@ def infer(
     begun = time.perf_counter()
     key_gaussian, key_init, key_fit = jax.random.split(key, 3)
     gaussian = None
-    params, method = _without_steps(model, data, family, start, key_init, by_steps=bool(optimizer or num_steps))
+    params, method, bounds = _without_steps(model, data, family, start, key_init, by_steps=bool(optimizer or num_steps))
     if method:
-        report = Report(method, np.zeros(0), True, 0, time.perf_counter() - begun)
+        report = Report(method, np.asarray(bounds), True, len(bounds), time.perf_counter() - begun)
         return Posterior(model, data, family, params, report)
     blocks = None
     if optimizer is None and isinstance(family, Structured):
@@ -246,7 +247,7 @@ def _default_guide(model: Program, data: Any) -> Guide:
 
 def _has_gaussian(guide: Any) -> TypeGuard[ModelGuide]:
     """Whether the guide is over all latent choices, which are real and not too many."""
-    if not isinstance(guide, JointGuide | MeanField) or getattr(guide, "frame", None) is not None:
+    if not isinstance(guide, CoordinatesGuide | MeanField) or getattr(guide, "frame", None) is not None:
         return False
     return _is_whole(guide) and guide.latents.size <= MOST_COORDINATES
 
@@ -314,7 +315,7 @@ def _objective(model: Program, data: Any, guide: Guide, params: PyTree) -> tuple
 
 def _bound(params: PyTree, guide: Any, model: Program, data: Any) -> Array:
     program = guide(params)
-    held = program.is_exact() and not _has_flow(guide)
+    held = program.is_exact() and not _has_costly_inverse(guide)
     return (sticking_the_landing if held else elbo)(model, program, data)
 
 
@@ -334,8 +335,8 @@ def _with_chain(model: Program, data: Any, guide: Guide) -> Expectation | None:
 
 def _without_steps(
     model: Program, data: Any, guide: Guide, start: Start, key: PRNGKeyArray, *, by_steps: bool
-) -> tuple[PyTree, str]:
-    """Parameters that no gradients are followed for, and how they are found; nothing where there are none.
+) -> tuple[PyTree, str, Sequence[float]]:
+    """Parameters that no gradients are followed for, how they are found, and bounds; nothing where there are none.
 
     Args:
       model: over latents and data.
@@ -346,9 +347,12 @@ def _without_steps(
       by_steps: whether steps of gradients are asked for.
     """
     if isinstance(guide, Laplace | Pathfinder):
-        return guide.init(key, start=start), type(guide).__name__
+        return guide.init(key, start=start), type(guide).__name__, ()
+    if isinstance(guide, Boosted):
+        params, bounds = guide.find(key, start)
+        return params, "Boosted", np.asarray(bounds).tolist()
     exact = None if by_steps else _exact_chain(model, data, guide)
-    return exact, "" if exact is None else "forward-backward"
+    return exact, "" if exact is None else "forward-backward", ()
 
 
 def _exact_chain(model: Program, data: Any, guide: Guide) -> PyTree | None:
@@ -368,9 +372,9 @@ def _parts(guide: Any) -> list[Any]:
     return [p for part in guide.parts.values() for p in _parts(part)] if isinstance(guide, Combined) else [guide]
 
 
-def _has_flow(guide: Any) -> bool:
+def _has_costly_inverse(guide: Any) -> bool:
     """Whether the density of a given value is expensive, which sticking the landing asks for."""
-    return any(part.has_flow if isinstance(part, Amortized) else isinstance(part, Flow) for part in _parts(guide))
+    return any(isinstance(x, Flow | Amortized) and not x.has_cheap_inverse for x in _parts(guide))
 
 
 def _stochastic(

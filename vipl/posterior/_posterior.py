@@ -190,9 +190,17 @@ class Posterior:
         """
         return self._named(self._drawn(key, num_samples)[0])
 
-    def log_prob(self, choices: Choices) -> Float[Array, ""]:
-        """The guide's log density, log q(choices)."""
-        return self.program.assess(choices).log_prob
+    def log_prob(self, choices: Choices, key: PRNGKeyArray | None = None) -> Float[Array, ""]:
+        """The guide's log density, log q(choices); of a `SemiImplicit` guide an estimate, which needs a key.
+
+        Args:
+          choices: a value for every choice of the guide.
+          key: PRNG key; None: that of no guide whose density is exact.
+
+        Raises:
+          ProgramError: the density is an estimate, and there is no key.
+        """
+        return self.program.assess(choices, key=key).log_prob
 
     def predict(self, key: PRNGKeyArray, program: Program | None = None, num_samples: int = 1000) -> Choices:
         """Draws of a program whose latent choices are drawn from the posterior.
