@@ -17,7 +17,7 @@ import pytest
 import vipl
 from tests.helpers.jaxprs import equations
 from vipl.fit import Fit, fit
-from vipl.fit._steps import MOST, Job, compiled_steps, first_state, take_steps
+from vipl.fit._steps import MOST, Job, State, compiled_steps, take_steps
 from vipl.ir.probe import probing
 
 MODULE = importlib.import_module("vipl.fit._fit")
@@ -40,7 +40,7 @@ def plain(params):
 def first(params, optimizer):
     """The state before the first step."""
     params = jnp.asarray(params, float)
-    return first_state(Job((plain,), (optimizer,)), KEY, params, optimizer.init(params), 0, 0)
+    return State(params, optimizer.init(params), jnp.int32(0), jnp.int32(0))
 
 
 def quiet(objective, params, optimizer, **options):
