@@ -203,6 +203,44 @@ def test_the_number_of_steps_and_the_bar_are_not_compiled(monkeypatch):
     assert len(traces) == 1
 
 
+def compilations(call):
+    """How many programs are compiled."""
+    found = []
+
+    def listen(event, seconds, **_):
+        if event.endswith("backend_compile_duration"):
+            found.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        call()
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    return len(found)
+
+
+def test_nothing_is_compiled_for_another_number_of_steps_or_an_equal_optimizer():
+    """Nor to see whether rows count once, which this objective's do."""
+
+    def run(num_steps=3, rate=0.1, **options):
+        @vipl.expectation
+        def forgetful(phi, batch):
+            q = guide(phi).simulate()
+            rows = likelihood(q.choices["m"], batch.shape[0]).assess({"x": batch}).log_prob
+            return prior().assess(q.choices).log_prob + rows - q.log_prob
+
+        start = {"loc": jnp.zeros(()), "log_scale": jnp.zeros(())}
+        options |= {"data": DATA, "batch_size": 4, "num_steps": num_steps}
+        with pytest.warns(RuntimeWarning, match="rows of a batch counts once"):
+            return quiet(forgetful, start, optax.adam(rate), **options)
+
+    run(10)
+    assert compilations(lambda: run(10)) == 0
+    assert compilations(lambda: run(num_steps=200)) == 0
+    assert compilations(lambda: run(callback=lambda fit: fit.stopped >= 13, callback_every=13)) == 0
+    assert compilations(lambda: run(rate=0.2)) > 0
+
+
 def test_the_bar_moves_by_time(monkeypatch):
     """With a clock that goes 10 ms on at each step, and 3 s at the compilation."""
     clock, lengths = [0.0], []

@@ -464,6 +464,16 @@ EDITS: list[Edit] = [
          "test_fit_order.py -k 'of_their_own'"),
     ),
     *_in(
+        "vipl/fit/_history.py",
+        ("a history is compiled for its length", "return jax.device_put(", "return jnp.asarray(",
+         "test_fit.py -k nothing_is_compiled"),
+    ),
+    *_in(
+        "vipl/fit/_rows.py",
+        ("slopes are compiled anew", 'compiled("slopes of rows", roots, (static, tuple(found)), slopes, args)',
+         "jax.jit(slopes)(*args)", "test_fit.py -k nothing_is_compiled"),
+    ),
+    *_in(
         "vipl/fit/_data.py",
         ("a stream that goes on begins anew", "for _ in range(start):", "for _ in range(0):",
          "test_fit_streams.py -k parts_of"),

@@ -402,11 +402,20 @@ def rows_that_count_once(
     for number in range(len(job.objectives)):
 
         def value(key: PRNGKeyArray, params: PyTree, batch: PyTree, number: int = number) -> Array:
-            part = own(job.owners, params, number)
-            return _value_anew(job, number, key, params, model, (batch,), part)
+            params, model = params
+            return _value_anew(job, number, key, params, model, (batch,), own(job.owners, params, number))
 
         try:
-            found = unscaled_rows(value, _key_of(job, number, key, jnp.uint32(0)), params, data, job.batch_size)
+            start, objective = _key_of(job, number, key, jnp.uint32(0)), job.objectives[number]
+            found = unscaled_rows(
+                value,
+                start,
+                (params, model),
+                data,
+                job.batch_size,
+                (objective,),
+                (number, len(job.objectives), job[2:]),
+            )
         except Exception:  # it takes no other number of rows, say; the fit itself tells what is wrong
             continue
         if found is not None:
