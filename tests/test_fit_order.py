@@ -223,7 +223,7 @@ def test_steps_do_not_depend_on_how_many_are_prepared_together(monkeypatch):
 
     whole = run()
     vipl.cache.programs.forget()
-    monkeypatch.setattr(STEPS, "_AHEAD", 7)
+    monkeypatch.setattr(STEPS, "AHEAD", 7)
     jax.tree.map(np.testing.assert_array_equal, whole, run())
 
 

@@ -39,7 +39,7 @@ MOST = 1 << 15
 _BYTES = 1 << 24
 """The most bytes that these arrays take: where metrics are large, fewer steps are taken in one call."""
 
-_AHEAD = 128
+AHEAD = 128
 """For how many steps what does not depend on the parameters is computed at once."""
 
 CAUSES = ("", "the objective's value", "the gradient", "the optimizer's update", "the new state")
@@ -162,7 +162,7 @@ def take_steps(job: Job, key: PRNGKeyArray, state: State, args: Args, stop: Arra
     room = room_for(job, records)
     start = _number(job, state)
     end = jnp.minimum(stop, start + room)
-    several = min(room, _AHEAD)
+    several = min(room, AHEAD)
 
     def goes_on(until):
         def goes(loop):
