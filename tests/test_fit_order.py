@@ -157,6 +157,7 @@ def of_pairs(n):
     return np.bincount(rows[:, 0] * n + rows[:, 2], minlength=n * n).reshape(n, n)[~np.eye(n, dtype=bool)]
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize(
     ("counts", "n", "broken"),
     [
