@@ -1,8 +1,8 @@
 """The benchmark suite: `python -m benchmarks [NAME ...] [--impl vipl,handwritten,numpyro] [--json OUT] [--write]`.
 
 Without names all workloads run. `--write` makes benchmarks/RESULTS.md and its figures from the results.
-`python -m benchmarks practice [PROBLEM ...]` compares whole analyses with NumPyro's. How the figures are made:
-docs/benchmarks.md.
+`python -m benchmarks fits` compares a step of `vipl.fit` with loops by hand; `python -m benchmarks practice [PROBLEM]`
+whole analyses with NumPyro's. How the figures are made: docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Any
 
 import jax
 
-from benchmarks import air, practice, report
+from benchmarks import air, fits, practice, report
 from benchmarks.machine import machine
 from benchmarks.measure import DisagreementError, measure
 
 WORKLOADS = ("core", "vae", "cone", "mixture", "sbn", "series", "regression", "air")
-OTHERS = ("scaling", "training")
+OTHERS = ("scaling", "training", "fits")
 
 
 def main() -> None:
@@ -49,6 +49,9 @@ def main() -> None:
     for name in names:
         if name == "training":
             result["air"] = air.short(options.quick)
+            continue
+        if name == "fits":
+            result["fits"] = fits.lines(options.quick)
             continue
         workload = importlib.import_module(f"benchmarks.workloads.{name}")
         if name == "scaling":

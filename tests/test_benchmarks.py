@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import report
+from benchmarks import fits, report
 from benchmarks.machine import machine
 from benchmarks.measure import DisagreementError, compare, count_equations, measure
 from benchmarks.workloads import cone, mixture, regression
@@ -24,6 +24,23 @@ def test_a_wrong_implementation_is_an_error():
     broken = dataclasses.replace(case, objectives={"vipl": wrong, "handwritten": right})
     with pytest.raises(DisagreementError, match="eight schools: vipl against handwritten: z = "):
         compare(broken)
+
+
+def test_a_twin_of_a_fit_that_ends_elsewhere_is_an_error():
+    def ends_at(mean):
+        return lambda key: {"m": mean + 0.01 * jax.random.normal(key, (4,)), "s": jnp.zeros(4)}
+
+    fits.compare(ends_at(1.0), lambda key: ends_at(1.0)(jax.random.fold_in(key, 1)))
+    with pytest.raises(DisagreementError, match="fits: vipl.fit against the loop by hand: z = "):
+        fits.compare(ends_at(1.0), lambda key: ends_at(1.03)(jax.random.fold_in(key, 1)))
+
+
+def test_figures_of_a_fit_are_told():
+    figures = {"wall_us": 3.0, "cpu_us": 2.0, "flops": 6.0, "equations": 9}
+    halves = {name: x / 2 for name, x in figures.items()}
+    told = fits.text({"rows": 1000, "vipl": figures, "loop": halves, "all": figures, "randint": {"wall_us": 9.0}})
+    assert [line.split()[-2:] for line in told.split("\n")] == [["2.00", "1.00"]] * 4
+    assert told.split("\n")[0].split() == ["1,000", "us", "3.00", "1.50", "3.00", "9.00", "2.00", "1.00"]
 
 
 def test_an_exact_gradient_has_no_variance():

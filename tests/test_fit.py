@@ -17,7 +17,7 @@ import pytest
 import vipl
 from tests.helpers.jaxprs import equations
 from vipl.fit import Fit, fit
-from vipl.fit._steps import MOST, Job, compiled_steps, first_state, take_steps
+from vipl.fit._steps import MOST, Job, State, compiled_steps, take_steps
 from vipl.ir.probe import probing
 
 MODULE = importlib.import_module("vipl.fit._fit")
@@ -40,7 +40,7 @@ def plain(params):
 def first(params, optimizer):
     """The state before the first step."""
     params = jnp.asarray(params, float)
-    return first_state(Job((plain,), (optimizer,)), KEY, params, optimizer.init(params), 0, 0)
+    return State(params, optimizer.init(params), jnp.int32(0), jnp.int32(0))
 
 
 def quiet(objective, params, optimizer, **options):
@@ -201,6 +201,44 @@ def test_the_number_of_steps_and_the_bar_are_not_compiled(monkeypatch):
         monkeypatch.setattr(MODULE, "_SECONDS", seconds)
         fit(counted, 0.37, optax.adam(0.1), key=KEY, num_steps=num_steps, progress=False)
     assert len(traces) == 1
+
+
+def compilations(call):
+    """How many programs are compiled."""
+    found = []
+
+    def listen(event, seconds, **_):
+        if event.endswith("backend_compile_duration"):
+            found.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        call()
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    return len(found)
+
+
+def test_nothing_is_compiled_for_another_number_of_steps_or_an_equal_optimizer():
+    """Nor to see whether rows count once, which this objective's do."""
+
+    def run(num_steps=3, rate=0.1, **options):
+        @vipl.expectation
+        def forgetful(phi, batch):
+            q = guide(phi).simulate()
+            rows = likelihood(q.choices["m"], batch.shape[0]).assess({"x": batch}).log_prob
+            return prior().assess(q.choices).log_prob + rows - q.log_prob
+
+        start = {"loc": jnp.zeros(()), "log_scale": jnp.zeros(())}
+        options |= {"data": DATA, "batch_size": 4, "num_steps": num_steps}
+        with pytest.warns(RuntimeWarning, match="rows of a batch counts once"):
+            return quiet(forgetful, start, optax.adam(rate), **options)
+
+    run(10)
+    assert compilations(lambda: run(10)) == 0
+    assert compilations(lambda: run(num_steps=200)) == 0
+    assert compilations(lambda: run(callback=lambda fit: fit.stopped >= 13, callback_every=13)) == 0
+    assert compilations(lambda: run(rate=0.2)) > 0
 
 
 def test_the_bar_moves_by_time(monkeypatch):

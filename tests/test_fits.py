@@ -427,6 +427,12 @@ def test_an_objective_of_several_that_is_not_finite_undoes_the_step():
             found = fit(both, {"a": 0.0, "b": 1.0}, optimizers, num_steps=9, **options)
         before = fit(both, {"a": 0.0, "b": 1.0}, optimizers, num_steps=4, **options)
         same((found.params, found.opt_state), (before.params, before.opt_state))
+    after = vipl.expectation(lambda params: -((params["a"] - params["b"]) ** 2))
+    options = {"labels": {"a": "a", "b": "b"}, "turns": {"b": 1, "a": 1}, **OPTIONS}
+    with pytest.warns(RuntimeWarning, match="stopped at step 4 of 9 of b"):
+        found = fit({"b": log, "a": after}, {"a": 0.0, "b": 1.0}, optimizers, num_steps=9, **options)
+    assert np.isnan(found.values["b"][4])
+    assert np.isfinite(found.values["a"][:5]).all()
 
 
 # --- states -------------------------------------------------------------------------------------------------

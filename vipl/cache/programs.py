@@ -61,6 +61,7 @@ class _Kept:
 
     def __init__(self):
         self.programs: _Recent[Program] = _Recent()
+        self.values: _Recent[tuple[Any]] = _Recent()
 
 
 _READINGS: _Recent[tuple[object, Reading]] = _Recent()  # what is read -> its latest reading
@@ -200,6 +201,15 @@ def keep(kind: str, roots: Sequence[object], static: Hashable, fn: Callable) -> 
     readings = [reading_of(root) for root in roots]
     program = _program(kind, static, readings) or Program()
     return lambda *args: _run(program, kind, roots, static, readings, fn, args)
+
+
+def remembered(kind: str, roots: Sequence[object], static: Hashable, fn: Callable, args: Sequence[PyTree]) -> Any:
+    """`fn(*args)`, which depends on what the roots read, on `static`, and on the shapes of the arguments alone."""
+    kept = [reading_of(root).kept for root in roots]
+    if None in kept:
+        return fn(*args)
+    key = (kind, static, _avals(args), *kept[1:])
+    return (kept[0].values.find(key) or kept[0].values.put(key, (fn(*args),)))[0]
 
 
 def _run(

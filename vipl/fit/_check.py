@@ -13,6 +13,7 @@ import optax
 from vipl._types import PyTree
 from vipl.errors import ProgramError, shortened, show_aval
 from vipl.expectation import Expectation
+from vipl.fit._order import MOST_ROWS
 
 
 def _error(summary: str, got: str, expected: str, fix: str) -> ProgramError:
@@ -124,6 +125,13 @@ def check_batches(data: PyTree, batch_size: int) -> None:
             f"batch_size={batch_size!r}, and {shown}",
             f"an integer from 1 to {rows}" if rows else "data that have rows",
             f"pass batch_size={min(rows, 32)}, or leave it out to use all rows" if rows else "leave batch_size out",
+        )
+    if rows > MOST_ROWS:
+        raise _error(
+            "the data have more rows than batches can be drawn of.",
+            shown,
+            f"at most {MOST_ROWS} rows",
+            "pass an iterable of batches as data, and leave batch_size out",
         )
 
 

@@ -59,10 +59,10 @@ from vipl.fit._steps import (
     Job,
     State,
     compiled_steps,
-    first_state,
     kind_of_cause,
     number_of_cause,
     rows_that_count_once,
+    steps_before,
     what_is_not_finite,
 )
 from vipl.fit._watch import Watch
@@ -166,8 +166,8 @@ def fit(
         to one of the two. A few batches are read ahead. A batch with another number of rows is compiled for once more.
       num_steps: how many steps to take; with `resume`, how many more.
       batch_size: None gives the objective all data at every step. A number gives it that many rows: the arrays of
-        `data` then share their leading axis, each epoch is a fresh random permutation, and its last incomplete
-        batch is dropped. The objective scales its terms, if it should estimate that of all data.
+        `data` then share their leading axis, each epoch is a fresh pseudorandom permutation, and its last incomplete
+        batch is dropped. The objective scales its terms, if it should estimate that of all data. At most 2^31 - 1 rows.
       num_samples: how many independent runs each estimate averages.
       maximize: False minimizes. Of several objectives also a dict.
       progress: whether to show a progress bar with the mean of the latest estimates.
@@ -262,11 +262,11 @@ def fit(
     feed = Stream(data) if streamed else Fixed(data)
     store = None if checkpoint is None else Checkpoints(checkpoint, checkpoint_every)
     if store is not None:
-        begun = store.restored(job, key, begun, _state_of(job, key, begun), feed, stop)
+        begun = store.restored(job, key, begun, _state_of(begun), feed, stop)
     taken = _most(begun.stopped)
     feed.begin(taken)
     _warn_of_rows(job, key, begun, data)
-    done = _Done(job, begun, _state_of(job, key, begun), recorded(job, vars(begun), taken), stop)
+    done = _Done(job, begun, _state_of(begun), recorded(job, vars(begun), taken), stop)
     if store is None:
         return _run(key, done, feed, watch, None, progress)
     with contextlib.closing(store):
@@ -300,19 +300,12 @@ def _begin(job: Job, key: PRNGKeyArray, params: PyTree, state: PyTree, batches: 
     return Fit(params, opt_state, (), stopped, bits, impl, batches, averaged=averaged, state=state)
 
 
-def _state_of(job: Job, key: PRNGKeyArray, fit: Fit) -> State:
-    """The state from which a fit goes on."""
-    given = jax.tree.map(strong, (fit.params, fit.opt_state, fit.state, fit.averaged))
-    rows, taken = fit.batches[0] if fit.batches else 0, _most(fit.stopped)
-
-    def first(key, params, opt_state, model, averaged):
-        return first_state(job, key, params, opt_state, rows, taken, model=model, averaged=averaged)
-
-    if job.num_restarts is None:
-        return first(key, *given)
-    stopped = jnp.asarray(fit.stopped, jnp.int32)
-    cause = jnp.where(stopped < taken, STOPPED_BEFORE, 0).astype(jnp.int32)
-    return jax.vmap(first)(keys_of(job, key), *given)._replace(taken=stopped, cause=cause)
+def _state_of(fit: Fit) -> State:
+    """The state from which a fit goes on; a start that had stopped takes no more part."""
+    params, opt_state, model, averaged = jax.tree.map(strong, (fit.params, fit.opt_state, fit.state, fit.averaged))
+    taken = np.asarray(fit.stopped, np.int32)
+    cause = np.where(taken < _most(taken), STOPPED_BEFORE, 0).astype(np.int32)
+    return State(params, opt_state, jnp.asarray(taken), jnp.asarray(cause), model, averaged)
 
 
 def _most(stopped: ArrayLike) -> int:
@@ -422,6 +415,8 @@ def _calls(key: PRNGKeyArray, done: _Done, feed: Feed, watch: Watch, progress: b
                 return
             state, history = take(keys, done.state, args, watch.limit(taken, min(taken + length, done.stop)))
             feed.read_ahead()
+            if job.num_restarts is None and int(state.cause) > 0:
+                state = steps_before(take, keys, done.state, args, state)
             tried = _most(state.taken) - taken + int(np.all(np.asarray(state.cause) != 0))
             history = jax.tree.map(lambda x: np.array(np.asarray(x)[:tried]), history)  # noqa: B023
             done = done._replace(state=state, history=appended(done.history, history))

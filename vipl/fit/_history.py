@@ -65,7 +65,8 @@ def _padded(job: Job, x: np.ndarray, num_steps: int) -> Array:
     fill = np.nan if jnp.issubdtype(x.dtype, jnp.inexact) else 0
     missing = np.full((num_steps - len(x), *x.shape[1:]), fill, x.dtype)
     x = np.concatenate([x, missing])
-    return jnp.asarray(x if job.num_restarts is None else np.moveaxis(x, 1, 0))
+    # `jnp.asarray` would compile a program for each number of steps.
+    return jax.device_put(x if job.num_restarts is None else np.moveaxis(x, 1, 0))
 
 
 def means(job: Job, part: PyTree) -> str:

@@ -10,12 +10,13 @@ A site is one of rows if its value grows with the batch. Nothing is said where t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import jax
 import jax.numpy as jnp
 
 from vipl._types import PRNGKeyArray, PyTree
+from vipl.cache.programs import compiled, remembered
 from vipl.ir.probe import Counted, Key, Tally, tallying
 
 _SAME = 1e-4
@@ -28,6 +29,8 @@ def unscaled_rows(
     params: PyTree,
     data: PyTree,
     batch_size: int,
+    roots: tuple[object, ...],
+    static: Hashable,
 ) -> tuple[str, str] | None:
     """A site of rows that count once, and one of what all rows share; None where there is none, or nothing is known.
 
@@ -37,21 +40,27 @@ def unscaled_rows(
       params: …, where the fit begins.
       data: …, all rows.
       batch_size: how many rows a batch has.
+      roots: what `value` is made of; nothing is traced or compiled twice for what reads the same.
+      static: what else it depends on.
     """
-    batch = jax.tree.map(lambda x: x[:batch_size], data)
-    here, rows, shared = _sites(value, key, params, batch)
+    args = key, params, jax.tree.map(lambda x: x[:batch_size], data)
+    here, rows, shared = remembered("sites of rows", roots, static, lambda *args: _sites(value, *args), args)
     if not rows or not shared:
         return None
+    found = [*rows, *shared]
 
-    def bumped(bumps: list[jax.Array]) -> jax.Array:
-        with tallying(Tally(dict(zip([*rows, *shared], bumps, strict=True)))):
-            return value(key, params, batch)
+    def slopes(*args: PyTree) -> list[jax.Array]:
+        def bumped(bumps: list[jax.Array]) -> jax.Array:
+            with tallying(Tally(dict(zip(found, bumps, strict=True)))):
+                return value(*args)
 
-    slopes = jax.jit(jax.grad(bumped))([jnp.zeros(())] * len(here))
-    counts = {k: abs(float(s)) / here[k].count for s, k in zip(slopes, [*rows, *shared], strict=True)}
+        return jax.grad(bumped)([jnp.zeros(())] * len(here))
+
+    each = compiled("slopes of rows", roots, (static, tuple(found)), slopes, args)
+    counts = {k: abs(float(s)) / here[k].count for s, k in zip(each, found, strict=True)}
     same = ((a, b) for a in rows for b in shared if counts[a] > 0 and abs(counts[b] / counts[a] - 1) < _SAME)
-    found = next(same, None)
-    return None if found is None else (here[found[0]].at, here[found[1]].at)
+    pair = next(same, None)
+    return None if pair is None else (here[pair[0]].at, here[pair[1]].at)
 
 
 def _sites(

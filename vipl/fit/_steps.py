@@ -10,8 +10,9 @@ else.
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from vipl._types import Array, ArrayLike, PRNGKeyArray, PyTree
 from vipl.cache.programs import keep
 from vipl.expectation import Expectation
 from vipl.fit._check import check_new_state
+from vipl.fit._order import Order, order_of, rows_at
 from vipl.fit._parts import FROZEN, Owners, own, put
 from vipl.fit._rows import unscaled_rows
 from vipl.ir.keys import fold_tag, is_key
@@ -36,6 +38,9 @@ MOST = 1 << 15
 
 _BYTES = 1 << 24
 """The most bytes that these arrays take: where metrics are large, fewer steps are taken in one call."""
+
+AHEAD = 128
+"""For how many steps what does not depend on the parameters is computed at once."""
 
 CAUSES = ("", "the objective's value", "the gradient", "the optimizer's update", "the new state")
 """What is not finite, by the number `kind_of_cause(State.cause)`."""
@@ -99,7 +104,6 @@ class State(NamedTuple):
     Attributes:
       params: …, the parameters.
       opt_state: …, the optimizer's state; of several objectives a dict.
-      order: i[n], this epoch's permutation of the rows; i[0] without batches.
       taken: i[], steps taken.
       cause: i[], 0 while all is finite; else 4 times the objective's number plus an index into `CAUSES`.
       model: …, the state that the objectives return; None without one.
@@ -108,7 +112,6 @@ class State(NamedTuple):
 
     params: PyTree
     opt_state: PyTree
-    order: Array
     taken: Array
     cause: Array
     model: PyTree = None
@@ -141,16 +144,6 @@ def number_of_cause(cause: Array) -> int:
     return (int(cause) - 1) // 4
 
 
-def first_state(
-    job: Job, key: PRNGKeyArray, params: PyTree, opt_state: PyTree, rows: int, taken: int, **rest: PyTree
-) -> State:
-    """The state before step `taken`; `rest` are fields that are None by default."""
-    order = jnp.arange(rows, dtype=jnp.int32)
-    if job.batch_size is not None:
-        order = _permutation(key, jnp.int32(taken) // (rows // job.batch_size), order)
-    return State(params, opt_state, order, jnp.int32(taken), jnp.int32(0), **rest)
-
-
 def compiled_steps(job: Job) -> Callable:
     """`(key, state, args, stop) -> ...`, `take_steps` of a job, compiled once for all jobs that read the same."""
     return keep("fit", (*job.objectives, *job.optimizers), job[2:], functools.partial(take_steps, job))
@@ -161,32 +154,77 @@ def take_steps(job: Job, key: PRNGKeyArray, state: State, args: Args, stop: Arra
 
     Returns:
       The state, and the record of each step, with a leading axis; NaN (0 where there is none) where no step was tried.
+      Where a number is not finite, `taken` does not count its step, and the rest of the state is what that step has
+      made; `steps_before` undoes it. Of several starts each keeps the state before its step.
     """
     step = _step if job.num_restarts is None else _step_of_all
     records = record_kinds(job, key, state, args)
     room = room_for(job, records)
     start = _number(job, state)
     end = jnp.minimum(stop, start + room)
+    several = min(room, AHEAD)
 
-    def goes_on(loop):
-        state, _ = loop
-        goes = (state.taken < end) & (state.cause == 0)
-        return goes if job.num_restarts is None else jnp.any(goes)
+    def goes_on(until):
+        def goes(loop):
+            goes = (loop[0].taken < until) & (loop[0].cause == 0)
+            return goes if job.num_restarts is None else jnp.any(goes)
 
-    def body(loop):
+        return goes
+
+    def take_several(loop):
         state, history = loop
-        i = _number(job, state)
-        after, record = step(job, key, state, args, i)
-        return after, jax.tree.map(lambda xs, x: xs.at[i - start].set(x), history, record)
+        first = _number(job, state)
+        ahead = jax.vmap(lambda i: _ahead(job, key, args, i))(first + jnp.arange(several, dtype=first.dtype))
+
+        def take_one(loop):
+            state, history, rows = loop
+            i = _number(job, state)
+            after, record = step(job, _entry(ahead.key, i - first), state, args, rows, i)
+            history = jax.tree.map(functools.partial(_with_entry, i - start), history, record)
+            # The rows of the next step: what is carried is computed once, and not for each array of the data.
+            return after, history, rows_of(jnp.minimum(i + 1 - first, several - 1), i + 1)
+
+        def rows_of(number, i):
+            return _rows(job, _entry(ahead.order, number), args, i)
+
+        rows = rows_of(0, first)
+        until = jnp.minimum(end, first + several)
+        return lax.while_loop(goes_on(until), take_one, (state, history, rows))[:2]
 
     history = jax.tree.map(lambda x: jnp.full((room, *x.shape), missing(x.dtype), x.dtype), records)
-    return lax.while_loop(goes_on, body, (state, history))
+    return lax.while_loop(goes_on(end), take_several, (state, history))
+
+
+def steps_before(take: Callable, key: PRNGKeyArray, before: State, args: Args, after: State) -> State:
+    """The state after the steps that were taken, where one after them has made a number that is not finite.
+
+    They are taken again, from the state before the call: a step that undoes itself would cost each step, and memory.
+
+    Args:
+      take: what `compiled_steps` returns.
+      key: …
+      before: the state with which it was called.
+      args: …
+      after: the state that it returned.
+    """
+    while int(after.taken) > int(before.taken):
+        again, _ = take(key, before, args, int(after.taken))
+        if int(again.cause) == 0:
+            return again._replace(cause=after.cause)
+        after = again  # of a device whose numbers are not the same each time
+    return before._replace(cause=after.cause)
 
 
 def record_kinds(job: Job, key: PRNGKeyArray, state: State, args: Args) -> PyTree:
     """The shapes and dtypes of what a step records."""
     step = _step if job.num_restarts is None else _step_of_all
-    return jax.eval_shape(lambda: step(job, key, state, args, _number(job, state))[1])
+
+    def one() -> PyTree:
+        i = _number(job, state)
+        ahead = _ahead(job, key, args, i)
+        return step(job, ahead.key, state, args, _rows(job, ahead.order, args, i), i)[1]
+
+    return jax.eval_shape(one)
 
 
 def room_for(job: Job, records: PyTree) -> int:
@@ -200,21 +238,33 @@ def missing(dtype: np.dtype) -> float:
     return jnp.nan if jnp.issubdtype(dtype, jnp.inexact) else 0
 
 
+def _entry(tree: PyTree, number: ArrayLike) -> Any:
+    at = functools.partial(lax.dynamic_index_in_dim, keepdims=False, allow_negative_indices=False)
+    return jax.tree.map(lambda xs: at(xs, number), tree)
+
+
+def _with_entry(number: ArrayLike, xs: Array, x: Array) -> Array:
+    return lax.dynamic_update_index_in_dim(xs, x, number, 0, allow_negative_indices=False)
+
+
 def _number(job: Job, state: State) -> Array:
     """The number of the next step; a start that goes on has taken as many as any."""
     return state.taken if job.num_restarts is None else jnp.max(state.taken)
 
 
-def _step_of_all(job: Job, keys: PRNGKeyArray, states: State, args: Args, i: Array) -> tuple[State, PyTree]:
+def _step_of_all(
+    job: Job, keys: PRNGKeyArray, states: State, args: Args, rows: Array | None, i: Array
+) -> tuple[State, PyTree]:
     """One step of all starts that have not stopped; those that have record nothing and stay what they are."""
 
-    def one(key, state):
-        after, record = _step(job, key, state, args, i)
+    def one(key, state, rows):
+        after, record = _step(job, key, state, args, rows, i)
         goes = state.cause == 0
         record = jax.tree.map(lambda x: jnp.where(goes, x, jnp.full((), missing(x.dtype), x.dtype)), record)
-        return jax.tree.map(functools.partial(jnp.where, goes), after, state), record
+        kept = jax.tree.map(functools.partial(jnp.where, goes & (after.cause == 0)), after, state)
+        return kept._replace(cause=jnp.where(goes, after.cause, state.cause)), record
 
-    return jax.vmap(one)(keys, states)
+    return jax.vmap(one)(keys, states, rows)
 
 
 class _Moving(NamedTuple):
@@ -226,26 +276,18 @@ class _Moving(NamedTuple):
     cause: Array
 
 
-def _step(job: Job, key: PRNGKeyArray, state: State, args: Args, i: Array) -> tuple[State, PyTree]:
-    """Step i; changes nothing but the order of the rows where a number is not finite."""
-    order, first = _order_at(job, key, state.order, i)
-    batch, step_key = _batch(job, args, order, first), fold_tag(key, "step", i.astype(jnp.uint32))
+def _step(job: Job, key: PRNGKeyArray, state: State, args: Args, rows: Array | None, i: Array) -> tuple[State, PyTree]:
+    """Step i, with the key of the step; what it makes where a number is not finite is to be thrown away."""
+    batch = _batch(args, rows)
     moving, records = _before_step(job, state), []
     for number in range(len(job.objectives)):
-        moving, record = _updates(job, number, step_key, moving, state.params, batch)
+        moving, record = _updates(job, number, key, moving, state.params, batch)
         records.append(record)
-    params, opt_state, model = moving.params, job.by_name(moving.opt_states), moving.model
     cause = moving.cause.astype(state.cause.dtype)
-    keep = functools.partial(jnp.where, cause == 0)
-    if sum(job.turns or [1] * len(job.objectives)) > 1:  # an update before the one that is not finite is undone, too
-        params, opt_state, model = jax.tree.map(
-            keep, (params, opt_state, model), (state.params, state.opt_state, state.model)
-        )
     taken = i + (cause == 0).astype(i.dtype)
-    averaged = state.averaged
-    if job.average is not None:
-        averaged = jax.tree.map(keep, _average(job, averaged, params, i + 1), averaged)
-    return State(params, opt_state, order, taken, cause, model, averaged), job.by_name(records)
+    averaged = state.averaged if job.average is None else _average(job, state.averaged, moving.params, i + 1)
+    opt_states = job.by_name(moving.opt_states)
+    return State(moving.params, opt_states, taken, cause, moving.model, averaged), job.by_name(records)
 
 
 def _before_step(job: Job, state: State) -> _Moving:
@@ -272,7 +314,11 @@ def _key_of(job: Job, number: int, step_key: PRNGKeyArray, turn: Array) -> PRNGK
 def _update(
     job: Job, number: int, key: PRNGKeyArray, moving: _Moving, at: PyTree, batch: Args
 ) -> tuple[_Moving, Record]:
-    """One update of an objective's parameters, by its gradient at `at`; changes nothing where one was not finite."""
+    """One update of an objective's parameters, by its gradient at `at`.
+
+    Of several updates in a step, one that is not finite changes nothing, nor do those after it, so that what these
+    record does not come from it.
+    """
 
     def estimate(part):
         return _estimate(job, number, key, put(job.owners, at, number, part), moving.model, batch)
@@ -286,15 +332,16 @@ def _update(
         descent, opt_before, part, value=loss, grad=descent, value_fn=lambda part: sign * estimate(part)[0]
     )
     moved = optax.apply_updates(part, updates)
-    bad = jnp.stack([~_finite(x) for x in (value, grads, moved, *([model] if job.has_state else []))])
-    cause = jnp.where(jnp.any(bad), jnp.argmax(bad) + 1 + 4 * number, 0).astype(moving.cause.dtype)
-    if job.names is not None:
-        cause = jnp.where(moving.cause == 0, cause, moving.cause)
-    keep = functools.partial(jnp.where, cause == 0)
+    cause = _cause(number, value, grads, moved, model if job.has_state else None)
     record = Record(value, _norm(grads), _learning_rate(opt_state), metrics)
-    part, opt_state, model = jax.tree.map(keep, (moved, opt_state, model), (part, opt_before, moving.model))
+    new = moved, opt_state, model
+    if sum(job.turns or [1] * len(job.objectives)) > 1:
+        cause = jnp.where(moving.cause == 0, cause, moving.cause)
+        keep = functools.partial(jnp.where, cause == 0)
+        new = jax.tree.map(keep, new, (part, opt_before, moving.model))
+    moved, opt_state, model = new
     opt_states = (*moving.opt_states[:number], opt_state, *moving.opt_states[number + 1 :])
-    return _Moving(put(job.owners, moving.params, number, part), opt_states, model, cause), record
+    return _Moving(put(job.owners, moving.params, number, moved), opt_states, model, cause), record
 
 
 def _average(job: Job, averaged: PyTree, params: PyTree, n: Array) -> PyTree:
@@ -321,8 +368,8 @@ def _learning_rate(opt_state: PyTree) -> Array | None:
 
 def what_is_not_finite(job: Job, key: PRNGKeyArray, state: State, args: Args) -> str | None:
     """The sentence that names the site at which the step after `state` is not finite; runs the step once more."""
-    order, first = _order_at(job, key, state.order, state.taken)
-    batch, step_key = _batch(job, args, order, first), fold_tag(key, "step", state.taken.astype(jnp.uint32))
+    ahead = _ahead(job, key, args, state.taken)
+    batch, step_key = _batch(args, _rows(job, ahead.order, args, state.taken)), ahead.key
     number = number_of_cause(state.cause)
     turns = 1 if job.turns is None else job.turns[number]
 
@@ -355,11 +402,20 @@ def rows_that_count_once(
     for number in range(len(job.objectives)):
 
         def value(key: PRNGKeyArray, params: PyTree, batch: PyTree, number: int = number) -> Array:
-            part = own(job.owners, params, number)
-            return _value_anew(job, number, key, params, model, (batch,), part)
+            params, model = params
+            return _value_anew(job, number, key, params, model, (batch,), own(job.owners, params, number))
 
         try:
-            found = unscaled_rows(value, _key_of(job, number, key, jnp.uint32(0)), params, data, job.batch_size)
+            start, objective = _key_of(job, number, key, jnp.uint32(0)), job.objectives[number]
+            found = unscaled_rows(
+                value,
+                start,
+                (params, model),
+                data,
+                job.batch_size,
+                (objective,),
+                (number, len(job.objectives), job[2:]),
+            )
         except Exception:  # it takes no other number of rows, say; the fit itself tells what is wrong
             continue
         if found is not None:
@@ -401,31 +457,59 @@ def _new_state(job: Job, number: int, model: PyTree, aux: PyTree) -> tuple[PyTre
     return new, metrics
 
 
-def _finite(tree: PyTree) -> Array:
-    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in floats])) if floats else jnp.bool_(True)
+def _cause(number: int, value: Array, grads: PyTree, moved: PyTree, model: PyTree) -> Array:
+    """What is not finite in an update, the first of `CAUSES`; 0 where all is."""
+    cause = jnp.int32(0)
+    for kind, tree in ((4, model), (3, moved), (2, grads), (1, value)):
+        floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+        if floats:
+            finite = functools.reduce(operator.and_, (jnp.all(jnp.isfinite(x)) for x in floats))
+            cause = lax.select(finite, cause, jnp.int32(kind + 4 * number))
+    return cause
 
 
-# --- batches ------------------------------------------------------------------------------------------------
+# --- what does not depend on the parameters -----------------------------------------------------------------
 
 
-def _permutation(key: PRNGKeyArray, epoch: Array, order: Array) -> Array:
-    fresh = jax.random.permutation(fold_tag(key, "epoch", epoch.astype(jnp.uint32)), order.shape[0])
-    return fresh.astype(order.dtype)
+class _Ahead(NamedTuple):
+    """What a step needs that its key and number alone decide; with several starts each has an axis of them.
+
+    Attributes:
+      key: of the step.
+      order: of the rows in the step's epoch; None without batches.
+    """
+
+    key: PRNGKeyArray
+    order: Order | None
 
 
-def _order_at(job: Job, key: PRNGKeyArray, order: Array, i: Array) -> tuple[Array, Array | int]:
-    """The permutation of the epoch of step i, and the first of its rows that the step uses."""
+def _ahead(job: Job, key: PRNGKeyArray, args: Args, i: Array) -> _Ahead:
+    """What step i needs; of all starts, where the key is that of each."""
+    if key.ndim:
+        return jax.vmap(lambda key: _ahead(job, key, args, i))(key)
+    step_key = jax.random.fold_in(fold_tag(key, "step"), i.astype(jnp.uint32))
     if job.batch_size is None:
-        return order, 0
-    per_epoch = order.shape[-1] // job.batch_size
-    epoch, info = i // per_epoch, i % per_epoch
-    order = lax.cond(info == 0, lambda: _permutation(key, epoch, order), lambda: order)
-    return order, info * job.batch_size
+        return _Ahead(step_key, None)
+    n = _num_rows(args)
+    return _Ahead(step_key, order_of(key, i // (n // job.batch_size), n))
 
 
-def _batch(job: Job, args: Args, order: Array, info: Array | int) -> tuple[PyTree, ...]:
-    if job.batch_size is None:
-        return args
-    rows = lax.dynamic_slice_in_dim(order, info, job.batch_size)
-    return jax.tree.map(lambda x: x[rows], args)
+def _rows(job: Job, order: Order | None, args: Args, i: Array) -> Array | None:
+    """The rows of step i in the order of its epoch; of all starts, where there are several. None without batches."""
+    if order is None or job.batch_size is None:
+        return None
+    n, count = _num_rows(args), job.batch_size
+    first = i % (n // count) * count
+
+    def of_one(order):
+        return rows_at(order, first, count, n)
+
+    return of_one(order) if job.num_restarts is None else jax.vmap(of_one)(order)
+
+
+def _num_rows(args: Args) -> int:
+    return jax.tree.leaves(args)[0].shape[0]
+
+
+def _batch(args: Args, rows: Array | None) -> Args:
+    return args if rows is None else jax.tree.map(lambda x: x[rows], args)
