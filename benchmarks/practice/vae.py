@@ -42,28 +42,25 @@ def data():
 
 
 def with_vipl(key, train, held_out):
-    encoder, encode = functional(Encoder(nnx.Rngs(0)))
-    decoder, decode = functional(Decoder(nnx.Rngs(1)))
+    params, networks = functional(nnx.Dict(encoder=Encoder(nnx.Rngs(0)), decoder=Decoder(nnx.Rngs(1))))
 
     @vipl.gen
-    def model(decoder):
-        z = sample("z", dist.Normal(jnp.zeros(8), 1.0))
-        sample("image", dist.Binomial(16, logits=decode(decoder)(z)))
+    def model(params, num_rows):
+        z = sample("z", dist.Normal(jnp.zeros((num_rows, 8)), 1.0))
+        sample("image", dist.Binomial(16, logits=networks(params).decoder(z)))
 
     @vipl.gen
-    def guide(encoder, image):
-        loc, log_scale = encode(encoder)(image)
+    def guide(params, images):
+        loc, log_scale = networks(params).encoder(images)
         sample("z", dist.Normal(loc, jnp.exp(log_scale)))
 
     @vipl.expectation
     def bound(params, images):
-        def of_row(image):
-            return vipl.objectives.elbo(model(params["decoder"]), guide(params["encoder"], image), {"image": image})
+        rows = len(images)
+        return vipl.objectives.elbo(model(params, rows), guide(params, images), {"image": images}) / rows
 
-        return jnp.mean(jax.vmap(of_row)(images))
-
-    params, batches = {"encoder": encoder, "decoder": decoder}, {"data": train, "batch_size": 100}
-    fitted = vipl.fit(bound, params, optax.adam(1e-3), key=key, num_steps=5000, progress=False, **batches)
+    options = {"data": train, "batch_size": 100, "num_steps": 5000, "progress": False}
+    fitted = vipl.fit(bound, params, optax.adam(1e-3), key=key, **options)
     return bound.estimate(key, fitted.params, held_out, num_samples=10)
 
 
