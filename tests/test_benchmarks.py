@@ -16,6 +16,7 @@ def by_name(cases, name):
     return next(c for c in cases if c.name == name)
 
 
+@pytest.mark.oldest
 def test_a_wrong_implementation_is_an_error():
     case = by_name(regression.cases(True), "eight schools")
     compare(case)

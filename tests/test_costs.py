@@ -579,6 +579,7 @@ def reward_to_go(t, flips, baseline):
 
 
 @pytest.mark.parametrize("estimator", [Score(), Score(LeaveOneOut())], ids=["score", "loo"])
+@pytest.mark.oldest
 def test_each_of_many_sites_is_weighed_with_the_costs_that_it_reaches(estimator, monkeypatch):
     """The same draws and the same gradient as by hand; where costs are merged, another (the broken twin)."""
     num_samples = 3
@@ -598,6 +599,7 @@ def test_each_of_many_sites_is_weighed_with_the_costs_that_it_reaches(estimator,
     assert abs(merged - by_hand) > 0.01
 
 
+@pytest.mark.oldest
 def test_many_sites_are_unbiased():
     """Against the sum over all joint values of nine flips."""
     exact = vipl.expectation(lambda t: chain_of_flips(9, Enumerate()).fn(t)[0]).value_and_grad(KEY, 0.7)
@@ -620,6 +622,7 @@ def instructions(length, estimator):
 
 
 @pytest.mark.parametrize(("estimator", "length"), [(Score(), 24), (MeasureValued(), 12)], ids=["score", "mv"])
+@pytest.mark.oldest
 def test_the_compiled_program_is_linear_in_the_sites(estimator, length, monkeypatch):
     """XLA repeats nothing of what comes before a site; without fences (the broken twin) it repeats all of it."""
     short, long = (instructions(n, estimator) for n in (length, 2 * length))

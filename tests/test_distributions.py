@@ -44,6 +44,7 @@ SEEN = jnp.array([True, False, True, True, False])
 
 
 @pytest.mark.parametrize(("varying", "observed"), [(False, None), (True, None), (True, SEEN)])
+@pytest.mark.oldest
 def test_a_hidden_markov_chain_is_the_sum_over_all_paths(varying, observed):
     ys = YS if observed is None else jnp.where(observed, YS, jnp.nan)
     exact = lambda phi: jax.nn.logsumexp(paths(phi, ys, varying, observed)[1])  # noqa: E731
@@ -68,6 +69,7 @@ def test_a_hidden_markov_chain_is_the_sum_over_all_paths(varying, observed):
     assert_unbiased(draw, exact_pairs, key=KEY, resolution=0.1)
 
 
+@pytest.mark.oldest
 def test_draws_of_a_hidden_markov_chain():
     """E[y_t] and E[y_t y_{t+1}] by matrix products."""
     alpha, means, both = scipy.special.softmax(INITIAL), [], []
@@ -122,6 +124,7 @@ DATA = np.array([[0.2], [1.3], [-0.7], [0.4]])
 
 
 @pytest.mark.parametrize(("varying", "seen"), [(False, None), (True, np.array([True, False, True, False]))])
+@pytest.mark.oldest
 def test_a_linear_gaussian_chain_is_a_joint_normal(varying, seen):
     keep = np.arange(4) if seen is None else np.flatnonzero(seen)
     data = DATA if seen is None else np.where(seen[:, None], DATA, np.nan)
@@ -148,6 +151,7 @@ def test_a_linear_gaussian_chain_is_a_joint_normal(varying, seen):
     assert_unbiased(draw, (post_mean, post_cov + np.outer(post_mean, post_mean)), key=KEY, resolution=0.05)
 
 
+@pytest.mark.oldest
 def test_draws_of_a_linear_gaussian_chain():
     _, _, _, m, s = known_joint()
 
@@ -162,6 +166,7 @@ def test_draws_of_a_linear_gaussian_chain():
     assert_unbiased(lambda key: objective.value_and_grad(key, 1.1), exact, key=KEY, resolution=(0.2, 0.4))
 
 
+@pytest.mark.oldest
 def test_chains_are_sources_of_sample():
     """An observed chain in a model; lanes of chains; the density is that of a marginal by enumeration."""
 
@@ -205,12 +210,14 @@ def test_chains_are_sources_of_sample():
     np.testing.assert_allclose(summed, got, rtol=1e-12)
 
 
+@pytest.mark.oldest
 def test_long_chains_are_finite():
     d = HiddenMarkov(INITIAL, MOVES[0], dist.Normal(jnp.array([-1.0, 0.2, 1.5]), 0.8), 1000)
     g = LinearGaussian(jnp.zeros(2), jnp.eye(2), 0.9 * jnp.eye(2), 0.1 * jnp.eye(2), jnp.eye(2), jnp.eye(2), 1000)
     assert jnp.isfinite(jax.jit(lambda key: d.log_prob(d.sample(key)) + g.log_prob(g.sample(key)))(KEY))
 
 
+@pytest.mark.oldest
 def test_series_of_chains():
     """Leading axes are series of their own, by `expand` and in log_prob."""
     for d in (HiddenMarkov(INITIAL, MOVES[0], dist.Normal(jnp.arange(3.0), 1.0), 3), system()):

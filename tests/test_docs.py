@@ -207,6 +207,7 @@ def test_names_in_backquotes_are_names_of_the_code():
     assert [pair for pair in sorted(named) if not known.issuperset(pair[0].strip(".").split("."))] == []
 
 
+@pytest.mark.newest
 def test_doctests_of_public_docstrings():
     """In a process of their own, since they show single precision."""
     code = (

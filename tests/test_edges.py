@@ -67,6 +67,7 @@ EDGES = {
 
 @pytest.mark.parametrize("estimator", [Reparam(), Score()], ids=["reparam", "score"])
 @pytest.mark.parametrize("name", EDGES)
+@pytest.mark.oldest
 def test_the_density_of_a_draw_in_float32_is_that_before_rounding(name, estimator):
     make, at, exact, resolution = EDGES[name]
     one = log_q(lambda t: make(t.astype(f32)), estimator)
@@ -181,6 +182,7 @@ def test_a_uniform_draw_is_never_a_bound():
     np.testing.assert_array_equal(jax.vmap(jax.grad(lambda x: points.inside(x, 0.0, 1.0)))(x), jnp.ones(5))
 
 
+@pytest.mark.oldest
 def test_ordinary_draws_have_the_densities_of_their_values():
     """In double precision, at ordinary parameters, both ways agree: through control flow, lanes and masks."""
 

@@ -312,6 +312,7 @@ def test_measure_valued_of_laplace():
         assert_unbiased(draw, exact, key=KEY, resolution=0.03)
 
 
+@pytest.mark.oldest
 def test_a_mixture_of_vectors_is_reparametrized():
     """Learnable weights and locations, two dimensions; the continuation is smooth. Hessians too."""
 

@@ -90,6 +90,7 @@ def test_marginals_of_a_finite_chain(algorithm, reverse, length):
     np.testing.assert_allclose(jax.jit(jax.jacfwd(got))(0.8), jax.jit(jax.jacfwd(exact))(0.8), rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.oldest
 def test_marginals_of_other_values_and_nested_addresses():
     given = {"y": 1.3}
     names = lambda v: {"a": v[:2], "in": {"b": v[2] + 1}, "c": v[3]}  # noqa: E731
@@ -244,6 +245,7 @@ def test_a_derivative_passes_draws_and_densities_of_a_finite_chain(name, sites):
         assert_unbiased(fn(0.0), exact, key=KEY, args=(0.8,), resolution=(0.1, 0.1), num=20_000)
 
 
+@pytest.mark.oldest
 def test_a_derivative_passes_draws_and_densities_of_a_linear_chain():
     def fn(held):
         def f(t):
@@ -269,6 +271,7 @@ GUIDES = ["Enumeration", "ForwardBackward", "Kalman"]
 
 @pytest.mark.parametrize("name", GUIDES)
 @pytest.mark.parametrize("below", [False, True])
+@pytest.mark.oldest
 def test_at_the_posterior_the_landing_sticks(name, below):
     """Of the guide p_t(z | y) for the model p_0.8(z, y), at t = 0.8: no gradient, in any draw; the ELBO's has noise."""
     program, algorithm = POSTERIORS[name]

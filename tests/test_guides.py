@@ -70,6 +70,7 @@ def moved(params, key, by=0.5):
     [*((family, plain_supports) for family in FAMILIES), ("mean field", many_supports)],
     ids=lambda x: getattr(x, "name", x),
 )
+@pytest.mark.oldest
 def test_a_guide_draws_the_latent_choices_inside_their_supports_with_its_exact_density(family, program, key):
     model = program(X)
     guide = FAMILIES[family](model, DATA)
@@ -82,6 +83,7 @@ def test_a_guide_draws_the_latent_choices_inside_their_supports_with_its_exact_d
     np.testing.assert_allclose(guide(params).assess(trace.choices).log_prob, trace.log_prob, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.oldest
 def test_coordinates_go_there_and_back_and_their_determinant_is_that_of_the_derivative(key):
     latents = Latents(many_supports(X), DATA, "a test")
     u = latents.split(jax.random.normal(key, (latents.size,)))
@@ -109,6 +111,7 @@ def test_coordinates_go_there_and_back_and_their_determinant_is_that_of_the_deri
 
 
 @pytest.mark.parametrize("program", [many_supports, plain_supports], ids=lambda p: p.name)
+@pytest.mark.oldest
 def test_the_density_in_coordinates_is_the_models_and_that_of_the_map(program, key):
     latents = Latents(program(X), DATA, "a test")
     u = latents.split(jax.random.normal(key, (latents.size,)))
@@ -235,6 +238,7 @@ def test_sites_in_branches_keep_the_models_control_flow(key):
         guides.FullRank(branched(), {"y": 1.0}, addresses="z")
 
 
+@pytest.mark.oldest
 def test_a_combination_is_the_product_of_its_parts(key):
     model, data = many_supports(X), DATA
 

@@ -260,6 +260,7 @@ def test_gradients_of_an_estimated_bound(estimator):
     assert_unbiased(lambda key: bound.value_and_grad(key, 0.6), expected, key=KEY, resolution=(0.05, 0.15))
 
 
+@pytest.mark.oldest
 def test_marginal_in_normalize_in_marginal_is_a_lower_bound():
     @vipl.gen
     def inner(m):

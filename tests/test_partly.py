@@ -291,6 +291,7 @@ def test_a_regression_with_holes_in_predictors_and_responses_is_exact():
     assert {a: v.shape for a, v in posterior.predict(KEY, num_samples=3).items()} == {"x": (3, 2), "y": (3, 2)}
 
 
+@pytest.mark.oldest
 def test_missing_counts_and_flips_are_discrete_choices():
     @vipl.gen
     def model():

@@ -46,6 +46,7 @@ def test_the_inverse_hessian_takes_the_last_change_of_gradient_to_the_last_step(
     assert jnp.linalg.eigvalsh(h[3]).min() > 0
 
 
+@pytest.mark.oldest
 def test_two_modes_get_their_weights(key):
     """P(x > 0) is 0.7; the mixture of paths has another share on that side."""
 

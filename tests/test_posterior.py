@@ -203,6 +203,7 @@ def test_guides_that_are_fitted_by_stochastic_gradients(guide, key):
     assert log_evidence - 0.02 < improved.bound < log_evidence + 5 * improved.spread / np.sqrt(2000) + 1e-6
 
 
+@pytest.mark.oldest
 def test_discrete_choices_get_a_guide_of_their_own(key):
     found = vipl.infer(two_coins(0.0), {"y": 1.2}, key=key)
     assert set(found.params) == {"real", "discrete"}

@@ -126,6 +126,7 @@ def test_the_evidence_is_unbiased(smc):
 
 
 @pytest.mark.parametrize("smc", FILTERS[1:4], ids=_id)
+@pytest.mark.oldest
 def test_the_other_side_is_unbiased(smc):
     """E[p(y) / w] = ∫ p = 1 for data drawn with their trajectory."""
     source = marginal(chain(1.1, 3), "y", smc)
@@ -346,6 +347,7 @@ def test_a_gaussian_chain_and_a_reversed_one():
         np.testing.assert_allclose(got[::-1] if reverse else got, mean, atol=0.03)
 
 
+@pytest.mark.oldest
 def test_smc_inside_sample_and_vmap():
     """Two independent series, each with its own estimated density."""
 
@@ -432,6 +434,7 @@ def joint_normal(phi, seen):
 
 
 @pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.oldest
 def test_kalman_is_the_joint_normal(reverse):
     """Value, gradient, Hessian, posterior paths."""
     seen = np.array([True, True, False, True])

@@ -111,6 +111,7 @@ def test_a_density_without_the_structure_is_told(key):
     assert not jax.jit(guide.has_structure)(jnp.zeros(5), key)
 
 
+@pytest.mark.oldest
 def test_the_bound_and_its_gradient_are_unbiased(key):
     data = {"y": jnp.array([0.3, 1.0, -0.2])}
     guide = guides.Structured(states(3), data)

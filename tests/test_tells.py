@@ -525,6 +525,7 @@ def test_log_densities_by_site_sum_to_the_log_density(number):
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), log_probs, trace.log_probs)
 
 
+@pytest.mark.oldest
 def test_log_densities_by_site_have_the_axes_of_loops_and_batches():
     trace = parts(0.7).simulate(KEY)
     x, z = trace.choices, trace.choices["z"]
@@ -546,6 +547,7 @@ def test_log_densities_by_site_have_the_axes_of_loops_and_batches():
     assert shapes == {"a": (), "g": (2,), "d": (2,), "c": ()}
 
 
+@pytest.mark.oldest
 def test_where_the_log_density_of_an_estimated_part_stands():
     log_probs = estimated().simulate(KEY).log_probs
     assert jax.tree.map(jnp.shape, log_probs) == {"post": {"b, x": ()}, "m": {"b": ()}, "x": ()}
@@ -634,6 +636,7 @@ def test_an_objective_reads_batches_of_draws_that_know_more_than_their_value(est
     np.testing.assert_allclose(read, unread, rtol=1e-6)
 
 
+@pytest.mark.oldest
 def test_log_densities_of_a_program_inside_a_program():
     """The inner density by site is a part of the outer program, which is itself weighed and drawn."""
 

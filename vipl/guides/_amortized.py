@@ -8,6 +8,7 @@ or r(z; f(params, data)) of all choices together. The parameters are those of f,
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -278,9 +279,7 @@ class Amortized(ModelGuide):
                     "none",
                     "make the family without frame=",
                 )
-            self._one = copy.copy(self._whole)
-            self._one.latents = self.latents.of_row()  # type: ignore[assignment]
-            self._one._check()
+            self._one = _family_of_row(self._whole, self.latents.of_row())
             self._check_weights(number)
             if self.num_rows is not None and self.num_rows != number:
                 self._weight = self.num_rows / number
@@ -464,6 +463,17 @@ def _no_family(at: str, got: str) -> ProgramError:
         expected="MeanField, Delta, FullRank, Flow or Structured; or a function (model, data, addresses=...) -> guide",
         fix="write family=vipl.guides.FullRank, or functools.partial(vipl.guides.LowRank, rank=2)",
     )
+
+
+def _family_of_row(family: ModelGuide, row: Coordinates) -> ModelGuide:
+    """The same family over the choices of one row, with nothing that was computed for all rows."""
+    one = copy.copy(family)
+    for cls in type(one).__mro__:
+        for name in [name for name, x in vars(cls).items() if isinstance(x, functools.cached_property)]:
+            vars(one).pop(name, None)
+    one.latents = row  # type: ignore[assignment]
+    one._check()
+    return one
 
 
 def _check_encode(encode: Any, at: str) -> None:

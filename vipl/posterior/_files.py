@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -34,7 +34,7 @@ class Report:
     """
 
     method: str
-    values: np.ndarray
+    values: np.ndarray = field(repr=False)
     converged: bool
     steps: int
     seconds: float
