@@ -8,6 +8,8 @@ import dataclasses
 import functools
 import os
 import random
+import subprocess
+import sys
 import time
 import types
 
@@ -520,3 +522,49 @@ def test_a_callback_is_that_of_the_objects_that_are_read_now():
         jax.block_until_ready([objective.estimate(KEY, 0.3), objective.value_and_grad(KEY, 0.3)])
         jax.effects_barrier()
     assert [log.count for log in logs] == [2, 2]
+
+
+IN_A_PROCESS = """
+import sys, jax, jax.numpy as jnp, numpyro.distributions as dist, optax
+jax.config.update("jax_compilation_cache_dir", sys.argv[1])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+events = []
+jax.monitoring.register_event_listener(lambda name, **_: events.append(name.rsplit("/", 1)[-1]))
+import vipl
+
+@vipl.gen
+def model(shift):
+    x = vipl.sample("x", dist.Normal(shift, 1.0))
+    k = vipl.sample("k", dist.Bernoulli(logits=x), vipl.Enumerate())
+    jax.vmap(lambda: vipl.sample("y", dist.Normal(x + k, 1.0)), axis_size=3)()
+
+@vipl.expectation
+def bound(m):
+    k = lambda: vipl.sample("k", dist.Bernoulli(0.3), vipl.Score())
+    guide = vipl.gen(lambda: (vipl.sample("x", dist.Normal(m, 1.0)), k()))
+    return vipl.objectives.elbo(model(1.0), guide(), {"y": jnp.ones(3)})
+
+key = jax.random.key(0)
+bound.value_and_grad(key, 0.1)
+vipl.fit(bound, 0.1, optax.adam(0.1), key=key, num_steps=5, progress=False)
+model(0.5).simulate(key)
+print(events.count("cache_misses"), events.count("cache_hits"))
+"""
+
+
+@pytest.mark.newest
+def test_a_second_process_compiles_nothing(tmp_path):
+    """With JAX's cache on disk: programs are the same to the letter in every process."""
+
+    def misses_and_hits(seed):
+        command = [sys.executable, "-c", IN_A_PROCESS, str(tmp_path)]
+        environment = os.environ | {"PYTHONHASHSEED": seed, "XLA_FLAGS": ""}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        return tuple(map(int, done.stdout.split()))
+
+    misses, _ = misses_and_hits("1")
+    again, hits = misses_and_hits("2")
+    assert misses > 3
+    assert again == 0
+    assert hits >= misses
