@@ -150,9 +150,7 @@ def _interpreter(plan: Plan, common: dict[Path, Array], number: Array | None) ->
             value = _guarded(site, value, points.fixed)
             log_probs = None if log_probs is None else _guarded(site, log_probs, points.fixed)
         probe(DRAWN, site, operands, value)
-        if plan.is_long and given.noise:
-            value = fence_of(given.noise[0])(value)
-        value = weighed(site, operands, value, log_probs)
+        value = weighed(site, operands, _fenced(plan, value, given.noise), log_probs)
         if number is not None:
             return Outcome(value, {}, {visit.path: Emitted()})
         numbers = {
@@ -164,6 +162,11 @@ def _interpreter(plan: Plan, common: dict[Path, Array], number: Array | None) ->
         return Outcome(value, {} if control is None else {"control": control}, {visit.path: emitted})
 
     return Interpreter(handle, None, "expectation")
+
+
+def _fenced(plan: Plan, value: Array, noise: list[Array]) -> Array:
+    """The value of a site; computed once, where there are many (`vipl.ir.fence`)."""
+    return fence_of(noise[0])(value) if plan.is_long and noise else value
 
 
 def weighed(site: Site, operands: Sequence[Array], value: Array, log_probs: Array | None) -> Any:

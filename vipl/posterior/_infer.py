@@ -165,14 +165,7 @@ def infer(
         params, report = _of_gaussian(family, gaussian, time.perf_counter() - begun)
     else:
         beside = framed(family, model, data, start, key_gaussian) if optimizer is None else None
-        if beside is not None:
-            family, params = beside
-        elif gaussian is None:
-            params = family.init(key_init, start=start)
-        else:
-            assert isinstance(family, ModelGuide)
-            family = family.with_options(frame=(gaussian.loc, lower_triangular(gaussian.factor)))
-            params = family._init(family.latents.split(gaussian.loc), jnp.ones(()), key_init)
+        family, params = beside or _begin(family, gaussian, start, key_init)
         objective, numbers = _objective(model, data, family, params)
         options = {"data": numbers, "num_samples": num_samples, "progress": progress}
         params, values, converged, steps = _stochastic(objective, params, key_fit, optimizer, most, options)
@@ -185,6 +178,15 @@ def infer(
             stacklevel=2,
         )
     return Posterior(model, data, family, params, report)
+
+
+def _begin(family: Guide, gaussian: Moments | None, start: Start, key: PRNGKeyArray) -> tuple[Guide, PyTree]:
+    """The guide that stochastic gradients fit, in the frame of a Gaussian if there is one, and its first parameters."""
+    if gaussian is None:
+        return family, family.init(key, start=start)
+    assert isinstance(family, ModelGuide)
+    family = family.with_options(frame=(gaussian.loc, lower_triangular(gaussian.factor)))
+    return family, family._init(family.latents.split(gaussian.loc), jnp.ones(()), key)
 
 
 def _why(report: Report) -> str:
