@@ -13,8 +13,9 @@ import vipl
 from tests.helpers.jaxprs import equations, sizes
 from vipl import CoupledAlternative, Enumerate, LeaveOneOut, LocalEnumerate, MeasureValued, Score, sample
 from vipl.cache.programs import forget
-from vipl.expectation.plan import Plan
+from vipl.expectation.plan import Plan, make_plan
 from vipl.ir.sites import list_sites
+from vipl.ir.stage import stage_program
 from vipl.testing import assert_unbiased
 
 KEY = jax.random.key(71)
@@ -629,8 +630,17 @@ def test_the_compiled_program_is_linear_in_the_sites(estimator, length, monkeypa
     assert long < 2.1 * short
     forget()
     monkeypatch.setattr(Plan, "is_long", False)
-    monkeypatch.setattr("vipl.interpret.noise.FEW", 1000)
     assert instructions(2 * length, estimator) > 2 * long
+
+
+def test_sites_that_read_no_other_are_left_to_xla():
+    """Nothing is repeated there, and a division for each value would cost as much as the sites do."""
+
+    def program(t):
+        return sum(sample(f"x{k}", dist.Normal(t, 1.0), Score()) for k in range(12))
+
+    assert not make_plan(stage_program(program, (0.3,), {})).is_long
+    assert make_plan(stage_program(chain_of_flips(12, Score()).fn, (0.3,), {})).is_long
 
 
 @pytest.mark.parametrize("estimator", [Score(), Score(LeaveOneOut()), MeasureValued()], ids=["score", "loo", "mv"])

@@ -74,8 +74,8 @@ class Plan:
 
     @functools.cached_property
     def is_long(self) -> bool:
-        """Whether there are so many sites outside loops that values are computed once (`vipl.ir.fence`)."""
-        return len([p for p in self.found if not p.loops]) > fence.FEW
+        """Whether sites read one another in so long a chain that values are computed once (`vipl.ir.fence`)."""
+        return any(len(self.programs.keys() & reach) > fence.FEW for reach in self.reached.sites.values())
 
     @functools.cached_property
     def cost_groups(self) -> list[list[int]]:

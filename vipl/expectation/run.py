@@ -165,7 +165,7 @@ def _interpreter(plan: Plan, common: dict[Path, Array], number: Array | None) ->
 
 
 def _fenced(plan: Plan, value: Array, noise: list[Array]) -> Array:
-    """The value of a site; computed once, where there are many (`vipl.ir.fence`)."""
+    """The value of a site; computed once, if sites stand in a long chain (`vipl.ir.fence`)."""
     return fence_of(noise[0])(value) if plan.is_long and noise else value
 
 

@@ -89,7 +89,8 @@ def draws(plan: Plan, key: PRNGKeyArray, num_samples: int | None = None) -> tupl
     around, shape = ((), ()) if num_samples is None else ((Loop("sample", num_samples),), (num_samples,))
     drawn = {path: origin for path, origin in plan.origins.items() if origin.info.outside_while is None}
     programs = {origin.info.path: plan.programs[path] for path, origin in drawn.items()}
-    noise = draw_noise(key, list({o.info.path: o.info for o in drawn.values()}.values()), programs, around)
+    infos = list({o.info.path: o.info for o in drawn.values()}.values())
+    noise = draw_noise(key, infos, programs, around, once=plan.is_long)
     mine = {path: [o.of_passes(x, len(around)) for x in noise[o.info.path]] for path, o in drawn.items()}
     pick = jax.random.randint(fold_tag(key, "prune"), shape, 0, plan.runs.num_pruned) if plan.runs.num_pruned else None
     return mine, pick if plan.pruned_order is None else jnp.asarray(plan.pruned_order)[pick]

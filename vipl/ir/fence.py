@@ -17,7 +17,7 @@ from vipl._types import Array, PRNGKeyArray
 from vipl.ir.keys import is_key
 
 FEW = 8
-"""Up to how many values are left to XLA."""
+"""Up to how many sites a value may be made of and be left to XLA."""
 
 SMALL = 1 << 16
 """Of how many numbers a value is at most; of larger ones the time counts, not the code."""
