@@ -608,6 +608,25 @@ def test_many_sites_are_unbiased():
     assert_unbiased(mixed.value_and_grad, exact, key=KEY, args=(0.7,), resolution=0.1)
 
 
+@pytest.mark.parametrize("estimator", [Score(), Score(LeaveOneOut())], ids=["score", "loo"])
+def test_costs_that_are_weighed_together_are_weighed_as_one_by_one(estimator, monkeypatch):
+    """The first of them holds a flip that the others do not; what one holds has its derivative in the others."""
+
+    @vipl.expectation
+    def total(t):
+        flips = [flip_with(f"z{k}", t + 0.1 * k, estimator) for k in range(10)]
+        held = 2.0 * jnp.sin(lax.stop_gradient(flips[0]))
+        return held + sum(jnp.cos(z * (1.0 + k)) for k, z in enumerate(flips)) + flips[0] * flips[1]
+
+    def slope():
+        forget()
+        return jax.grad(lambda t: total.estimate(KEY, t, num_samples=3))(0.4)
+
+    together = slope()
+    monkeypatch.setattr(Plan, "cost_groups", property(lambda plan: [[k] for k in range(len(plan.costs.costs))]))
+    np.testing.assert_allclose(together, slope(), rtol=1e-12)
+
+
 def instructions(length, estimator):
     """How many the compiled gradient of a chain of Gaussians has."""
 

@@ -132,6 +132,8 @@ EDITS: list[Edit] = [
          "test_estimators.py::test_local_enumeration_is_measure_valued_for_a_coin"),
         ("no score", "value if score is None else value * box(score).astype(dtype)", "value",
          "test_laws.py::test_elbo_with_a_bernoulli_latent_and_no_estimator_named"),
+        ("costs that are weighed together hold alike", "law_in(plan, cost, p, numbers[p])",
+         "law_in(plan, costs[0], p, numbers[p])", "test_costs.py -k weighed_together"),
         ("samples prune alike", "jax.random.randint(fold_tag(key, \"prune\"), shape, 0, plan.runs.num_pruned)",
          "jnp.zeros(shape, int)", "test_estimators.py::test_a_chain_of_flips -k estimator0"),
     ),

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -223,27 +223,36 @@ def _looked_up(x: Shaped[Array, "values ..."], number: Int[Array, "*lanes"], axe
 def _total(plan: Plan, name: str, emits: dict[Path, Emitted], costs: Sequence[Cost], ndim: int) -> Array | None:
     """The sum over the sites whose law counts in a cost, broadcasting to it; None where no site has it.
 
-    Of several costs f[costs, *sizes], by a matrix of zeros and ones; sums that are built on one another would be
-    computed again by each that reads them, once XLA has fused them.
+    Of several costs f[costs, *sizes]; none of them sees a value both ways, so that what counts in one counts in all.
     """
-    counted = [
-        [
-            (path, axes)
-            for path, axes in cost.reach.items()
-            if path not in cost.held and getattr(emits[path], name) is not None
-        ]
-        for cost in costs
-    ]
-    rows = {site: k for k, site in enumerate(dict.fromkeys(site for sites in counted for site in sites))}
-    parts = [along(law_in(plan, costs[0], path, getattr(emits[path], name)), axes, ndim) for path, axes in rows]
+    numbers = {path: getattr(emitted, name) for path, emitted in emits.items()}
+    counted = [_counted(cost, numbers) for cost in costs]
+    own = {site: cost for cost, sites in zip(costs, counted, strict=True) for site in sites}
+    parts = [along(law_in(plan, cost, p, numbers[p]), axes, ndim) for (p, axes), cost in own.items()]
     if not parts:
         return None
-    if len(costs) == 1:
-        return functools.reduce(jnp.add, parts)
-    matrix = np.zeros((len(costs), len(rows)), parts[0].dtype)
-    for k, sites in enumerate(counted):
-        matrix[k, [rows[site] for site in sites]] = 1
-    stacked = jnp.stack([jnp.broadcast_to(x, costs[0].sizes) for x in parts])
+    return (
+        functools.reduce(jnp.add, parts) if len(costs) == 1 else _by_matrix(counted, list(own), parts, costs[0].sizes)
+    )
+
+
+def _counted(cost: Cost, numbers: dict[Path, Array | None]) -> list[tuple[Path, Any]]:
+    """The sites whose law counts in a cost, those that have a number, and along which axes."""
+    return [(p, axes) for p, axes in cost.reach.items() if p not in cost.held and numbers[p] is not None]
+
+
+def _by_matrix(
+    counted: Sequence[Sequence[Hashable]], sites: Sequence[Hashable], parts: Sequence[Array], sizes: tuple[int, ...]
+) -> Array:
+    """f[costs, *sizes], the sum of the parts of each cost's sites, by a matrix of zeros and ones.
+
+    Sums that are built on one another would be computed again by each that reads them, once XLA has fused them.
+    """
+    columns = {site: k for k, site in enumerate(sites)}
+    matrix = np.zeros((len(counted), len(sites)), parts[0].dtype)
+    for k, its in enumerate(counted):
+        matrix[k, [columns[site] for site in its]] = 1
+    stacked = jnp.stack([jnp.broadcast_to(x, sizes) for x in parts])
     return jnp.tensordot(matrix, stacked, 1, precision=lax.Precision.HIGHEST)
 
 

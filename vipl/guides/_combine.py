@@ -237,3 +237,8 @@ def BlockDiagonal(  # noqa: N802 - one of the guides, which are classes
 
 def _name(address: Any) -> str:
     return address if isinstance(address, str) else "/".join(address)
+
+
+def parts_of(guide: Any) -> list[Any]:
+    """The guides and functions of which a guide is combined; itself alone where it is not."""
+    return [p for part in guide.parts.values() for p in parts_of(part)] if isinstance(guide, Combined) else [guide]

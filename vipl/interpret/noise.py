@@ -33,7 +33,7 @@ from vipl._jax import Atom, Eqn, ShapedArray, Tracer, Var
 from vipl._types import Array, PRNGKeyArray, Shaped
 from vipl.errors import ProgramError, show_aval
 from vipl.ir.dataflow import evaluate, plain, read
-from vipl.ir.fence import fence_of, no_fence
+from vipl.ir.fence import fence_of
 from vipl.ir.keys import fold_loop, fold_tag, is_key, site_digest
 from vipl.ir.primitives import Path
 from vipl.ir.purity import is_pure
@@ -206,14 +206,13 @@ def draw_noise(
         return {}
     hashes = jnp.asarray([site_digest(p) for members in groups.values() for p in members], dtype=jnp.uint32)
     every = jax.vmap(jax.random.fold_in, (None, 0))(key, hashes)  # the keys of all sites in one call
-    fence = fence_of(key) if once else no_fence
     out: dict[Path, list[Array]] = {}
     start = 0
     for (kind, loops), members in groups.items():
         keys = every[start : start + len(members)] if len(members) > 1 else every[start]
         start += len(members)
         noise = [_folded(keys, loops)] if kind == "key" else _noise(programs[members[0].path], keys, loops)
-        noise = [fence(x) for x in noise]
+        noise = [fence_of(key)(x) for x in noise] if once else noise
         for i, info in enumerate(members):
             out[info.path] = [_own(x[i] if len(members) > 1 else x) for x in noise]
     return out

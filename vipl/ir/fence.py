@@ -22,17 +22,15 @@ FEW = 8
 SMALL = 1 << 16
 """Of how many numbers a value is at most; of larger ones the time counts, not the code."""
 
-Fence = Callable[[Array], Array]
 
-
-def fence_of(drawn: Array | PRNGKeyArray) -> Fence:
-    """The function that returns its argument, computed once: x / 1, where the 1 is made of a finite random number.
+def fence_of(drawn: Array | PRNGKeyArray) -> Callable[[Array], Array]:
+    """The function that returns its argument, computed once: x / 1, where the 1 is made of a random number.
 
     XLA does not take 0 times a float for 0, since the float may be infinite. It turns a division by one number for all
     elements into a multiplication by its inverse, which it repeats; so each element has a 1 of its own.
     """
-    bits = jax.random.key_data(drawn) if is_key(drawn) else drawn
-    number = bits.reshape(-1)[0].astype(jnp.float32)
+    bits = jnp.ravel(jax.random.key_data(drawn) if is_key(drawn) else drawn)[:1].astype(jnp.float32)
+    number = jnp.sum(jnp.where(jnp.isfinite(bits), bits, 0.0))  # 0 where nothing was drawn, or something infinite
 
     def fence(x: Array) -> Array:
         if is_key(x) or x.dtype == bool or x.size > SMALL:
@@ -41,8 +39,3 @@ def fence_of(drawn: Array | PRNGKeyArray) -> Fence:
         return jax.lax.div(x, ones.astype(x.dtype))
 
     return fence
-
-
-def no_fence(x: Array) -> Array:
-    """The value as it is."""
-    return x

@@ -20,7 +20,7 @@ import numpy as np
 from vipl._checks import whole_number
 from vipl._types import Array, Float, Int, PRNGKeyArray, PyTree
 from vipl.errors import AddressError, ChoiceError, show_address, show_addresses, show_aval
-from vipl.gen import Program
+from vipl.gen import Program, Trace
 from vipl.gen._check_arguments import check_source
 from vipl.gen._choices import Address, Choices, flatten, nest
 from vipl.gen._without_choice import valued
@@ -165,13 +165,7 @@ def log_densities(
     names: tuple[Address, ...],
 ) -> Float[Array, " n"]:
     """The log joint densities of data and the values of the other choices; see `log_likelihoods`."""
-    given = flatten(data, "data")
-
-    def one(key: PRNGKeyArray, values: list[Array]) -> Array:
-        choices = nest(dict(zip(names, values, strict=True)) | given)
-        return seed(lambda: model.assess(choices).log_prob)(key)
-
-    return jax.vmap(one)(keys_of(key, numbers), values)
+    return _assessed(model, flatten(data, "data"), key, numbers, values, names, lambda trace: trace.log_prob)
 
 
 def log_likelihoods(
@@ -195,9 +189,25 @@ def log_likelihoods(
     """
     given = {a: jnp.asarray(x) for a, x in flatten(data, "the data").items()}
 
-    def one(key: PRNGKeyArray, values: list[Array]) -> dict[Address, Array]:
-        choices = nest(dict(zip(names, values, strict=True)) | given)
-        by_site = flatten(seed(lambda: program.assess(choices).log_probs)(key), program.name)
-        return {a: x for a, x in by_site.items() if a in given}
+    def of_data(trace: Trace) -> dict[Address, Array]:
+        return {a: x for a, x in flatten(trace.log_probs, program.name).items() if a in given}
+
+    return _assessed(program, given, key, numbers, values, names, of_data)
+
+
+def _assessed(
+    program: Program,
+    given: Mapping[Address, Any],
+    key: PRNGKeyArray,
+    numbers: Int[Array, " n"],
+    values: list[Array],
+    names: tuple[Address, ...],
+    read: Callable[[Trace], PyTree],
+) -> Any:
+    """What is read of the traces of a program at each row of the values, beside what is given."""
+
+    def one(key: PRNGKeyArray, values: list[Array]) -> PyTree:
+        choices = nest(dict(zip(names, values, strict=True)) | dict(given))
+        return seed(lambda: read(program.assess(choices)))(key)
 
     return jax.vmap(one)(keys_of(key, numbers), values)

@@ -25,7 +25,7 @@ from vipl.expectation import Expectation, expectation
 from vipl.fit import fit
 from vipl.gen import Program
 from vipl.gen._check_arguments import check_source
-from vipl.gen._choices import nest
+from vipl.gen._choices import Address, nest
 from vipl.guides import (
     Amortized,
     Boosted,
@@ -40,7 +40,7 @@ from vipl.guides import (
     Structured,
     combine,
 )
-from vipl.guides._combine import Combined
+from vipl.guides._combine import parts_of
 from vipl.guides._gaussian import Moments, fit_gaussian, lower_triangular
 from vipl.guides._guide import Start
 from vipl.guides._joint import CoordinatesGuide
@@ -323,14 +323,13 @@ def _bound(params: PyTree, guide: Any, model: Program, data: Any) -> Array:
 
 def _with_chain(model: Program, data: Any, guide: Guide) -> Expectation | None:
     """The bound that is exact over the one chain of a guide; None where it has none, or several."""
-    parts = _parts(guide)
-    chains = [x for part in parts if isinstance(part, Markov) for x in part.latents.discrete]
-    if len(chains) != 1 or len(chains[0].shape) != 1:
+    address = _chain_of(guide)
+    if address is None:
         return None
 
     @expectation
     def bound(params: PyTree) -> Array:
-        return elbo_with_chain(model, guide(params), data, chains[0].address)
+        return elbo_with_chain(model, guide(params), data, address)
 
     return bound
 
@@ -359,24 +358,25 @@ def _without_steps(
 
 def _exact_chain(model: Program, data: Any, guide: Guide) -> PyTree | None:
     """The parameters of the exact posterior, of a Markov guide of a model that is one chain; None of others."""
-    chains = guide.latents.discrete if isinstance(guide, Markov) else ()
-    if len(chains) != 1 or len(chains[0].shape) != 1:
+    address = _chain_of(guide)
+    if address is None or not isinstance(guide, Markov):
         return None
     try:
-        initial, transition = jax.jit(lambda: posterior_tables(model, data))()
+        initial, transition = run_once("the tables of a chain", posterior_tables, (model, data), ())
     except ViplError:  # it is no chain
         return None
-    return nest({(*chains[0].address, "initial"): initial, (*chains[0].address, "transition"): transition})
+    return nest({(*address, "initial"): initial, (*address, "transition"): transition})
 
 
-def _parts(guide: Any) -> list[Any]:
-    """The guides that a guide is made of."""
-    return [p for part in guide.parts.values() for p in _parts(part)] if isinstance(guide, Combined) else [guide]
+def _chain_of(guide: Guide) -> Address | None:
+    """The address of the one chain of single values that a guide has; None where it has none, or others."""
+    chains = [x for part in parts_of(guide) if isinstance(part, Markov) for x in part.latents.discrete]
+    return chains[0].address if len(chains) == 1 and len(chains[0].shape) == 1 else None
 
 
 def _has_costly_inverse(guide: Any) -> bool:
     """Whether the density of a given value is expensive, which sticking the landing asks for."""
-    return any(isinstance(x, Flow | Amortized) and not x.has_cheap_inverse for x in _parts(guide))
+    return any(isinstance(x, Flow | Amortized) and not x.has_cheap_inverse for x in parts_of(guide))
 
 
 def _stochastic(

@@ -26,7 +26,7 @@ from vipl.gen import Program
 from vipl.gen._check_arguments import check_source
 from vipl.gen._choices import Address, Choices, flatten, nest
 from vipl.guides import Delta, Guide, ModelGuide
-from vipl.guides._combine import Combined
+from vipl.guides._combine import Combined, parts_of
 from vipl.guides._once import is_traced, run_once
 from vipl.interpret.seed import seed
 from vipl.ir.keys import as_key, key_or_first
@@ -367,7 +367,7 @@ class Posterior:
                 "there are too few draws for two groups.", self, f"{num_samples} draws in groups of {particles}",
                 "two groups or more, which tell the standard error", f"pass num_particles of {most} or less",
             )  # fmt: skip
-        if any(isinstance(part, Delta) for part in _parts(self.guide)):
+        if any(isinstance(part, Delta) for part in parts_of(self.guide)):
             raise _no_evidence(
                 "a point has no density, and so no weights.", self, repr(self.guide), "a guide with a density",
                 "fit vipl.guides.Laplace, which is a Gaussian at a mode, or FullRank",
@@ -575,15 +575,10 @@ class Posterior:
     @functools.cached_property
     def _addresses(self) -> tuple[Address, ...]:
         """The addresses of the guide's choices, in the order of the model."""
-        known = all(isinstance(part, ModelGuide) for part in _parts(self.guide))
+        known = all(isinstance(part, ModelGuide) for part in parts_of(self.guide))
         its = self.guide.addresses if known else addresses_of(self.program)
         order = {a: k for k, a in enumerate(addresses_of(self.model))}
         return tuple(sorted(its, key=lambda a: order.get(a, len(order))))
-
-
-def _parts(guide: Any) -> list[Any]:
-    """The guides and functions of which a guide is combined; itself alone where it is not."""
-    return [p for part in guide.parts.values() for p in _parts(part)] if isinstance(guide, Combined) else [guide]
 
 
 def _draws(
