@@ -36,11 +36,11 @@ from vipl.errors import ControlFlowError, ProgramError, show_address
 from vipl.ir.partition import Integers, Skeleton
 
 _PACKAGE = pathlib.Path(__file__).resolve().parent.parent
-# Frames that are not the user's; programs in the package's own demo are users.
+# Frames that are not the user's; programs in the package's own demo and zoo are users.
 _SKIPPED = (
     *(str(pathlib.Path(str(package.__file__)).resolve().parent) for package in (jax, numpyro)),
     contextlib.__file__,
-    *(str(path) for path in _PACKAGE.iterdir() if path.stem not in ("demo", "__main__", "__init__")),
+    *(str(path) for path in _PACKAGE.iterdir() if path.stem not in ("demo", "zoo", "__main__", "__init__")),
 )
 _LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
