@@ -10,7 +10,8 @@ expectations) is known of the elements.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +41,36 @@ def separate(d: Any) -> tuple[Any, tuple[int, ...]]:
     return d, tuple(d.batch_shape)
 
 
+@dataclass(frozen=True, eq=False)
+class Along:
+    """In a distribution of one element: an array with one axis for each axis of the elements, and then its own.
+
+    No pytree, so that it stands where an array stood.
+    """
+
+    array: Any
+    event_shape: tuple[int, ...]
+
+
+def each(d: Any, axes: int | None = None) -> tuple[Any, tuple[int, ...]]:
+    """The distribution of one element, whichever it is, and the shape of the elements: B, or its first `axes` axes.
+
+    Of the distribution's arrays, those that are not the same for all elements stand there as `Along`.
+
+    Raises:
+      Inseparable: it is not known which of the distribution's arrays have the axes of B.
+    """
+    base, shape = separate(d)
+    ndim = len(shape) if axes is None else axes
+    return _take(base, Each(ndim), shape), shape[:ndim]
+
+
+class Each(NamedTuple):
+    """In place of an index: all elements, kept apart, along the first `ndim` axes."""
+
+    ndim: int
+
+
 def take(d: Any, index: Index) -> Any:
     """The elements of a distribution at some indices.
 
@@ -54,11 +85,13 @@ def take(d: Any, index: Index) -> Any:
     return _take(base, index, shape)
 
 
-def _take(d: Any, index: Index, shape: tuple[int, ...]) -> Any:
+def _take(d: Any, index: Index | Each, shape: tuple[int, ...]) -> Any:
     """The elements of a distribution whose batch shape broadcasts to `shape`, of which the first axes are indexed."""
     if isinstance(d, dist.ExpandedDistribution):
         return _take(d.base_dist, index, shape)
     if isinstance(d, dist.MaskedDistribution):
+        if isinstance(index, Each):
+            raise Inseparable("mask")
         return dist.MaskedDistribution(_take(d.base_dist, index, shape), pick(d._mask, index, shape, 0))
     if isinstance(d, dist.Independent):
         inner = tuple(d.base_dist.batch_shape)[len(d.batch_shape) :]
@@ -67,8 +100,8 @@ def _take(d: Any, index: Index, shape: tuple[int, ...]) -> Any:
     fields = cls.gather_pytree_data_fields()
     values, aux = d.tree_flatten()
     values = [_take_field(d, name, x, index, shape) for name, x in zip(fields, values, strict=True)]
-    of = np.shape(index[0]) if index else ()
-    batch = of + shape[len(index) :]
+    of = np.shape(index[0]) if index and not isinstance(index, Each) else ()
+    batch = of + shape[_indexed(index) :]
     beside = dict(zip(cls.gather_pytree_aux_fields(), aux, strict=True))
     beside = {name: _same(x, name) for name, x in beside.items()} | {"_batch_shape": batch}
     return cls.tree_unflatten(tuple(beside.values()), tuple(values))
@@ -83,7 +116,12 @@ def _same(x: Any, name: str) -> Any:
     return x
 
 
-def _take_field(d: Any, name: str, x: Any, index: Index, shape: tuple[int, ...]) -> Any:
+def _indexed(index: Index | Each) -> int:
+    """How many axes are indexed."""
+    return index.ndim if isinstance(index, Each) else len(index)
+
+
+def _take_field(d: Any, name: str, x: Any, index: Index | Each, shape: tuple[int, ...]) -> Any:
     if isinstance(x, (list, tuple)):
         return type(x)(_take_field(d, name, part, index, shape) for part in x)
     if isinstance(x, dist.Distribution):
@@ -105,7 +143,7 @@ def _constraint(cls: type, name: str) -> constraints.Constraint | None:
     return next((c[name] for c in each if isinstance(c, dict) and name in c), None)
 
 
-def _take_each(d: Any, x: Any, index: Index, shape: tuple[int, ...]) -> Any:
+def _take_each(d: Any, x: Any, index: Index | Each, shape: tuple[int, ...]) -> Any:
     """The elements of a transform or a constraint."""
     leaves, structure = jax.tree.flatten(x)
     if all(np.shape(leaf) == () for leaf in leaves):
@@ -119,14 +157,18 @@ def _take_each(d: Any, x: Any, index: Index, shape: tuple[int, ...]) -> Any:
     return jax.tree.unflatten(structure, [pick(leaf, index, shape, 0) for leaf in leaves])
 
 
-def pick(x: Any, index: Index, shape: tuple[int, ...], event_dim: int) -> Any:
+def pick(x: Any, index: Index | Each, shape: tuple[int, ...], event_dim: int) -> Any:
     """x[index] of an array that broadcasts to a shape and then `event_dim` axes; a number stays what it is."""
     ndim = np.ndim(x) - event_dim
-    if not index or ndim <= 0:
+    if not _indexed(index) or ndim <= 0:
         return x
     event = np.shape(x)[ndim:]
     if any(n not in (1, m) for n, m in zip(np.shape(x)[:ndim][::-1], shape[::-1], strict=False)) or ndim > len(shape):
         raise Inseparable(show_aval(x))
+    if isinstance(index, Each):
+        if not isinstance(x, Tracer) and np.all(np.asarray(x) == np.asarray(x).flat[0]) and not event:
+            return np.asarray(x).flat[0]
+        return Along(jnp.broadcast_to(x, (*shape, *event)), (*shape[index.ndim :], *event))
     concrete = not isinstance(x, Tracer) and not any(isinstance(i, Tracer) for i in index)
     if not concrete:
         return jnp.broadcast_to(x, (*shape, *event))[tuple(index)]

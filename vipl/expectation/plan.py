@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vipl import _jax
+from vipl._jax import ShapedArray
 from vipl.analysis.decomposition import FEW, Costs, find_costs
 from vipl.analysis.dependence import Dependences, find_dependence
 from vipl.analysis.joint_end import JointEnd, find_joint_end
@@ -18,14 +19,15 @@ from vipl.errors import EstimatorError, ProgramError
 from vipl.estimators._enumerate import MAX_POINTS
 from vipl.estimators._reparam import Reparam
 from vipl.estimators._score import Score
+from vipl.expectation.vector_sites import Axes, separate_sites
 from vipl.gen import Draw, Points
 from vipl.gen._density import is_factor
-from vipl.gen._sample import points_of
+from vipl.gen._points import points_of
 from vipl.interpret.noise import SiteProgram
 from vipl.ir import fence
 from vipl.ir.keys import check_digests
 from vipl.ir.partition import partition
-from vipl.ir.primitives import Path
+from vipl.ir.primitives import Path, Site
 from vipl.ir.sites import SiteInfo, list_sites
 from vipl.ir.stage import Staged
 from vipl.passes.pipeline import prepare
@@ -152,9 +154,28 @@ class Runs(NamedTuple):
 def make_plan(staged: Staged) -> Plan:
     """Finds the sites of a program, and asks their estimators what they will do."""
     check_marks(staged.jaxpr)
+    program, joint = separate_sites(staged.jaxpr, _with_estimator, {})
+    plan = _plan(staged._replace(jaxpr=program))
+    if fewer := _axes_apart(plan, joint):  # it is one more run for all elements that are not apart
+        program, _ = separate_sites(staged.jaxpr, _with_estimator, fewer)
+        plan = _plan(staged._replace(jaxpr=program))
+    _check_enumeration(plan)
+    return plan
+
+
+def _axes_apart(plan: Plan, joint: Axes) -> Axes:
+    """Of sites whose elements change together while they are whole, those that are not all apart: how many axes are."""
+    fewer: dict[tuple[str, ...], int] = {}
+    for p in plan.found:
+        if (ndim := joint.get(p.site.address, 0)) and not all(elements := plan.apart[p.path][-ndim:]):
+            fewer[p.site.address] = min(elements.index(False), fewer.get(p.site.address, ndim))
+    return fewer
+
+
+def _plan(staged: Staged) -> Plan:
     before = origins(staged.jaxpr)
     staged = staged._replace(jaxpr=prepare(staged.jaxpr))
-    found = [_with_estimator(p) for p in list_sites(staged.jaxpr)]
+    found = [p._replace(site=_with_estimator(p.site, p.avals)) for p in list_sites(staged.jaxpr)]
     came_from = {p.path: origin for p, origin in zip(found, before, strict=True)}
     check_digests([origin.info for origin in before])
     _check_factors(found)
@@ -169,9 +190,7 @@ def make_plan(staged: Staged) -> Plan:
     costs = find_costs(staged.jaxpr, weighing, reached, whole, weights_alone)
     # A control is one number for the whole program: its expected value is one over all joint values.
     apart = {p.path: _apart(p, costs, programs[p.path].shape, bool(whole)) for p in found if p.path in programs}
-    plan = Plan(staged, found, came_from, programs, reached, costs, apart)
-    _check_enumeration(plan)
-    return plan
+    return Plan(staged, found, came_from, programs, reached, costs, apart)
 
 
 def _check_factors(found: list[SiteInfo]) -> None:
@@ -266,14 +285,13 @@ def _apart(info: SiteInfo, costs: Costs, points: Draw | Points, has_control: boo
     return tuple(all(axes[i] is not None for axes in every) for i in range(len(info.loops)))
 
 
-def _with_estimator(info: SiteInfo) -> SiteInfo:
+def _with_estimator(site: Site, avals: tuple[ShapedArray, ...]) -> Site:
     """Gives a site without an estimator the default one."""
-    site = info.site
     if site.estimator is not None or is_factor(site):
-        return info
-    reparametrized = site.distribution.combine(info.distribution_avals).has_rsample
+        return site
+    reparametrized = site.distribution.combine(avals[: site.num_distribution]).has_rsample
     skeleton, _ = partition(Reparam() if reparametrized else Score())
-    return info._replace(site=dataclasses.replace(site, estimator=skeleton))
+    return dataclasses.replace(site, estimator=skeleton)
 
 
 def _check_enumeration(plan: Plan) -> None:

@@ -32,8 +32,8 @@ from vipl.errors import show_aval as show
 from vipl.gen._check_arguments import check_source
 from vipl.gen._choices import Address, Choices, flatten, match, nest
 from vipl.gen._density import check_distribution
+from vipl.gen._each import check_points
 from vipl.gen._program import GenerativeFunction, Program
-from vipl.gen._sample import points_of
 from vipl.gen._source import Source
 from vipl.gen._supports import describe
 from vipl.gen._without_choice import valued
@@ -433,5 +433,5 @@ def _bind(site: Site, operands: Sequence[Any], address: Address, index: tuple[An
         site, distribution=skeleton, num_distribution=len(leaves), shape=tuple(value.shape), support=describe(d)
     )
     if site.estimator is not None:
-        points_of(site, tuple(_jax.typeof(x) for x in [*leaves, *extra]))
+        check_points(site, tuple(_jax.typeof(x) for x in [*leaves, *extra]))
     return bind_site([*leaves, *extra, *weights], site)

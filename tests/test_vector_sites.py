@@ -1,0 +1,255 @@
+"""A vector site is lanes: to an estimator, its elements are one-element sites in a `vmap`."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+import vipl
+from vipl import sample
+
+N = 5
+KEY = jax.random.key(3)
+ESTIMATORS = {
+    "score": vipl.Score(),
+    "leave-one-out": vipl.Score(vipl.LeaveOneOut()),
+    "enumerate": vipl.Enumerate(),
+    "local": vipl.LocalEnumerate(),
+    "measure-valued": vipl.MeasureValued(),
+    "disarm": vipl.DisARM(),
+    "arm": vipl.ARM(),
+    "coupled": vipl.CoupledAlternative(),
+}
+W = jnp.linspace(-1.0, 2.0, N)
+
+
+def each(of_one, estimator):
+    """Draws of elements by `vmap`, the form that a vector site has to be the same as."""
+    return lambda *parameters: jax.vmap(lambda *p: sample("z", of_one(*p), estimator))(*parameters)
+
+
+# Distribution of a vector of parameters: as one site, and as sites in lanes.
+FAMILIES = {
+    "to_event": (lambda p: dist.Bernoulli(logits=p).to_event(1), lambda p: dist.Bernoulli(logits=p)),
+    "batch": (lambda p: dist.Bernoulli(logits=p), lambda p: dist.Bernoulli(logits=p)),
+    "expand": (
+        lambda p: dist.Bernoulli(logits=p[0]).expand([N]).to_event(1),
+        lambda p: dist.Bernoulli(logits=p),
+    ),
+    "categorical": (
+        lambda p: dist.Categorical(logits=p[:, None] * jnp.arange(3.0)),
+        lambda p: dist.Categorical(logits=p * jnp.arange(3.0)),
+    ),
+    "masked": (
+        lambda p: dist.Bernoulli(logits=p).mask(np.arange(N) > 2).to_event(1),
+        lambda p: dist.Bernoulli(logits=p),
+    ),
+    "normal": (lambda p: dist.Normal(p, jnp.exp(p)).to_event(1), lambda p: dist.Normal(p, jnp.exp(p))),
+    "log-normal": (lambda p: dist.LogNormal(p, 0.5).to_event(1), lambda p: dist.LogNormal(p, 0.5)),
+    "poisson": (lambda p: dist.Poisson(jnp.exp(p)), lambda p: dist.Poisson(jnp.exp(p))),
+}
+SERVED = {
+    "normal": ("score", "leave-one-out", "measure-valued"),
+    "log-normal": ("score", "leave-one-out", "measure-valued"),
+    "poisson": ("score", "leave-one-out", "measure-valued"),
+    "categorical": ("score", "leave-one-out", "enumerate", "local", "measure-valued", "coupled"),
+}
+CASES = [(f, e) for f in FAMILIES for e in SERVED.get(f, ESTIMATORS)]
+
+
+def estimates(program, phi, num_samples=1):
+    """Value, gradient, and the flops of both together."""
+
+    def run(phi):
+        return jax.value_and_grad(lambda phi: objective.estimate(KEY, phi, num_samples=num_samples))(phi)
+
+    objective = vipl.expectation(program)
+    value, grad = jax.jit(run)(phi)
+    return value, grad, jax.jit(run).lower(phi).compile().cost_analysis()["flops"]
+
+
+@pytest.mark.parametrize(("family", "name"), CASES)
+def test_a_vector_site_is_the_site_of_one_element_in_lanes(family, name):
+    """Same draws, same estimate, same derivative, same work."""
+    whole, one = FAMILIES[family]
+    estimator, num = ESTIMATORS[name], 4 if name == "leave-one-out" else 1
+    phi = jnp.linspace(-0.5, 0.8, N)
+
+    def vector(phi):
+        return jnp.sum(jnp.cos(sample("z", whole(phi), estimator) * W + phi))
+
+    def lanes(phi):
+        parameters = jnp.broadcast_to(phi[0], N) if family == "expand" else phi
+        return jnp.sum(jnp.cos(each(one, estimator)(parameters) * W + phi))
+
+    value, grad, flops = estimates(vector, phi, num)
+    expected, expected_grad, expected_flops = estimates(lanes, phi, num)
+    np.testing.assert_allclose(value, expected, rtol=1e-12)
+    np.testing.assert_allclose(grad, expected_grad, rtol=1e-9, atol=1e-12)
+    assert flops <= 1.02 * expected_flops
+
+
+def deviation(program, phi, num=4000):
+    """The standard deviation of the first entry of the gradient."""
+    keys = jax.random.split(KEY, num)
+    grads = jax.jit(jax.vmap(jax.grad(vipl.expectation(program).estimate, argnums=1), (0, None)))(keys, phi)
+    return float(jnp.std(grads[:, 0]))
+
+
+def test_the_variance_of_one_element_does_not_grow_with_the_others():
+    def program(phi):
+        return jnp.sum((sample("z", dist.Bernoulli(logits=phi).to_event(1), vipl.Score()) - 0.3) ** 2)
+
+    one, many = deviation(program, jnp.zeros(1)), deviation(program, jnp.zeros(100))
+    assert 0.1 < one
+    assert abs(many / one - 1) < 0.1
+
+
+def test_a_vector_is_enumerated_element_by_element():
+    """2^100 joint values are none too many, where elements are only added up."""
+
+    def program(phi):
+        return jnp.sum(jnp.sin(sample("z", dist.Bernoulli(logits=phi).to_event(1), vipl.Enumerate()) + phi))
+
+    phi = jnp.linspace(-1, 1, 100)
+    p = jax.nn.sigmoid(phi)
+    exact = jnp.sum(p * jnp.sin(1 + phi) + (1 - p) * jnp.sin(phi))
+    np.testing.assert_allclose(vipl.expectation(program).estimate(KEY, phi), exact, rtol=1e-12)
+
+
+def test_a_vector_that_is_not_a_sum_of_its_elements_is_refused_where_it_is_too_large():
+    def program(phi):
+        return jnp.sum(sample("z", dist.Bernoulli(logits=phi).to_event(1), vipl.Enumerate())) ** 2.0
+
+    with pytest.raises(vipl.errors.EstimatorError, match="too many joint values"):
+        vipl.expectation(program).estimate(KEY, jnp.zeros(40))
+
+
+@vipl.gen
+def model(n):
+    z = sample("z", dist.Bernoulli(probs=jnp.full(n, 0.3)).to_event(1))
+    sample("y", dist.Normal(z * 1.5, 1.0).to_event(1))
+
+
+@vipl.gen
+def guide(phi, estimator):
+    sample("z", dist.Bernoulli(logits=phi).to_event(1), estimator)
+
+
+@pytest.mark.parametrize("name", ["score", "enumerate", "measure-valued", "disarm"])
+def test_elements_stay_apart_through_a_bound(name):
+    """The gradient of an element is the same, whatever the data of the others."""
+    phi = jnp.linspace(-1.0, 1.0, N)
+
+    def gradient(y):
+        def bound(phi):
+            return vipl.objectives.elbo(model(N), guide(phi, ESTIMATORS[name]), {"y": y})
+
+        return jax.grad(vipl.expectation(bound).estimate, argnums=1)(KEY, phi)
+
+    near, far = gradient(jnp.zeros(N)), gradient(jnp.zeros(N).at[1:].set(50.0))
+    np.testing.assert_allclose(near[0], far[0], rtol=1e-12)
+    assert abs(near[1] - far[1]) > 1e-3
+
+
+PLACES = {
+    "scan": lambda draw, phi: jax.lax.scan(lambda c, _: (c + jnp.sum(jnp.sin(draw(phi) + phi)), None), 0.0, None, 3)[0],
+    "unrolled": lambda draw, phi: jax.lax.scan(
+        lambda c, _: (c + jnp.sum(jnp.sin(draw(phi) + phi)), None), 0.0, None, 3, unroll=True
+    )[0],
+    "cond": lambda draw, phi: jax.lax.cond(
+        phi[0] > -9.0, lambda: jnp.sum(jnp.sin(draw(phi) + phi)), lambda: jnp.sum(phi)
+    ),
+    "checkpoint": lambda draw, phi: jax.checkpoint(lambda phi: jnp.sum(jnp.sin(draw(phi) + phi)))(phi),
+    "vmap": lambda draw, phi: jnp.sum(jax.vmap(lambda a: jnp.sum(jnp.sin(draw(phi + a) + phi)))(jnp.arange(3.0))),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("name", ["score", "enumerate", "measure-valued"])
+def test_wherever_the_vector_stands(place, name):
+    phi, estimator = jnp.linspace(-0.5, 0.8, N), ESTIMATORS[name]
+
+    def vector(phi):
+        return PLACES[place](lambda p: sample("z", dist.Bernoulli(logits=p).to_event(1), estimator), phi)
+
+    def lanes(phi):
+        return PLACES[place](each(lambda p: dist.Bernoulli(logits=p), estimator), phi)
+
+    value, grad, _ = estimates(vector, phi)
+    expected, expected_grad, _ = estimates(lanes, phi)
+    np.testing.assert_allclose(value, expected, rtol=1e-12)
+    np.testing.assert_allclose(grad, expected_grad, rtol=1e-9, atol=1e-12)
+
+
+def test_vectors_of_a_marginal_are_taken_apart():
+    @vipl.gen
+    def flips(phi):
+        z = sample("z", dist.Bernoulli(logits=phi).to_event(1), vipl.Enumerate())
+        sample("x", dist.Normal(z * W, 1.0).to_event(1))
+
+    def program(phi):
+        x = vipl.marginal(flips(phi), "x").simulate().choices["x"]
+        return jnp.sum(x)
+
+    phi = jnp.linspace(-0.5, 0.8, N)
+    grad = jax.grad(vipl.expectation(program).estimate, argnums=1)(KEY, phi)
+    p = jax.nn.sigmoid(phi)
+    np.testing.assert_allclose(grad, W * p * (1 - p), rtol=1e-9)
+
+
+def test_rows_are_apart_and_their_elements_change_together():
+    """An antithetic pair for each row of a matrix, not one for all of it, and none for each entry."""
+    phi = jnp.linspace(-0.5, 0.8, 12).reshape(4, 3)
+
+    def whole(phi):
+        z = sample("z", dist.Bernoulli(logits=phi).to_event(2), vipl.DisARM())
+        return jnp.sum(jnp.sin(jnp.sum(z, axis=1)))
+
+    def rows(phi):
+        z = jax.vmap(lambda p: sample("z", dist.Bernoulli(logits=p), vipl.DisARM()))(phi)
+        return jnp.sum(jnp.sin(jnp.sum(z, axis=1)))
+
+    value, grad, flops = estimates(whole, phi)
+    expected, expected_grad, expected_flops = estimates(rows, phi)
+    np.testing.assert_allclose(value, expected, rtol=1e-12)
+    np.testing.assert_allclose(grad, expected_grad, rtol=1e-9, atol=1e-12)
+    assert flops <= 1.02 * expected_flops
+
+
+class OfVector(vipl.estimators.Estimator):
+    """A score with a weight for each element: an estimator that is written for the vector."""
+
+    weights: jax.Array
+
+    def points(self, law, key):
+        """The draw, with its score."""
+        x = jax.lax.stop_gradient(law.sample(key))
+        log_probs = law.dist.base_dist.log_prob(x)
+        return vipl.estimators.Draw(x, log_weight=jnp.sum(self.weights * log_probs))
+
+
+def test_what_is_meant_for_the_vector_stays_whole():
+    def program(estimator):
+        return lambda phi: jnp.sum(jnp.cos(sample("z", dist.Bernoulli(logits=phi).to_event(1), estimator) + phi))
+
+    phi = jnp.linspace(-0.5, 0.8, N)
+    grad = jax.grad(vipl.expectation(program(OfVector(jnp.ones(N)))).estimate, argnums=1)(KEY, phi)
+    draws = vipl.seed(lambda: sample("z", dist.Bernoulli(logits=phi).to_event(1)))(KEY)
+    score = draws - jax.nn.sigmoid(phi)
+    np.testing.assert_allclose(grad, jnp.sum(jnp.cos(draws + phi)) * score - jnp.sin(draws + phi), rtol=1e-9)
+    # A control variate of the whole value is called with the whole value.
+    relaxed = vipl.Relax(lambda z: jnp.sum(z * jnp.arange(N)))
+    assert jnp.all(jnp.isfinite(jax.grad(vipl.expectation(program(relaxed)).estimate, argnums=1)(KEY, phi)))
+
+
+def test_vectors_with_joint_densities_stay_whole():
+    def program(m):
+        x = sample("x", dist.MultivariateNormal(m, jnp.eye(3)), vipl.Score())
+        return jnp.sum(x**2)
+
+    m = jnp.arange(3.0)
+    grad = jax.grad(vipl.expectation(program).estimate, argnums=1)(KEY, m)
+    x = vipl.seed(lambda: sample("x", dist.MultivariateNormal(m, jnp.eye(3))))(KEY)
+    np.testing.assert_allclose(grad, jnp.sum(x**2) * (x - m), rtol=1e-9)

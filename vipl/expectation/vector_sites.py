@@ -1,0 +1,82 @@
+"""Vector sites become lanes of sites of one element (`vipl.gen._each`), so that their elements are told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import jax
+
+from vipl import _jax
+from vipl._jax import Eqn, Jaxpr, ShapedArray
+from vipl._types import Array
+from vipl.gen._each import Separated, separated
+from vipl.ir.batching import has_site
+from vipl.ir.composite import composite_p
+from vipl.ir.dataflow import plain, walk
+from vipl.ir.primitives import Site, lanes_p, sample_p
+
+Axes = Mapping[tuple[str, ...], int]
+"""Address -> how many axes of the elements of a site are lanes."""
+
+
+def separate_sites(
+    jaxpr: Jaxpr, with_estimator: Callable[[Site, tuple[ShapedArray, ...]], Site], axes: Axes
+) -> tuple[Jaxpr, Axes]:
+    """The same program with vector sites in lanes.
+
+    Args:
+      jaxpr: the program.
+      with_estimator: (site, abstract values of its operands) -> the site with its estimator.
+      axes: sites that are taken apart along some of their axes only.
+
+    Returns:
+      The program, and the axes of those sites whose elements change together while they are whole.
+    """
+    joint: dict[tuple[str, ...], int] = {}
+
+    def find(eqn: Eqn) -> tuple[Site, Separated | None]:
+        avals = tuple(v.aval for v in eqn.invars)
+        site = with_estimator(eqn.params["site"], avals)
+        return site, None if site.estimator is None else separated(site, avals, axes.get(site.address))
+
+    def in_sight(eqn: Eqn) -> bool:
+        if eqn.primitive is sample_p:
+            return find(eqn)[1] is not None
+        return has_site(eqn) and any(map(holds, _bodies(eqn)))
+
+    def holds(jaxpr: Jaxpr) -> bool:
+        return any(map(in_sight, _jax.parts(jaxpr).eqns))
+
+    def inside(jaxpr: Jaxpr) -> Jaxpr:
+        if not holds(jaxpr):
+            return jaxpr
+        return jax.make_jaxpr(lambda *args: walk(jaxpr, args, visit))(*(v.aval for v in _jax.parts(jaxpr).invars))
+
+    def visit(i: int, eqn: Eqn, values: list[Array]) -> Sequence[Array]:
+        if not in_sight(eqn):
+            return plain(i, eqn, values)
+        with _jax.eqn_context(eqn):
+            if eqn.primitive is sample_p:
+                site, apart = find(eqn)
+                assert apart is not None
+                if apart.joint:
+                    joint[site.address] = len(apart.shape)
+                return apart.bind(site, values)
+            if eqn.primitive is _jax.remat_p:
+                (body,) = _bodies(eqn)
+                return jax.checkpoint(lambda *xs: walk(body, xs, visit), **_jax.remat_options(eqn.params))(*values)
+            if eqn.primitive is composite_p:
+                composite = eqn.params["composite"]
+                return composite_p.bind(*values, composite=replace(composite, draw=inside(composite.draw)))
+            return eqn.primitive.bind(*values, **_jax.map_bodies(eqn, inside))
+
+    return inside(jaxpr), joint
+
+
+def _bodies(eqn: Eqn) -> Sequence[Jaxpr]:
+    """The programs in an equation that are looked into; in a `while` no site has an estimator."""
+    if eqn.primitive is composite_p:
+        return (eqn.params["composite"].draw,)
+    known = (_jax.scan_p, _jax.cond_p, _jax.remat_p, _jax.jit_p, lanes_p)
+    return _jax.bodies(eqn) if eqn.primitive in known else ()
