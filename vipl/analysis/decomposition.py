@@ -26,6 +26,7 @@ from vipl import _jax
 from vipl._jax import Atom, ClosedJaxpr, Eqn, Jaxpr, Literal, Var
 from vipl._types import Array
 from vipl.analysis.dependence import Dependence, Dependences, Mark, holds_drawn_values, join, moved
+from vipl.analysis.index import axis_of
 from vipl.analysis.stop_conflicts import Conflicts
 from vipl.analysis.stop_gradients import any_meant
 from vipl.analysis.sums import floats_stacked, summed_after
@@ -171,7 +172,7 @@ def _costs_of(
 
 
 def _cost(leaf: Var, reach: Dependence) -> Cost:
-    kept = sorted({a for axes in reach.values() for a in axes if a is not None})
+    kept = sorted({axis_of(a) for axes in reach.values() for a in axes if a is not None})
     sizes = tuple(leaf.aval.shape[a] for a in kept)
     return Cost(sizes, moved(reach, kept.index), ((leaf, tuple(kept)),))
 

@@ -2,7 +2,8 @@
 
 `find_dependence` says for every value of a program, for each of the sites that are asked for and for each loop around
 that site, along which axis of the value the loop runs. Under axis a, element i depends on pass i of the loop alone;
-None: any element may depend on any pass. A site that is not named does not reach the value at all.
+under an indexed one (`vipl.analysis.index`) on pass index[i]. None: any element may depend on any pass. A site that is
+not named does not reach the value at all.
 
 Where the user holds values by `stop_gradient`, it is also said of each site whether it reaches a value under one, or
 not, or both (`Mark`).
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 
 from vipl import _jax
 from vipl._jax import Eqn, Jaxpr, Primitive, Var
+from vipl.analysis.index import Indexed, Known, axis_of, known_values, lanes_axis, rows_axis
 from vipl.analysis.stop_gradients import any_meant, is_meant, line_of, meant_inside
 from vipl.ir.batching import jaxprs_inside
 from vipl.ir.composite import composite_p
@@ -37,7 +39,7 @@ class Mark(NamedTuple):
     held: bool
 
 
-Loops = tuple[int | None, ...]
+Loops = tuple[int | Indexed | None, ...]
 
 Dependence = dict[Any, Loops]
 """Site -> for each loop around it, outermost first, the axis of a value along which the loop runs, or None.
@@ -91,6 +93,7 @@ class Followed(NamedTuple):
       sites: the reach of all sites.
       stops: the sites that are held somewhere, and a line where they are.
       marks: whether `stop_gradient`s are looked at.
+      known: what no site reaches, at the top level (`known_values`).
       path: the position of the program or equation.
       loops: the loops around it: the axes of the lanes, None for the steps of a `scan`.
     """
@@ -99,6 +102,7 @@ class Followed(NamedTuple):
     sites: dict[Path, Dependence]
     stops: dict[Path, str]
     marks: bool
+    known: Mapping[Var, Known]
     path: Path = ()
     loops: Loops = ()
 
@@ -112,7 +116,7 @@ class Followed(NamedTuple):
 
 
 def _marked_run(jaxpr: Jaxpr, wanted: Mapping[Path, int]) -> tuple[dict[Var, Dependence], Followed]:
-    followed = Followed(wanted, {}, {}, marks=True)
+    followed = Followed(wanted, {}, {}, marks=True, known=known_values(jaxpr))
     return _follow(jaxpr, followed) if any_meant(jaxpr) else {}, followed
 
 
@@ -144,15 +148,38 @@ def join(*parts: Dependence) -> Dependence:
     return joined
 
 
-def moved(reach: Dependence, to: Callable[[int], int | None]) -> Dependence:
-    """The reach after a change of axes; two loops along one axis are not told apart."""
+def moved(
+    reach: Dependence,
+    to: Callable[[int], int | Indexed | None],
+    of_rows: Callable[[Indexed], int | None] = lambda _: None,
+) -> Dependence:
+    """The reach after a change of axes; two loops along one axis are not told apart.
+
+    Args:
+      reach: the reach before.
+      to: an axis -> what becomes of it.
+      of_rows: an indexed axis -> the axis of lanes that it becomes, if it does; else it goes where its axis goes.
+    """
     if not any(reach.values()):  # no site is in a loop
         return reach
     out = {}
     for path, axes in reach.items():
-        new = [None if a is None else to(a) for a in axes]
-        out[path] = tuple(None if a is not None and new.count(a) > 1 else a for a in new)
+        new = [_moved(a, to, of_rows) for a in axes]
+        taken = [None if a is None else axis_of(a) for a in new]
+        out[path] = tuple(None if a is not None and taken.count(axis_of(a)) > 1 else a for a in new)
     return out
+
+
+def _moved(
+    a: int | Indexed | None, to: Callable[[int], int | Indexed | None], of_rows: Callable[[Indexed], int | None]
+) -> int | Indexed | None:
+    """What becomes of an axis; an indexed one is an axis of a whole value, and tells no lanes apart."""
+    if not isinstance(a, Indexed):
+        return None if a is None else to(a)
+    if (lanes := of_rows(a)) is not None:
+        return lanes
+    new = to(a.axis)
+    return Indexed(new, a.index) if isinstance(new, int) and new >= 0 else None
 
 
 def _run(jaxpr: Jaxpr, ins: Sequence[Dependence], followed: Followed) -> list[Dependence]:
@@ -282,24 +309,30 @@ def _plain(eqn: Eqn, operands: list[Dependence], followed: Followed) -> list[Dep
     """Each operand's axes go where the primitive moves them; sites that are out of sight reach everything."""
     if eqn.primitive in GUARDS:
         return operands[:1]
-    out = join(*_after_axes_move(eqn, operands), _unseen(eqn, followed))
+    out = join(*_after_axes_move(eqn, operands, followed), _unseen(eqn, followed))
     if followed.marks:
         out = _marked(eqn, out, followed)
     return [out for _ in eqn.outvars]
 
 
-def _after_axes_move(eqn: Eqn, operands: list[Dependence]) -> list[Dependence]:
+def _after_axes_move(eqn: Eqn, operands: list[Dependence], followed: Followed) -> list[Dependence]:
     """What each operand brings to the result: along the axes that are kept, if no lane is left."""
     axes = traits_of(eqn).axes
-    in_lane = any(a is not None and a < 0 for r in operands for axes in r.values() for a in axes)
+    in_lane = any(isinstance(a, int) and a < 0 for r in operands for axes in r.values() for a in axes)
     across = in_lane and _crosses_lanes(eqn)
 
-    def to(k: int, a: int) -> int | None:
+    known = followed.known if len(followed.path) == 1 else {}
+
+    def to(k: int, a: int) -> int | Indexed | None:
         if a < 0:
             return None if across else a
-        return axes and axes(eqn, k, a)
+        kept = None if axes is None else axes(eqn, k, a)
+        return rows_axis(eqn, k, a, known) if kept is None else kept
 
-    return [moved(r, functools.partial(to, k)) for k, r in enumerate(operands)]
+    def of_rows(k: int, a: Indexed) -> int | None:
+        return lanes_axis(eqn, k, a, known)
+
+    return [moved(r, functools.partial(to, k), functools.partial(of_rows, k)) for k, r in enumerate(operands)]
 
 
 def _unseen(eqn: Eqn, followed: Followed) -> Dependence:

@@ -83,5 +83,5 @@ def _end(
 
 
 def _met(reach: Dependence, lanes: Mapping[Path, tuple[int, ...]]) -> set[tuple[Path, int]]:
-    """The sites and loops that a value no longer tells apart."""
-    return {(p, i) for p, loops in lanes.items() if p in reach for i in loops if reach[p][i] is None}
+    """The sites and loops that a value no longer tells apart, each along an axis of its own."""
+    return {(p, i) for p, loops in lanes.items() if p in reach for i in loops if not isinstance(reach[p][i], int)}

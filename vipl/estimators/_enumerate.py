@@ -23,11 +23,11 @@ class Enumerate(Estimator):
 
     E[k(x)] = Σ_i p_i k(i),   and its derivatives term by term.
 
-    Bernoulli, Categorical, Binomial, DiscreteUniform, BetaBinomial and others with a finite support; of a
-    distribution with a batch shape, all combinations. Exact for value and all derivatives. Only what depends on
-    the value is evaluated several times; but a site inside `scan` is enumerated *jointly* over the steps, at a cost of
-    (size of the support)^steps. So are lanes of a `vmap`, unless the objective is a sum over lanes: then each lane
-    is summed on its own, all at once, at a cost of (size of the support). Where lanes meet only in the last
+    Bernoulli, Categorical, Binomial, DiscreteUniform, BetaBinomial and others with a finite support. Exact for
+    value and all derivatives. Only what depends on the value is evaluated several times; but a site inside `scan` is
+    enumerated *jointly* over the steps, at a cost of (size of the support)^steps. So are lanes of a `vmap`, and
+    elements of a vector, unless the objective is a sum over them: then each lane is summed on its own, all at
+    once, at a cost of (size of the support). Where lanes meet only in the last
     equations, as the particles of a bound do, only these are evaluated for all joint values. With
     `lax.scan(..., unroll=True)` each step is evaluated for the values of the steps before it, and not for all.
 

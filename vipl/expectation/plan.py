@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vipl import _jax
-from vipl._jax import ShapedArray
+from vipl._jax import ShapedArray, Var
+from vipl._types import Array
 from vipl.analysis.decomposition import FEW, Costs, find_costs
 from vipl.analysis.dependence import Dependences, find_dependence
+from vipl.analysis.index import Indexed, values_of
 from vipl.analysis.joint_end import JointEnd, find_joint_end
 from vipl.analysis.supports import check_marks
 from vipl.errors import EstimatorError, ProgramError
@@ -47,6 +49,7 @@ class Plan:
       costs: the objective, taken apart.
       apart: for each site with several values, and each loop around it: whether all that it reaches stays in its
         lane. Then all lanes take their values at once.
+      indices: the values of what costs are indexed by.
     """
 
     staged: Staged
@@ -56,6 +59,7 @@ class Plan:
     reached: Dependences
     costs: Costs
     apart: dict[Path, tuple[bool, ...]]
+    indices: dict[Var, Array]
 
     @functools.cached_property
     def enumerated(self) -> list[SiteInfo]:
@@ -190,7 +194,9 @@ def _plan(staged: Staged) -> Plan:
     costs = find_costs(staged.jaxpr, weighing, reached, whole, weights_alone)
     # A control is one number for the whole program: its expected value is one over all joint values.
     apart = {p.path: _apart(p, costs, programs[p.path].shape, bool(whole)) for p in found if p.path in programs}
-    return Plan(staged, found, came_from, programs, reached, costs, apart)
+    axes = [a for cost in (*costs.costs, *costs.aux) for of_site in cost.reach.values() for a in of_site]
+    indices = values_of(staged.jaxpr, list({a.index: None for a in axes if isinstance(a, Indexed)}))
+    return Plan(staged, found, came_from, programs, reached, costs, apart, indices)
 
 
 def _check_factors(found: list[SiteInfo]) -> None:

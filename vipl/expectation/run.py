@@ -14,6 +14,8 @@ from vipl import _jax
 from vipl._jax import Jaxpr
 from vipl._types import Array, Float, Int, PyTree
 from vipl.analysis.decomposition import Cost
+from vipl.analysis.dependence import Loops
+from vipl.analysis.index import Indexed, axis_of
 from vipl.analysis.stop_conflicts import conflict_error
 from vipl.distributions._draws import total
 from vipl.errors import EstimatorError
@@ -205,8 +207,8 @@ def probability(
             continue
         axes = tuple(a if apart else None for a, apart in zip(cost.reach[path], plan.apart[path], strict=True))
         wrong = ~(emits[path].visited | (digit == 0))
-        once.append(along(wrong.astype(jnp.int32), axes, ndim) == 0)
-        logs.append(along(law_in(plan, cost, path, emits[path].log_support), axes, ndim))
+        once.append(along(plan, wrong.astype(jnp.int32), axes, ndim) == 0)
+        logs.append(along(plan, law_in(plan, cost, path, emits[path].log_support), axes, ndim))
     log_probability = functools.reduce(jnp.add, logs) if logs else jnp.zeros(())
     return jnp.where(functools.reduce(jnp.logical_and, once), jnp.exp(log_probability), 0.0)
 
@@ -231,10 +233,13 @@ def weighted(weight: Array | None, x: Array) -> Array:
     return jnp.where(weight != 0, weight * jnp.where(weight != 0, x, 0), 0)
 
 
-def along(x: Array, axes: tuple[int | None, ...], ndim: int) -> Array:
+def along(plan: Plan, x: Array, axes: Loops, ndim: int) -> Array:
     """The sum of f[*loops] over the loops that have no axis, the others as the axes of an array of `ndim` axes."""
+    for i, a in enumerate(axes):
+        if isinstance(a, Indexed):
+            x = jnp.take(x, plan.indices[a.index][:, 0], axis=i, mode="clip")
     x = jnp.sum(x, axis=tuple(i for i, a in enumerate(axes) if a is None))
-    kept = [a for a in axes if a is not None]
+    kept = [axis_of(a) for a in axes if a is not None]
     x = jnp.transpose(x, [kept.index(a) for a in sorted(kept)])
     return jnp.expand_dims(x, tuple(a for a in range(ndim) if a not in kept))
 

@@ -228,7 +228,7 @@ def _total(plan: Plan, name: str, emits: dict[Path, Emitted], costs: Sequence[Co
     numbers = {path: getattr(emitted, name) for path, emitted in emits.items()}
     counted = [_counted(cost, numbers) for cost in costs]
     own = {site: cost for cost, sites in zip(costs, counted, strict=True) for site in sites}
-    parts = [along(law_in(plan, cost, p, numbers[p]), axes, ndim) for (p, axes), cost in own.items()]
+    parts = [along(plan, law_in(plan, cost, p, numbers[p]), axes, ndim) for (p, axes), cost in own.items()]
     if not parts:
         return None
     return (
