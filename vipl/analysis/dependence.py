@@ -179,7 +179,7 @@ def _moved(
     if (lanes := of_rows(a)) is not None:
         return lanes
     new = to(a.axis)
-    return Indexed(new, a.index) if isinstance(new, int) and new >= 0 else None
+    return a._replace(axis=new) if isinstance(new, int) and new >= 0 else None
 
 
 def _run(jaxpr: Jaxpr, ins: Sequence[Dependence], followed: Followed) -> list[Dependence]:

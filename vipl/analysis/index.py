@@ -22,15 +22,17 @@ from vipl.ir.purity import is_pure
 
 
 class Indexed(NamedTuple):
-    """An axis along which element i depends on pass index[i] of a loop alone.
+    """An axis along which element i depends on pass index[i, column] of a loop alone.
 
     Attributes:
       axis: the axis of the value.
-      index: of integers, i[n, 1], n the length of the axis.
+      index: of integers, i[n, columns], n the length of the axis.
+      column: that of this loop.
     """
 
     axis: int
     index: Var
+    column: int = 0
 
 
 def axis_of(a: int | Indexed) -> int:
@@ -109,10 +111,10 @@ def rows_axis(eqn: Eqn, k: int, a: int, known: Mapping[Var, Known]) -> Indexed |
         return None
     d, out = eqn.params["dimension_numbers"], eqn.outvars[0].aval
     rows = [i for i in range(len(out.shape)) if i not in d.offset_dims]
-    one_lane_each = tuple(d.start_index_map) == (a,) and eqn.params["slice_sizes"][a] == 1
+    one_lane_each = a in d.start_index_map and eqn.params["slice_sizes"][a] == 1
     if not one_lane_each or d.operand_batching_dims or len(rows) != 1:
         return None
-    return Indexed(rows[0], index.first)
+    return Indexed(rows[0], index.first, list(d.start_index_map).index(a))
 
 
 def lanes_axis(eqn: Eqn, k: int, a: Indexed, known: Mapping[Var, Known]) -> int | None:

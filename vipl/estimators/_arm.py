@@ -20,8 +20,8 @@ class DisARM(Estimator):
 
     b = 1[u < σ(φ)], b' = 1[u > σ(-φ)];   ∂_φi = (1/2) (k(b) - k(b')) (b_i - b'_i) σ(|φ_i|).
 
-    All elements of a site change to b' together: one more run of the program for each visit, whatever its size. Elements
-    that the objective only adds up have each its own difference, in the same run.
+    All elements of a site change to b' together: one more run of the program for each visit, whatever its size.
+    Elements that the objective only adds up have each its own difference, in the same run.
 
     Unbiased for value and first derivatives in the logits (or the probabilities behind them); a second derivative
     raises. A flip whose probability is 0 or 1, or rounds to it, is certain, and has a derivative of 0.

@@ -237,7 +237,7 @@ def along(plan: Plan, x: Array, axes: Loops, ndim: int) -> Array:
     """The sum of f[*loops] over the loops that have no axis, the others as the axes of an array of `ndim` axes."""
     for i, a in enumerate(axes):
         if isinstance(a, Indexed):
-            x = jnp.take(x, plan.indices[a.index][:, 0], axis=i, mode="clip")
+            x = jnp.take(x, plan.indices[a.index][:, a.column], axis=i, mode="clip")
     x = jnp.sum(x, axis=tuple(i for i, a in enumerate(axes) if a is None))
     kept = [axis_of(a) for a in axes if a is not None]
     x = jnp.transpose(x, [kept.index(a) for a in sorted(kept)])
