@@ -377,7 +377,15 @@ def enumerate_a_traced_size():
 
 @malformed
 def enumerate_too_many_values():
-    seeded(lambda: sample("x", dist.Bernoulli(jnp.full(30, 0.5)), Enumerate()))
+    seeded(lambda: sample("x", dist.Binomial(2**21, 0.5), Enumerate()))
+
+
+@malformed
+def enumerate_a_long_vector():
+    def objective(p):
+        return jnp.sum(sample("x", dist.Bernoulli(jnp.full(30, p)), Enumerate())) ** 2.0
+
+    expected(objective, 0.5)
 
 
 @malformed

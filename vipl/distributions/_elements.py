@@ -134,7 +134,11 @@ def _take_field(d: Any, name: str, x: Any, index: Index | Each, shape: tuple[int
     constraint = _constraint(type(d), name)
     if constraint is None and d.event_shape and np.shape(x):
         raise Inseparable(name)
-    return pick(x, index, shape, 0 if constraint is None else constraint.event_dim)
+    try:
+        event_dim = 0 if constraint is None else constraint.event_dim
+    except NotImplementedError:  # it depends on the distribution's other parameters
+        raise Inseparable(name) from None
+    return pick(x, index, shape, event_dim)
 
 
 def _constraint(cls: type, name: str) -> constraints.Constraint | None:

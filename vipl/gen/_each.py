@@ -88,7 +88,7 @@ def separated(site: Site, avals: tuple[ShapedArray, ...], axes: int | None = Non
     if is_factor(site) or not site.is_exact or site.scaled or any(x.shape for x in avals[site.num_distribution :]):
         return None
     apart = _separated(
-        replace(site, address=(), where="", support=None, present=None), avals, axes, _jax.numeric_mode()
+        replace(site, address=("",), where="", support=None, present=None), avals, axes, _jax.numeric_mode()
     )
     if apart is None:
         return None
