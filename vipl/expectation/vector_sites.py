@@ -35,7 +35,14 @@ def separate_sites(
     """
     joint: dict[tuple[str, ...], int] = {}
 
+    found: dict[int, tuple[Site, Separated | None]] = {}  # by the identity of an equation
+
     def find(eqn: Eqn) -> tuple[Site, Separated | None]:
+        if id(eqn) not in found:
+            found[id(eqn)] = look(eqn)
+        return found[id(eqn)]
+
+    def look(eqn: Eqn) -> tuple[Site, Separated | None]:
         avals = tuple(v.aval for v in eqn.invars)
         site = with_estimator(eqn.params["site"], avals)
         return site, None if site.estimator is None else separated(site, avals, axes.get(site.address))
