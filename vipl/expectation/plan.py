@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,9 +22,10 @@ from vipl.errors import EstimatorError, ProgramError
 from vipl.estimators._enumerate import MAX_POINTS
 from vipl.estimators._reparam import Reparam
 from vipl.estimators._score import Score
-from vipl.expectation.vector_sites import Axes, separate_sites
+from vipl.expectation.vector_sites import Address, Axes, separate_sites
 from vipl.gen import Draw, Points
 from vipl.gen._density import is_factor
+from vipl.gen._each import Separated
 from vipl.gen._points import points_of
 from vipl.interpret.noise import SiteProgram
 from vipl.ir import fence
@@ -158,22 +160,42 @@ class Runs(NamedTuple):
 def make_plan(staged: Staged) -> Plan:
     """Finds the sites of a program, and asks their estimators what they will do."""
     check_marks(staged.jaxpr)
-    program, joint = separate_sites(staged.jaxpr, _with_estimator, {})
+    program, separated = separate_sites(staged.jaxpr, _with_estimator, {})
     plan = _plan(staged._replace(jaxpr=program))
-    if fewer := _axes_apart(plan, joint):  # it is one more run for all elements that are not apart
+    if fewer := _axes_that_help(plan, separated):
         program, _ = separate_sites(staged.jaxpr, _with_estimator, fewer)
         plan = _plan(staged._replace(jaxpr=program))
     _check_enumeration(plan)
     return plan
 
 
-def _axes_apart(plan: Plan, joint: Axes) -> Axes:
-    """Of sites whose elements change together while they are whole, those that are not all apart: how many axes are."""
-    fewer: dict[tuple[str, ...], int] = {}
+def _axes_that_help(plan: Plan, separated: Mapping[Address, Separated]) -> Axes:
+    """Of vector sites that were taken apart, those with axes along which nothing is told apart: how many to keep.
+
+    A whole vector is less to compute than its elements where these count together.
+    """
+    fewer: dict[Address, int] = {}
     for p in plan.found:
-        if (ndim := joint.get(p.site.address, 0)) and not all(elements := plan.apart[p.path][-ndim:]):
-            fewer[p.site.address] = min(elements.index(False), fewer.get(p.site.address, ndim))
+        if (vector := separated.get(p.site.address)) is None:
+            continue
+        ndim = len(vector.shape)
+        helps = _told_apart(plan, p)[-ndim:]
+        number = (*helps, False).index(False) if vector.joint else max([i + 1 for i, x in enumerate(helps) if x] or [0])
+        if number < ndim:
+            fewer[p.site.address] = max(number, fewer.get(p.site.address, 0))
     return fewer
+
+
+def _told_apart(plan: Plan, info: SiteInfo) -> Sequence[bool]:
+    """For each loop around a site, whether its passes are told apart somewhere."""
+    points, path = plan.points(info), info.path
+    if isinstance(points, Points):
+        at_end = () if plan.joint_end is None else plan.joint_end.lanes.get(path, ())
+        return [apart or i in at_end for i, apart in enumerate(plan.apart[path])]
+    if points.alternatives is not None or points.pruned is not None:
+        return plan.apart[path]
+    axes = [cost.reach[path] for cost in plan.costs.costs if path in cost.reach]
+    return [any(a is not None for a in each) for each in zip(*axes, strict=True)] or [False] * len(info.loops)
 
 
 def _plan(staged: Staged) -> Plan:

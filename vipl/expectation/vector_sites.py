@@ -16,13 +16,15 @@ from vipl.ir.composite import composite_p
 from vipl.ir.dataflow import plain, walk
 from vipl.ir.primitives import Site, lanes_p, sample_p
 
-Axes = Mapping[tuple[str, ...], int]
+Address = tuple[str, ...]
+
+Axes = Mapping[Address, int]
 """Address -> how many axes of the elements of a site are lanes."""
 
 
 def separate_sites(
     jaxpr: Jaxpr, with_estimator: Callable[[Site, tuple[ShapedArray, ...]], Site], axes: Axes
-) -> tuple[Jaxpr, Axes]:
+) -> tuple[Jaxpr, dict[Address, Separated]]:
     """The same program with vector sites in lanes.
 
     Args:
@@ -31,9 +33,9 @@ def separate_sites(
       axes: sites that are taken apart along some of their axes only.
 
     Returns:
-      The program, and the axes of those sites whose elements change together while they are whole.
+      The program, and the sites that were taken apart.
     """
-    joint: dict[tuple[str, ...], int] = {}
+    separated_sites: dict[Address, Separated] = {}
 
     found: dict[int, tuple[Site, Separated | None]] = {}  # by the identity of an equation
 
@@ -67,8 +69,7 @@ def separate_sites(
             if eqn.primitive is sample_p:
                 site, apart = find(eqn)
                 assert apart is not None
-                if apart.joint:
-                    joint[site.address] = len(apart.shape)
+                separated_sites[site.address] = apart
                 return apart.bind(site, values)
             if eqn.primitive is _jax.remat_p:
                 (body,) = _bodies(eqn)
@@ -78,7 +79,7 @@ def separate_sites(
                 return composite_p.bind(*values, composite=replace(composite, draw=inside(composite.draw)))
             return eqn.primitive.bind(*values, **_jax.map_bodies(eqn, inside))
 
-    return inside(jaxpr), joint
+    return inside(jaxpr), separated_sites
 
 
 def _bodies(eqn: Eqn) -> Sequence[Jaxpr]:
