@@ -7,7 +7,8 @@
 The guide, which adds the noise, has no parameters.
 
 References: q(x_t) = Normal(1.5 √A_t, √(1 - 0.75 A_t)) with A_t = Π_{s<=t} (1 - β_s), so that q(x_{t-1} | x_t) is
-linear and Gaussian, and the best p has these factors. There -L is the entropy of the data and what is left of them at the end,
+linear and Gaussian, and the best p has these factors. There -L is the entropy of the data and what is left of them
+at the end,
     -L* = ½ log(2π e 0.25) + KL(q(x_20) || Normal(0, 1)),
 and p draws x_0 by the chain a, b, s from Normal(0, 1), whose mean and deviation are computed below.
 """

@@ -7,7 +7,7 @@ q(z) = Normal(0, C) is the mean of q(z | x) over Gaussian data of covariance Σ,
 correlation TC = ½ (Σ_j log C_jj - log det C). InfoVAE with α and λ is β = 1 - α, ι = α + λ - 1.
 
 References: let λ_i be the eigenvalues of Σ. Where C = I and W = Σ Mᵀ, direction i has the distortion λ_i r_i, with r_i
-the share of its latent's variance that is noise, and its divergence is -½ log r_i. The best r_i is min(1, β 0.3 / λ_i), so
+the share of its latent's variance that is noise, and its divergence is -½ log r_i. The best r_i is min(1, 0.3 β / λ_i),
     L* = Σ_i [-½ log(2π 0.3) - ½ λ_i r_i / 0.3 + ½ β log r_i].
 The terms of C vanish there and are never negative, and scaling z changes divergences alone, which are least at C = I:
 L* is the optimum for all τ, δ and ι. (A term of the wrong sign, or least elsewhere, misses it; one left out does not.)
