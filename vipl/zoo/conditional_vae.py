@@ -7,7 +7,7 @@ References: y | x ~ Normal(B x, w wᵀ + σ² I), whose posterior q contains. Th
 w wᵀ + σ² I, that of probabilistic principal components of the residuals: with λ_1 >= ... >= λ_4 the eigenvalues of
 their covariance, σ² = (λ_2 + λ_3 + λ_4) / 3 and |w|² = λ_1 - σ². So the bound by row is
     L* = -½ (4 log 2π + log λ_1 + 3 log σ² + 4).
-Without x in the encoder, or without z, the bound is lower by 0.1 nat or more.
+Without x in the encoder, the bound is lower by 0.06 nat; without z, by 2.2.
 """
 
 from __future__ import annotations
