@@ -11,6 +11,7 @@ from sphinx.addnodes import desc, desc_signature, pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.transforms.post_transforms import SphinxPostTransform
+from sphinx.util import logging
 from sphinx.util.nodes import make_refnode
 
 import vipl
@@ -147,6 +148,12 @@ def public_place(app: Sphinx, env: BuildEnvironment, node: pending_xref, content
     return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, content, name)
 
 
+def all_are_there(app: Sphinx, env: BuildEnvironment) -> None:
+    """Warns of a public name that no page has."""
+    for name in documented().keys() - env.domains.python_domain.objects.keys():
+        logging.getLogger(__name__).warning("%s is public, and on no page", name)
+
+
 def setup(app: Sphinx) -> None:
     """Registers what is above."""
     app.links, app.defined = Links(), where_defined(documented())  # type: ignore[attr-defined]
@@ -154,3 +161,4 @@ def setup(app: Sphinx) -> None:
     app.add_post_transform(LinkCode)
     app.connect("autodoc-process-docstring", from_docstring, priority=400)
     app.connect("missing-reference", public_place)
+    app.connect("env-check-consistency", all_are_there)

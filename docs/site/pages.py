@@ -6,6 +6,7 @@ front page. No list of names, notebooks or methods is kept by hand.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
 from pathlib import Path
@@ -26,7 +27,20 @@ PARTS = {
     "Concepts": ["docs/programs", "docs/control-flow", "docs/densities", "docs/randomness", "docs/life-of-an-estimate"],
     "How to": ["docs/how-to", "docs/posteriors", "docs/estimators"],
     "Reference": ["api/index", "docs/reference", "docs/errors", "docs/limits", "docs/notation", "docs/theory"],
-    "Project": ["docs/demo", "docs/benchmarks", "benchmarks/RESULTS", "CHANGELOG", "CONTRIBUTING", "docs/index"],
+    "Measured": ["docs/demo", "docs/benchmarks", "Results <benchmarks/RESULTS>"],
+    "Project": ["CHANGELOG", "CONTRIBUTING", "docs/index"],
+}
+
+
+# Parts of the page of `vipl`, by the package in which a name is defined; else its docstring is the heading.
+HEADINGS = {
+    "vipl.gen": "Programs",
+    "vipl.interpret": "Programs as functions of a key",
+    "vipl.expectation": "Objectives",
+    "vipl.fit": "Fits",
+    "vipl.posterior": "Posteriors",
+    "vipl.estimators": "Estimators",
+    "vipl.inference": "Estimated densities",
 }
 
 
@@ -111,23 +125,24 @@ Every public name, from its docstring. The same as tables, by subject: :doc:`../
 def api(module_name: str) -> str:
     """The page of a module: a table of its names, then each with its docstring, in parts where it has many."""
     names = [name for name in documented() if name.rpartition(".")[0] == module_name]
-    parts: dict[str, list[str]] = {}
+    parts: dict[str, list[str]] = {part: [] for part in HEADINGS.values()}
     for name in names:
         parts.setdefault(_part(documented()[name]) if module_name == "vipl" else "", []).append(name)
     text = [module_name, "=" * len(module_name), "", f".. automodule:: {module_name}", ""]
-    text += [".. list-table::", "   :widths: 30 70", "   :class: names", ""]
-    for name in names:
-        role = "class" if inspect.isclass(documented()[name]) else "func"
-        text += [f"   * - :py:{role}:`~{name}`", f"     - {escape(first_sentence(documented()[name]))}"]
-    for part, members in parts.items():
-        text += ["", part, "-" * len(part), ""] if part else [""]
-        text += [line for name in members for line in _entry(name, documented()[name])]
+    for part, members in ((part, members) for part, members in parts.items() if members):
+        text += [part, "-" * len(part), ""] if part else []
+        text += [".. list-table::", "   :widths: 30 70", "   :class: names", ""]
+        for name in members:
+            role = "class" if inspect.isclass(documented()[name]) else "func"
+            text += [f"   * - :py:{role}:`~{name}`", f"     - {escape(first_sentence(documented()[name]))}"]
+        text += ["", *(line for name in members for line in _entry(name, documented()[name]))]
     return "\n".join(text) + "\n"
 
 
 def _part(thing: Any) -> str:
-    """The room in which a thing that stands at the top is defined."""
-    return thing.__module__.split(".")[1].capitalize()
+    """The heading of a thing that stands at the top: what the package in which it is defined is about."""
+    package = importlib.import_module(".".join(thing.__module__.split(".")[:2]))
+    return HEADINGS.get(package.__name__) or first_sentence(package).rstrip(".")
 
 
 def _entry(name: str, thing: Any) -> list[str]:
@@ -151,8 +166,8 @@ def gallery() -> str:
     return f"""# Gallery: the zoo
 
 Published methods as short programs of the public API. Each is one file, and reaches a number that is known.
-`python -m vipl zoo` lists them; `python -m vipl zoo NAME` runs one, prints what it reached beside what is known, and saves
-its picture.
+`python -m vipl zoo` lists them. `python -m vipl zoo NAME` runs one, prints what it reached beside what is known, and
+saves its picture.
 
 ::::{{grid}} 1 2 2 3
 :gutter: 3
