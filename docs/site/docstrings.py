@@ -11,7 +11,7 @@ Sections (`Args:` and the like) are left to napoleon, which knows them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 SECTION = re.compile(r"(Args|Attributes|Raises|Returns|Yields|Examples?):$")
 WORD = re.compile(r"[A-Za-z]{3,}")
@@ -42,7 +42,7 @@ def is_formula(lines: list[str]) -> bool:
     return 2 * relations >= len(lines) and len(words) <= 2 * len(lines) and not any("`" in line for line in lines)
 
 
-def blocks(lines: list[str]) -> Iterator[list[str]]:
+def blocks(lines: Sequence[str]) -> Iterator[list[str]]:
     """The parts that empty lines separate."""
     block: list[str] = []
     for line in [*lines, ""]:
@@ -64,7 +64,7 @@ def as_it_stands(lines: list[str]) -> list[str]:
     return [".. code-block:: text", "   :class: formula", "", *(f"   {line[least:]}" for line in lines), ""]
 
 
-def to_rst(lines: list[str]) -> list[str]:
+def to_rst(lines: Sequence[str]) -> list[str]:
     """The lines of a docstring, in which the first line of a block stands at the margin or is indented."""
     out: list[str] = []
     section = ""
