@@ -80,6 +80,7 @@ def test_links_lead_to_pages_of_the_site():
         ("@vipl.gen", "vipl.gen"),
         ("lax.scan", "https://docs.jax.dev/en/latest/_autosummary/jax.lax.scan.html#jax.lax.scan"),
         ("phi", None),
+        ("fit(objective, params).params", None),
         ("x > 0", None),
     ],
 )
@@ -115,6 +116,7 @@ With K_ particles and *args:
 
 Args:
   model: p(x, z_*), of `gen`.
+  n: K.
 Reference: someone."""
 
 
@@ -126,7 +128,28 @@ def test_docstrings_become_restructured_text():
     assert "   a   |  b\n   c*d\n" in out
     assert "- one \\ ``x``\\ ,\n  two lines" in out
     assert "  model: p(x, z\\_\\*), of \\ ``gen``\\ ." in out
+    assert "  n: \\K." in out
     assert out.count(":class: formula") == 2
+
+
+@pytest.mark.parametrize(
+    ("long", "short"),
+    [
+        (
+            "(key: ~jaxtyping.Key[jaxlib._jax.Array, ''] | ~jaxtyping.UInt32[jaxlib._jax.Array, '2'] | "
+            "~jaxtyping.UInt32[jaxlib._jax.Array, '4'] | None = None)",
+            "(key: ~jaxtyping.PRNGKeyArray | None = None)",
+        ),
+        (
+            "(x: ~jaxtyping.Float[Array, ''] | ~jaxtyping.Float[ndarray, ''] | ~numpy.number | float = 0.1, n: int)",
+            "(x: ~jaxtyping.Float[~jaxtyping.ArrayLike, ''] = 0.1, n: int)",
+        ),
+        ("(x: Float[Array, 'n'] | None, y: Step = <factory>)", "(x: Float[Array, 'n'] | None, y: Step = ...)"),
+        (None, None),
+    ],
+)
+def test_signatures_are_as_they_are_written(long, short):
+    assert docstrings.short_types(long) == short
 
 
 def test_problems_of_a_site_are_found(tmp_path):

@@ -148,6 +148,11 @@ def public_place(app: Sphinx, env: BuildEnvironment, node: pending_xref, content
     return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, content, name)
 
 
+def shorter(app: Sphinx, what: str, name: str, obj: Any, options: Any, *texts: str | None) -> Any:
+    """Signature and return type as they are written: what Python makes of jaxtyping's names is long."""
+    return tuple(map(docstrings.short_types, texts))
+
+
 def all_are_there(app: Sphinx, env: BuildEnvironment) -> None:
     """Warns of a public name that no page has."""
     for name in documented().keys() - env.domains.python_domain.objects.keys():
@@ -160,5 +165,6 @@ def setup(app: Sphinx) -> None:
     mathml.setup(app)
     app.add_post_transform(LinkCode)
     app.connect("autodoc-process-docstring", from_docstring, priority=400)
+    app.connect("autodoc-process-signature", shorter)
     app.connect("missing-reference", public_place)
     app.connect("env-check-consistency", all_are_there)

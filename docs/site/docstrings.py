@@ -91,9 +91,24 @@ def to_rst(lines: Sequence[str]) -> list[str]:
     return out
 
 
+def short_types(signature: str | None) -> str | None:
+    """A signature in which unions that stand for one name of jaxtyping are that name again."""
+    if signature is None:
+        return None
+    name = r"~?(?:\w+\.)*"
+    array = name + r"(\w+)\[" + name + r"Array, ('[^']*')\]"
+    like = array + rf" \| {name}\1\[{name}ndarray, \2\](?: \| {name}(?:bool|number|int|float|complex))+(?=[,)\]=|\s]|$)"
+    key = rf"{name}Key\[{name}Array, ''\] \| {name}UInt32\[{name}Array, '2'\] \| {name}UInt32\[{name}Array, '4'\]"
+    signature = re.sub(key, "~jaxtyping.PRNGKeyArray", signature)
+    signature = re.sub(like, r"~jaxtyping.\1[~jaxtyping.ArrayLike, \2]", signature)
+    return signature.replace("<factory>", "...")
+
+
 def _section(block: list[str]) -> list[str]:
     """Rows of a section; `*args:` is a name there, which napoleon escapes."""
-    return [line if re.match(r"\s+\*+\w+:", line) else escape(line) for line in block]
+    escaped = [line if re.match(r"\s+\*+\w+:", line) else escape(line) for line in block]
+    # "K." alone would be the number of a list.
+    return [re.sub(r"^(\s+\S+: )(\w+\.$)", r"\1\\\2", line) for line in escaped]
 
 
 def _paragraph(block: list[str]) -> list[str]:

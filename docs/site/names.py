@@ -98,7 +98,7 @@ class Links:
 
         In the docstring of a class, `owner`, the name of one of its methods is that method.
         """
-        if not (match := re.fullmatch(r"@?([A-Za-z_][\w.]*)(\(.*\))?", code, re.DOTALL)):
+        if not (match := re.fullmatch(r"@?([A-Za-z_][\w.]*)(\((?:[^()]|\([^()]*\))*\))?", code)):
             return None
         name = match.group(1)
         if owner and "." not in name and (method := self._member(f"{owner}.{name}")):
