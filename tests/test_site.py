@@ -57,6 +57,12 @@ def test_a_method_has_its_paper_picture_numbers_and_program():
     assert "vipl.objectives.iwelbo(" in text
 
 
+def test_every_method_has_a_picture_and_its_numbers():
+    """The command in CONTRIBUTING.md under "The documentation site" writes them."""
+    assert [name for name in zoo.names() if not pages.has_picture(name)] == []
+    assert zoo.names() == sorted(pages.stored_numbers())
+
+
 def test_links_lead_to_pages_of_the_site():
     """As they stand in the source tree; in its pages by `make docs`."""
     wanted = TEXTS.keys() | pages.copies().keys()

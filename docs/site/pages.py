@@ -159,10 +159,10 @@ def gallery() -> str:
     cards = []
     for name in zoo.names():
         method = zoo.load(name)
-        picture = f":img-top: ../docs/images/zoo/{name}.png\n" if _picture(name) else ""
+        picture = f":img-top: ../docs/images/zoo/{name}.png\n" if has_picture(name) else ""
         about = f"{method.OBJECTIVE[0].upper()}{method.OBJECTIVE[1:]}.\n\n```{{card-footer}}\n{method.PAPER}\n```"
         cards.append(f":::{{grid-item-card}} {title(method)}\n:link: {name}\n:link-type: doc\n{picture}\n{about}\n:::")
-    listed = "\n".join(zoo.names())
+    listed = "\n".join(f"{name.replace('_', ' ').capitalize()} <{name}>" for name in zoo.names())
     return f"""# Gallery: the zoo
 
 Published methods as short programs of the public API. Each is one file, and reaches a number that is known.
@@ -183,7 +183,8 @@ saves its picture.
 """
 
 
-def _picture(name: str) -> bool:
+def has_picture(name: str) -> bool:
+    """Whether the picture of a method is kept."""
     return (ROOT / f"docs/images/zoo/{name}.png").exists()
 
 
@@ -203,16 +204,21 @@ def method(name: str) -> str:
     module = zoo.load(name)
     rest = (module.__doc__ or "").strip().partition("\n")[2]
     rows = ["| number | reached | reference | tolerance |", "| --- | ---: | ---: | ---: |"]
-    rows += [f"| {' | '.join(values)} |" for values in stored_numbers().get(name, [])]
+    rows += [f"| {' | '.join(map(_plain, values))} |" for values in stored_numbers().get(name, [])]
     parts = [
         f"# {title(module)}",
         f"- Paper: {module.PAPER}\n- Objective: {module.OBJECTIVE}\n- Run it: `python -m vipl zoo {name}`",
-        f"![What the method reached.](../docs/images/zoo/{name}.png)" if _picture(name) else "",
+        f"![What the method reached.](../docs/images/zoo/{name}.png)" if has_picture(name) else "",
         "## What is known\n\n```{eval-rst}\n" + "\n".join(to_rst(inspect.cleandoc(rest).splitlines())) + "\n```",
         "## What was reached\n\n" + "\n".join(rows) if len(rows) > 2 else "",
         f"## The program\n\n`vipl/zoo/{name}.py`:\n\n```python\n{_source(module)}\n```",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _plain(text: str) -> str:
+    """A cell of a table in Markdown, without markup."""
+    return re.sub(r"([|*$`])", r"\\\1", text)
 
 
 def _source(module: Any) -> str:
