@@ -22,7 +22,7 @@ PIN := $(if $(JAX),'jax==$(JAX).*' 'jaxlib==$(JAX).*')
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test mutants lint bench notebooks clean
+.PHONY: help demo test mutants lint bench notebooks docs clean
 
 help:
 	@echo 'make demo            run the demo; SHORT=1 for the short one'
@@ -31,6 +31,7 @@ help:
 	@echo 'make lint            ruff check, ruff format --check, pyright'
 	@echo 'make bench           all benchmarks, about 25 minutes; SHORT=1 for small sizes; VIPL_MNIST=mnist.npz'
 	@echo 'make notebooks       run the notebooks in full, about 15 minutes, and keep their outputs; ARGS=notebooks/01_first_steps.py for one'
+	@echo 'make docs            build the documentation site; every warning is an error'
 	@echo 'make clean           remove the environments (.venv*)'
 	@echo ''
 	@echo 'PYTHON=python3.13    another interpreter (python3 by default; 3.11 or newer)'
@@ -66,6 +67,11 @@ notebooks: $(VENV)/.stamp-notebooks
 	@echo '== notebooks: $(or $(ARGS),notebooks/*.py)'
 	@$(PY) -m jupytext --to ipynb --set-kernel python3 --execute $(or $(ARGS),notebooks/*.py)
 
+# Every warning is an error. What the site needs is in the environment: the build asks the network for nothing.
+docs: $(VENV)/.stamp-docs
+	@echo '== docs: python -m docs.site'
+	@$(PY) -m docs.site $(ARGS)
+
 clean:
 	@echo '== clean: removing .venv*'
 	@rm -rf .venv .venv-*
@@ -84,7 +90,8 @@ $(VENV)/.stamp-demo: EXTRAS := demo
 $(VENV)/.stamp-test: EXTRAS := test
 $(VENV)/.stamp-lint: EXTRAS := demo,lint
 $(VENV)/.stamp-notebooks: EXTRAS := notebooks
-$(VENV)/.stamp-demo $(VENV)/.stamp-test $(VENV)/.stamp-lint $(VENV)/.stamp-notebooks: pyproject.toml $(VENV)/.stamp-venv
+$(VENV)/.stamp-docs: EXTRAS := demo,docs
+$(VENV)/.stamp-demo $(VENV)/.stamp-test $(VENV)/.stamp-lint $(VENV)/.stamp-notebooks $(VENV)/.stamp-docs: pyproject.toml $(VENV)/.stamp-venv
 	@echo '== environment: installing vipl[$(EXTRAS)]$(if $(JAX), with JAX $(JAX)) into $(VENV) (a minute or two the first time)'
 	@$(PY) -m pip install -q --disable-pip-version-check --no-build-isolation -e '.[$(EXTRAS)]' $(PIN)
 	@touch $@
