@@ -6,8 +6,7 @@ maximized in the network φ, in σ and in q together, with a quadratic penalty o
 
 References: given φ and σ the model is linear and Gaussian, so that the best q is the posterior, and L is then the log
 evidence, of y ~ Normal(0, σ² I + Φ Φᵀ). It is computed below by linear algebra in double precision from the features
-reached, as are the predictive mean and deviation at points far from the data and near them. A diagonal q misses the
-evidence by more than 1 nat.
+reached, as are the predictive mean and deviation at points far from the data and near them.
 """
 
 from __future__ import annotations

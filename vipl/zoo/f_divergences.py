@@ -20,7 +20,7 @@ from vipl.objectives import ForwardKL, JensenShannon, ReverseKL
 from vipl.zoo import Number, Outcome
 
 PAPER = "Csiszar (1967), Information-type measures; Nowozin, Cseke and Tomioka (2016), f-GAN, table 1"
-OBJECTIVE = "forward KL, Jensen-Shannon and reverse KL, by their generators"
+OBJECTIVE = "forward KL by draws of the target; Jensen-Shannon and reverse KL by their generators"
 
 CASES = {  # generator; m where the fit begins, and where it ends; s; least value
     "forward KL": (ForwardKL(), 0.5, 0.0, 2.0616, 0.723553),

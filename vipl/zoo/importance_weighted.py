@@ -9,7 +9,7 @@ computed by Gauss-Hermite quadrature (K = 2) and by convolving the law of one we
 The ratio of the mean of a gradient to its standard deviation grows with K as √K in the model's θ, and falls as 1/√K in
 the guide's φ (Rainforth et al., 2018, theorem 1): slopes of 1/2 and -1/2 on logarithmic axes, in the limit. The doubly
 reparametrized gradient is another estimate of the same derivative, and has the slope 1/2 in φ, too (Tucker et al.,
-2019, section 6). Slopes are taken from K = 10 to 50; exact ones are within 0.03 of the limits there.
+2019, section 6). Slopes are taken from K = 10 to 50, where they are not yet those of the limit.
 """
 
 from __future__ import annotations
