@@ -30,6 +30,7 @@ class Rows(NamedTuple):
 # A function of values drawn in N lanes, f[N, 2], and the axis along which the lanes run in what it returns.
 ROW = jnp.arange(1.0, 3.0)
 GROUP = jnp.array([0, 3, 3, 1, 1, 1])
+LOGITS = jnp.zeros(N)
 MIXES = jnp.arange(16.0).reshape(N, N) + 1.0
 FUNCTIONS = {
     "elementwise": (lambda x: jnp.exp(x) * 2.0 + jnp.where(x > 0, x, -x), 0),
@@ -74,8 +75,13 @@ FUNCTIONS = {
     "groups of a mapped index": (lambda x: jax.vmap(lambda g: x[g] * 2.0)(GROUP), Rows(0, (0, 3, 3, 1, 1, 1))),
     "groups of the second axis": (lambda x: x.T[:, GROUP], Rows(1, (0, 3, 3, 1, 1, 1))),
     "pairs looked up": (lambda x: x[GROUP, jnp.zeros(6, int)], Rows(0, (0, 3, 3, 1, 1, 1))),
+    "columns looked up with others": (
+        lambda x: jnp.broadcast_to(x.T[:, None], (2, 2, N))[jnp.zeros(6, int), jnp.ones(6, int), GROUP],
+        Rows(0, (0, 3, 3, 1, 1, 1)),
+    ),
     "a table looked up": (lambda x: x[GROUP.reshape(2, 3)], None),
     "groups of a drawn index": (lambda x: x[(GROUP + (x[0, 0] > 0)) % N], None),
+    "groups of a drawn number": (lambda x: x[(GROUP + sample("k", dist.Categorical(logits=LOGITS))) % N], None),
     "groups with the lanes": (lambda x: x + x[jnp.array([1, 0, 3, 2])], None),
     "two groups": (lambda x: x[GROUP] + x[GROUP[::-1]], None),
     "sums by group": (lambda x: jax.ops.segment_sum(x[GROUP] * 2.0, GROUP, N), 0),

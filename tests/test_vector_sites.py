@@ -69,6 +69,7 @@ def estimates(program, phi, num_samples=1):
     return value, grad, jax.jit(run).lower(phi).compile().cost_analysis()["flops"]  # type: ignore[index]
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize(("family", "name"), CASES)
 def test_a_vector_site_is_the_site_of_one_element_in_lanes(family, name):
     """Same draws, same estimate, same derivative, same work."""
@@ -218,6 +219,21 @@ def test_rows_are_apart_and_their_elements_change_together():
     assert flops <= 1.02 * expected_flops
 
 
+def test_columns_are_apart_and_rows_together():
+    """One pair for the whole matrix: element by element there would be a run for each row."""
+    phi = jnp.linspace(-0.5, 0.8, 36).reshape(12, 3)
+
+    def whole(phi):
+        z = sample("z", dist.Bernoulli(logits=phi).to_event(2), vipl.DisARM())
+        return jnp.sum(jnp.sin(jnp.sum(z, axis=0)))
+
+    def elements(phi):
+        z = jax.vmap(jax.vmap(lambda p: sample("z", dist.Bernoulli(logits=p), vipl.DisARM())))(phi)
+        return jnp.sum(jnp.sin(jnp.sum(z, axis=0)))
+
+    assert estimates(whole, phi)[2] < 0.8 * estimates(elements, phi)[2]
+
+
 class OfVector(vipl.estimators.Estimator):
     """A score with a weight for each element: an estimator that is written for the vector."""
 
@@ -300,6 +316,7 @@ def group_terms(name, phi, y):
     return jnp.array(out)
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize("around", AROUND)
 @pytest.mark.parametrize("name", ["enumerate", "score", "measure-valued", "disarm", "leave-one-out"])
 def test_a_group_is_reached_by_its_own_element_alone(around, name):
