@@ -54,7 +54,7 @@ def test_a_method_has_its_paper_picture_numbers_and_program():
     assert "Burda, Grosse and Salakhutdinov (2016)" in text
     assert "docs/images/zoo/importance_weighted.png" in text
     assert re.search(r"^\| L_5 \| -1\.839\d+ \| -1\.839758 \|", text, re.MULTILINE)
-    assert "vipl.objectives.iwelbo(" in text
+    assert "def run(progress: bool = True) -> Outcome:" in text
 
 
 def test_every_method_has_a_picture_and_its_numbers():
