@@ -215,7 +215,7 @@ fig.tight_layout()
 # The same optimizer and the same number of steps, and the exact bound after each. The dashed line is the best that a
 # guide of independent machines can do: the exact bound, maximized.
 
-# %% short="NUM_STEPS, MISSED = 600, 0.03"
+# %% short="NUM_STEPS, MISSED = 1500, 0.03"
 NUM_STEPS, MISSED = 3000, 0.03
 
 
