@@ -260,6 +260,37 @@ def test_what_is_meant_for_the_vector_stays_whole():
     assert jnp.all(jnp.isfinite(jax.grad(vipl.expectation(program(relaxed)).estimate, argnums=1)(KEY, phi)))
 
 
+class OfVectors(dist.Distribution):
+    """A user's distribution that only draws vectors: its parameters are no fields, and one element makes no sense."""
+
+    arg_constraints = {}
+    support = dist.constraints.real
+    pytree_data_fields = ("loc",)
+
+    def __init__(self, loc):
+        self.loc = loc
+        super().__init__(jnp.shape(loc), ())
+
+    def sample(self, key, sample_shape=()):
+        """A vector; the shape of the parameter is unpacked."""
+        (n,) = jnp.shape(self.loc)
+        return self.loc + jax.random.normal(key, (*sample_shape, n))
+
+    def log_prob(self, value):
+        """Of each element."""
+        return dist.Normal(self.loc, 1.0).log_prob(value)
+
+
+def test_a_distribution_that_only_draws_vectors_stays_whole():
+    def program(m):
+        return jnp.sum(sample("x", OfVectors(m), vipl.Score()) ** 2)
+
+    m = jnp.arange(3.0)
+    grad = jax.grad(vipl.expectation(program).estimate, argnums=1)(KEY, m)
+    x = vipl.seed(lambda: sample("x", OfVectors(m)))(KEY)
+    np.testing.assert_allclose(grad, jnp.sum(x**2) * (x - m), rtol=1e-9)
+
+
 def test_vectors_with_joint_densities_stay_whole():
     def program(m):
         x = sample("x", dist.MultivariateNormal(m, jnp.eye(3)), vipl.Score())

@@ -21,12 +21,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpyro.distributions as dist
 
 from vipl import _jax
 from vipl._jax import ClosedJaxpr, ShapedArray
 from vipl._types import Array
 from vipl.distributions._elements import Along, Inseparable, each
-from vipl.errors import ViplError
 from vipl.gen._density import is_factor
 from vipl.gen._estimator import Draw, Points, unmasked
 from vipl.gen._points import points_of
@@ -111,7 +111,7 @@ def _separated(whole: Site, avals: tuple[ShapedArray, ...], axes: int | None, mo
             _without_axes(aval, len(shape) * is_along) for aval, is_along in zip(spread.out_avals, along, strict=True)
         ]
         points = points_of(site, tuple(own)).shape
-    except (Inseparable, ViplError):  # what is wrong with the whole is said of the whole
+    except Exception:  # of the user's distribution or estimator, too: the whole is what they have to serve
         return None
     count = math.prod(shape)
     if not shape or count < 2 or not _has_weights(points):
@@ -130,6 +130,8 @@ def _element(
     def spread(*operands):
         source, estimator = operands[: whole.num_distribution], operands[whole.num_distribution :]
         d = whole.distribution.combine(source)
+        if not isinstance(d, dist.Distribution):  # a record, say
+            raise Inseparable(type(d).__name__)
         # What is drawn has no mask; the density of what the site weighs itself has.
         d, shape = each(d if whole.weighs else unmasked(d), axes)
         leaves, structure = jax.tree.flatten(d)
