@@ -46,7 +46,7 @@ def model():
     """Pairs that are held out have no weight."""
     z = jax.vmap(lambda: vipl.sample("z", dist.Normal(jnp.zeros(2), 1.0).to_event(1)), axis_size=NODES)()
     logits = 2.0 * jnp.sum(z[FIRST] * z[SECOND], -1)
-    vipl.sample("edges", dist.Bernoulli(logits=logits).mask(SEEN).to_event(1))
+    vipl.sample("edges", dist.Bernoulli(logits=logits).mask(jnp.asarray(SEEN)).to_event(1))
 
 
 def encode(params):
