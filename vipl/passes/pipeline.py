@@ -2,12 +2,14 @@
 
 1. `stage_program` (`vipl.ir.stage`, called by `vipl.expectation.expectation`) makes one jaxpr of the program: its sites
    are equations, its plain `jit`s are inlined (`vipl.ir.inline`).
-2. `unroll_scans` writes out the loops that the user has asked to be written out.
-3. `expose_sums` takes sums at the objective's linear end out of loops, where drawn values are held by `stop_gradient`.
-4. `make_plan` (`vipl.expectation.plan`) calls `prepare`, which is 2 and 3, and analyses the result (`vipl.analysis`).
-5. The program is run (`vipl.expectation.run`, by `vipl.interpret.interpreter`). Each scan is split in what has to be
+2. `separate_sites` (`vipl.expectation.vector_sites`, called by `make_plan`) makes vector sites lanes of one element.
+3. `unroll_scans` writes out the loops that the user has asked to be written out.
+4. `expose_sums` takes sums at the objective's linear end out of loops, where drawn values are held by `stop_gradient`.
+5. `make_plan` (`vipl.expectation.plan`) calls `prepare`, which is 3 and 4, and analyses the result (`vipl.analysis`). Where
+   no elements of a vector are told apart it begins at 2 again, with that site whole.
+6. The program is run (`vipl.expectation.run`, by `vipl.interpret.interpreter`). Each scan is split in what has to be
    done step by step, and the rest (`vipl.passes.scan_fission`).
-6. `cse` (called by `vipl.expectation.expectation`) evaluates equal equations of all runs once, and unread ones not at
+7. `cse` (called by `vipl.expectation.expectation`) evaluates equal equations of all runs once, and unread ones not at
    all. Only then does JAX differentiate.
 """
 
