@@ -1,7 +1,7 @@
 """Arrays that are indexed by data, `effect[group]`: row i depends on lane group[i] alone.
 
 An index is a variable at the top level of a program that no site reaches. Equal computations of an index are one and
-the same: that of `effect[group]` and that of `jax.ops.segment_sum(costs, group)`, say.
+the same: that of `effect[group]`, say, and that of a sum of costs by the same group (JAX's segment_sum).
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def rows_axis(eqn: Eqn, k: int, a: int, known: Mapping[Var, Known]) -> Indexed |
 def lanes_axis(eqn: Eqn, k: int, a: Indexed, known: Mapping[Var, Known]) -> int | None:
     """The axis of lanes that rows become again, where they are added up by the same index.
 
-    An index that is not counted from the end, as that of `segment_sum`, drops the rows where it is negative.
+    An index that is not counted from the end, as that of segment_sum, drops the rows where it is negative.
     """
     if eqn.primitive.name != "scatter-add" or k != 2 or (index := _index(eqn, known)) is None:
         return None
