@@ -67,7 +67,7 @@ EDITS: list[Edit] = [
     ),
     *_in(
         "vipl/gen/_each.py",
-        ("elements have arrays of the whole", "or any(x.shape for x in avals[site.num_distribution :])", "",
+        ("elements have arrays of the whole", "or any(x.shape for x in arrays)", "",
          "test_vector_sites.py -k 'meant and vector'"),
     ),
     *_in(

@@ -25,6 +25,7 @@ class Biased(Estimator):
     """Base of estimators whose derivatives are biased: on purpose, for their small variance."""
 
     makes_float = True
+    has_weights = False
 
 
 class GumbelSoftmax(Biased):

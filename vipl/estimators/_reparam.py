@@ -23,6 +23,8 @@ class Reparam(Estimator):
     Reference: Kingma and Welling (2014), section 2.4; Figurnov, Mohamed and Mnih (2018), eq. (5).
     """
 
+    has_weights = False
+
     def points(self, law: Law, key: PRNGKeyArray) -> Draw:
         """The draw itself."""
         if not law.dist.has_rsample:

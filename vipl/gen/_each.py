@@ -85,7 +85,10 @@ def separated(site: Site, avals: tuple[ShapedArray, ...], axes: int | None = Non
       avals: the abstract values of its operands.
       axes: along how many leading axes of its elements; None: all of them.
     """
-    if is_factor(site) or not site.is_exact or site.scaled or any(x.shape for x in avals[site.num_distribution :]):
+    arrays = avals[site.num_distribution :]
+    if is_factor(site) or not site.is_exact or site.scaled or any(x.shape for x in arrays):
+        return None
+    if not site.estimator.combine(arrays).has_weights:  # type: ignore[union-attr]
         return None
     apart = _separated(
         replace(site, address=("",), where="", support=None, present=None), avals, axes, _jax.numeric_mode()

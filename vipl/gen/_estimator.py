@@ -139,9 +139,12 @@ class Estimator(abc.ABC):
     Attributes:
       makes_float: whether the site's value is a float, whatever the distribution draws: for relaxations of discrete
         values. It is asked at the site; `with_estimators` does not change what a site is.
+      has_weights: whether its points may have anything besides a value: weights, a control, alternatives. By these the
+        elements of a vector site are told apart; where there are none, it is not taken apart, which is quicker.
     """
 
     makes_float: typing.ClassVar[bool] = False
+    has_weights: typing.ClassVar[bool] = True
 
     def __init_subclass__(cls, **kwargs: object):
         """Makes the subclass a frozen dataclass and a pytree."""
