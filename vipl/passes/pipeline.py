@@ -5,8 +5,8 @@
 2. `separate_sites` (`vipl.expectation.vector_sites`, called by `make_plan`) makes vector sites lanes of one element.
 3. `unroll_scans` writes out the loops that the user has asked to be written out.
 4. `expose_sums` takes sums at the objective's linear end out of loops, where drawn values are held by `stop_gradient`.
-5. `make_plan` (`vipl.expectation.plan`) calls `prepare`, which is 3 and 4, and analyses the result (`vipl.analysis`). Where
-   no elements of a vector are told apart it begins at 2 again, with that site whole.
+5. `make_plan` (`vipl.expectation.plan`) calls `prepare`, which is 3 and 4, and analyses the result (`vipl.analysis`).
+   Where no elements of a vector are told apart it begins at 2 again, with that site whole.
 6. The program is run (`vipl.expectation.run`, by `vipl.interpret.interpreter`). Each scan is split in what has to be
    done step by step, and the rest (`vipl.passes.scan_fission`).
 7. `cse` (called by `vipl.expectation.expectation`) evaluates equal equations of all runs once, and unread ones not at
