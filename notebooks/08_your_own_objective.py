@@ -256,7 +256,8 @@ fig.tight_layout()
 
 # %% [markdown]
 # With one particle the weight is always 1, and the gradient estimates zero: the bias is as long as the gradient. From
-# there it falls, towards a slope of 1/K. Ask an objective what it is unbiased of *before* you take few particles to save time.
+# there it falls, towards a slope of 1/K. Ask an objective what it is unbiased of *before* you take few particles to
+# save time.
 #
 # ## Trajectory balance: parts that are held
 #
@@ -391,9 +392,9 @@ for name, (objective, start, maximize) in tasks.items():
 
 # %% [markdown]
 # Where the guide cannot be the posterior, the learned $\log Z$ is the ELBO, and not the log evidence. **Look at** the
-# picture: each ellipse holds 39 % of its Gaussian. The ELBO's is the narrowest, and trajectory balance lies on it. Forward KL
-# has the extent of the posterior along each axis. The second moment is wider still, and so is IWELBO(10), which wants a
-# good proposal and not a good approximation. None is wrong; they answer different questions.
+# picture: each ellipse holds 39 % of its Gaussian. The ELBO's is the narrowest, and trajectory balance lies on it.
+# Forward KL has the extent of the posterior along each axis. The second moment is wider still, and so is IWELBO(10),
+# which wants a good proposal and not a good approximation. None is wrong; they answer different questions.
 
 # %%
 fig, ax = plt.subplots(figsize=(6.6, 4.2))

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Choose your estimators
 #
-# A gradient estimator is chosen for each random choice of a program. All but three of vipl's are unbiased, so the choice
-# is between two prices: noise, and time. The first half of this notebook measures both on one program, whose exact
-# gradient is known, and draws them.
+# A gradient estimator is chosen for each random choice of a program. All but three of vipl's are unbiased, so the
+# choice is between two prices: noise, and time. The first half of this notebook measures both on one program, whose
+# exact gradient is known, and draws them.
 #
 # The second half is about gradients that are *wrong*, and say nothing. We run a published system where it is wrong, and
 # vipl where vipl is wrong, and see how to notice in ten lines, also when no exact answer is known.
@@ -97,9 +97,9 @@ exact = jax.grad(exact_bound)(PHI)
 print("exact bound", exact_bound(PHI).round(4), " gradient", np.asarray(exact).round(3))
 
 # %% [markdown]
-# `measure` takes an estimator and the number of samples that it averages. It returns three numbers for one gradient: the
-# distance of its mean from the exact one, its standard deviation (both over all eight derivatives together), and its
-# time, where 100 are made at once: processor time, which other work on the machine changes little.
+# `measure` takes an estimator and the number of samples that it averages. It returns three numbers for one gradient:
+# the distance of its mean from the exact one, its standard deviation (both over all eight derivatives together), and
+# its time, where 100 are made at once: processor time, which other work on the machine changes little.
 
 # %% short="NUM_GRADIENTS, REPEATS = 200, 2"
 NUM_GRADIENTS, REPEATS = 5000, 20
@@ -156,10 +156,11 @@ for name, (estimator, num_samples) in estimators.items():
     print(f"{name:<22}{off:15.3f}{error:16.3f}{sd:8.2f}{1e6 * seconds:14.1f}")
 
 # %% [markdown]
-# **Read the two columns beside each other.** Where the mean is off by about its standard error, there is no bias to be
-# seen. `StraightThrough` is off by many, and `ReinMax`, which has a bias of higher order, by fewer. The variance per second is what one pays for: half the noise at four times the
-# time is no gain. In the picture, points on one grey line have the same variance times time; lower and further left is
-# better. (A circle without noise is drawn at the lower edge.)
+# **Read the two columns beside each other.** Where the mean is off by about its standard error, there is no bias to
+# be seen. `StraightThrough` is off by many, and `ReinMax`, which has a bias of higher order, by fewer. The variance
+# per second is what one pays for: half the noise at four times the time is no gain. In the picture, points on one
+# grey line have the same variance times time; lower and further left is better. (A circle without noise is drawn at
+# the lower edge.)
 
 # %%
 fig, ax = plt.subplots(figsize=(7.4, 4.2))
@@ -207,8 +208,8 @@ right.legend(frameon=False, fontsize=8)
 fig.tight_layout()
 
 # %% [markdown]
-# That $2^n$ is for a program in which all machines meet in one sum. Where the objective is a sum *over* lanes, vipl sums
-# each lane on its own: notebook 5 enumerates 272 choices.
+# That $2^n$ is for a program in which all machines meet in one sum. Where the objective is a sum *over* lanes, vipl
+# sums each lane on its own: notebook 5 enumerates 272 choices.
 #
 # ### What it means for a fit
 #
@@ -283,9 +284,9 @@ def compare(exact, candidates):
 # %% [markdown]
 # ### A discrete choice, differentiated through
 #
-# The machines in NumPyro. `Trace_ELBO`, the objective of its tutorials, differentiates the loss at the drawn values. Its
-# documentation says that it supports reparametrized choices only; in a program with another one it runs, without a
-# warning. `TraceGraph_ELBO` adds the score function.
+# The machines in NumPyro. `Trace_ELBO`, the objective of its tutorials, differentiates the loss at the drawn values.
+# Its documentation says that it supports reparametrized choices only; in a program with another one it runs, without
+# a warning. `TraceGraph_ELBO` adds the score function.
 
 
 # %%
@@ -330,9 +331,9 @@ candidates = {
 compare((exact_bound(PHI), exact[3]), candidates)
 
 # %% [markdown]
-# At the values drawn, only the guide's own log density has a derivative, and the mean of that is zero. So the first line
-# is zero up to its noise: the guide learns nothing, or rather, it wanders. vipl puts `Score()` where nothing is said,
-# and a site of a distribution that has no pathwise derivative refuses `Reparam()`.
+# At the values drawn, only the guide's own log density has a derivative, and the mean of that is zero. So the first
+# line is zero up to its noise: the guide learns nothing, or rather, it wanders. vipl puts `Score()` where nothing is
+# said, and a site of a distribution that has no pathwise derivative refuses `Reparam()`.
 #
 # ### A choice inside control flow
 #
@@ -433,8 +434,8 @@ candidates = {
 compare((value, gradient["sprinkler"]), candidates)
 
 # %% [markdown]
-# Here even the *value* differs (NumPyro 0.22). The reason can be seen in one trace: the model is asked about the guide's
-# choices, and in the branch it draws a sprinkler of its own for what comes after.
+# Here even the *value* differs (NumPyro 0.22). The reason can be seen in one trace: the model is asked about the
+# guide's choices, and in the branch it draws a sprinkler of its own for what comes after.
 
 # %%
 guide_trace = numpyro.handlers.trace(numpyro.handlers.seed(numpyro_garden_guide, 3)).get_trace()
@@ -483,9 +484,9 @@ compare(jax.value_and_grad(exact_heating)(AT), estimators)
 #
 # ## How to see it
 #
-# **With an exact answer.** Make the program small enough to sum over, and use `assert_unbiased`. It draws as often as is
-# needed to see a bias of `resolution`, and it fails if it could not have seen one: a test that is merely too noisy does
-# not pass.
+# **With an exact answer.** Make the program small enough to sum over, and use `assert_unbiased`. It draws as often as
+# is needed to see a bias of `resolution`, and it fails if it could not have seen one: a test that is merely too noisy
+# does not pass.
 
 # %%
 RESOLUTION = 0.1

@@ -52,8 +52,8 @@ print("log density of x = 0.8, four keys:", np.round(estimates, 3))
 print("exact:                            ", float(dist.Normal(0.0, SD).log_prob(0.8)).__round__(3))
 
 # %% [markdown]
-# An algorithm that sums, `Enumeration()` (or for chains `ForwardBackward()` and `Kalman()`), makes the density exact, and
-# nothing of what follows is needed. Here `u` is a real number, and `Importance(2)` averages over two draws.
+# An algorithm that sums, `Enumeration()` (or for chains `ForwardBackward()` and `Kalman()`), makes the density exact,
+# and nothing of what follows is needed. Here `u` is a real number, and `Importance(2)` averages over two draws.
 #
 # ## The two contracts
 #
@@ -173,14 +173,15 @@ ax.legend(frameon=False)
 fig.tight_layout()
 
 # %% [markdown]
-# The red curve is *above* the log evidence. Maximized, it would reward a guide whose density is estimated badly. Nothing
-# would crash. In vipl you do not choose the contract: `simulate` of a `marginal` has the second, `assess` the first.
+# The red curve is *above* the log evidence. Maximized, it would reward a guide whose density is estimated badly.
+# Nothing would crash. In vipl you do not choose the contract: `simulate` of a `marginal` has the second, `assess` the
+# first.
 #
 # ## Normalize: a posterior as a distribution
 #
 # `normalize(model, data, Importance(K, proposal))` draws K values from the proposal, weighs them, and picks one. With
-# many particles that is a draw from the posterior, whatever the proposal is. Its density is estimated under the same two
-# contracts. We start from the prior, which is too wide and beside the posterior.
+# many particles that is a draw from the posterior, whatever the proposal is. Its density is estimated under the same
+# two contracts. We start from the prior, which is too wide and beside the posterior.
 
 
 # %%
@@ -330,10 +331,10 @@ for name, (family, program) in lines.items():
 print(f"log evidence  {LOG_EVIDENCE:12.3f}")
 
 # %% [markdown]
-# **Read it from the top.** Importance weighting makes the mean-field bound tighter. HVI has the better *guide*, and the
-# lower bound: with one particle the angle is the one that was drawn, and the price of not integrating it out is larger
-# than the gain. Five particles give most of that back, and weighting twice is the best. The picture shows that the guides
-# of the lower three lines were never the problem: they cover the ring.
+# **Read it from the top.** Importance weighting makes the mean-field bound tighter. HVI has the better *guide*, and
+# the lower bound: with one particle the angle is the one that was drawn, and the price of not integrating it out is
+# larger than the gain. Five particles give most of that back, and weighting twice is the best. The picture shows that
+# the guides of the last three lines were never the problem: they cover the ring.
 
 # %%
 axis = np.linspace(-4, 4, 300)
@@ -353,9 +354,10 @@ fig.tight_layout()
 # With more particles the same two programs go on: in the [benchmarks](../docs/benchmarks.md) 200 inner particles
 # reach -5.60, and -5.44 doubly weighted; the log evidence is -5.32.
 #
-# The last cell asserts that no bound is above the log evidence, and that each is the one that was published, or a tighter
-# one. Two of the five have a second reference: the best mean-field ELBO is -8.0745, by quadrature, and the best IWELBO(5)
-# is -7.534, by an optimizer on 2^17 fixed points, so that the published value of the latter was not yet the optimum.
+# The last cell asserts that no bound is above the log evidence, and that each is the one that was published, or a
+# tighter one. Two of the five have a second reference: the best mean-field ELBO is -8.0745, by quadrature, and the
+# best IWELBO(5) is -7.534, by an optimizer on 2^17 fixed points, so that the published value of the latter was not
+# yet the optimum.
 
 # %%
 for name, (_, _, mean, error) in reached.items():
