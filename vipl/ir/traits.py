@@ -111,6 +111,14 @@ def _pad(eqn: Eqn, k: int, a: int) -> int | None:
     return a if tuple(eqn.params["padding_config"][a]) == (0, 0, 0) else None
 
 
+def _stack(eqn: Eqn, k: int, a: int) -> int:
+    return a if a < eqn.params["axis"] else a + 1
+
+
+def _unstack(eqn: Eqn, k: int, a: int) -> int | None:
+    return _without(a, [eqn.params["axis"]])
+
+
 def _transpose(eqn: Eqn, k: int, a: int) -> int:
     return list(eqn.params["permutation"]).index(a)
 
@@ -225,7 +233,7 @@ _row("reshape", _CHEAP._replace(axes=_reshape, linear=_in_first, makes_keys=True
 _row("squeeze", _CHEAP._replace(axes=_dropped("dimensions"), linear=_in_first, makes_keys=True))
 _row("transpose", _CHEAP._replace(axes=_transpose, linear=_in_first))
 _row("concatenate", _CHEAP._replace(axes=_mixed("dimension"), linear=_in_all))
-_row("stack", _CHEAP._replace(linear=_in_all, leaves_out=True))
+_row("stack", _CHEAP._replace(axes=_stack, linear=_in_all, leaves_out=True))
 _row("split", _CHEAP._replace(axes=_mixed("axis")))
 _row("pad", _CHEAP._replace(axes=_pad, linear=_in_all, leaves_out=True))
 _row("rev", _CHEAP._replace(axes=_mixed("dimensions"), linear=_in_first, leaves_out=True))
@@ -256,10 +264,12 @@ _row(
     ormqr platform_index population_count pvary qr ragged_dot_general random_bits random_gamma random_seed random_unwrap
     random_wrap reduce reduce_window reduce_window_max reduce_window_min reduce_window_sum reshard rng_bit_generator
     scatter scatter-add scatter-max scatter-min scatter-mul scatter-sub schur select_and_gather_add select_and_scatter
-    select_and_scatter_add sharding_constraint svd symmetric_product threefry2x32 tile to_edtype tridiagonal
-    tridiagonal_solve unstack zeros_like vipl_alarm vipl_guard vipl_mark vipl_row""",
+    select_and_scatter_add sharding_constraint svd symmetric_product threefry2x32 to_edtype tridiagonal
+    tridiagonal_solve zeros_like vipl_alarm vipl_guard vipl_mark vipl_row""",
     Traits(),
 )
+_row("unstack", Traits(axes=_unstack))
+_row("tile", Traits(axes=_elementwise))
 _row("random_clone random_fold_in random_split", Traits(makes_keys=True))
 _WITH_BODIES = (
     _jax.jit_p, _jax.scan_p, _jax.cond_p, _jax.while_p, _jax.remat_p, _jax.custom_jvp_call_p, _jax.custom_vjp_call_p,
