@@ -110,9 +110,8 @@ def _separated(whole: Site, avals: tuple[ShapedArray, ...], axes: int | None, mo
     del mode  # part of the cache key only
     try:
         site, spread, along, shape = _element(whole, avals, axes)
-        own = [
-            _without_axes(aval, len(shape) * is_along) for aval, is_along in zip(spread.out_avals, along, strict=True)
-        ]
+        outs = zip(_jax.parts(spread).outvars, along, strict=True)
+        own = [_without_axes(v.aval, len(shape) * is_along) for v, is_along in outs]
         points = points_of(site, tuple(own)).shape
     except Exception:  # of the user's distribution or estimator, too: the whole is what they have to serve
         return None
