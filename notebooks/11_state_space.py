@@ -168,7 +168,8 @@ fig, ax = plt.subplots(figsize=(7, 3.2))
 for name, make in {"Importance(K)": Importance, "SMC(K)": SMC}.items():
     means = []
     for k in PARTICLES:
-        draws = jax.jit(jax.vmap(lambda key, o=bound(make(k)): o.estimate(key, best)))
+        objective = bound(make(k))
+        draws = jax.jit(jax.vmap(lambda key, o=objective: o.estimate(key, best)))
         means.append(float(draws(jax.random.split(key, NUM_ESTIMATES)).mean()))
     ax.plot(PARTICLES, exact - np.array(means), "o-", markersize=4, label=name)
 ax.set(xscale="log", yscale="log", xlabel="particles K", ylabel="nats")
