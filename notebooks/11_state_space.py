@@ -189,8 +189,13 @@ fig.tight_layout()
 # quieter. We measure all three on the first ten years, with a known start, beside a difference quotient of the bound
 # itself. Each line averages over eight runs a gradient.
 
-# %% short="NUM_GRADIENTS = 100"
+# %% short="NUM_GRADIENTS, choices = 100, {'Multinomial()': Multinomial()}"
 NUM_GRADIENTS = 10_000
+choices = {
+    "Multinomial()": Multinomial(),
+    "Multinomial(leave one out)": Multinomial(Score(LeaveOneOut())),
+    "MultinomialDropped()": MultinomialDropped(),
+}
 
 
 # %%
@@ -215,11 +220,6 @@ AT, STEP = float(np.log(0.6)), 0.1
 (up, up_error), (down, down_error) = value_at(AT + STEP), value_at(AT - STEP)
 error = np.hypot(up_error, down_error) / (2 * STEP)
 print(f"{'difference quotient':<30}{(up - down) / (2 * STEP):7.3f} +- {error:.3f}")
-choices = {
-    "Multinomial()": Multinomial(),
-    "Multinomial(leave one out)": Multinomial(Score(LeaveOneOut())),
-    "MultinomialDropped()": MultinomialDropped(),
-}
 for name, resampling in choices.items():
     mean, error = mean_and_error(lambda key, r=resampling: ten_years(r).value_and_grad(key, AT, num_samples=8)[1])
     print(f"{name:<30}{mean:7.3f} +- {error:.3f}, sd of one gradient {error * NUM_GRADIENTS**0.5:.2f}")
