@@ -57,7 +57,7 @@ EDITS: list[Edit] = [
          "test_reach.py -k 'group and clipped'"),
         ("of two indices the first counts", ", list(d.start_index_map).index(a))", ", 0)",
          "test_reach.py -k 'columns and looked'"),
-        ("an index may be drawn", "if not integers or _jax.bodies(eqn) or has_site(eqn) or not is_pure(eqn):",
+        ("an index may be drawn", "if not integers or _jax.bodies(eqn) or not is_pure(eqn):",
          "if not integers or _jax.bodies(eqn):", "test_reach.py -k 'drawn and number'"),
     ),
     *_in(

@@ -16,7 +16,6 @@ import numpy as np
 from vipl import _jax
 from vipl._jax import Atom, Eqn, Jaxpr, Literal, Var
 from vipl._types import Array
-from vipl.ir.batching import has_site
 from vipl.ir.dataflow import backward, evaluate, maker, plain
 from vipl.ir.purity import is_pure
 
@@ -72,7 +71,7 @@ def known_values(jaxpr: Jaxpr) -> dict[Var, Known]:
     made_by = maker(eqns)
     for eqn in eqns:
         integers = all(jnp.issubdtype(v.aval.dtype, jnp.integer) or v.aval.dtype == bool for v in eqn.outvars)
-        if not integers or _jax.bodies(eqn) or has_site(eqn) or not is_pure(eqn):
+        if not integers or _jax.bodies(eqn) or not is_pure(eqn):
             continue
         operands = [v if isinstance(v, Literal) else known.get(v) for v in eqn.invars]
         if None in operands:

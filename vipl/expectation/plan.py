@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,10 +22,9 @@ from vipl.errors import EstimatorError, ProgramError
 from vipl.estimators._enumerate import MAX_POINTS
 from vipl.estimators._reparam import Reparam
 from vipl.estimators._score import Score
-from vipl.expectation.vector_sites import Address, Axes, separate_sites
+from vipl.expectation.vector_sites import Axes, Vectors, separate_sites
 from vipl.gen import Draw, Points
 from vipl.gen._density import is_factor
-from vipl.gen._each import Separated
 from vipl.gen._points import points_of
 from vipl.interpret.noise import SiteProgram
 from vipl.ir import fence
@@ -160,29 +159,31 @@ class Runs(NamedTuple):
 def make_plan(staged: Staged) -> Plan:
     """Finds the sites of a program, and asks their estimators what they will do."""
     check_marks(staged.jaxpr)
-    program, separated = separate_sites(staged.jaxpr, _with_estimator, {})
+    program, vectors = separate_sites(staged.jaxpr, _with_estimator, {})
     plan = _plan(staged._replace(jaxpr=program))
-    if fewer := _axes_that_help(plan, separated):
+    if fewer := _axes_that_help(plan, vectors):
         program, _ = separate_sites(staged.jaxpr, _with_estimator, fewer)
         plan = _plan(staged._replace(jaxpr=program))
     _check_enumeration(plan)
     return plan
 
 
-def _axes_that_help(plan: Plan, separated: Mapping[Address, Separated]) -> Axes:
+def _axes_that_help(plan: Plan, vectors: Vectors) -> Axes:
     """Of vector sites that were taken apart, those with axes along which nothing is told apart: how many to keep.
 
     A whole vector is less to compute than its elements where these count together.
     """
-    fewer: dict[Address, int] = {}
-    for p in plan.found:
-        if (vector := separated.get(p.site.address)) is None:
-            continue
-        ndim = len(vector.shape)
-        helps = _told_apart(plan, p)[-ndim:]
-        number = (*helps, False).index(False) if vector.joint else max([i + 1 for i, x in enumerate(helps) if x] or [0])
-        if number < ndim:
-            fewer[p.site.address] = max(number, fewer.get(p.site.address, 0))
+    fewer = {}
+    for (address, whole_shape), vector in vectors.items():
+        ndim, numbers = len(vector.shape), [0]
+        for p in plan.found:  # one address may stand in several branches
+            if p.site.address != address or (*p.loop_shape[-ndim:], *p.site.shape) != whole_shape:
+                continue
+            helps = _told_apart(plan, p)[-ndim:]
+            last = max([i + 1 for i, x in enumerate(helps) if x] or [0])
+            numbers.append((*helps, False).index(False) if vector.joint else last)
+        if max(numbers) < ndim:
+            fewer[address, whole_shape] = max(numbers)
     return fewer
 
 

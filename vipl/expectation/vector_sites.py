@@ -18,24 +18,27 @@ from vipl.ir.primitives import Site, lanes_p, sample_p
 
 Address = tuple[str, ...]
 
-Axes = Mapping[Address, int]
-"""Address -> how many axes of the elements of a site are lanes."""
+Vectors = Mapping[tuple[Address, tuple[int, ...]], Separated]
+"""Address and shape of the values of a site -> the site, taken apart along all of its axes."""
+
+Axes = Mapping[tuple[Address, tuple[int, ...]], int]
+"""Address and shape of the values of a site -> how many axes of its elements are lanes."""
 
 
 def separate_sites(
     jaxpr: Jaxpr, with_estimator: Callable[[Site, tuple[ShapedArray, ...]], Site], axes: Axes
-) -> tuple[Jaxpr, dict[Address, Separated]]:
+) -> tuple[Jaxpr, Vectors]:
     """The same program with vector sites in lanes.
 
     Args:
       jaxpr: the program.
       with_estimator: (site, abstract values of its operands) -> the site with its estimator.
-      axes: sites that are taken apart along some of their axes only.
+      axes: sites that are taken apart along some of their axes only, where their estimators serve that, too.
 
     Returns:
       The program, and the sites that were taken apart.
     """
-    separated_sites: dict[Address, Separated] = {}
+    vectors: dict[tuple[Address, tuple[int, ...]], Separated] = {}
 
     found: dict[int, tuple[Site, Separated | None]] = {}  # by the identity of an equation
 
@@ -47,7 +50,15 @@ def separate_sites(
     def look(eqn: Eqn) -> tuple[Site, Separated | None]:
         avals = tuple(v.aval for v in eqn.invars)
         site = with_estimator(eqn.params["site"], avals)
-        return site, None if site.estimator is None else separated(site, avals, axes.get(site.address))
+        return site, None if site.estimator is None else taken_apart(site, avals)
+
+    def taken_apart(site: Site, avals: tuple[ShapedArray, ...]) -> Separated | None:
+        fully, number = separated(site, avals), axes.get((site.address, site.shape))
+        if fully is None or number is None:
+            return fully
+        if number == 0:
+            return None if fully.whole_is_served else fully
+        return separated(site, avals, number) or fully
 
     def in_sight(eqn: Eqn) -> bool:
         if eqn.primitive is sample_p:
@@ -69,7 +80,7 @@ def separate_sites(
             if eqn.primitive is sample_p:
                 site, apart = find(eqn)
                 assert apart is not None
-                separated_sites[site.address] = apart
+                vectors[site.address, site.shape] = apart
                 return apart.bind(site, values)
             if eqn.primitive is _jax.remat_p:
                 (body,) = _bodies(eqn)
@@ -79,7 +90,7 @@ def separate_sites(
                 return composite_p.bind(*values, composite=replace(composite, draw=inside(composite.draw)))
             return eqn.primitive.bind(*values, **_jax.map_bodies(eqn, inside))
 
-    return inside(jaxpr), separated_sites
+    return inside(jaxpr), vectors
 
 
 def _bodies(eqn: Eqn) -> Sequence[Jaxpr]:

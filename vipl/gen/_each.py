@@ -43,6 +43,7 @@ class Separated(NamedTuple):
       shape: that of the elements, B.
       spread: jaxpr, the operands of the whole -> those of the elements.
       along: which of these have the axes of B in front; the others are the same for all elements.
+      whole_is_served: whether the estimator serves the whole, too.
       joint: whether the whole has fewer alternatives than its elements together have, since they change together.
     """
 
@@ -50,6 +51,7 @@ class Separated(NamedTuple):
     shape: tuple[int, ...]
     spread: ClosedJaxpr
     along: tuple[bool, ...]
+    whole_is_served: bool
     joint: bool
 
     def bind(self, whole: Site, operands: Sequence[Array]) -> list[Array]:
@@ -118,9 +120,12 @@ def _separated(whole: Site, avals: tuple[ShapedArray, ...], axes: int | None, mo
     count = math.prod(shape)
     if not shape or count < 2 or not _has_weights(points):
         return None
-    own_runs = count * _num_alternatives(points)
-    joint = own_runs > 0 and own_runs > _num_alternatives(points_of(whole, avals).shape)
-    return Separated(site, shape, spread, along, joint)
+    try:
+        of_whole = points_of(whole, avals).shape
+    except Exception:  # an estimator of scalars, say
+        of_whole = None
+    joint = of_whole is not None and count * _num_alternatives(points) > _num_alternatives(of_whole)
+    return Separated(site, shape, spread, along, of_whole is not None, joint)
 
 
 def _element(

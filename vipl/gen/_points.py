@@ -19,7 +19,7 @@ from vipl.ir.primitives import Site
 
 
 def points_program(config: tuple[Skeleton, Skeleton, int, bool, bool]) -> Callable[..., Draw | Points]:
-    """The site program of an estimator: `(key, *operands) -> Draw or Support`.
+    """The site program of an estimator: `(key, *operands) -> Draw | Points`.
 
     The point of a draw becomes the log densities of its parts, f[batch], where the site `weighs`; otherwise None.
     """

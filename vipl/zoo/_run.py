@@ -28,9 +28,6 @@ def run(chosen: Sequence[str], out: Path) -> int:
     Returns:
       0, or 1 where a number is not within its tolerance.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
     from matplotlib.figure import Figure
 
     out.mkdir(parents=True, exist_ok=True)
