@@ -298,6 +298,8 @@ def test_at_the_posterior_the_landing_sticks(name, below):
     if name == "Kalman":  # the draws are reparametrized
         assert jnp.max(jnp.abs(stuck)) < 1e-10
         assert jnp.std(gradients(objectives.elbo)) > 0.05
+    elif name == "ForwardBackward":  # the normalizer, which no draw reaches, is told apart from the steps, which cancel
+        assert jnp.max(jnp.abs(stuck)) < 1e-10
     else:  # a score times log w - log q, which is a constant
         assert jnp.abs(jnp.mean(stuck)) < 5 * jnp.std(stuck) / 50**0.5
 

@@ -13,6 +13,7 @@ import vipl
 from vipl import sample
 from vipl.analysis.dependence import find_dependence
 from vipl.analysis.index import Indexed, values_of
+from vipl.analysis.window import Window
 from vipl.ir.sites import list_sites
 from vipl.ir.stage import stage_program
 
@@ -45,8 +46,23 @@ FUNCTIONS = {
     "all pairs": (lambda x: x[:, None] * x[None, :], None),
     "reversed": (lambda x: x[::-1], None),
     "with its reverse": (lambda x: x + x[::-1], None),
-    "shifted": (lambda x: jnp.roll(x, 1, 0), None),
-    "cumulative": (lambda x: jnp.cumsum(x, 0), None),
+    "rolled": (lambda x: jnp.roll(x, 1, 0), Window(0, -1, 3)),
+    "shifted": (lambda x: jnp.concatenate([x[:1] * 0.0, x[:-1]]), Window(0, -1, 0)),
+    "the one before": (lambda x: jnp.pad(x, ((1, 0), (0, 0)))[:-1], Window(0, -1, -1)),
+    "the one after": (lambda x: jnp.pad(x[1:], ((0, 1), (0, 0))), Window(0, 1, 1)),
+    "the first ones": (lambda x: x[:2], Window(0, 0, 0)),
+    "with the one before": (lambda x: x[1:] * x[:-1], Window(0, 0, 1)),
+    "differences twice": (lambda x: jnp.diff(x, 2, 0), Window(0, 0, 2)),
+    "every other": (lambda x: x[::2], None),
+    "padded between": (lambda x: lax.pad(x, 0.0, ((0, 0, 1), (0, 0, 0))), None),
+    "cumulative": (lambda x: jnp.cumsum(x, 0), Window(0, None, 0)),
+    "cumulative from the end": (lambda x: lax.cumsum(x, 0, reverse=True), Window(0, 0, None)),
+    "cumulative maximum of those before": (lambda x: lax.cummax(x, 0)[:-1], Window(0, None, 0)),
+    "cumulative both ways": (lambda x: jnp.cumsum(lax.cumsum(x, 0, reverse=True), 0), None),
+    "cumulative, with the events in front": (lambda x: jnp.cumprod(x.T, 1), Window(1, None, 0)),
+    "cumulative, then mapped": (lambda x: jax.vmap(lambda r: jnp.sin(r) + r[0])(jnp.cumsum(x, 0)), Window(0, None, 0)),
+    "cumulative of groups": (lambda x: jnp.cumsum(x[GROUP], 0), None),
+    "groups of a cumulative": (lambda x: jnp.cumsum(x, 0)[GROUP], None),
     "cumulative events": (lambda x: jnp.cumsum(x, 1), 0),
     "sorted events": (lambda x: jnp.sort(x, 1), 0),
     "sorted": (lambda x: jnp.sort(x, 0), None),
@@ -62,9 +78,9 @@ FUNCTIONS = {
     "events looked up": (lambda x: x.T[jnp.array([1, 0])], 1),
     "free axis of the right": (lambda x: jnp.einsum("ai,ni->an", jnp.ones((3, 2)), x), 1),
     "slice of events": (lambda x: x[:, :1], 0),
-    "slice of lanes": (lambda x: x[1:], None),
+    "slice of lanes": (lambda x: x[1:], Window(0, 1, 1)),
     "joined along events": (lambda x: jnp.concatenate([x, 2 * x], 1), 0),
-    "joined along lanes": (lambda x: jnp.concatenate([x, x], 0), None),
+    "joined along lanes": (lambda x: jnp.concatenate([x, x], 0), Window(0, -4, 0)),
     "stacked in front": (lambda x: jnp.stack([x, 2 * x]), 1),
     "stacked behind": (lambda x: jnp.stack([x, 2 * x], -1), 0),
     "unpacked events": (lambda x: sum(jnp.unstack(x, axis=1)), 0),
@@ -103,7 +119,52 @@ FUNCTIONS = {
     "updated events": (lambda x: lax.dynamic_update_slice(x, x[:, 1:], (0, 0)), 0),
     "vmap": (lambda x: jax.vmap(lambda row: row.sum() * row)(x), 0),
     "scan over events": (lambda x: lax.scan(lambda c, col: (c + col, c * col), jnp.zeros(N), x.T), (0, 1)),
-    "scan over lanes": (lambda x: lax.scan(lambda c, row: (c + row, 2 * row), jnp.zeros(2), x), (None, None)),
+    "scan over lanes": (lambda x: lax.scan(lambda c, row: (c + row, 2 * row), jnp.zeros(2), x), (None, 0)),
+    "scan that adds up": (
+        lambda x: lax.scan(lambda c, row: (c + row, c * row), jnp.zeros(2), x),
+        (None, Window(0, None, 0)),
+    ),
+    "scan of those before": (
+        lambda x: lax.scan(lambda c, row: (c + row, 2 * c), jnp.zeros(2), x),
+        (None, Window(0, None, -1)),
+    ),
+    "scan from the end": (
+        lambda x: lax.scan(lambda c, row: (c + row, c * row), jnp.zeros(2), x, reverse=True),
+        (None, Window(0, 0, None)),
+    ),
+    "scan of the one before": (
+        lambda x: lax.scan(lambda c, row: (row, c * row), jnp.zeros(2), x),
+        (None, Window(0, -1, 0)),
+    ),
+    "scan of the two before": (
+        lambda x: lax.scan(lambda c, row: ((row, c[0]), c[1]), (jnp.zeros(2), jnp.zeros(2)), x)[1],
+        Window(0, -2, -2),
+    ),
+    "scan from the end of what is before": (
+        lambda x: lax.scan(lambda c, row: (c + row, c), jnp.zeros(2), jnp.cumsum(x, 0), reverse=True)[1],
+        None,
+    ),
+    "scan of what comes after": (
+        lambda x: lax.scan(lambda c, row: (row, c * row), jnp.zeros(2), lax.cumsum(x, 0, reverse=True))[1],
+        Window(0, -1, None),
+    ),
+    "scan of shifted ones": (
+        lambda x: lax.scan(lambda c, row: (c + row, c + row), jnp.zeros(2), x[1:])[1],
+        Window(0, None, 1),
+    ),
+    "scan with another inside": (
+        lambda x: lax.scan(lambda c, row: (c, lax.scan(lambda d, e: (d + e, d * e), 0.0, row)[1]), 0.0, x)[1],
+        0,
+    ),
+    "scan by steps of the counter": (lambda x: lax.scan(lambda i, _: (i + 1, x[i]), 0, None, N)[1], None),
+    "scan of a mapped scan": (
+        lambda x: jax.vmap(lambda r: lax.scan(lambda c, e: (c + e, c + e), 0.0, r)[1], in_axes=1)(x),
+        Window(1, None, 0),
+    ),
+    "scan of what draws": (
+        lambda x: lax.scan(lambda c, row: (sample("c", dist.Normal(c + row.sum(), 1.0)), c), 0.0, x)[1],
+        Window(0, None, -1),
+    ),
     "scan that mixes": (lambda x: lax.scan(lambda c, _: (c[::-1], c), x, None, 2), (None, None)),
     "scan that mixes later": (
         lambda x: lax.scan(lambda c, _: ((c[1], c[0].sum() + c[1]), c[1]), (x, jnp.zeros_like(x)), None, 3)[1],
@@ -149,6 +210,10 @@ def test_a_value_in_one_lane_changes_nothing_outside_its_axis(name):
             changed = np.asarray(old != new)
             if isinstance(claim, Rows):
                 assert not np.delete(changed, [i for i, own in enumerate(claim.lanes) if own == lane], claim.axis).any()
+            elif isinstance(claim, Window):
+                ends = -np.inf if claim.first is None else claim.first, np.inf if claim.last is None else claim.last
+                near = [i for i in range(changed.shape[claim.axis]) if i + ends[0] <= lane <= i + ends[1]]
+                assert not np.delete(changed, near, claim.axis).any()
             elif claim is not None:
                 assert not np.delete(changed, lane, claim).any()
 

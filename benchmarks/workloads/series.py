@@ -57,18 +57,19 @@ def _by_hand(key, params, y, held):
     _, x = lax.scan(step, 0.0, (params["slope"], params["shift"], scale, eps))
     x = lax.stop_gradient(x) if held else x
     before = jnp.concatenate([jnp.zeros(1), x[:-1]])
-    log_q = jnp.sum(log_normal(x, params["slope"] * before + params["shift"], scale))
-    log_p = jnp.sum(log_normal(x, params["a"] * before, 1.0)) + jnp.sum(log_normal(y, x, 0.5))
-    return (log_p - log_q) / y.shape[0], log_q
+    log_q = log_normal(x, params["slope"] * before + params["shift"], scale)
+    return (log_normal(x, params["a"] * before, 1.0) + log_normal(y, x, 0.5) - log_q) / y.shape[0], log_q
 
 
 def reparam_by_hand(key, params, y):
-    return _by_hand(key, params, y, held=False)[0]
+    return jnp.sum(_by_hand(key, params, y, held=False)[0])
 
 
 def score_by_hand(key, params, y):
-    f, log_q = _by_hand(key, params, y, held=True)
-    return f * jnp.exp(log_q - lax.stop_gradient(log_q))
+    """Each step's score multiplies the reward to go."""
+    terms, log_q = _by_hand(key, params, y, held=True)
+    before = jnp.cumsum(log_q)
+    return jnp.sum(terms * jnp.exp(before - lax.stop_gradient(before)))
 
 
 def numpyro_elbo(key, params, y):

@@ -25,11 +25,11 @@ import jax.numpy as jnp
 from vipl import _jax
 from vipl._jax import Atom, ClosedJaxpr, Eqn, Jaxpr, Literal, Var
 from vipl._types import Array
-from vipl.analysis.dependence import Dependence, Dependences, Mark, holds_drawn_values, join, moved
-from vipl.analysis.index import axis_of
+from vipl.analysis.dependence import Axis, Dependence, Dependences, Mark, axis_of, holds_drawn_values, join, moved
 from vipl.analysis.stop_conflicts import Conflicts
 from vipl.analysis.stop_gradients import any_meant
 from vipl.analysis.sums import floats_stacked, summed_after
+from vipl.analysis.window import Window
 from vipl.ir import devices
 from vipl.ir.dataflow import backward, evaluate, plain, read, read_arrays
 from vipl.ir.primitives import Path
@@ -47,7 +47,7 @@ class Cost(NamedTuple):
     """One summand of the objective.
 
     Attributes:
-      sizes: its shape: the lanes that are kept apart.
+      sizes: its shape: the passes of loops that are kept apart.
       reach: the sites that reach it, and for each loop around a site the axis along which the loop runs, or None.
       leaves: variables of the program, and which of their axes are kept.
       held: the sites among them that reach it under a `stop_gradient` alone.
@@ -221,12 +221,17 @@ def _leaves(
 
 
 def _tells_more(leaf: Dependence, out: Dependence, by_site: bool) -> bool:
-    """Whether a site does not reach a leaf, or reaches it lane by lane, and reaches what is made of it otherwise."""
+    """Whether a site does not reach a leaf, or less of it reaches each element than of what is made of it."""
     return _mixes(leaf, out) or any(
         (by_site and path not in leaf)
-        or any(a is not None and b is None for a, b in zip(leaf.get(path, axes), axes, strict=True))
+        or any(_tells(a) > _tells(b) for a, b in zip(leaf.get(path, axes), axes, strict=True))
         for path, axes in out.items()
     )
+
+
+def _tells(a: Axis | None) -> int:
+    """How much an axis tells apart: each pass, more of them the fewer bounds a window has, or all."""
+    return 0 if a is None else 2 - (a.first, a.last).count(None) if isinstance(a, Window) else 3
 
 
 def _linear_operands(eqn: Eqn, env: Mapping[Var, Dependence], picking: bool) -> list[Var] | None:
@@ -250,8 +255,11 @@ def _linear_operands(eqn: Eqn, env: Mapping[Var, Dependence], picking: bool) -> 
 # --- sums that loops and branches hide ------------------------------------------------------------------------
 
 
-def expose_sums(jaxpr: ClosedJaxpr) -> ClosedJaxpr:
-    """The same program; where drawn values are held, no loop, branch or checkpoint hides sums of its linear end."""
+def expose_sums(jaxpr: ClosedJaxpr, numbers: bool) -> ClosedJaxpr:
+    """The same program; where drawn values are held, no loop, branch or checkpoint hides sums of its linear end.
+
+    With `numbers`, no scan hides the steps of a number that it adds up.
+    """
     if any_meant(jaxpr) and holds_drawn_values(jaxpr, {p.path: len(p.loops) for p in list_sites(jaxpr)}):
         return floats_stacked(summed_after(jaxpr))
-    return jaxpr
+    return summed_after(jaxpr, numbers_alone=True) if numbers else jaxpr

@@ -2,15 +2,17 @@
 
 `find_dependence` says for every value of a program, for each of the sites that are asked for and for each loop around
 that site, along which axis of the value the loop runs. Under axis a, element i depends on pass i of the loop alone;
-under an indexed one (`vipl.analysis.index`) on pass index[i]. None: any element may depend on any pass. A site that is
-not named does not reach the value at all.
+under an indexed one (`vipl.analysis.index`) on pass index[i]; under a window (`vipl.analysis.window`) on passes near i,
+up to i, or from i on. None: any element may depend on any pass. A site that is not named does not reach the value.
 
 Where the user holds values by `stop_gradient`, it is also said of each site whether it reaches a value under one, or
 not, or both (`Mark`).
 
-Invariant (tests/test_reach.py): another value of a site in lane j changes no element i != j along the axis.
+Loops are the lanes of a `vmap` and the steps of a `scan`. In a step, what the carry brings is of the steps before.
 
-It holds for every program: a primitive without a rule here loses the axes, and the steps of a `scan` have none.
+Invariant (tests/test_reach.py): another value of a site in pass j changes no element i that does not depend on j.
+
+It holds for every program: a primitive without a rule here loses the axes.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ from typing import Any, NamedTuple
 
 from vipl import _jax
 from vipl._jax import Eqn, Jaxpr, Primitive, Var
-from vipl.analysis.index import Indexed, Known, axis_of, known_values, lanes_axis, rows_axis
+from vipl.analysis.index import Indexed, Known, known_values, lanes_axis, rows_axis
 from vipl.analysis.stop_gradients import any_meant, is_meant, line_of, meant_inside
+from vipl.analysis.window import Window, joined, window_of, without_growth
 from vipl.ir.batching import jaxprs_inside
 from vipl.ir.composite import composite_p
 from vipl.ir.dataflow import Visit, evaluate, walk
@@ -39,12 +42,14 @@ class Mark(NamedTuple):
     held: bool
 
 
-Loops = tuple[int | Indexed | None, ...]
+Axis = int | Indexed | Window
+
+Loops = tuple[Axis | None, ...]
 
 Dependence = dict[Any, Loops]
 """Site -> for each loop around it, outermost first, the axis of a value along which the loop runs, or None.
 
-Inside a lane its own loop has no axis: it is written as -1 - depth, the outermost lane being -1. In a program with
+Inside a loop its passes have no axis: they are written as -1 - depth, the outermost loop being -1. In a program with
 `stop_gradient`s that are meant, a reach also has the marks of its sites, with no axes.
 """
 
@@ -95,7 +100,7 @@ class Followed(NamedTuple):
       marks: whether `stop_gradient`s are looked at.
       known: what no site reaches, at the top level (`known_values`).
       path: the position of the program or equation.
-      loops: the loops around it: the axes of the lanes, None for the steps of a `scan`.
+      loops: the loops around it, as their axes are written inside.
     """
 
     wanted: Mapping[Path, int]
@@ -110,7 +115,7 @@ class Followed(NamedTuple):
         """At an equation or branch of where this stands."""
         return self._replace(path=(*self.path, number))
 
-    def inside(self, loop: int | None) -> Followed:
+    def inside(self, loop: int) -> Followed:
         """In a loop."""
         return self._replace(loops=(*self.loops, loop))
 
@@ -133,24 +138,37 @@ def _passes_unseen(part: Jaxpr | Eqn) -> bool:
     return any(not isinstance(e, SampleEffect) and type(e).__name__ not in _HARMLESS for e in part.effects)
 
 
+def axis_of(a: Axis) -> int:
+    """The axis itself."""
+    return a if isinstance(a, int) else a.axis
+
+
 def join(*parts: Dependence) -> Dependence:
     """The reach of a value that is computed from several, elementwise."""
     first, *others = [p for p in parts if p] or [{}]
     others = [p for p in others if p is not first]
     if not others:
         return first
-    joined = dict(first)
+    out = dict(first)
     for part in others:
         for path, axes in part.items():
-            old = joined.setdefault(path, axes)
+            old = out.setdefault(path, axes)
             if old != axes:
-                joined[path] = tuple(a if a == b else None for a, b in zip(old, axes, strict=True))
-    return joined
+                out[path] = tuple(map(_joined, old, axes))
+    return out
+
+
+def _joined(one: Axis | None, other: Axis | None) -> Axis | None:
+    if one == other:
+        return one
+    if one is None or other is None or isinstance(one, Indexed) or isinstance(other, Indexed):
+        return None
+    return joined(one, other) if axis_of(one) == axis_of(other) else None
 
 
 def moved(
     reach: Dependence,
-    to: Callable[[int], int | Indexed | None],
+    to: Callable[[int], Axis | None],
     of_rows: Callable[[Indexed], int | None] = lambda _: None,
 ) -> Dependence:
     """The reach after a change of axes; two loops along one axis are not told apart.
@@ -170,15 +188,15 @@ def moved(
     return out
 
 
-def _moved(
-    a: int | Indexed | None, to: Callable[[int], int | Indexed | None], of_rows: Callable[[Indexed], int | None]
-) -> int | Indexed | None:
+def _moved(a: Axis | None, to: Callable[[int], Axis | None], of_rows: Callable[[Indexed], int | None]) -> Axis | None:
     """What becomes of an axis; an indexed one is an axis of a whole value, and tells no lanes apart."""
-    if not isinstance(a, Indexed):
+    if a is None or isinstance(a, int):
         return None if a is None else to(a)
-    if (lanes := of_rows(a)) is not None:
+    if isinstance(a, Indexed) and (lanes := of_rows(a)) is not None:
         return lanes
     new = to(a.axis)
+    if isinstance(a, Window):
+        return new.after(a) if isinstance(new, Window) else a._replace(axis=new) if isinstance(new, int) else None
     return a._replace(axis=new) if isinstance(new, int) and new >= 0 else None
 
 
@@ -202,8 +220,8 @@ def _of_constant(_: object) -> Dependence:
 
 
 def _depth(loops: Loops) -> int:
-    """The mark of the next lane inwards."""
-    return -1 - sum(a is not None for a in loops)
+    """How the axis of the next loop inwards is written inside."""
+    return -1 - len(loops)
 
 
 def _site(eqn: Eqn, operands: list[Dependence], followed: Followed) -> list[Dependence]:
@@ -236,14 +254,30 @@ def _lanes(eqn: Eqn, operands: list[Dependence], followed: Followed) -> list[Dep
 
 def _scan(eqn: Eqn, operands: list[Dependence], followed: Followed) -> list[Dependence]:
     scan = _jax.scan_parts(eqn.params)
+    mark, back = _depth(followed.loops), 1 if scan.options["reverse"] else -1
     consts, carry, xs = scan.operands(operands)
-    xs = [moved(r, lambda a: a if a < 0 else a - 1 if a else None) for r in xs]
+    xs = [moved(r, lambda a: a if a < 0 else a - 1 if a else mark) for r in xs]
     while True:
-        outs = _run(scan.jaxpr, [*consts, *carry, *xs], followed.inside(None))
-        after = [join(old, new) for old, new in zip(carry, outs[: scan.num_carry], strict=True)]
+        outs = _run(scan.jaxpr, [*consts, *carry, *xs], followed.inside(mark))
+        in_next = [moved(r, lambda a: Window(a, back, back) if a == mark else a) for r in outs[: scan.num_carry]]
+        after = [_settled(old, join(old, new), mark) for old, new in zip(carry, in_next, strict=True)]
         if after == carry:
-            return [*carry, *(moved(r, lambda a: a if a < 0 else a + 1) for r in outs[scan.num_carry :])]
+            break
         carry = after
+    last = [moved(r, lambda a: None if a == mark else a) for r in carry]
+    return [*last, *(moved(r, lambda a: 0 if a == mark else a if a < 0 else a + 1) for r in outs[scan.num_carry :])]
+
+
+def _settled(old: Dependence, new: Dependence, mark: int) -> Dependence:
+    """What is known of a carry, without the bounds of windows that grow with each step."""
+    return {
+        p: tuple(_without_growth(*pair, mark) for pair in zip(old.get(p, n), n, strict=True)) for p, n in new.items()
+    }
+
+
+def _without_growth(old: Axis | None, new: Axis | None, mark: int) -> Axis | None:
+    windows = isinstance(old, Window) and isinstance(new, Window) and new.axis == mark
+    return without_growth(old, new) if windows else new  # type: ignore[arg-type]
 
 
 def _cond(eqn: Eqn, operands: list[Dependence], followed: Followed) -> list[Dependence]:
@@ -323,11 +357,11 @@ def _after_axes_move(eqn: Eqn, operands: list[Dependence], followed: Followed) -
 
     known = followed.known if len(followed.path) == 1 else {}
 
-    def to(k: int, a: int) -> int | Indexed | None:
+    def to(k: int, a: int) -> Axis | None:
         if a < 0:
             return None if across else a
         kept = None if axes is None else axes(eqn, k, a)
-        return rows_axis(eqn, k, a, known) if kept is None else kept
+        return int(kept) if kept is not None else window_of(eqn, k, a) or rows_axis(eqn, k, a, known)
 
     def of_rows(k: int, a: Indexed) -> int | None:
         return lanes_axis(eqn, k, a, known)

@@ -34,11 +34,6 @@ class Indexed(NamedTuple):
     column: int = 0
 
 
-def axis_of(a: int | Indexed) -> int:
-    """The axis itself."""
-    return a.axis if isinstance(a, Indexed) else a
-
-
 class Known(NamedTuple):
     """A variable that no site reaches.
 

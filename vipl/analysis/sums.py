@@ -5,15 +5,16 @@
 
 Integers that are stacked and then made floats, as draws of a loop that is written out are, are made floats first.
 
-So the terms can be told apart, where some of them hold a value by `stop_gradient` and others do not. Invariant: the
-same values, up to the order in which they are added.
+So the terms can be told apart, where some of them hold a value by `stop_gradient` and others do not. Of numbers that a
+scan adds up in its carry (`numbers_alone`), so can the steps. Invariant: the same values, up to the order in which they
+are added.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +24,10 @@ from vipl import _jax
 from vipl._jax import Atom, ClosedJaxpr, Eqn, Jaxpr, Literal, Params, ScanParts, Var
 from vipl._types import Array
 from vipl.ir.dataflow import evaluate, maker, plain, read, walk
-from vipl.ir.primitives import lanes_p
+from vipl.ir.primitives import lanes_p, sample_p
 from vipl.ir.traits import traits_of
+
+J = TypeVar("J", bound=Jaxpr)
 
 Terms = list[tuple[int, Atom]]
 """The terms of a sum: pairs of a sign and a variable."""
@@ -33,12 +36,12 @@ Signed = list[tuple[int, Array]]
 """The same with values."""
 
 
-def summed_after(jaxpr: Jaxpr) -> Jaxpr:
-    """The same program without such sums."""
-    if not _any(jaxpr):
+def summed_after(jaxpr: J, numbers_alone: bool = False) -> J | ClosedJaxpr:
+    """The same program without such sums; or without those of numbers in the carry of a scan alone."""
+    if not _any(jaxpr, numbers_alone):
         return jaxpr
     avals = [v.aval for v in _jax.parts(jaxpr).invars]
-    return jax.make_jaxpr(lambda *args: walk(jaxpr, args, _visit))(*avals)
+    return jax.make_jaxpr(lambda *args: walk(jaxpr, args, functools.partial(_visit, numbers_alone)))(*avals)
 
 
 _STACKS = ("stack", "concatenate", "broadcast_in_dim", "reshape", "squeeze")
@@ -68,8 +71,8 @@ def floats_stacked(jaxpr: Jaxpr) -> ClosedJaxpr:
     return jax.make_jaxpr(lambda: walk(jaxpr, [], visit))()
 
 
-def _any(jaxpr: Jaxpr) -> bool:
-    return any(_in_sight(eqn) for eqn in _jax.parts(jaxpr).eqns)
+def _any(jaxpr: Jaxpr, numbers_alone: bool) -> bool:
+    return any(_in_sight(eqn, numbers_alone) for eqn in _jax.parts(jaxpr).eqns)
 
 
 def _inside(eqn: Eqn) -> Sequence[Jaxpr]:
@@ -80,32 +83,31 @@ def _inside(eqn: Eqn) -> Sequence[Jaxpr]:
     return (eqn.params["jaxpr"],) if known else ()
 
 
-def _in_sight(eqn: Eqn) -> bool:
+def _in_sight(eqn: Eqn, numbers_alone: bool) -> bool:
     inside = _inside(eqn)
-    if any(map(_any, inside)):
+    if any(_any(jaxpr, numbers_alone) for jaxpr in inside):
         return True
-    if not inside:
-        return False
     num_carry = 0
     if eqn.primitive is _jax.scan_p:
         num_carry = _jax.scan_parts(eqn.params).num_carry
-        if _sums(eqn.params):
+        if _sums(eqn.params, numbers_alone):
             return True
-    return any(len(t) > 1 for jaxpr in inside for t in _outputs(jaxpr)[num_carry:])
+    return any(len(t) > 1 for jaxpr in inside for t in _outputs(jaxpr, numbers_alone)[num_carry:])
 
 
-def _visit(i: int, eqn: Eqn, values: list[Array]) -> Sequence[Array]:
-    if not _in_sight(eqn):
+def _visit(numbers_alone: bool, i: int, eqn: Eqn, values: list[Array]) -> Sequence[Array]:
+    if not _in_sight(eqn, numbers_alone):
         return plain(i, eqn, values)
+    inside = [summed_after(jaxpr, numbers_alone) for jaxpr in _inside(eqn)]
     with _jax.eqn_context(eqn):
         if eqn.primitive is _jax.scan_p:
-            return _scan(eqn.params | {"jaxpr": summed_after(eqn.params["jaxpr"])}, values)
-        return _branches(eqn, [summed_after(jaxpr) for jaxpr in _inside(eqn)], values)
+            return _scan(eqn.params | {"jaxpr": inside[0]}, values, numbers_alone)
+        return _branches(eqn, inside, values, numbers_alone)
 
 
-def _branches(eqn: Eqn, branches: Sequence[Jaxpr], values: list[Array]) -> list[Array]:
+def _branches(eqn: Eqn, branches: Sequence[Jaxpr], values: list[Array], numbers_alone: bool) -> list[Array]:
     """Of a `cond`, of lanes or of a checkpoint."""
-    terms = [_outputs(b) for b in branches]
+    terms = [_outputs(b, numbers_alone) for b in branches]
     longest = [max(map(len, each)) for each in zip(*terms, strict=True)]
     avals = [v.aval for v in _jax.parts(branches[0]).outvars]
 
@@ -135,22 +137,24 @@ def _values(jaxpr: Jaxpr, operands: Sequence[Array], outs: Sequence[Terms]) -> l
 
 
 class Sum(NamedTuple):
-    """A carry to which terms are added in each step, and that nothing else reads.
+    """A carry to which terms are added in each step, and that nothing else reads but records (`vipl.deterministic`).
 
     Attributes:
       terms: pairs of a sign and a variable of the body.
-      eqns: the numbers of the equations that add to the carry.
+      eqns: the numbers of the equations that add to the carry, where it is not recorded.
+      recorded: whether it is.
     """
 
     terms: Terms
     eqns: frozenset[int]
+    recorded: bool
 
 
-def _scan(params: Params, values: list[Array]) -> list[Array]:
-    scan, sums = _jax.scan_parts(params), _sums(params)
-    kept = [k for k in range(scan.num_carry) if k not in sums]
+def _scan(params: Params, values: list[Array], numbers_alone: bool) -> list[Array]:
+    scan, sums = _jax.scan_parts(params), _sums(params, numbers_alone)
+    kept = [k for k in range(scan.num_carry) if k not in sums or sums[k].recorded]
     consts, init, xs = scan.operands(values)
-    stacked = _outputs(scan.jaxpr)[scan.num_carry :]
+    stacked = _outputs(scan.jaxpr, numbers_alone)[scan.num_carry :]
     body = _body_without(scan, sums, kept, consts, [*(s.terms for s in sums.values()), *stacked])
     carry, steps = jax.lax.scan(body, [init[k] for k in kept], xs, **scan.options)
     after = dict(zip(kept, carry, strict=True))
@@ -191,13 +195,14 @@ def _added(terms: Signed) -> Array:
     return total
 
 
-def _sums(params: Params) -> dict[int, Sum]:
-    """The carries of a scan that are sums, by number."""
+def _sums(params: Params, numbers_alone: bool) -> dict[int, Sum]:
+    """The carries of a scan that are sums, by number. Arrays would be stacked for all steps: numbers can be alone."""
     scan = _jax.scan_parts(params)
     _, _, invars, _, outvars = _jax.parts(scan.jaxpr)
     follower = _Follower.of(scan.jaxpr)
     _, carry, _ = scan.operands(list(invars))
-    ends = {k: follower.follow(v, outvars[k]) for k, v in enumerate(carry) if _is_float(outvars[k])}
+    floats = {k: v for k, v in enumerate(carry) if _is_float(outvars[k]) and not (numbers_alone and v.aval.shape)}
+    ends = {k: follower.follow(v, outvars[k]) for k, v in floats.items()}
     return {k: found for k, found in ends.items() if found is not None}
 
 
@@ -207,30 +212,41 @@ class _Follower(NamedTuple):
     Attributes:
       eqns: the program's.
       outvars: its outputs.
-      readers: variable -> the numbers of the equations that read it.
+      readers: variable -> the numbers of the equations that read it, but for sites whose values nothing reads.
+      recorded: the variables that such sites read, as records do.
       made_by: variable -> the equation that makes it, if any.
     """
 
     eqns: Sequence[Eqn]
     outvars: Sequence[Atom]
     readers: dict[Var, list[int]]
+    recorded: set[Var]
     made_by: Callable[[Atom], Eqn | None]
 
     @classmethod
     def of(cls, jaxpr: Jaxpr) -> _Follower:
         """Looks at a program."""
         _, _, _, eqns, outvars = _jax.parts(jaxpr)
+        everything = [v for e in eqns for v in e.invars] + list(outvars)
+        needed = {v for v in everything if not isinstance(v, Literal)}
         readers: dict[Var, list[int]] = {}
+        recorded: set[Var] = set()
         for i, e in enumerate(eqns):
+            is_record = e.primitive is sample_p and needed.isdisjoint(e.outvars)
             for v in e.invars:
-                if not isinstance(v, Literal):
+                if isinstance(v, Literal):
+                    continue
+                if is_record:
+                    recorded.add(v)
+                else:
                     readers.setdefault(v, []).append(i)
-        return cls(eqns, outvars, readers, maker(eqns))
+        return cls(eqns, outvars, readers, recorded, maker(eqns))
 
     def follow(self, v: Var, end: Atom) -> Sum | None:
         """What is added to a variable on its way to `end`; None where nothing is, or something else reads it."""
         terms: Terms = []
         used: set[int] = set()
+        recorded = v in self.recorded
         while v is not end:
             step = self._step(v)
             if step is None:
@@ -238,8 +254,9 @@ class _Follower(NamedTuple):
             number, more, v = step
             used.add(number)
             terms += more
+            recorded = recorded or v in self.recorded
         alone = v not in self.readers and sum(v is out for out in self.outvars) == 1
-        return Sum(terms, frozenset(used)) if terms and alone else None
+        return Sum(terms, frozenset() if recorded else frozenset(used), recorded) if terms and alone else None
 
     def _step(self, v: Var) -> tuple[int, Terms, Var] | None:
         """The only equation that reads a variable, what it adds to it, and its result; None where it does not add."""
@@ -257,9 +274,11 @@ class _Follower(NamedTuple):
         return number, _terms(sign, other, self.made_by), e.outvars[0]
 
 
-def _outputs(jaxpr: Jaxpr) -> list[Terms]:
-    """What a program returns, each as a sum."""
+def _outputs(jaxpr: Jaxpr, whole: bool) -> list[Terms]:
+    """What a program returns, each as a sum, or whole."""
     _, _, _, eqns, outvars = _jax.parts(jaxpr)
+    if whole:
+        return [[(1, v)] for v in outvars]
     made_by = maker(eqns)
     return [_terms(1, v, made_by) if _is_float(v) else [(1, v)] for v in outvars]
 

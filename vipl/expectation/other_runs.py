@@ -147,7 +147,7 @@ def _run_weights(plan: Plan, info: SiteInfo, weights: Array, cost: Cost, pick: A
     x = jnp.transpose(weights, [*together, len(apart), *lanes])
     x = x.reshape(math.prod(plan.run_shape(info)), *(info.loop_shape[i] for i in lanes))
     axes = [cost.reach[info.path][i] for i in lanes]
-    x = jax.vmap(lambda row: along(plan, row, tuple(axes), len(cost.sizes)))(x)
+    x = jax.vmap(lambda row: along(plan, row, tuple(axes), cost.sizes))(x)
     number = plan.runs.first[info.path] - plan.runs.num_full
     if number < 0 or pick is None:
         return x

@@ -201,7 +201,7 @@ def _told_apart(plan: Plan, info: SiteInfo) -> Sequence[bool]:
 
 def _plan(staged: Staged) -> Plan:
     before = origins(staged.jaxpr)
-    staged = staged._replace(jaxpr=prepare(staged.jaxpr))
+    staged = staged._replace(jaxpr=prepare(staged.jaxpr, any(_may_weigh(origin.info) for origin in before)))
     found = [p._replace(site=_with_estimator(p.site, p.avals)) for p in list_sites(staged.jaxpr)]
     came_from = {p.path: origin for p, origin in zip(found, before, strict=True)}
     check_digests([origin.info for origin in before])
@@ -297,6 +297,11 @@ def _find_joint_end(plan: Plan) -> JointEnd | None:
     return find_joint_end(plan.staged.jaxpr, plan.reached.values, plan.reached.sites, outs, lanes)
 
 
+def _may_weigh(info: SiteInfo) -> bool:
+    site = _with_estimator(info.site, info.avals)
+    return not is_factor(site) and site.estimator.combine(info.avals[site.num_distribution :]).has_weights  # type: ignore[union-attr]
+
+
 def _weighs(points: Draw | Points) -> bool:
     return isinstance(points, Points) or any(x is not None for x in points._replace(fixed=None, point=None)[1:])
 
@@ -311,7 +316,7 @@ def _apart(info: SiteInfo, costs: Costs, points: Draw | Points, has_control: boo
     if has_control and isinstance(points, Points):
         return (False,) * len(info.loops)
     every = [cost.reach[info.path] for cost in (*costs.costs, *costs.aux) if info.path in cost.reach]
-    return tuple(all(axes[i] is not None for axes in every) for i in range(len(info.loops)))
+    return tuple(all(isinstance(axes[i], (int, Indexed)) for axes in every) for i in range(len(info.loops)))
 
 
 def _with_estimator(site: Site, avals: tuple[ShapedArray, ...]) -> Site:

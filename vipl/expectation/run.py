@@ -14,9 +14,10 @@ from vipl import _jax
 from vipl._jax import Jaxpr
 from vipl._types import Array, Float, Int, PyTree
 from vipl.analysis.decomposition import Cost
-from vipl.analysis.dependence import Loops
-from vipl.analysis.index import Indexed, axis_of
+from vipl.analysis.dependence import Loops, axis_of
+from vipl.analysis.index import Indexed
 from vipl.analysis.stop_conflicts import conflict_error
+from vipl.analysis.window import Window, summed_over
 from vipl.distributions._draws import total
 from vipl.errors import EstimatorError
 from vipl.expectation.plan import Plan
@@ -111,7 +112,7 @@ def collect_costs(plan: Plan, out: Outcome, digits: dict[Path, Array]) -> Run:
     outvars = _jax.parts(plan.staged.jaxpr).outvars
     costs = plan.costs.evaluate(out.value)
     weights = [
-        probability(plan, out.emits, digits, cost, value.ndim)
+        probability(plan, out.emits, digits, cost, value.shape)
         for cost, value in zip(plan.costs.costs, costs, strict=True)
     ]
     return Run(costs, weights, read_arrays(out.value, outvars), out.totals, out.emits)
@@ -191,7 +192,7 @@ def values_axis(path: Path) -> str:
 
 
 def probability(
-    plan: Plan, emits: dict[Path, Emitted], digits: dict[Path, Array], cost: Cost, ndim: int
+    plan: Plan, emits: dict[Path, Emitted], digits: dict[Path, Array], cost: Cost, shape: tuple[int, ...]
 ) -> Array | None:
     """W_e of a cost: the product of the probabilities of the values that reach it; None: no site has any.
 
@@ -207,8 +208,8 @@ def probability(
             continue
         axes = tuple(a if apart else None for a, apart in zip(cost.reach[path], plan.apart[path], strict=True))
         wrong = ~(emits[path].visited | (digit == 0))
-        once.append(along(plan, wrong.astype(jnp.int32), axes, ndim) == 0)
-        logs.append(along(plan, law_in(plan, cost, path, emits[path].log_support), axes, ndim))
+        once.append(along(plan, wrong.astype(jnp.int32), axes, shape) == 0)
+        logs.append(along(plan, law_in(plan, cost, path, emits[path].log_support), axes, shape))
     log_probability = functools.reduce(jnp.add, logs) if logs else jnp.zeros(())
     return jnp.where(functools.reduce(jnp.logical_and, once), jnp.exp(log_probability), 0.0)
 
@@ -233,15 +234,17 @@ def weighted(weight: Array | None, x: Array) -> Array:
     return jnp.where(weight != 0, weight * jnp.where(weight != 0, x, 0), 0)
 
 
-def along(plan: Plan, x: Array, axes: Loops, ndim: int) -> Array:
-    """The sum of f[*loops] over the loops that have no axis, the others as the axes of an array of `ndim` axes."""
+def along(plan: Plan, x: Array, axes: Loops, shape: tuple[int, ...]) -> Array:
+    """The sum of f[*loops] over the passes that reach each element of an array of a shape, broadcasting to it."""
     for i, a in enumerate(axes):
         if isinstance(a, Indexed):
             x = jnp.take(x, plan.indices[a.index][:, a.column], axis=i, mode="clip")
+        elif isinstance(a, Window):
+            x = summed_over(x, i, a, shape[a.axis])
     x = jnp.sum(x, axis=tuple(i for i, a in enumerate(axes) if a is None))
     kept = [axis_of(a) for a in axes if a is not None]
     x = jnp.transpose(x, [kept.index(a) for a in sorted(kept)])
-    return jnp.expand_dims(x, tuple(a for a in range(ndim) if a not in kept))
+    return jnp.expand_dims(x, tuple(a for a in range(len(shape)) if a not in kept))
 
 
 def over_lanes(info: SiteInfo, x: Array, apart: Sequence[bool], first: int) -> Array:

@@ -220,7 +220,7 @@ def _looked_up(x: Shaped[Array, "values ..."], number: Int[Array, "*lanes"], axe
     return jnp.moveaxis(x.reshape(*lanes, *rest), list(front), list(axes))
 
 
-def _total(plan: Plan, name: str, emits: dict[Path, Emitted], costs: Sequence[Cost], ndim: int) -> Array | None:
+def _total(plan: Plan, name: str, emits: dict[Path, Emitted], costs: Sequence[Cost]) -> Array | None:
     """The sum over the sites whose law counts in a cost, broadcasting to it; None where no site has it.
 
     Of several costs f[costs, *sizes]; none of them sees a value both ways, so that what counts in one counts in all.
@@ -228,7 +228,7 @@ def _total(plan: Plan, name: str, emits: dict[Path, Emitted], costs: Sequence[Co
     numbers = {path: getattr(emitted, name) for path, emitted in emits.items()}
     counted = [_counted(cost, numbers) for cost in costs]
     own = {site: cost for cost, sites in zip(costs, counted, strict=True) for site in sites}
-    parts = [along(plan, law_in(plan, cost, p, numbers[p]), axes, ndim) for (p, axes), cost in own.items()]
+    parts = [along(plan, law_in(plan, cost, p, numbers[p]), axes, cost.sizes) for (p, axes), cost in own.items()]
     if not parts:
         return None
     return (
@@ -264,16 +264,16 @@ def _weighed(plan: Plan, run: Run, digits: dict[Path, Array]) -> Sample:
         costs, values = [plan.costs.costs[k] for k in numbers], [run.costs[k] for k in numbers]
         value = jnp.stack(values) if len(numbers) > 1 else values[0]
         weight = run.weights[numbers[0]]  # of several: None, for no site is enumerated
-        score = _total(plan, "log_weight", run.emits, costs, values[0].ndim)
+        score = _total(plan, "log_weight", run.emits, costs)
         parts.append(weighted(weight, value if score is None else value * box(score).astype(dtype)))
         if plan.shares:
-            control = _total(plan, "shared_control", run.emits, costs, values[0].ndim)
+            control = _total(plan, "shared_control", run.emits, costs)
             control = jnp.zeros(value.shape, dtype) if control is None else control.astype(dtype)
             controls.append(jnp.broadcast_to(weighted(weight, control), value.shape))
             held.append(lax.stop_gradient(weighted(weight, value)))
     if "control" in run.totals:
         everywhere = Cost((), {p.path: (None,) * len(p.loops) for p in plan.enumerated})
-        weight = probability(plan, run.emits, digits, everywhere, 0)
+        weight = probability(plan, run.emits, digits, everywhere, ())
         parts.append(weighted(weight, run.totals["control"].astype(dtype)))
     surrogate = functools.reduce(jnp.add, [jnp.sum(x) if x.ndim else x for x in parts])
     outs = run.outs
@@ -294,4 +294,4 @@ def _averaged(plan: Plan, x: ArrayLike, seen: Cost, emits: dict[Path, Emitted], 
             expected="float arrays, which are averaged over the enumerated values",
             fix="convert it to float, or leave it out",
         )
-    return weighted(probability(plan, emits, digits, seen, x.ndim), x)
+    return weighted(probability(plan, emits, digits, seen, x.shape), x)

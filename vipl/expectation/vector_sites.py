@@ -50,15 +50,7 @@ def separate_sites(
     def look(eqn: Eqn) -> tuple[Site, Separated | None]:
         avals = tuple(v.aval for v in eqn.invars)
         site = with_estimator(eqn.params["site"], avals)
-        return site, None if site.estimator is None else taken_apart(site, avals)
-
-    def taken_apart(site: Site, avals: tuple[ShapedArray, ...]) -> Separated | None:
-        fully, number = separated(site, avals), axes.get((site.address, site.shape))
-        if fully is None or number is None:
-            return fully
-        if number == 0:
-            return None if fully.whole_is_served else fully
-        return separated(site, avals, number) or fully
+        return site, None if site.estimator is None else _taken_apart(site, avals, axes)
 
     def in_sight(eqn: Eqn) -> bool:
         if eqn.primitive is sample_p:
@@ -99,3 +91,13 @@ def _bodies(eqn: Eqn) -> Sequence[Jaxpr]:
         return (eqn.params["composite"].draw,)
     known = (_jax.scan_p, _jax.cond_p, _jax.remat_p, _jax.jit_p, lanes_p)
     return _jax.bodies(eqn) if eqn.primitive in known else ()
+
+
+def _taken_apart(site: Site, avals: tuple[ShapedArray, ...], axes: Axes) -> Separated | None:
+    """A site taken apart along the axes that are wanted, or along all where its estimator does not serve that."""
+    fully, number = separated(site, avals), axes.get((site.address, site.shape))
+    if fully is None or number is None:
+        return fully
+    if number == 0:
+        return None if fully.whole_is_served else fully
+    return separated(site, avals, number) or fully

@@ -233,7 +233,7 @@ _row("reshape", _CHEAP._replace(axes=_reshape, linear=_in_first, makes_keys=True
 _row("squeeze", _CHEAP._replace(axes=_dropped("dimensions"), linear=_in_first, makes_keys=True))
 _row("transpose", _CHEAP._replace(axes=_transpose, linear=_in_first))
 _row("concatenate", _CHEAP._replace(axes=_mixed("dimension"), linear=_in_all))
-_row("stack", _CHEAP._replace(axes=_stack, linear=_in_all, leaves_out=True))
+_row("stack", _CHEAP._replace(axes=_stack, linear=_in_all))
 _row("split", _CHEAP._replace(axes=_mixed("axis")))
 _row("pad", _CHEAP._replace(axes=_pad, linear=_in_all, leaves_out=True))
 _row("rev", _CHEAP._replace(axes=_mixed("dimensions"), linear=_in_first, leaves_out=True))
