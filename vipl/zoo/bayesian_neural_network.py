@@ -1,12 +1,12 @@
 """Bayesian neural networks by natural gradients in the manner of IVON.
 
-    w ~ Normal(0, I),   y_n | w ~ Normal(f_w(x_n), σ),   q(w) = Normal(m, diag(s^2)),   P = 1 / s^2 the precision.
+    w ~ Normal(0, I),   y_n | w ~ Normal(f_w(x_n), σ),   q(w) = Normal(m, diag(s²)),   P = 1 / s² the precision.
 
 With g_m and g the gradients of the loss -E_q[log p(w, y) - log q(w)] in m and in log s, the diagonal of the Hessian of
 -log p(w, y) has the mean P (1 + g) under q (Bonnet and Price). IVON follows it with a rate ρ, corrected so that P stays
-positive, and divides the averaged gradient, here ḡ <- 0.9 ḡ + 0.1 g_m, by it:
+positive, and divides the averaged gradient, here ḡ ← 0.9 ḡ + 0.1 g_m, by it:
 
-    P <- P (1 + ρ g + (ρ g)^2 / 2),   m <- m - ρ ḡ / P.
+    P ← P (1 + ρ g + (ρ g)² / 2),   m ← m - ρ ḡ / P.
 
 First f_w(x) = w_2 tanh(w_1 x) learns from 9 points, σ = 0.3. The references are bound, m and s where the loss is least;
 its expectation is summed by Gauss-Hermite quadrature with 40 x 40 points, and minimized by Adam from the same start, in

@@ -8,7 +8,7 @@ The data say little and neighbours agree, so that paths that stay at 0 and paths
     hierarchical   Σ_k q(k) Π_t q(z_t | k),   k one of 2: an auxiliary choice, summed out of the density of the guide,
     structured     q(z_1) Π_t q(z_t | z_{t-1}), which contains the exact posterior.
 
-References: all 2^8 paths are enumerated in plain JAX. log p(y) = log Σ_z p(z, y), which is the best bound of the
+References: all 256 paths are enumerated in plain JAX. log p(y) = log Σ_z p(z, y), which is the best bound of the
 structured guide; its marginals are those of the posterior. The best bounds of the other two are maxima of
 Σ_z q(z) (log p(z, y) - log q(z)), found from the same starts, -9.712912 and -9.049043: the largest to which 40 random
 starts lead, too. Other local maxima are lower; a product that stays at 0, say, has -9.772302.

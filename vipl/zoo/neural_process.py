@@ -6,11 +6,11 @@
 with h and (μ, σ) networks. The loss E[-log q(y | x, context)] over tasks and over their other five points is least
 where q is the exact predictive distribution of Bayesian linear regression: with Φ of rows (1, x_i) and φ = (1, x),
 
-    Λ = I + 4 Φ'Φ,   p(y | x, context) = Normal(φ' Λ^-1 4 Φ'y, √(1/4 + φ' Λ^-1 φ)).
+    Λ = I + 4 ΦᵀΦ,   p(y | x, context) = Normal(φᵀ Λ^-1 4 Φᵀy, √(1/4 + φᵀ Λ^-1 φ)).
 
 References, by this formula: the loss of the exact predictor on the same 4000 fresh tasks, so that the noise is shared,
 and its mean and deviation at two x for one context. The best predictor that does not see the context,
-Normal(0, √(5/4 + x^2)), has a loss of 1.84 nats.
+Normal(0, √(5/4 + x²)), has a loss of 1.84 nats.
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ def run(progress: bool = True) -> Outcome:
     q, p = learned(context, x), exact(context, x)
     numbers = [Number("loss per target", float(loss), float(best), 0.03)]
     for i in (40, 70):
-        numbers.append(Number(f"predictive mean at {x[i]:.1f}", float(q.mean[i]), float(p.mean[i]), 0.1))
-        numbers.append(Number(f"predictive sd at {x[i]:.1f}", float(q.scale[i]), float(p.scale[i]), 0.05))
+        numbers.append(Number(f"at x = {x[i]:.1f}: predictive mean", float(q.mean[i]), float(p.mean[i]), 0.1))
+        numbers.append(Number(f"at x = {x[i]:.1f}: predictive sd", float(q.scale[i]), float(p.scale[i]), 0.05))
 
     def draw(figure):
         axes = figure.subplots()

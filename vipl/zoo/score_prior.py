@@ -1,17 +1,17 @@
 """Variational inference with a pre-trained score as the prior, where everything is Gaussian.
 
-    x ~ Normal(m, C) in R^3,   y | x ~ Normal(A x, 0.2^2 I) in R^2,   where the prior of x is known by draws alone.
+    x ~ Normal(m, C) in R³,   y | x ~ Normal(A x, 0.2² I) in R²,   where the prior of x is known by draws alone.
 
-Pre-training: s(x) = W x + b minimizes E|s(x + τ e) + e / τ|^2 with e ~ Normal(0, I), τ = 0.3 (denoising
-score matching). The best s is the score of the smoothed prior Normal(m, S), S = C + τ^2 I: W = -S^-1 and b = S^-1 m.
+Pre-training: s(x) = W x + b minimizes E|s(x + τ e) + e / τ|² with e ~ Normal(0, I), τ = 0.3 (denoising
+score matching). The best s is the score of the smoothed prior Normal(m, S), S = C + τ² I: W = -S^-1 and b = S^-1 m.
 Its loss is
 
-    E|e|^2 / τ^2 - E|s|^2 = 3 / τ^2 - tr S^-1 = 28.503,   as E[s'e] / τ = tr W = -E|s|^2 by Stein's identity.
+    E|e|² / τ² - E|s|² = 3 / τ² - tr S^-1 = 28.503,   as E[sᵀe] / τ = tr W = -E|s|² by Stein's identity.
 
-Inference: q = Normal(μ, L L') follows the reparametrized gradient of E[log p(y | x) + log p(x) - log q(x)], in which
+Inference: q = Normal(μ, L Lᵀ) follows the reparametrized gradient of E[log p(y | x) + log p(x) - log q(x)], in which
 s(x) stands for the gradient of log p(x), which has no density. With the exact s the best q is the posterior under the
-prior Normal(m, S): its precision is S^-1 + A'A / 0.04, and its mean solves (S^-1 + A'A / 0.04) μ = S^-1 m + A'y / 0.04.
-Without the score the precision A'A / 0.04 is singular, and q widens without end. All references are computed below.
+prior Normal(m, S): its precision is S^-1 + AᵀA / 0.04, and its mean solves (S^-1 + AᵀA / 0.04) μ = S^-1 m + Aᵀy / 0.04.
+Without the score the precision AᵀA / 0.04 is singular, and q widens without end. All references are computed below.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def denoising(net):
 
 @vipl.expectation
 def bound(phi, net):
-    """E[log p(y | x) + s(x)'x - log q(x)] with s(x) held: the gradient is that of the bound, the value is not."""
+    """E[log p(y | x) + s(x)ᵀx - log q(x)] with s(x) held: the gradient is that of the bound, the value is not."""
 
     def one():
         q = guide(phi).simulate()

@@ -1,8 +1,8 @@
 """Semi-implicit variational inference, on a banana and on a ring.
 
-    banana:  a ~ Normal(0, 1),   b | a ~ Normal(a^2, 1/2);
+    banana:  a ~ Normal(0, 1),   b | a ~ Normal(a², 1/2);
     ring:    (a, b) = 2 (cos t, sin t) + 0.3 ε,   t ~ Uniform(0, 2π),   ε ~ Normal(0, I),
-    q(z) = E[Normal(z; m(e), diag(s^2))],   e ~ Normal(0, I),   z = (a, b),   m a network.
+    q(z) = E[Normal(z; m(e), diag(s²))],   e ~ Normal(0, I),   z = (a, b),   m a network.
 
 q has draws, but no density: that of a draw z is estimated with the e_1 of which z was made, and with e_2, ..., e_K from
 r(e | z), a Gaussian whose mean and deviation are a second network of z. Both networks are learned together. The bound
@@ -12,12 +12,12 @@ r(e | z), a Gaussian whose mean and deviation are a second network of z. Both ne
 is a lower bound for any K and r, and grows with K. Both targets are normalized, so that no bound is above 0, and only
 q = p has 0. The density of the ring is the integral over t, with |z| the distance from the origin:
 
-    p(z) = exp(-(|z|^2 + 4) / (2 · 0.3^2)) I_0(2 |z| / 0.3^2) / (2π 0.3^2).
+    p(z) = exp(-(|z|² + 4) / (2 · 0.3²)) I_0(2 |z| / 0.3²) / (2π 0.3²).
 
-The references are the bound 0, on the banana E b = E a^2 = 1 and E(b - a^2)^2 = 1/4, and on the ring E a = E b = 0 and
-E|z|^2 = 4 + 2 · 0.3^2. The gaps are those of K = 16, of s > 0, which blurs the banana, and of the tails, which q
+The references are the bound 0, on the banana E b = E a² = 1 and E(b - a²)² = 1/4, and on the ring E a = E b = 0 and
+E|z|² = 4 + 2 · 0.3². The gaps are those of K = 16, of s > 0, which blurs the banana, and of the tails, which q
 reaches last: E b stays below 1. The tolerances are for what 3000 steps leave. A diagonal Gaussian, which q is without
-its network, misses them: the best one on the banana has the bound -0.560659, E b = 0.22 and E(b - a^2)^2 = 0.35, as
+its network, misses them: the best one on the banana has the bound -0.560659, E b = 0.22 and E(b - a²)² = 0.35, as
 Gaussian moments of log p give.
 """
 
@@ -110,9 +110,9 @@ def run(progress: bool = True) -> Outcome:
     numbers = [
         Number("banana: bound", bounds["banana"], 0.0, 0.06),
         Number("banana: mean of b", float(b.mean()), 1.0, 0.2),
-        Number("banana: mean of (b - a^2)^2", float(jnp.mean((b - a**2) ** 2)), 0.25, 0.03),
+        Number("banana: mean of (b - a²)²", float(jnp.mean((b - a**2) ** 2)), 0.25, 0.03),
         Number("ring: bound", bounds["ring"], 0.0, 0.06),
-        Number("ring: mean of |z|^2", float(2 * jnp.mean(c**2)), 4.18, 0.1),
+        Number("ring: mean of |z|²", float(2 * jnp.mean(c**2)), 4.18, 0.1),
         Number("ring: mean of a", float(c[:, 0].mean()), 0.0, 0.12),
         Number("ring: mean of b", float(c[:, 1].mean()), 0.0, 0.12),
     ]
