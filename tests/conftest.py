@@ -14,6 +14,7 @@ import pytest  # noqa: E402
 
 jax.config.update("jax_enable_x64", True)
 
+from tests.helpers import halves  # noqa: E402
 from vipl.cache.programs import forget  # noqa: E402
 
 SEED = int(os.environ.get("VIPL_TEST_SEED", "20240620"))
@@ -23,6 +24,24 @@ SEED = int(os.environ.get("VIPL_TEST_SEED", "20240620"))
 def key(request):
     """One key for each test, moved by VIPL_TEST_SEED."""
     return jax.random.fold_in(jax.random.key(SEED), sum(map(ord, request.node.name)))
+
+
+def pytest_addoption(parser):
+    parser.addoption("--half", choices=halves.HALVES, help="of tests with cases, those of this half alone")
+
+
+def pytest_collection_modifyitems(config, items):
+    half = config.getoption("--half")
+    if half is None:
+        return
+
+    def is_kept(item):
+        """One case, or several that are marked for one JAX, stay together."""
+        marked = any(item.get_closest_marker(name) for name in halves.HALVES)
+        return marked or not hasattr(item, "callspec") or halves.is_in(half, item.nodeid)
+
+    config.hook.pytest_deselected(items=[item for item in items if not is_kept(item)])
+    items[:] = filter(is_kept, items)
 
 
 def pytest_report_header(config):

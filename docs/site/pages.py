@@ -191,9 +191,14 @@ def has_picture(name: str) -> bool:
 def stored_numbers() -> dict[str, list[list[str]]]:
     """Of each method, the rows that `python -m vipl zoo --all` printed when its output was last kept."""
     path = ROOT / "docs/images/zoo/numbers.txt"
+    return numbers_in(path.read_text() if path.exists() else "")
+
+
+def numbers_in(printed: str) -> dict[str, list[list[str]]]:
+    """The rows of each method: the name of a number, which may end in digits itself, and three values."""
     rows: dict[str, list[list[str]]] = {}
-    for line in path.read_text().splitlines() if path.exists() else []:
-        if match := re.match(r"  (\w+) +(.+?) +(-?[\d.]+|nan) +(-?[\d.]+) +([\d.e+-]+)\b", line):
+    for line in printed.splitlines():
+        if match := re.match(r"  (\w+) +(.+?) +(-?\d+\.\d{6}|nan) +(-?\d+\.\d{6}) +([\d.e+-]+)\b", line):
             name, *values = match.groups()
             rows.setdefault(name, []).append(values)
     return rows

@@ -56,7 +56,7 @@ EDITS: list[Edit] = [
     ),
     *_in(
         "vipl/analysis/window.py",
-        ("windows are joined to what they share", "zip((min, max), bounds", "zip((max, min), bounds",
+        ("windows are joined to what they share", "min(a[0], b[0])", "max(a[0], b[0])",
          "test_reach.py -k 'before or shifted'"),
         ("what is joined behind is shifted the other way", "Window(a, -before, -before)", "Window(a, before, before)",
          "test_reach.py -k 'rolled or shifted'"),

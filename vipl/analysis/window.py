@@ -45,9 +45,10 @@ def bounded(axis: int, first: int | None, last: int | None) -> Window | None:
 
 
 def joined(one: int | Window, other: int | Window) -> Window | None:
-    """The axis of what is computed elementwise from two values along the same axis."""
-    bounds = list(zip(_bounds(one), _bounds(other), strict=True))
-    first, last = (None if None in each else pick(each) for pick, each in zip((min, max), bounds, strict=True))  # type: ignore[type-var]
+    """The axis of what is computed elementwise from two values along the same axis: what holds both windows."""
+    a, b = _bounds(one), _bounds(other)
+    first = None if a[0] is None or b[0] is None else min(a[0], b[0])
+    last = None if a[1] is None or b[1] is None else max(a[1], b[1])
     return bounded(one.axis if isinstance(one, Window) else one, first, last)
 
 
