@@ -286,10 +286,12 @@ def test_an_array_that_is_added_up_in_the_carry_is_not_stacked():
     """A thousand numbers for each of a thousand steps would be held."""
 
     def program(phi):
-        def step(total, t):
-            return total + flip(phi, vipl.Score()) * jnp.ones(1000), None
+        def step(carry, _):
+            x, total = carry
+            x = jnp.cos(x) + flip(phi, vipl.Score())
+            return (x, total + x), None
 
-        return jnp.sum(lax.scan(step, jnp.zeros(1000), None, 1000)[0])
+        return jnp.sum(lax.scan(step, (jnp.zeros(1000), jnp.zeros(1000)), None, 1000)[0][1])
 
     objective = vipl.expectation(program)
     compiled = jax.jit(objective.estimate).lower(KEY, 0.1).compile()

@@ -63,6 +63,20 @@ def test_every_method_has_a_picture_and_its_numbers():
     assert zoo.names() == sorted(pages.stored_numbers())
 
 
+def test_rows_of_numbers_are_read_by_their_columns():
+    printed = "\n".join(
+        [
+            "  method   number           reached    reference tolerance seconds",
+            "  flows    ELBO, N = 4    -0.074990    -0.075470     0.002    11.4",
+            "  flows    mean 0          0.076900     0.076939     5e-05 ",
+            "  flows    a bound              nan    -1.000000       0.1  MISSED",
+            "\n3 methods; pictures in zoo-out/. 1 NUMBERS MISSED.",
+        ]
+    )
+    rows = [["ELBO, N = 4", "-0.074990", "-0.075470", "0.002"], ["mean 0", "0.076900", "0.076939", "5e-05"]]
+    assert pages.numbers_in(printed) == {"flows": [*rows, ["a bound", "nan", "-1.000000", "0.1"]]}
+
+
 def test_links_lead_to_pages_of_the_site():
     """As they stand in the source tree; in its pages by `make docs`."""
     wanted = TEXTS.keys() | pages.copies().keys()
