@@ -242,7 +242,7 @@ class OfVector(vipl.estimators.Estimator):
     def points(self, law, key):
         """The draw, with its score."""
         x = jax.lax.stop_gradient(law.sample(key))
-        log_probs = law.dist.base_dist.log_prob(x)  # type: ignore[attr-defined]
+        log_probs = getattr(law.dist, "base_dist", law.dist).log_prob(x)  # of an element, too, but that is not meant
         return vipl.estimators.Draw(x, log_weight=jnp.sum(self.weights * log_probs))
 
 
