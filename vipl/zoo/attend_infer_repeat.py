@@ -1,7 +1,7 @@
 """Attend, infer, repeat in one dimension: its gradients and its bound beside enumeration.
 
     for i = 1, 2:   pres_i ~ Bernoulli(½) while all before were 1,   where_i ~ Uniform{0, ..., 5} where pres_i = 1,
-    image ~ Normal(Σ_i pres_i object(where_i), 0.4) in eight pixels; an object is (0.7, 1, 0.5) from pixel `where_i` on;
+    image ~ Normal(Σ_i pres_i object(where_i), 0.4) in eight pixels; an object is (0.7, 1, 0.5) from pixel where_i on;
     q: pres_1, where_1, pres_2 | where_1, where_2 | where_1, a table for each of three images (0, 1 and 2 objects).
 
 References: an image has 1 + 6 + 36 explanations, whose densities are summed in NumPy below: log evidence, and the
