@@ -298,15 +298,16 @@ def test_an_array_that_is_added_up_in_the_carry_is_not_stacked():
     assert compiled.memory_analysis().temp_size_in_bytes < 100 * 1000 * 8
 
 
-@pytest.mark.parametrize("length", [3, 300])
-def test_the_program_does_not_grow_with_the_steps(length):
-    def program(phi):
-        def step(x, t):
-            x = sample("x", dist.Normal(0.8 * x + phi, 1.0), vipl.Score())
-            return x, (x - t) ** 2
+def test_the_program_does_not_grow_with_the_steps():
+    def equations(length):
+        def program(phi):
+            def step(x, t):
+                x = sample("x", dist.Normal(0.8 * x + phi, 1.0), vipl.Score())
+                return x, (x - t) ** 2
 
-        return jnp.sum(lax.scan(step, 0.0, jnp.linspace(0.0, 1.0, length))[1])
+            return jnp.sum(lax.scan(step, 0.0, jnp.linspace(0.0, 1.0, length))[1])
 
-    objective = vipl.expectation(program)
-    jaxpr = jax.make_jaxpr(jax.grad(objective.estimate, argnums=1))(KEY, 0.2)
-    assert len(jaxpr.jaxpr.eqns) < 150
+        gradient = jax.grad(vipl.expectation(program).estimate, argnums=1)
+        return len(jax.make_jaxpr(gradient)(KEY, 0.2).jaxpr.eqns)
+
+    assert equations(300) == equations(3)

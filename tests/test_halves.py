@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 from tests.helpers import halves
 
 CASES = [f"tests/test_x.py::test_y[{a}-{b}]" for a in ("score", "reparam", "enumerate") for b in range(400)]
@@ -18,6 +20,7 @@ def test_no_parameter_goes_with_one_half_alone():
         assert 0.4 < sum(mine) / len(mine) < 0.6
 
 
+@pytest.mark.oldest
 def test_the_halves_of_a_file_are_the_file():
     """Collected by pytest: cases are dealt out, and what is one case, or is marked, is in both."""
 

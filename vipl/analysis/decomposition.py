@@ -25,11 +25,11 @@ import jax.numpy as jnp
 from vipl import _jax
 from vipl._jax import Atom, ClosedJaxpr, Eqn, Jaxpr, Literal, Var
 from vipl._types import Array
-from vipl.analysis.dependence import Axis, Dependence, Dependences, Mark, axis_of, holds_drawn_values, join, moved
+from vipl.analysis.dependence import Dependence, Dependences, Mark, holds_drawn_values, join, moved
 from vipl.analysis.stop_conflicts import Conflicts
 from vipl.analysis.stop_gradients import any_meant
 from vipl.analysis.sums import floats_stacked, summed_after
-from vipl.analysis.window import Window
+from vipl.analysis.window import Axis, Window, axis_of
 from vipl.ir import devices
 from vipl.ir.dataflow import backward, evaluate, plain, read, read_arrays
 from vipl.ir.primitives import Path

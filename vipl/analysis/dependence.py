@@ -26,7 +26,7 @@ from vipl import _jax
 from vipl._jax import Eqn, Jaxpr, Primitive, Var
 from vipl.analysis.index import Indexed, Known, known_values, lanes_axis, rows_axis
 from vipl.analysis.stop_gradients import any_meant, is_meant, line_of, meant_inside
-from vipl.analysis.window import Window, joined, window_of, without_growth
+from vipl.analysis.window import Axis, Window, axis_of, joined, window_of, without_growth
 from vipl.ir.batching import jaxprs_inside
 from vipl.ir.composite import composite_p
 from vipl.ir.dataflow import Visit, evaluate, walk
@@ -41,8 +41,6 @@ class Mark(NamedTuple):
     path: Path
     held: bool
 
-
-Axis = int | Indexed | Window
 
 Loops = tuple[Axis | None, ...]
 
@@ -138,11 +136,6 @@ def _passes_unseen(part: Jaxpr | Eqn) -> bool:
     return any(not isinstance(e, SampleEffect) and type(e).__name__ not in _HARMLESS for e in part.effects)
 
 
-def axis_of(a: Axis) -> int:
-    """The axis itself."""
-    return a if isinstance(a, int) else a.axis
-
-
 def join(*parts: Dependence) -> Dependence:
     """The reach of a value that is computed from several, elementwise."""
     first, *others = [p for p in parts if p] or [{}]
@@ -154,16 +147,8 @@ def join(*parts: Dependence) -> Dependence:
         for path, axes in part.items():
             old = out.setdefault(path, axes)
             if old != axes:
-                out[path] = tuple(map(_joined, old, axes))
+                out[path] = tuple(map(joined, old, axes))
     return out
-
-
-def _joined(one: Axis | None, other: Axis | None) -> Axis | None:
-    if one == other:
-        return one
-    if one is None or other is None or isinstance(one, Indexed) or isinstance(other, Indexed):
-        return None
-    return joined(one, other) if axis_of(one) == axis_of(other) else None
 
 
 def moved(
@@ -271,13 +256,9 @@ def _scan(eqn: Eqn, operands: list[Dependence], followed: Followed) -> list[Depe
 def _settled(old: Dependence, new: Dependence, mark: int) -> Dependence:
     """What is known of a carry, without the bounds of windows that grow with each step."""
     return {
-        p: tuple(_without_growth(*pair, mark) for pair in zip(old.get(p, n), n, strict=True)) for p, n in new.items()
+        p: tuple(without_growth(a, b, mark) for a, b in zip(old.get(p, axes), axes, strict=True))
+        for p, axes in new.items()
     }
-
-
-def _without_growth(old: Axis | None, new: Axis | None, mark: int) -> Axis | None:
-    windows = isinstance(old, Window) and isinstance(new, Window) and new.axis == mark
-    return without_growth(old, new) if windows else new  # type: ignore[arg-type]
 
 
 def _cond(eqn: Eqn, operands: list[Dependence], followed: Followed) -> list[Dependence]:

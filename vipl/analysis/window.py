@@ -10,9 +10,11 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from vipl._jax import Eqn
 from vipl._types import Array
+from vipl.analysis.index import Indexed
 
 WIDE = 8
 """How many passes a window has at most that is bounded on both sides: beyond, its farther bound is given up."""
@@ -37,6 +39,14 @@ class Window(NamedTuple):
         return bounded(self.axis, _add(self.first, first), _add(self.last, last))
 
 
+Axis = int | Indexed | Window
+
+
+def axis_of(a: Axis) -> int:
+    """The axis itself."""
+    return a if isinstance(a, int) else a.axis
+
+
 def bounded(axis: int, first: int | None, last: int | None) -> Window | None:
     """A window; None where it has no bound."""
     if first is not None and last is not None and last - first >= WIDE:
@@ -44,18 +54,26 @@ def bounded(axis: int, first: int | None, last: int | None) -> Window | None:
     return None if first is None and last is None else Window(axis, first, last)
 
 
-def joined(one: int | Window, other: int | Window) -> Window | None:
-    """The axis of what is computed elementwise from two values along the same axis: what holds both windows."""
+def joined(one: Axis | None, other: Axis | None) -> Axis | None:
+    """The axis of what is computed elementwise from two values: of windows, what holds both."""
+    if one == other:
+        return one
+    if one is None or other is None or isinstance(one, Indexed) or isinstance(other, Indexed):
+        return None
+    if axis_of(one) != axis_of(other):
+        return None
     a, b = _bounds(one), _bounds(other)
     first = None if a[0] is None or b[0] is None else min(a[0], b[0])
     last = None if a[1] is None or b[1] is None else max(a[1], b[1])
-    return bounded(one.axis if isinstance(one, Window) else one, first, last)
+    return bounded(axis_of(one), first, last)
 
 
-def without_growth(old: Window, new: Window) -> Window | None:
-    """A window as it is when a loop is followed once more, without a bound that has moved."""
+def without_growth(old: Axis | None, new: Axis | None, axis: int) -> Axis | None:
+    """What is known of a carry when a loop is followed once more: a window along the loop, without a moved bound."""
+    if not (isinstance(old, Window) and isinstance(new, Window) and new.axis == axis):
+        return new
     first, last = (a if a == b else None for a, b in zip(_bounds(old), _bounds(new), strict=True))
-    return bounded(new.axis, first, last)
+    return bounded(axis, first, last)
 
 
 def window_of(eqn: Eqn, k: int, a: int) -> Window | None:
@@ -87,7 +105,7 @@ def summed_over(x: Array, axis: int, window: Window, size: int) -> Array:
     if last is not None:
         total = jnp.concatenate([none, jnp.cumsum(x, axis=0)])
         return jnp.moveaxis(total[_within(np.arange(size) + last + 1, n)], 0, axis)
-    total = jnp.concatenate([jnp.cumsum(x[::-1], axis=0)[::-1], none])
+    total = jnp.concatenate([lax.cumsum(x, reverse=True), none])
     return jnp.moveaxis(total[_within(np.arange(size) + (first or 0), n)], 0, axis)
 
 

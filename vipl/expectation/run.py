@@ -14,10 +14,10 @@ from vipl import _jax
 from vipl._jax import Jaxpr
 from vipl._types import Array, Float, Int, PyTree
 from vipl.analysis.decomposition import Cost
-from vipl.analysis.dependence import Loops, axis_of
+from vipl.analysis.dependence import Loops
 from vipl.analysis.index import Indexed
 from vipl.analysis.stop_conflicts import conflict_error
-from vipl.analysis.window import Window, summed_over
+from vipl.analysis.window import Window, axis_of, summed_over
 from vipl.distributions._draws import total
 from vipl.errors import EstimatorError
 from vipl.expectation.plan import Plan
