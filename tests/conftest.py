@@ -14,7 +14,7 @@ import pytest  # noqa: E402
 
 jax.config.update("jax_enable_x64", True)
 
-from tests.helpers import halves  # noqa: E402
+from tests.helpers import shares  # noqa: E402
 from vipl.cache.programs import forget  # noqa: E402
 
 SEED = int(os.environ.get("VIPL_TEST_SEED", "20240620"))
@@ -27,18 +27,17 @@ def key(request):
 
 
 def pytest_addoption(parser):
-    parser.addoption("--half", choices=halves.HALVES, help="of tests with cases, those of this half alone")
+    parser.addoption("--share", choices=shares.SHARES, help="the tests alone that the whole check runs on that JAX")
 
 
 def pytest_collection_modifyitems(config, items):
-    half = config.getoption("--half")
-    if half is None:
+    share = config.getoption("--share")
+    if share is None:
         return
 
     def is_kept(item):
-        """One case, or several that are marked for one JAX, stay together."""
-        marked = any(item.get_closest_marker(name) for name in halves.HALVES)
-        return marked or not hasattr(item, "callspec") or halves.is_in(half, item.nodeid)
+        marked = [name for name in shares.SHARES if item.get_closest_marker(name)]
+        return share in marked if marked else shares.is_in(share, item.nodeid)
 
     config.hook.pytest_deselected(items=[item for item in items if not is_kept(item)])
     items[:] = filter(is_kept, items)

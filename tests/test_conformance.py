@@ -38,7 +38,6 @@ def second_order(estimator, family):
     return not isinstance(estimator, Reparam) or family in ("normal", "gamma")
 
 
-@pytest.mark.newest
 @pytest.mark.parametrize("case", TABLE, ids=_id)
 def test_value_gradient_and_hessian_are_unbiased(case, key):
     structure, name, estimator = case

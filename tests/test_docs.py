@@ -48,7 +48,6 @@ def without_line(text):
     return re.sub(r"\(\S+:\d+\)", "(*)", text).strip()
 
 
-@pytest.mark.newest
 @pytest.mark.parametrize("page", [p for p, path in PAGES.items() if "```python" in path.read_text()])
 def test_code_blocks_run(page):
     """In order, in one namespace; what a block prints is the ```text block after it."""

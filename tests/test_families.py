@@ -122,7 +122,6 @@ def test_every_family_of_numpyro_is_in_the_table_or_left_out_for_a_reason():
     assert classes == named | set(LEFT_OUT)
 
 
-@pytest.mark.newest
 @pytest.mark.parametrize("name", FAMILIES)
 def test_log_densities_and_their_derivatives_are_exact_but_for_rounding(name):
     wrong = [

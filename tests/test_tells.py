@@ -511,7 +511,6 @@ def rounded():
     )
 
 
-@pytest.mark.newest
 @pytest.mark.parametrize("number", range(10))
 def test_log_densities_by_site_sum_to_the_log_density(number):
     program = told()[number]

@@ -69,7 +69,6 @@ def estimates(program, phi, num_samples=1):
     return value, grad, jax.jit(run).lower(phi).compile().cost_analysis()["flops"]  # type: ignore[index]
 
 
-@pytest.mark.newest
 @pytest.mark.parametrize(("family", "name"), CASES)
 def test_a_vector_site_is_the_site_of_one_element_in_lanes(family, name):
     """Same draws, same estimate, same derivative, same work."""

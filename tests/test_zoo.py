@@ -24,7 +24,6 @@ def single_precision():
     jax.clear_caches()
 
 
-@pytest.mark.newest
 @pytest.mark.parametrize("name", NAMES)
 def test_a_method_reaches_its_numbers(name, single_precision):
     from matplotlib.figure import Figure

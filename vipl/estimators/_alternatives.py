@@ -41,6 +41,8 @@ def one_at_a_time(x: Array, others: Others) -> Alternatives:
       values [n * size, *shape], weights of the same length.
     """
     n, size = others.values.shape[0], x.size
+    if size == 1:
+        return Alternatives(others.values, others.weights.reshape(n))
     here = jnp.eye(size, dtype=bool).reshape(size, *x.shape)
     values = jnp.where(here, others.values[:, None], x)
     return Alternatives(values.reshape(n * size, *x.shape), others.weights.reshape(n * size))
@@ -66,10 +68,15 @@ def all_values(x: Array, values: Array, log_probs: Array) -> Alternatives:
 def other_values(x: Array, values: Array, log_probs: Array) -> Others:
     """All other values of each element of a finite support; instead of an impossible one stands the draw."""
     n = values.shape[0]
-    log_probs = jnp.broadcast_to(
-        log_probs.reshape(n, *[1] * (x.ndim + 1 - log_probs.ndim), *log_probs.shape[1:]), (n, *x.shape)
-    )
-    here = jnp.argmax(x == values.reshape(n, *[1] * x.ndim), axis=0)
-    other = (here + jnp.arange(1, n).reshape(n - 1, *[1] * x.ndim)) % n  # i[n - 1, *shape]
-    log_p = jnp.take_along_axis(log_probs, other, axis=0)
-    return Others(jnp.where(is_impossible(log_p), x, values[other]), change(jnp.exp(log_p)))
+
+    def along(row: Array, ndim: int) -> Array:
+        """[n, ...] with axes of one between the first and its last `ndim`: as many as the draw has, and the first."""
+        return jnp.expand_dims(row, tuple(range(1, x.ndim + 1 - ndim)))
+
+    columns, number = along(values, 0), along(jnp.arange(n), 0)
+    log_probs = jnp.broadcast_to(along(log_probs, log_probs.ndim - 1), (n, *x.shape))
+    here = jnp.sum(jnp.where(x == columns, number, 0), axis=0)  # i[*shape]
+    is_before = number[:-1] < here  # of the others in order, number j is value j, or j + 1 from the draw's own on
+    log_p = jnp.where(is_before, log_probs[:-1], log_probs[1:])
+    other = jnp.where(is_before, columns[:-1], columns[1:])
+    return Others(jnp.where(is_impossible(log_p), x, other), change(jnp.exp(log_p)))

@@ -19,7 +19,7 @@ from vipl.errors import EstimatorError
 from vipl.expectation.plan import Plan
 from vipl.expectation.run import RUNS, Run, SiteInput, along, collect_costs, law_in, over_lanes, run_program
 from vipl.gen import Alternatives
-from vipl.ir.fence import fence_of
+from vipl.ir.fence import fence_of, fence_together
 from vipl.ir.guards import undifferentiable
 from vipl.ir.primitives import Path
 from vipl.ir.sites import SiteInfo
@@ -95,10 +95,14 @@ def _run_group(
     count = sum(math.prod(plan.run_shape(p)) for p in group.sites)
     # A site by itself takes its values in order, one in each run; of several each is told which runs are its own.
     alone = not group.is_pruned and count == others[group.sites[0].path].weights.shape[-1]
-    numbers = {p.path: None if alone else _run_numbers(plan, p) for p in group.sites}
+    first = {p.path: None if alone else _first_run(plan, p) for p in group.sites}
+    values = [_still(others[path].values) for path in first]
+    noise = next(iter(still.values())).noise
+    fence = fence_of(noise[0]) if plan.is_long and noise else None
+    values = fence_together(fence, values) if fence else values
     site_inputs = still | {
-        path: still[path]._replace(alternative=(_still(others[path].values), number))
-        for path, number in numbers.items()
+        path: still[path]._replace(alternative=(x, number))
+        for (path, number), x in zip(first.items(), values, strict=True)
     }
 
     def at(number):
@@ -109,8 +113,7 @@ def _run_group(
     else:
         runs = jnp.arange(count, dtype=jnp.int32) + (0 if alone else group.first)
     results = jax.vmap(at, axis_name=RUNS)(runs)
-    noise = next(iter(still.values())).noise
-    return [fence_of(noise[0])(x) for x in results] if plan.is_long and noise else results
+    return [fence(x) for x in results] if fence else results
 
 
 def _changes(
@@ -133,11 +136,11 @@ def _changes(
     return weight, difference
 
 
-def _run_numbers(plan: Plan, info: SiteInfo) -> Int[Array, "*loops alternatives"]:
-    """i[*loops, alternatives]: the run in which a site takes an alternative."""
-    shape = plan.run_shape(info)
-    numbers = plan.runs.first[info.path] + jnp.arange(math.prod(shape), dtype=jnp.int32).reshape(shape)
-    return over_lanes(info, numbers, plan.apart[info.path], first=0)
+def _first_run(plan: Plan, info: SiteInfo) -> Int[Array, "*loops"]:
+    """i[*loops]: the run in which a site takes the first of its alternatives; the others follow in order."""
+    *together, count = plan.run_shape(info)
+    first = plan.runs.first[info.path] + count * jnp.arange(math.prod(together), dtype=jnp.int32).reshape(together)
+    return over_lanes(info, first, plan.apart[info.path], first=0)
 
 
 def _run_weights(plan: Plan, info: SiteInfo, weights: Array, cost: Cost, pick: Array | None) -> Array:

@@ -56,7 +56,8 @@ class SiteInput(NamedTuple):
     Attributes:
       noise: of its program.
       digit: i[], which of its values it takes in this visit, if it is enumerated and visits differ.
-      alternative: its other values, if it has any and they are run, and in which runs; None: in each one of them.
+      alternative: its other values, if it has any and they are run, and the run that takes the first; None: run 0, and
+        there is no run besides theirs.
     """
 
     noise: list[Array]
@@ -141,12 +142,11 @@ def _interpreter(plan: Plan, common: dict[Path, Array], number: Array | None) ->
             return Outcome(weighed(site, operands, value, None), {}, {visit.path: emitted})
         value, log_probs = points.value, points.point
         if given.alternative is not None:
-            values, numbers = given.alternative
-            if numbers is None:
+            values, first = given.alternative
+            if first is None:
                 value = _row_p.bind(values, number, axis=RUNS)
             else:
-                here = numbers == number
-                value = jnp.where(jnp.any(here), values[jnp.argmax(here)], value)
+                value = _alternative(values, number - first, value)
             if log_probs is not None:
                 log_probs = log_probs_of(site, operands, value, (points.value, log_probs))
         if jax.tree.leaves(points.fixed):
@@ -165,6 +165,13 @@ def _interpreter(plan: Plan, common: dict[Path, Array], number: Array | None) ->
         return Outcome(value, {} if control is None else {"control": control}, {visit.path: emitted})
 
     return Interpreter(handle, None, "expectation")
+
+
+def _alternative(values: Array, number: Int[Array, ""], value: Array) -> Array:
+    """values[number], or the value drawn where there is no such number."""
+    count = values.shape[0]
+    other = values[0] if count == 1 else jnp.take(values, number, axis=0, mode="clip")
+    return jnp.where((number >= 0) & (number < count), other, value)
 
 
 def _fenced(plan: Plan, value: Array, noise: list[Array]) -> Array:

@@ -8,7 +8,8 @@ divided by a one which XLA does not know for one is computed once. Invariant: th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,3 +40,14 @@ def fence_of(drawn: Array | PRNGKeyArray) -> Callable[[Array], Array]:
         return jax.lax.div(x, ones.astype(x.dtype))
 
     return fence
+
+
+def fence_together(fence: Callable[[Array], Array], arrays: Sequence[Array]) -> list[Array]:
+    """Fences arrays of which each is read once, which XLA would fuse into what reads it: those alike as one array."""
+    alike: dict[Any, list[int]] = {}
+    for i, x in enumerate(arrays):
+        alike.setdefault((x.shape, x.dtype), []).append(i)
+    fenced: dict[int, Array] = {}
+    for numbers in alike.values():
+        fenced |= zip(numbers, fence(jnp.stack([arrays[i] for i in numbers])), strict=True)
+    return [fenced[i] for i in range(len(arrays))]
