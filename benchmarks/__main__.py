@@ -21,7 +21,7 @@ from benchmarks import air, fits, practice, report
 from benchmarks.machine import machine
 from benchmarks.measure import DisagreementError, measure
 
-WORKLOADS = ("core", "vae", "cone", "mixture", "sbn", "series", "regression", "air")
+WORKLOADS = ("core", "vae", "cone", "mixture", "discrete", "sbn", "series", "regression", "air")
 OTHERS = ("scaling", "training", "fits")
 
 

@@ -1,6 +1,7 @@
 """An objective taken apart by what its sites reach, lane by lane, against the sum over all joint values."""
 
 import functools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -650,6 +651,29 @@ def test_the_compiled_program_is_linear_in_the_sites(estimator, length, monkeypa
     forget()
     monkeypatch.setattr(Plan, "is_long", False)
     assert instructions(2 * length, estimator) > 2 * long
+
+
+@pytest.mark.parametrize("estimator", [LocalEnumerate(), CoupledAlternative()], ids=["local", "coupled"])
+def test_alternatives_of_a_long_chain_are_made_before_its_runs(estimator, monkeypatch):
+    """All together, as one array; the broken twin leaves them to the loop over the chain, which is compiled whole."""
+    runs = sys.modules["vipl.expectation.other_runs"]
+
+    @vipl.expectation
+    def last(t):
+        x = 0.0
+        for k in range(24):
+            x = flip_with(f"x{k}", 0.9 * x + t, estimator)
+        return jnp.sin(x)
+
+    def largest():
+        """How many instructions the largest fusion has."""
+        forget()
+        text = jax.jit(jax.value_and_grad(last.estimate, argnums=1)).lower(KEY, 0.3).compile().as_text()
+        return max(part.count(" = ") for part in text.split("\n\n") if "ENTRY" not in part)
+
+    before = largest()
+    monkeypatch.setattr(runs, "fence_together", lambda fence, arrays: arrays)
+    assert largest() > 1.4 * before
 
 
 def test_sites_that_read_no_other_are_left_to_xla():

@@ -10,5 +10,5 @@ SHARES = ("oldest", "newest")
 
 
 def is_in(share, test):
-    """Whether a test, by its node id, is in that share: by a checksum, so that no parameter goes with one share alone."""
+    """Whether a test, by its node id, is in that share: by a checksum, so that no parameter goes with one alone."""
     return SHARES[zlib.crc32(test.encode()) % 3 == 0] == share

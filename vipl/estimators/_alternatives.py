@@ -75,8 +75,9 @@ def other_values(x: Array, values: Array, log_probs: Array) -> Others:
 
     columns, number = along(values, 0), along(jnp.arange(n), 0)
     log_probs = jnp.broadcast_to(along(log_probs, log_probs.ndim - 1), (n, *x.shape))
-    here = jnp.sum(jnp.where(x == columns, number, 0), axis=0)  # i[*shape]
-    is_before = number[:-1] < here  # of the others in order, number j is value j, or j + 1 from the draw's own on
+    is_here = x == columns
+    # Of the others in order, number j is value j before the draw's own, and value j + 1 from there on.
+    is_before = is_here[1:] if n == 2 else number[:-1] < jnp.sum(jnp.where(is_here, number, 0), axis=0)
     log_p = jnp.where(is_before, log_probs[:-1], log_probs[1:])
     other = jnp.where(is_before, columns[:-1], columns[1:])
     return Others(jnp.where(is_impossible(log_p), x, other), change(jnp.exp(log_p)))

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from vipl import _jax
 from vipl._checks import is_integer, whole_number
 from vipl._types import Array, PRNGKeyArray, PyTree
 from vipl.cache.programs import compiled, parts_of
@@ -86,43 +87,18 @@ class Expectation:
           ControlFlowError: a site stands where it is not supported.
           ProgramError: the program does not return a float scalar.
         """
-        skeleton, leaves = partition(args)
-        num_samples = whole_number(num_samples, "num_samples", f"estimate of {self._name} in {user_frame()}")
-        try:
-            hash(skeleton)
-        except TypeError:
-            raise ProgramError(
-                "an argument of an objective is neither an array nor hashable.",
-                at=f"estimate of {self._name}",
-                got=", ".join(sorted({type(v).__name__ for kept, v in skeleton.static if kept})),
-                expected="pytrees of arrays, and hashable objects",
-                fix="pass arrays, or close over the object",
-            ) from None
-        key = as_key(key)
-        if skeleton not in self._lengths:
-            try:
-                return self._kept(key, skeleton, leaves, num_samples)
-            except ProgramError as error:
-                if not error.needs_number or not any(map(python_integer, jax.tree.leaves(args))):
-                    raise
-        skeleton_lengths, leaves = partition(args, keep=python_integer)
-        estimate = self._kept(key, skeleton_lengths, leaves, num_samples)
-        self._lengths.add(skeleton)
-        return estimate
+        return self._call("estimate", self._estimate, key, args, num_samples)
 
     def estimate_anew(self, key: PRNGKeyArray, *args: PyTree, num_samples: int = 1) -> Any:
         """`estimate`, traced anew at each call, in the context of the call: nothing is kept."""
         skeleton, leaves = partition(args)
         return self._estimate(as_key(key), leaves, skeleton=skeleton, num_samples=num_samples)
 
-    def _kept(self, key: PRNGKeyArray, skeleton: Skeleton, leaves: list[Array], num_samples: int) -> Any:
-        roots, static = parts_of(skeleton)
-        program = functools.partial(self._estimate, skeleton=skeleton, num_samples=num_samples)
-        return compiled("estimate", (self, *roots), (static, num_samples), program, (key, leaves))
-
     @functools.partial(key_by_keyword, before=1)
     def value_and_grad(self, key: PRNGKeyArray, *args: PyTree, num_samples: int = 1, argnums: Argnums = 1) -> Any:
         """Estimates value and gradient in one run: `jax.value_and_grad(self.estimate, argnums)(key, *args)`.
+
+        Compiled as one program, and kept, as `estimate` is.
 
         Args:
           key: PRNG key.
@@ -135,10 +111,9 @@ class Expectation:
           `(value, grad)`, or `((value, aux), grad)`.
         """
         argnums = self._check_argnums(argnums, args)
-        fn = jax.value_and_grad(
-            lambda *a: self.estimate(key, *a, num_samples=num_samples), argnums=argnums, has_aux=self.has_aux
-        )
-        return fn(*args)
+        if _jax.staging() or any(isinstance(x, _jax.Tracer) for x in jax.tree.leaves((key, args))):
+            return self._gradient(key, args, num_samples, argnums)
+        return self._call("value_and_grad", self._value_and_grad, key, args, num_samples, argnums=argnums)
 
     def with_estimators(self, estimators: Mapping[str, Any]) -> Expectation:
         """The same objective with other estimators at some sites.
@@ -198,6 +173,52 @@ class Expectation:
         if not self.estimators:
             return self.fn
         return functools.partial(with_estimators, self.fn, self.estimators, self._name)
+
+    def _call(
+        self, kind: str, program: Callable, key: PRNGKeyArray, args: tuple[PyTree, ...], num_samples: int, **static: Any
+    ) -> Any:
+        """`program(key, leaves, skeleton=, num_samples=, **static)` of the arguments, compiled and kept.
+
+        Numbers are traced; where one is used as a length or the like, integers stay what they are.
+        """
+        num_samples = whole_number(num_samples, "num_samples", f"{kind} of {self._name} in {user_frame()}")
+
+        def called(skeleton: Skeleton, leaves: list[Array]) -> Any:
+            roots, static_parts = parts_of(skeleton)
+            known = (static_parts, num_samples, *static.values())
+            fn = functools.partial(program, skeleton=skeleton, num_samples=num_samples, **static)
+            return compiled(kind, (self, *roots), known, fn, (key, leaves))
+
+        skeleton, leaves = partition(args)
+        try:
+            hash(skeleton)
+        except TypeError:
+            raise ProgramError(
+                "an argument of an objective is neither an array nor hashable.",
+                at=f"{kind} of {self._name}",
+                got=", ".join(sorted({type(v).__name__ for kept, v in skeleton.static if kept})),
+                expected="pytrees of arrays, and hashable objects",
+                fix="pass arrays, or close over the object",
+            ) from None
+        key = as_key(key)
+        if skeleton not in self._lengths:
+            try:
+                return called(skeleton, leaves)
+            except ProgramError as error:
+                if not error.needs_number or not any(map(python_integer, jax.tree.leaves(args))):
+                    raise
+        result = called(*partition(args, keep=python_integer))
+        self._lengths.add(skeleton)
+        return result
+
+    def _value_and_grad(
+        self, key: PRNGKeyArray, leaves: list[Array], *, skeleton: Skeleton, num_samples: int, argnums: Argnums
+    ) -> Any:
+        return self._gradient(key, skeleton.combine(leaves), num_samples, argnums)
+
+    def _gradient(self, key: PRNGKeyArray, args: tuple[PyTree, ...], num_samples: int, argnums: Argnums) -> Any:
+        fn = lambda *args: self.estimate(key, *args, num_samples=num_samples)  # noqa: E731
+        return jax.value_and_grad(fn, argnums=argnums, has_aux=self.has_aux)(*args)
 
     def _estimate(self, key: PRNGKeyArray, leaves: list[Array], *, skeleton: Skeleton, num_samples: int) -> Any:
         return cse(lambda key, leaves: self._average(key, skeleton, leaves, num_samples), key, leaves)
