@@ -91,7 +91,21 @@ def columns(m, x):
     return jnp.mean(jax.vmap(lambda c: sample("z", dist.Normal(m * c.sum(), 1.0)) * c, in_axes=1, out_axes=1)(x))
 
 
-OBJECTIVES = {f.fn.__name__: f for f in (elbo, nested, chains, branches, vectors, columns)}
+@vipl.expectation
+def long_chains(m, x):
+    """More sites than a chain may have before its values are fenced."""
+
+    def row(r):
+        z, total = 0.3 * r[0], 0.0
+        for i in range(10):
+            z = sample(f"z{i}", dist.Normal(0.5 * z + m * r[1], 1.0), vipl.MeasureValued())
+            total += (z - r[0]) ** 2
+        return total
+
+    return jnp.mean(jax.vmap(row)(x))
+
+
+OBJECTIVES = {f.fn.__name__: f for f in (elbo, nested, chains, long_chains, branches, vectors, columns)}
 ESTIMATORS = {
     "score": (flips, "b", vipl.Score()),
     "enumerate": (flips, "b", vipl.Enumerate()),

@@ -17,9 +17,9 @@ from vipl._types import Array, Float, Int
 from vipl.analysis.decomposition import Cost
 from vipl.errors import EstimatorError
 from vipl.expectation.plan import Plan
-from vipl.expectation.run import RUNS, Run, SiteInput, along, collect_costs, law_in, over_lanes, run_program
+from vipl.expectation.run import RUNS, Run, SiteInput, along, collect_costs, fence_in, law_in, over_lanes, run_program
 from vipl.gen import Alternatives
-from vipl.ir.fence import fence_of, fence_together
+from vipl.ir.fence import fence_together
 from vipl.ir.guards import undifferentiable
 from vipl.ir.primitives import Path
 from vipl.ir.sites import SiteInfo
@@ -96,10 +96,8 @@ def _run_group(
     # A site by itself takes its values in order, one in each run; of several each is told which runs are its own.
     alone = not group.is_pruned and count == others[group.sites[0].path].weights.shape[-1]
     first = {p.path: None if alone else _first_run(plan, p) for p in group.sites}
-    values = [_still(others[path].values) for path in first]
-    noise = next(iter(still.values())).noise
-    fence = fence_of(noise[0]) if plan.is_long and noise else None
-    values = fence_together(fence, values) if fence else values
+    fence, values = fence_in(plan, still), [_still(others[path].values) for path in first]
+    values = fence_together(fence, values) if plan.is_long else values
     site_inputs = still | {
         path: still[path]._replace(alternative=(x, number))
         for (path, number), x in zip(first.items(), values, strict=True)
@@ -113,7 +111,7 @@ def _run_group(
     else:
         runs = jnp.arange(count, dtype=jnp.int32) + (0 if alone else group.first)
     results = jax.vmap(at, axis_name=RUNS)(runs)
-    return [fence(x) for x in results] if fence else results
+    return [fence(x) for x in results]
 
 
 def _changes(

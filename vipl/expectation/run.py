@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -105,7 +105,13 @@ def run_program(
     common = {path: d for path, d in digits.items() if d.ndim == 0}
     site_inputs = given | {path: given[path]._replace(digit=d) for path, d in digits.items() if path not in common}
     env = dict(zip(constvars, consts, strict=True))
-    return run_equations(eqns, env, _interpreter(plan, common, number), site_inputs)
+    return run_equations(eqns, env, _interpreter(plan, common, number, fence_in(plan, given)), site_inputs)
+
+
+def fence_in(plan: Plan, given: dict[Path, SiteInput]) -> Callable[[Array], Array]:
+    """Has a value computed once, if sites stand in a long chain (`vipl.ir.fence`); else returns it as it is."""
+    drawn = [x.noise[0] for x in given.values() if x.noise]
+    return fence_of(drawn[0]) if plan.is_long and drawn else lambda x: x
 
 
 def collect_costs(plan: Plan, out: Outcome, digits: dict[Path, Array]) -> Run:
@@ -119,7 +125,9 @@ def collect_costs(plan: Plan, out: Outcome, digits: dict[Path, Array]) -> Run:
     return Run(costs, weights, read_arrays(out.value, outvars), out.totals, out.emits)
 
 
-def _interpreter(plan: Plan, common: dict[Path, Array], number: Array | None) -> Interpreter:
+def _interpreter(
+    plan: Plan, common: dict[Path, Array], number: Array | None, fence: Callable[[Array], Array]
+) -> Interpreter:
     """Runs the program at its points; with a `number`, at that alternative.
 
     The digits in `common` are those of all visits. They are not handed to the sites, where lanes would map them, but
@@ -153,7 +161,7 @@ def _interpreter(plan: Plan, common: dict[Path, Array], number: Array | None) ->
             value = _guarded(site, value, points.fixed)
             log_probs = None if log_probs is None else _guarded(site, log_probs, points.fixed)
         probe(DRAWN, site, operands, value)
-        value = weighed(site, operands, _fenced(plan, value, given.noise), log_probs)
+        value = weighed(site, operands, fence(value), log_probs)
         if number is not None:
             return Outcome(value, {}, {visit.path: Emitted()})
         numbers = {
@@ -172,11 +180,6 @@ def _alternative(values: Array, number: Int[Array, ""], value: Array) -> Array:
     count = values.shape[0]
     other = values[0] if count == 1 else jnp.take(values, number, axis=0, mode="clip")
     return jnp.where((number >= 0) & (number < count), other, value)
-
-
-def _fenced(plan: Plan, value: Array, noise: list[Array]) -> Array:
-    """The value of a site; computed once, if sites stand in a long chain (`vipl.ir.fence`)."""
-    return fence_of(noise[0])(value) if plan.is_long and noise else value
 
 
 def weighed(site: Site, operands: Sequence[Array], value: Array, log_probs: Array | None) -> Any:
