@@ -29,7 +29,7 @@ help:
 	@echo 'make test            run the tests; ARGS="-k scan" for some of them, JAX=0.10 for a JAX series'
 	@echo 'make mutants         edits of the code that the tests have to catch, about 20 minutes; ARGS="smc" for some of them'
 	@echo 'make lint            ruff check, ruff format --check, pyright'
-	@echo 'make bench           all benchmarks, about 25 minutes; SHORT=1 for small sizes; VIPL_MNIST=mnist.npz'
+	@echo 'make bench           all benchmarks, about 35 minutes; SHORT=1 for small sizes; VIPL_MNIST=mnist.npz'
 	@echo 'make notebooks       run the notebooks in full, about 15 minutes, and keep their outputs; ARGS=notebooks/01_first_steps.py for one'
 	@echo 'make docs            build the documentation site; every warning is an error'
 	@echo 'make clean           remove the environments (.venv*)'
