@@ -153,6 +153,8 @@ EDITS: list[Edit] = [
     ),
     *_in(
         "vipl/expectation/run.py",
+        ("an alternative in later runs, too", "(number >= 0) & (number < count)", "number >= 0",
+         f"{_CONFORMS} scan-binomial-LocalEnumerate"),
         ("held values are averaged with a derivative", "if path in cost.held:", "if False:",
          "test_stop_gradient.py -k 'averaged and held'"),
         ("both ways passes", "if path in cost.mixed:", "if False:",
@@ -211,7 +213,7 @@ EDITS: list[Edit] = [
          "test_estimators.py -k leaves_no_noise"),
         ("a sample is its own baseline", "(jnp.sum(mine, axis=0) - mine)", "jnp.sum(mine, axis=0)",
          "test_laws.py::test_leave_one_out_is_unbiased_and_lowers_the_variance"),
-        ("the number of samples is lost", ", num_samples=num_samples), argnums", "), argnums",
+        ("the number of samples is lost", "(key, *args, num_samples=num_samples)  #", "(key, *args)  #",
          "test_estimators.py -k leaves_no_noise"),
     ),
     # --- estimators -------------------------------------------------------------------------------------------
@@ -256,7 +258,10 @@ EDITS: list[Edit] = [
         "vipl/estimators/_alternatives.py",
         ("all elements change at once", "jnp.where(here, others.values[:, None], x)",
          "jnp.where(here | True, others.values[:, None], x)", "test_estimators.py -k in_each_element"),
-        ("other values that are the draw's", "(here + jnp.arange(1, n)", "(here + jnp.arange(0, n - 1)",
+        ("another of two values that is the draw's", "is_here[1:] if n == 2", "is_here[:-1] if n == 2",
+         f"{_CONFORMS} plain-bernoulli-CoupledAlternative"),
+        ("other values that are the draw's", "jnp.where(is_before, columns[:-1], columns[1:])",
+         "jnp.where(is_before, columns[1:], columns[:-1])",
          f"{_CONFORMS} scan-binomial-CoupledAlternative"),
     ),
     *_in(
