@@ -298,7 +298,7 @@ def test_the_same_cell_again_is_not_traced():
 
 
 def test_value_and_grad_is_one_compiled_program():
-    """Python does no more for it than for `estimate`; to differentiate `estimate` again in each call takes 20 times."""
+    """Python does little more for it than for `estimate`; to differentiate `estimate` in each call takes much more."""
     objective = Cell(MODEL.format(sd=2.0))["objective"]
 
     def functions_called(fn):

@@ -82,8 +82,7 @@ def growth(quick: bool) -> dict[str, Any]:
 def lanes() -> dict[str, dict[int, float]]:
     """The standard deviation of the gradient of one lane's parameter, for 1, 10 and 100 lanes.
 
-    Lanes as `vmap` of `estimate`, as a `vmap` inside one program, and as the elements of one site, which are not told
-    apart.
+    Lanes as `vmap` of `estimate`, as a `vmap` inside one program, and as the elements of one site.
     """
     per_lane = vipl.expectation(lambda theta: 1.0 + sample("b", dist.Bernoulli(logits=theta), Score()))
 

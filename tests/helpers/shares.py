@@ -1,7 +1,7 @@
 """Which tests the whole check runs on which JAX.
 
-Each test, and each case of a test that has several, runs on one of the two: two of three on the oldest, where programs
-compile in two thirds of the time, and the third on the newest.
+Each test, and each case of a test that has several, runs on one of the two: two of three on the oldest, where they take
+three quarters of the time, and the third on the newest.
 """
 
 import zlib
