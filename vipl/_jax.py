@@ -341,6 +341,44 @@ def define_row_primitive(name: str) -> Primitive:
     return primitive
 
 
+def define_stack_primitive(name: str) -> Primitive:
+    """Makes a primitive `(*rows) -> [n, ...]`, as `jnp.stack`, whose rows stay in front of the lanes of a `vmap`.
+
+    What `jnp.stack` makes of rows f[] in lanes is f[lanes, n], whose short axis comes last, where no loop over it is
+    quick; this makes f[n, lanes].
+    """
+    primitive = Primitive(name)
+
+    def stack(*rows):
+        return jnp.stack(rows)
+
+    def batched(axis_data, rows, dims):
+        if all(d is None for d in dims):
+            return primitive.bind(*rows), None
+        size = axis_of(axis_data)[0]
+        lanes = [
+            jnp.broadcast_to(x, (size, *jnp.shape(x))) if d is None else move_to_front(x, d)
+            for x, d in zip(rows, dims, strict=True)
+        ]
+        return primitive.bind(*lanes), 1
+
+    def transpose(cotangent, *rows):
+        if type(cotangent) is _ad.Zero:
+            return [None] * len(rows)
+        return [cotangent[i] if _ad.is_undefined_primal(x) else None for i, x in enumerate(rows)]
+
+    def jvp(primals, tangents):
+        return primitive.bind(*primals), primitive.bind(*map(_ad.instantiate_zeros, tangents))
+
+    primitive.def_impl(stack)
+    primitive.def_abstract_eval(lambda row, *others: with_axis(row, 1 + len(others)))
+    _batching.fancy_primitive_batchers[primitive] = batched
+    _ad.primitive_jvps[primitive] = jvp
+    _ad.primitive_transposes[primitive] = transpose
+    _mlir.register_lowering(primitive, _mlir.lower_fun(stack, multiple_results=False))
+    return primitive
+
+
 def wrap_batching(primitive: Primitive, wrapper: Callable) -> None:
     """Puts `wrapper(original, axis_data, values, dims, **params)` before a primitive's batching rule."""
     original = _batching.fancy_primitive_batchers[primitive]

@@ -11,11 +11,14 @@ import numpy as np
 import numpyro.distributions as dist
 from jax import lax
 
+from vipl import _jax
 from vipl._types import Array, PRNGKeyArray
 from vipl.errors import EstimatorError
 from vipl.gen import Estimator, Law, Points
 
 MAX_POINTS = 2**20
+
+rows_p = _jax.define_stack_primitive("vipl_rows")
 
 
 class Enumerate(Estimator):
@@ -65,9 +68,14 @@ class Enumerate(Estimator):
             log_weights = log_probs.reshape(size)
             if self.all_possible:
                 return Points(values.reshape(-1, *batch), log_weights)
-            impossible = is_impossible(log_weights)
-            best = values[jnp.argmax(lax.stop_gradient(log_weights))]
-            return Points(jnp.where(impossible, best, values).reshape(-1, *batch), log_weights)
+            if size == 2:  # the other value is the most probable one
+                no, yes = values
+                first, second = map(is_impossible, log_weights)
+                possible = rows_p.bind(jnp.where(first, yes, no), jnp.where(second, no, yes))
+            else:
+                best = values[jnp.argmax(lax.stop_gradient(log_weights))]
+                possible = jnp.where(is_impossible(log_weights), best, values)
+            return Points(possible.reshape(-1, *batch), log_weights)
         digits = digit_table(size, count)  # i[n**count, count]
         flat = log_probs.reshape(size, count)
         if self.all_possible:
@@ -114,6 +122,9 @@ def finite_support(law: Law, who: str) -> tuple[Array, Array]:
         if isinstance(d, dist.CategoricalLogits):  # as NumPyro does, so that the compiler finds one and the same
             row = row - jax.nn.logsumexp(row, axis=-1, keepdims=True)
         return values.reshape(-1), jnp.moveaxis(row, -1, 0)
+    if values.shape[0] == 2:  # one by one, so that lanes come last, of which there may be many
+        rows = [jnp.broadcast_to(d.log_prob(value), d.batch_shape) for value in values.reshape(2)]
+        return values.reshape(2), rows_p.bind(*rows)
     log_probs = d.log_prob(values)
     return values.reshape(values.shape[0]), jnp.broadcast_to(log_probs, (values.shape[0], *d.batch_shape))
 

@@ -68,6 +68,11 @@ class Plan:
         return [p for p in self.found if p.path in self.programs and isinstance(self.points(p), Points)]
 
     @functools.cached_property
+    def in_branches(self) -> set[Path]:
+        """The sites that stand in a branch of a `cond`."""
+        return {p.path for p in self.found if p.in_branch}
+
+    @functools.cached_property
     def runs(self) -> Runs:
         """The runs at other values."""
         full, num_full = self._number_runs("alternatives", 0)

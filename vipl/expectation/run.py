@@ -39,7 +39,7 @@ class Emitted(NamedTuple):
       log_weight: f[].
       shared_control: f[].
       log_support: f[], the log probability of its value, if it is enumerated.
-      visited: bool[], if it is enumerated.
+      visited: bool[], if it is enumerated and stands in a branch.
       alternatives: its other values with their weights.
     """
 
@@ -146,7 +146,8 @@ def _interpreter(
             else:
                 value, log_weight = points.values[given.digit], points.log_weights[given.digit]
             probe(DRAWN, site, operands, value)
-            emitted = Emitted(log_support=lax.convert_element_type(log_weight, float), visited=jnp.array(True))
+            visited = jnp.array(True) if visit.path in plan.in_branches else None
+            emitted = Emitted(log_support=lax.convert_element_type(log_weight, float), visited=visited)
             return Outcome(weighed(site, operands, value, None), {}, {visit.path: emitted})
         value, log_probs = points.value, points.point
         if given.alternative is not None:
@@ -217,11 +218,13 @@ def probability(
             once.append(jnp.all(digit == 0))
             continue
         axes = tuple(a if apart else None for a, apart in zip(cost.reach[path], plan.apart[path], strict=True))
-        wrong = ~(emits[path].visited | (digit == 0))
-        once.append(along(plan, wrong.astype(jnp.int32), axes, shape) == 0)
+        if path in plan.in_branches:
+            wrong = ~(emits[path].visited | (digit == 0))
+            once.append(along(plan, wrong.astype(jnp.int32), axes, shape) == 0)
         logs.append(along(plan, law_in(plan, cost, path, emits[path].log_support), axes, shape))
     log_probability = functools.reduce(jnp.add, logs) if logs else jnp.zeros(())
-    return jnp.where(functools.reduce(jnp.logical_and, once), jnp.exp(log_probability), 0.0)
+    product = jnp.exp(log_probability)
+    return jnp.where(functools.reduce(jnp.logical_and, once), product, 0.0) if once else product
 
 
 def law_in(plan: Plan, cost: Cost, path: Path, x: Array) -> Array:

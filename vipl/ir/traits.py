@@ -115,6 +115,10 @@ def _stack(eqn: Eqn, k: int, a: int) -> int:
     return a if a < eqn.params["axis"] else a + 1
 
 
+def _after_rows(eqn: Eqn, k: int, a: int) -> int:
+    return a + 1
+
+
 def _unstack(eqn: Eqn, k: int, a: int) -> int | None:
     return _without(a, [eqn.params["axis"]])
 
@@ -234,6 +238,7 @@ _row("squeeze", _CHEAP._replace(axes=_dropped("dimensions"), linear=_in_first, m
 _row("transpose", _CHEAP._replace(axes=_transpose, linear=_in_first))
 _row("concatenate", _CHEAP._replace(axes=_mixed("dimension"), linear=_in_all))
 _row("stack", _CHEAP._replace(axes=_stack, linear=_in_all))
+_row("vipl_rows", _CHEAP._replace(axes=_after_rows, linear=_in_all))
 _row("split", _CHEAP._replace(axes=_mixed("axis")))
 _row("pad", _CHEAP._replace(axes=_pad, linear=_in_all, leaves_out=True))
 _row("rev", _CHEAP._replace(axes=_mixed("dimensions"), linear=_in_first, leaves_out=True))
