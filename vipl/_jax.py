@@ -363,7 +363,7 @@ def define_stack_primitive(name: str) -> Primitive:
         return primitive.bind(*lanes), 1
 
     def transpose(cotangent, *rows):
-        if type(cotangent) is _ad.Zero:
+        if isinstance(cotangent, _ad.Zero):  # type: ignore[attr-defined]
             return [None] * len(rows)
         return [cotangent[i] if _ad.is_undefined_primal(x) else None for i, x in enumerate(rows)]
 

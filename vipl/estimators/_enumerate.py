@@ -11,14 +11,12 @@ import numpy as np
 import numpyro.distributions as dist
 from jax import lax
 
-from vipl import _jax
 from vipl._types import Array, PRNGKeyArray
 from vipl.errors import EstimatorError
 from vipl.gen import Estimator, Law, Points
+from vipl.ir.rows import rows_p
 
 MAX_POINTS = 2**20
-
-rows_p = _jax.define_stack_primitive("vipl_rows")
 
 
 class Enumerate(Estimator):
@@ -66,16 +64,8 @@ class Enumerate(Estimator):
             )
         if count == 1:
             log_weights = log_probs.reshape(size)
-            if self.all_possible:
-                return Points(values.reshape(-1, *batch), log_weights)
-            if size == 2:  # the other value is the most probable one
-                no, yes = values
-                first, second = map(is_impossible, log_weights)
-                possible = rows_p.bind(jnp.where(first, yes, no), jnp.where(second, no, yes))
-            else:
-                best = values[jnp.argmax(lax.stop_gradient(log_weights))]
-                possible = jnp.where(is_impossible(log_weights), best, values)
-            return Points(possible.reshape(-1, *batch), log_weights)
+            possible = None if self.all_possible else ~is_impossible(log_weights)
+            return Points(values.reshape(-1, *batch), log_weights, possible)
         digits = digit_table(size, count)  # i[n**count, count]
         flat = log_probs.reshape(size, count)
         if self.all_possible:

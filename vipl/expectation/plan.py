@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vipl import _jax
-from vipl._jax import ShapedArray, Var
+from vipl._jax import Jaxpr, ShapedArray, Var
 from vipl._types import Array
 from vipl.analysis.decomposition import FEW, Costs, find_costs
 from vipl.analysis.dependence import Dependences, find_dependence
@@ -30,7 +30,7 @@ from vipl.interpret.noise import SiteProgram
 from vipl.ir import fence
 from vipl.ir.keys import check_digests
 from vipl.ir.partition import partition
-from vipl.ir.primitives import Path, Site
+from vipl.ir.primitives import Path, Site, lanes_p, sample_p
 from vipl.ir.sites import SiteInfo, list_sites
 from vipl.ir.stage import Staged
 from vipl.passes.pipeline import prepare
@@ -71,6 +71,18 @@ class Plan:
     def in_branches(self) -> set[Path]:
         """The sites that stand in a branch of a `cond`."""
         return {p.path for p in self.found if p.in_branch}
+
+    @functools.cached_property
+    def in_common(self) -> dict[int, SiteInfo]:
+        """Equation -> the enumerated site that it holds and nothing else, if lanes have its values in common."""
+        found = {p.path[0]: p for p in self.enumerated if self._is_common(p)}
+        return found if self.reached.values is not None else {}
+
+    def _is_common(self, info: SiteInfo) -> bool:
+        at_end = self.joint_end is not None and info.path in self.joint_end.lanes
+        lanes = info.count > 1 and all(loop.kind == "lane" for loop in info.loops) and all(self.apart[info.path])
+        fixed = self.programs[info.path].fixed.values is not None
+        return lanes and not at_end and fixed and _alone(self.staged.jaxpr, info.path)
 
     @functools.cached_property
     def runs(self) -> Runs:
@@ -225,6 +237,15 @@ def _plan(staged: Staged) -> Plan:
     axes = [a for cost in (*costs.costs, *costs.aux) for of_site in cost.reach.values() for a in of_site]
     indices = values_of(staged.jaxpr, list({a.index: None for a in axes if isinstance(a, Indexed)}))
     return Plan(staged, found, came_from, programs, reached, costs, apart, indices)
+
+
+def _alone(jaxpr: Jaxpr, path: Path) -> bool:
+    """Whether the equation that leads to a site holds lanes and that site alone."""
+    eqn = _jax.parts(jaxpr).eqns[path[0]]
+    if len(path) == 1:
+        return eqn.primitive is sample_p
+    inside: Any = eqn.params.get("jaxpr")
+    return eqn.primitive is lanes_p and len(_jax.parts(inside).eqns) == 1 and _alone(inside, path[1:])
 
 
 def _check_factors(found: list[SiteInfo]) -> None:

@@ -20,6 +20,7 @@ from vipl.analysis.stop_conflicts import conflict_error
 from vipl.analysis.window import Window, axis_of, summed_over
 from vipl.distributions._draws import total
 from vipl.errors import EstimatorError
+from vipl.expectation.common import InCommon, possible_values, stand_in
 from vipl.expectation.plan import Plan
 from vipl.gen import Points
 from vipl.gen._density import log_probs_of
@@ -29,6 +30,7 @@ from vipl.ir.fence import fence_of
 from vipl.ir.guards import undifferentiable
 from vipl.ir.primitives import Path, Site
 from vipl.ir.probe import DRAWN, probe, watch
+from vipl.ir.rows import row_p
 from vipl.ir.sites import SiteInfo
 
 
@@ -41,6 +43,7 @@ class Emitted(NamedTuple):
       log_support: f[], the log probability of its value, if it is enumerated.
       visited: bool[], if it is enumerated and stands in a branch.
       alternatives: its other values with their weights.
+      stand_in: its `StandIn`, where lanes have its values in common (`expectation.common`).
     """
 
     log_weight: Float[Array, "*loops"] | None = None
@@ -48,6 +51,7 @@ class Emitted(NamedTuple):
     log_support: Any = None
     visited: Any = None
     alternatives: Any = None
+    stand_in: Any = None
 
 
 class SiteInput(NamedTuple):
@@ -91,9 +95,6 @@ class Run(NamedTuple):
 RUNS = "vipl runs"
 """The name of the axis of the runs at other values."""
 
-_row_p = _jax.define_row_primitive("vipl_row")
-
-
 _NUMBERS = ("log_weight", "control", "shared_control")
 
 
@@ -105,7 +106,13 @@ def run_program(
     common = {path: d for path, d in digits.items() if d.ndim == 0}
     site_inputs = given | {path: given[path]._replace(digit=d) for path, d in digits.items() if path not in common}
     env = dict(zip(constvars, consts, strict=True))
-    return run_equations(eqns, env, _interpreter(plan, common, number, fence_in(plan, given)), site_inputs)
+    interpreter = _interpreter(plan, common, number, fence_in(plan, given))
+    if not plan.in_common:
+        return run_equations(eqns, env, interpreter, site_inputs)
+    values = {p.path: plan.programs[p.path].fixed.values for p in plan.in_common.values()}
+    kept = InCommon(plan.in_common, values, common, plan.reached.values or {}, values_axis)
+    out = run_equations(eqns, env, interpreter, site_inputs, around=kept.around)
+    return out._replace(value=(kept.weighed if plan.joint_end is None else kept.settle)(out.value))
 
 
 def fence_in(plan: Plan, given: dict[Path, SiteInput]) -> Callable[[Array], Array]:
@@ -140,20 +147,14 @@ def _interpreter(
         operands = watch(DRAWN, site, operands)
         points = program.rest(given.noise, operands)
         if isinstance(points, Points):
-            if visit.path in common:
-                digit, axis = common[visit.path], values_axis(visit.path)
-                value, log_weight = (_row_p.bind(x, digit, axis=axis) for x in (points.values, points.log_weights))
-            else:
-                value, log_weight = points.values[given.digit], points.log_weights[given.digit]
+            value, emitted = _at_digit(plan, visit.path, points, common.get(visit.path), given.digit)
             probe(DRAWN, site, operands, value)
-            visited = jnp.array(True) if visit.path in plan.in_branches else None
-            emitted = Emitted(log_support=lax.convert_element_type(log_weight, float), visited=visited)
             return Outcome(weighed(site, operands, value, None), {}, {visit.path: emitted})
         value, log_probs = points.value, points.point
         if given.alternative is not None:
             values, first = given.alternative
             if first is None:
-                value = _row_p.bind(values, number, axis=RUNS)
+                value = row_p.bind(values, number, axis=RUNS)
             else:
                 value = _alternative(values, number - first, value)
             if log_probs is not None:
@@ -174,6 +175,24 @@ def _interpreter(
         return Outcome(value, {} if control is None else {"control": control}, {visit.path: emitted})
 
     return Interpreter(handle, None, "expectation")
+
+
+def _at_digit(
+    plan: Plan, path: Path, points: Points, common: Array | None, digit: Array | None
+) -> tuple[Array, Emitted]:
+    """One of a site's values, and what the site hands out: by the digit of all visits, or by this visit's own."""
+    values, known = possible_values(points), None
+    if common is None:
+        value, log_weight = values[digit], points.log_weights[digit]
+    else:
+        axis = values_axis(path)
+        value, log_weight = (row_p.bind(x, common, axis=axis) for x in (values, points.log_weights))
+        known = stand_in(points, common, axis) if path[0] in plan.in_common else None
+    if known is not None and known.possible is not None:  # no weight at all, however small a number is left
+        log_weight = jnp.where(known.possible, log_weight, -jnp.inf)
+    visited = jnp.array(True) if path in plan.in_branches else None
+    log_weight = lax.convert_element_type(log_weight, float)
+    return value, Emitted(log_support=log_weight, visited=visited, stand_in=known)
 
 
 def _alternative(values: Array, number: Int[Array, ""], value: Array) -> Array:

@@ -124,10 +124,13 @@ class Points(NamedTuple):
     Attributes:
       values: [n, ...].
       log_weights: f[n], differentiable; their exponentials sum to 1.
+      possible: bool[n]; a value that is not has weight zero, and is not evaluated: another one stands in, one that is
+        possible. None: all are.
     """
 
     values: Shaped[Array, "n ..."]
     log_weights: Float[Array, " n"]
+    possible: Bool[Array, " n"] | None = None
 
 
 @typing.dataclass_transform(frozen_default=True)

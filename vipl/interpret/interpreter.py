@@ -36,6 +36,7 @@ from vipl.errors import ControlFlowError
 from vipl.ir import devices
 from vipl.ir.batching import has_site, sites_of
 from vipl.ir.composite import Composite, composite_p
+from vipl.ir.dataflow import Visit as EqnVisit
 from vipl.ir.dataflow import evaluate, plain, read, walk
 from vipl.ir.primitives import Lane, Path, Site, lanes_p, sample_p
 from vipl.ir.purity import check_unordered
@@ -107,9 +108,23 @@ def run(
 
 
 def run_equations(
-    eqns: Sequence[Eqn], env: dict[Var, Array], interpreter: Interpreter, given: Inputs, path: Path = ()
+    eqns: Sequence[Eqn],
+    env: dict[Var, Array],
+    interpreter: Interpreter,
+    given: Inputs,
+    path: Path = (),
+    around: Callable[[EqnVisit, Inputs], EqnVisit] | None = None,
 ) -> Outcome:
-    """Evaluates the first equations of a program; the value of the outcome is the environment after them."""
+    """Evaluates the first equations of a program; the value of the outcome is the environment after them.
+
+    Args:
+      eqns: the equations.
+      env: the values of variables before them.
+      interpreter: says what happens at sites.
+      given: what sites are handed.
+      path: the position of the program.
+      around: `(visit, emits) -> visit`, puts something around what is done at an equation.
+    """
     totals: dict[str, Array] = {}
     emits: dict[Path, PyTree] = {}
 
@@ -123,7 +138,7 @@ def run_equations(
         emits.update(out.emits)
         return out.value
 
-    return Outcome(evaluate(eqns, env, visit), totals, emits)
+    return Outcome(evaluate(eqns, env, visit if around is None else around(visit, emits)), totals, emits)
 
 
 def _below(given: Inputs, path: Path) -> Inputs:

@@ -26,10 +26,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from vipl import _jax
-from vipl._jax import Atom, Eqn, ShapedArray, Tracer, Var
+from vipl._jax import Atom, Eqn, Literal, ShapedArray, Tracer, Var
 from vipl._types import Array, PRNGKeyArray, Shaped
 from vipl.errors import ProgramError, show_aval
 from vipl.ir.dataflow import evaluate, plain, read
@@ -51,6 +52,7 @@ class SiteProgram(NamedTuple):
       rest: (noise, operands) -> the site program's result.
       signature: equal for two sites that can draw their noise together.
       shape: the result's structure, with shapes and dtypes.
+      fixed: of the same structure: what depends neither on the key nor on operands, as a NumPy array; else None.
     """
 
     bits: Callable[[PRNGKeyArray, Sequence[Loop]], list[Array]]
@@ -58,6 +60,7 @@ class SiteProgram(NamedTuple):
     rest: Callable[[list[Array], Sequence[Array]], Any]
     signature: Hashable
     shape: Any
+    fixed: Any
 
 
 @functools.lru_cache(maxsize=4096)
@@ -91,8 +94,9 @@ def _split_program(build: Callable, config: Hashable, avals: tuple[ShapedArray, 
         env = base | dict(zip(residuals, noise, strict=True)) | dict(zip(invars[1:], operands, strict=True))
         return jax.tree.unflatten(treedef, read(evaluate([*constant, *other], env, plain), outvars))
 
+    fixed = jax.tree.unflatten(treedef, _constants(constant, base, levels, outvars))
     text = str(jax.make_jaxpr(lambda key: noise(bits(key, ())))(key))
-    return SiteProgram(bits, noise, rest, text if not consts else (text, object()), shape)
+    return SiteProgram(bits, noise, rest, text if not consts else (text, object()), shape, fixed)
 
 
 def _check_closed(traced: list[Tracer]) -> None:
@@ -123,6 +127,18 @@ def _by_level(eqns: Sequence[Eqn], levels: dict[Var, int]) -> tuple[dict[Var, in
         return [out] * len(eqn.outvars)
 
     return evaluate(eqns, levels, visit, constant=lambda _: FIXED), parts
+
+
+def _constants(
+    eqns: Sequence[Eqn], env: dict[Var, Array], levels: dict[Var, int], outs: Sequence[Atom]
+) -> list[np.ndarray | None]:
+    """The results of a program that are constant; None for the others."""
+    known = [isinstance(v, Literal) or levels[v] == FIXED for v in outs]
+    if not any(known):
+        return [None] * len(outs)
+    with jax.ensure_compile_time_eval():
+        env = evaluate(eqns, env, plain)
+    return [np.asarray(read(env, [v])[0]) if there else None for v, there in zip(outs, known, strict=True)]
 
 
 def _ends(made: Sequence[Eqn], levels: dict[Var, int], used: dict[Var, None]) -> list[Var]:

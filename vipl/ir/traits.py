@@ -42,6 +42,8 @@ class Traits(NamedTuple):
       leaves_out: whether parts of its operands may not count in the result, whatever their values.
       signs: of a sum, the signs of its terms, which are the operands.
       makes_keys: whether it makes keys of keys.
+      any_length: whether its parameters say nothing of how long the axes are that it keeps, so that it is the same
+        function where they are shorter.
     """
 
     pure: bool = True
@@ -51,6 +53,7 @@ class Traits(NamedTuple):
     leaves_out: bool = False
     signs: tuple[int, ...] = ()
     makes_keys: bool = False
+    any_length: bool = False
 
 
 def traits_of(eqn: Eqn) -> Traits:
@@ -78,7 +81,7 @@ def _out(eqn: Eqn) -> tuple[int, ...]:
     return eqn.outvars[0].aval.shape
 
 
-def _elementwise(eqn: Eqn, k: int, a: int) -> int | None:
+def by_element(eqn: Eqn, k: int, a: int) -> int | None:
     """Axes of size 1 may be repeated."""
     shape, out = _shape(eqn, k), _out(eqn)
     return a if len(shape) == len(out) and shape[a] == out[a] else None
@@ -209,34 +212,35 @@ def _row(names: str, traits: Traits) -> None:
 
 
 _CHEAP, _COSTLY, _PICKS = (Traits(move=move) for move in (Move.CHEAP, Move.COSTLY, Move.PICKS))
+_BY_ELEMENT = _CHEAP._replace(axes=by_element, any_length=True)
 
 # elementwise
 _row(
     """abs acos acosh and asin asinh atan atan2 atanh cbrt ceil clamp copy_p cos cosh eq erf erf_inv erfc exp exp2 expm1
     floor ge gt integer_pow is_finite le log log1p logistic lt max min ne nextafter not or pow rem round rsqrt
     shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient tan tanh xor""",
-    _CHEAP._replace(axes=_elementwise),
+    _BY_ELEMENT,
 )
-_row("add add_any", _CHEAP._replace(axes=_elementwise, linear=_in_all, signs=(1, 1)))
-_row("sub", _CHEAP._replace(axes=_elementwise, linear=_in_all, signs=(1, -1)))
-_row("neg", _CHEAP._replace(axes=_elementwise, linear=_in_first, signs=(-1,)))
-_row("convert_element_type copy div", _CHEAP._replace(axes=_elementwise, linear=_in_first))
-_row("mul", _CHEAP._replace(axes=_elementwise, linear=_in_one))
-_row("select_n", _CHEAP._replace(axes=_elementwise, linear=lambda numbers: 0 not in numbers, leaves_out=True))
+_row("add add_any", _BY_ELEMENT._replace(linear=_in_all, signs=(1, 1)))
+_row("sub", _BY_ELEMENT._replace(linear=_in_all, signs=(1, -1)))
+_row("neg", _BY_ELEMENT._replace(linear=_in_first, signs=(-1,)))
+_row("convert_element_type copy div", _BY_ELEMENT._replace(linear=_in_first))
+_row("mul", _BY_ELEMENT._replace(linear=_in_one))
+_row("select_n", _BY_ELEMENT._replace(linear=lambda numbers: 0 not in numbers, leaves_out=True))
 _row(
     """bessel_i0e bessel_i1e digamma igamma igamma_grad_a igammac lgamma polygamma random_gamma_grad
     regularized_incomplete_beta zeta""",
-    _COSTLY._replace(axes=_elementwise),
+    _COSTLY._replace(axes=by_element),
 )
-_row("reduce_precision", Traits(axes=_elementwise))
+_row("reduce_precision", Traits(axes=by_element))
 _row("complex conj imag iota log2 one_minus_square polynomial real", _CHEAP)
 
 # from one shape to another
 _row("broadcast_in_dim", _CHEAP._replace(axes=_broadcast, linear=_in_first))
 _row("reshape", _CHEAP._replace(axes=_reshape, linear=_in_first, makes_keys=True))
-_row("squeeze", _CHEAP._replace(axes=_dropped("dimensions"), linear=_in_first, makes_keys=True))
-_row("transpose", _CHEAP._replace(axes=_transpose, linear=_in_first))
-_row("concatenate", _CHEAP._replace(axes=_mixed("dimension"), linear=_in_all))
+_row("squeeze", _CHEAP._replace(axes=_dropped("dimensions"), linear=_in_first, makes_keys=True, any_length=True))
+_row("transpose", _CHEAP._replace(axes=_transpose, linear=_in_first, any_length=True))
+_row("concatenate", _CHEAP._replace(axes=_mixed("dimension"), linear=_in_all, any_length=True))
 _row("stack", _CHEAP._replace(axes=_stack, linear=_in_all))
 _row("vipl_rows", _CHEAP._replace(axes=_after_rows, linear=_in_all))
 _row("split", _CHEAP._replace(axes=_mixed("axis")))
@@ -244,21 +248,24 @@ _row("pad", _CHEAP._replace(axes=_pad, linear=_in_all, leaves_out=True))
 _row("rev", _CHEAP._replace(axes=_mixed("dimensions"), linear=_in_first, leaves_out=True))
 _row("slice", _CHEAP._replace(axes=_slice, linear=_in_first, leaves_out=True, makes_keys=True))
 _row("dynamic_slice", _PICKS._replace(axes=_dynamic_slice, linear=_in_first, leaves_out=True))
-_row("gather", _PICKS._replace(axes=_gather, linear=_in_first, leaves_out=True))
+_row("gather", _PICKS._replace(axes=_gather, linear=_in_first, leaves_out=True, any_length=True))
 _row(
     "dynamic_update_slice",
     Traits(axes=_dynamic_update_slice, linear=lambda numbers: set(numbers) <= {0, 1}, leaves_out=True),
 )
 
 # along axes
-_row("reduce_sum", _COSTLY._replace(axes=_dropped("axes"), linear=_in_first))
-_row("argmax argmin reduce_and reduce_max reduce_min reduce_or reduce_prod", _COSTLY._replace(axes=_dropped("axes")))
+_row("reduce_sum", _COSTLY._replace(axes=_dropped("axes"), linear=_in_first, any_length=True))
+_row(
+    "argmax argmin reduce_and reduce_max reduce_min reduce_or reduce_prod",
+    _COSTLY._replace(axes=_dropped("axes"), any_length=True),
+)
 _row("reduce_xor", Traits(axes=_dropped("axes")))
 _row("cumsum", _COSTLY._replace(axes=_mixed("axis"), linear=_in_first, leaves_out=True))
 _row("cumlogsumexp cummax cummin cumprod", _COSTLY._replace(axes=_mixed("axis")))
 _row("sort", _COSTLY._replace(axes=_mixed("dimension")))
 _row("conv_general_dilated", _COSTLY._replace(axes=_conv))
-_row("dot_general", _COSTLY._replace(axes=_dot_general, linear=_in_one))
+_row("dot_general", _COSTLY._replace(axes=_dot_general, linear=_in_one, any_length=True))
 _row("cholesky triangular_solve", _COSTLY._replace(axes=_all_but_last_two))
 _row("top_k", _COSTLY)
 
@@ -274,7 +281,7 @@ _row(
     Traits(),
 )
 _row("unstack", Traits(axes=_unstack))
-_row("tile", Traits(axes=_elementwise))
+_row("tile", Traits(axes=by_element))
 _row("random_clone random_fold_in random_split", Traits(makes_keys=True))
 _WITH_BODIES = (
     _jax.jit_p, _jax.scan_p, _jax.cond_p, _jax.while_p, _jax.remat_p, _jax.custom_jvp_call_p, _jax.custom_vjp_call_p,

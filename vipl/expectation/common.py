@@ -1,0 +1,375 @@
+"""What the values of an enumerated site are in all lanes alike is computed once for all lanes.
+
+An enumerated site in lanes takes the same value in all of them, x_v for number v; in a lane where that has probability
+zero another value stands in. So what depends on the value alone is
+
+    h(x_v) in the lanes where x_v is possible,   h(x_b) elsewhere, with b the number of the lane's most probable value:
+
+a row of a table with one entry for each value, whatever the number of lanes. A program that is staged has the lanes in
+its arrays, f[lanes, ...]; here such a value is kept as f[1, ...] (a `Common`), until an equation reads it together
+with what differs by lane. There it is spread: to the entry of its own number, or of b where it is not possible. What
+stands in carries no derivative, since it counts with weight zero.
+
+Invariant: values and derivatives are those of the program with the stand-ins at the site.
+
+Not here: a site in a branch or a `scan`; lanes that meet (`analysis.joint_end`); functions with their own derivative
+rules, and whatever else has no row in the table of `ir.traits` that says that it serves axes of any length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from vipl import _jax
+from vipl._jax import Atom, Eqn, Literal, Var
+from vipl._types import Array, Bool, Int
+from vipl.gen import Points
+from vipl.ir.dataflow import Visit
+from vipl.ir.primitives import Path
+from vipl.ir.rows import row_p, rows_p
+from vipl.ir.sites import SiteInfo
+from vipl.ir.traits import by_element, traits_of
+
+
+class StandIn(NamedTuple):
+    """What a site says of one of its values; each with leading axes for the lanes.
+
+    Attributes:
+      value: the value.
+      possible: bool[], whether it is possible; None: it always is.
+      best: i[], the number of a value that is.
+    """
+
+    value: Array
+    possible: Bool[Array, "*lanes"] | None = None
+    best: Int[Array, "*lanes"] | None = None
+
+
+class Common(NamedTuple):
+    """A value that all lanes of a site have in common, but for what stands in.
+
+    Attributes:
+      array: the value, with length 1 along the axes of the lanes.
+      path: of the site.
+      numbers: [n, ...], for each value of the site what this one is, if that is known beforehand; then `array` is this
+        also where no lane can have the value. What is not known beforehand is never evaluated there.
+    """
+
+    array: Array
+    path: Path
+    numbers: np.ndarray | None = None
+
+
+class Mixed(NamedTuple):
+    """A value that differs by lane, evaluated at the site's value also in lanes where that is not possible.
+
+    There it may be anything, and its derivatives too.
+
+    Attributes:
+      array: the value.
+      path: of the site.
+    """
+
+    array: Array
+    path: Path
+
+
+def best_number(points: Points) -> Int[Array, ""]:
+    """The number of a value that is possible; of two values, of the second if that is."""
+    assert points.possible is not None
+    if points.possible.shape[0] == 2:
+        return points.possible[1].astype(jnp.int32)
+    return jnp.argmax(lax.stop_gradient(points.log_weights)).astype(jnp.int32)
+
+
+def possible_values(points: Points) -> Array:
+    """[n, ...], the values; instead of one that is not possible, another one."""
+    values, possible = points.values, points.possible
+    if possible is None:
+        return values
+    if values.shape[0] == 2:  # the other one; without a look at a table
+        first, second = values
+        return rows_p.bind(jnp.where(possible[0], first, second), jnp.where(possible[1], second, first))
+    column = jnp.expand_dims(possible, tuple(range(1, values.ndim)))
+    return jnp.where(column, values, jnp.asarray(values)[best_number(points)])
+
+
+def stand_in(points: Points, digit: Int[Array, ""], axis: str) -> StandIn:
+    """What is known of value number `digit`, in the `vmap` of that axis name over all of them."""
+    value = row_p.bind(points.values, digit, axis=axis)
+    if points.possible is None:
+        return StandIn(value)
+    return StandIn(value, row_p.bind(points.possible, digit, axis=axis), best_number(points))
+
+
+Reaches = Mapping[Var, Mapping[Path, Sequence[Any]]]
+"""Variable -> site -> for each loop around it, the axis of the variable along which the loop runs."""
+
+
+class InCommon:
+    """The equation loop of a program whose enumerated sites in lanes have their values in common.
+
+    Attributes:
+      sites: number of the equation -> the site that it holds.
+      values: path of a site -> its values, [n, ...].
+      digits: path of a site -> the number of its value.
+      reaches: what reaches each variable.
+      names: path of a site -> the name of the axis of its values.
+    """
+
+    def __init__(
+        self,
+        sites: Mapping[int, SiteInfo],
+        values: Mapping[Path, np.ndarray],
+        digits: Mapping[Path, Array],
+        reaches: Reaches,
+        names: Callable[[Path], str],
+    ):
+        """Begins with nothing known."""
+        self.sites, self.values, self.digits, self.reaches, self.names = sites, values, digits, reaches, names
+        self._stand_ins: dict[Path, StandIn] = {}
+        self._repeated: dict[Var, tuple[Eqn, Array]] = {}
+
+    def around(self, visit: Visit[Array], emits: Mapping[Path, Any]) -> Visit[Any]:
+        """An equation loop's visit, which takes and gives values that may be common."""
+
+        def visit_common(i: int, eqn: Eqn, operands: list[Any]) -> Sequence[Any]:
+            out = self._kept(eqn, operands)
+            if out is not None:
+                return [out]
+            if eqn.primitive.name == "broadcast_in_dim":
+                self._repeated[eqn.outvars[0]] = eqn, operands[0]
+            outs: list[Any] = list(
+                visit(i, eqn, [self.settled(v, x) for v, x in zip(eqn.invars, operands, strict=True)])
+            )
+            if i in self.sites:
+                outs[0] = self._value(self.sites[i], emits)
+            return outs
+
+        return visit_common
+
+    def settled(self, v: Atom, x: Any) -> Array:
+        """A value in all lanes, with the stand-ins where the site's value is not possible."""
+        if not isinstance(x, (Common, Mixed)):
+            return x
+        axes = self._lanes(v, x.path)
+        assert axes is not None
+        whole = jnp.broadcast_to(x.array, v.aval.shape)
+        stand_in = self._stand_ins[x.path]
+        if stand_in.possible is None:
+            return whole
+        assert stand_in.best is not None
+        rows = lax.all_gather(lax.stop_gradient(x.array), self.names(x.path))  # [n, ...]
+        if rows.shape[0] == 2:
+            other = jnp.where(_aligned(stand_in.best == 1, axes, whole.ndim), rows[1], rows[0])
+        elif isinstance(x, Mixed):
+            other = jnp.take_along_axis(rows, _aligned(stand_in.best, axes, whole.ndim)[None], 0)[0]
+        else:
+            rows = jnp.squeeze(rows, tuple(a + 1 for a in axes))
+            other = jnp.moveaxis(rows[stand_in.best], range(len(axes)), axes)
+        return jnp.where(_aligned(stand_in.possible, axes, whole.ndim), whole, other)
+
+    def settle(self, env: Mapping[Var, Any]) -> dict[Var, Array]:
+        """An environment of values in all lanes, with stand-ins."""
+        return {v: self.settled(v, x) for v, x in env.items()}
+
+    def weighed(self, env: Mapping[Var, Any]) -> dict[Var, Array]:
+        """The same where all that is read is weighted, so that nothing has to stand in."""
+        return {v: self._in_lanes(v, x) for v, x in env.items()}
+
+    def _in_lanes(self, v: Atom, x: Any) -> Any:
+        """A value in all lanes, whose derivative counts where the site's value is possible."""
+        if not isinstance(x, Common):
+            return x.array if isinstance(x, Mixed) else x
+        axes = self._lanes(v, x.path)
+        assert axes is not None
+        return self._counted(jnp.broadcast_to(x.array, v.aval.shape), axes, x.path)
+
+    def _counted(self, x: Array, axes: tuple[int, ...], path: Path) -> Array:
+        """The same number, with a derivative only in lanes where the site's value is possible."""
+        possible = self._stand_ins[path].possible
+        if possible is None or not jnp.issubdtype(x.dtype, jnp.inexact):
+            return x
+        return jnp.where(_aligned(possible, axes, x.ndim), x, lax.stop_gradient(x))
+
+    def _kept(self, eqn: Eqn, operands: list[Any]) -> Any:
+        """The result of an equation as a common or mixed value; None where it needs stand-ins, or no lanes at all."""
+        paths = {x.path for x in operands if isinstance(x, (Common, Mixed))}
+        if len(paths) != 1 or len(eqn.outvars) != 1:
+            return None
+        (path,) = paths
+        axes = self._lanes(eqn.outvars[0], path)
+        if axes is None:
+            return None
+        if not any(isinstance(x, Mixed) for x in operands):
+            out = self._looked_up(eqn, operands, axes, path) if eqn.primitive.name == "gather" else None
+            out = self._once(eqn, operands, axes, path) if out is None else out
+            if out is not None:
+                return out
+        return self._by_element(eqn, operands, axes, path)
+
+    def _by_element(self, eqn: Eqn, operands: list[Any], axes: tuple[int, ...], path: Path) -> Mixed | None:
+        """The result of an equation that keeps lanes apart: no derivative leaves a lane where nothing counts."""
+        traits = traits_of(eqn)
+        if self._stand_ins[path].possible is None or not (traits.any_length or eqn.primitive.name in _SHAPED):
+            return None
+        if traits.axes is not by_element:  # of one array
+            ends = tuple(traits.axes(eqn, 0, a) for a in self._lanes(eqn.invars[0], path) or ())  # type: ignore[misc]
+            if len(operands) != 1 or ends != axes:
+                return None
+            return Mixed(_jax.rebind(eqn, [self._in_lanes(eqn.invars[0], operands[0])])[0], path)
+        shape, values = eqn.outvars[0].aval.shape, []
+        for v, x in zip(eqn.invars, operands, strict=True):
+            if isinstance(x, Mixed) or isinstance(v, Literal):
+                values.append(x.array if isinstance(x, Mixed) else x)
+            elif isinstance(x, Common):
+                values.append(self._in_lanes(v, x))
+            else:
+                values.append(self._counted(jnp.broadcast_to(x, shape), axes, path))
+        return Mixed(_jax.rebind(eqn, values)[0], path)
+
+    def _value(self, info: SiteInfo, emits: Mapping[Path, Any]) -> Common:
+        """A site's value, which is the same in all lanes."""
+        stand_in = self._stand_ins[info.path] = emits[info.path].stand_in
+        return Common(stand_in.value[(slice(1),) * len(info.loops)], info.path, self.values[info.path])
+
+    def _evaluated(self, x: Common) -> Array:
+        """The value; if no lane can have it, another one, so that what is made of it has a derivative."""
+        stand_in = self._stand_ins[x.path]
+        if x.numbers is None or stand_in.possible is None:
+            return x.array
+        assert stand_in.best is not None
+        best = jnp.asarray(x.numbers)[stand_in.best.reshape(-1)[0]].reshape(x.array.shape)
+        return jnp.where(jnp.any(stand_in.possible), x.array, best)
+
+    def _lanes(self, v: Atom, path: Path) -> tuple[int, ...] | None:
+        """The axes of a variable along which the lanes of a site run; None where they do not run along any."""
+        axes = self.reaches.get(v, {}).get(path, (None,))  # type: ignore[call-overload]
+        return tuple(axes) if all(isinstance(a, int) for a in axes) else None
+
+    def _once(self, eqn: Eqn, operands: list[Any], axes: tuple[int, ...], path: Path) -> Common | None:
+        """The result of an equation that reads nothing that differs by lane; None: it does, or has no rule here."""
+        traits = traits_of(eqn)
+        if traits.axes is None or not (traits.any_length or eqn.primitive.name in _SHAPED):
+            return None
+        values = []
+        for k, (v, x) in enumerate(zip(eqn.invars, operands, strict=True)):
+            if isinstance(x, Common):
+                before = self._lanes(v, path)
+                assert before is not None
+                if tuple(traits.axes(eqn, k, a) for a in before) != axes:
+                    return None
+                values.append(x)
+                continue
+            lanes = [a for a in range(len(v.aval.shape)) if v.aval.shape[a] > 1 and traits.axes(eqn, k, a) in axes]
+            value = self._short(v, x, lanes)
+            if value is None:
+                return None
+            values.append(value)
+        numbers = _numbers_after(eqn, operands)
+        arrays = [
+            x if not isinstance(x, Common) else x.array if numbers is not None else self._evaluated(x) for x in values
+        ]
+        return Common(_shorter(eqn, arrays, axes), path, numbers)
+
+    def _looked_up(self, eqn: Eqn, operands: list[Any], axes: tuple[int, ...], path: Path) -> Any:
+        """A row of a table whose number is a function of the site's value, without a look at it; None: it is none."""
+        table, index = operands
+        if isinstance(table, Common) or (axis := _row_axis(eqn)) is None:
+            return None
+        if index.numbers is None or index.array.size != 1:
+            return None
+        numbers, size, ndim = index.numbers.reshape(-1), table.shape[axis], eqn.outvars[0].aval.ndim
+        if numbers.min() < 0 or numbers.max() >= size:
+            return None
+        to: list[Any] = [traits_of(eqn).axes(eqn, 0, a) for a in range(table.ndim) if a != axis]  # type: ignore[misc]
+        if None in to or any(n > 1 for a, n in enumerate(eqn.outvars[0].aval.shape) if a not in (*axes, *to)):
+            return None
+        rows = jnp.moveaxis(table, axis, 0)
+        rows = rows if np.array_equal(numbers, np.arange(size)) else rows[numbers]
+        rows = jnp.transpose(rows, (0, *(1 + i for i in sorted(range(len(to)), key=lambda i: to[i]))))
+        rows = jnp.expand_dims(rows, tuple(1 + a for a in range(ndim) if a not in to))
+        own, stand_in = row_p.bind(rows, self.digits[path], axis=self.names(path)), self._stand_ins[path]
+        if any(a in axes for a in to):
+            own = jnp.broadcast_to(own, eqn.outvars[0].aval.shape)
+            return own if stand_in.possible is None else Mixed(self._counted(own, axes, path), path)
+        if stand_in.possible is None:
+            return Common(own, path)
+        assert stand_in.best is not None
+        other = lax.stop_gradient(rows)[stand_in.best.reshape(-1)[0]]
+        return Common(jnp.where(jnp.any(stand_in.possible), own, other), path)
+
+    def _short(self, v: Atom, x: Array, axes: list[int]) -> Array | None:
+        """An operand with length 1 along axes, if it is repeated along them."""
+        if not axes:
+            return x
+        eqn, operand = self._repeated.get(v, (None, None))  # type: ignore[call-overload]
+        if eqn is None or isinstance(operand, (Common, Mixed)):
+            return None
+        dims = eqn.params["broadcast_dimensions"]
+        if any(a in dims and eqn.invars[0].aval.shape[dims.index(a)] != 1 for a in axes):
+            return None
+        return _shorter(eqn, [operand], tuple(axes))
+
+
+_SHAPED = ("broadcast_in_dim", "reshape")
+
+
+def _shorter(eqn: Eqn, values: list[Array], axes: tuple[int, ...]) -> Array:
+    """The result of an equation with length 1 along axes."""
+    shape = tuple(1 if a in axes else n for a, n in enumerate(eqn.outvars[0].aval.shape))
+    with _jax.eqn_context(eqn):
+        if eqn.primitive.name == "broadcast_in_dim":
+            return lax.broadcast_in_dim(values[0], shape, eqn.params["broadcast_dimensions"])
+        if eqn.primitive.name == "reshape":
+            return lax.reshape(values[0], shape)
+        (out,) = _jax.rebind(eqn, values)
+    return out
+
+
+def _row_axis(eqn: Eqn) -> int | None:
+    """The axis of a table of which a `gather` picks one row, whole in all other axes; None: it does something else."""
+    d, sizes, table = eqn.params["dimension_numbers"], eqn.params["slice_sizes"], eqn.invars[0].aval.shape
+    if len(d.start_index_map) != 1:
+        return None
+    axis = d.start_index_map[0]
+    whole = all(sizes[a] == n or a in d.operand_batching_dims for a, n in enumerate(table) if a != axis)
+    return axis if whole and sizes[axis] == 1 else None
+
+
+_NUMBERS = {
+    "add": np.add, "sub": np.subtract, "mul": np.multiply, "lt": np.less, "le": np.less_equal, "ge": np.greater_equal,
+    "gt": np.greater, "eq": np.equal, "ne": np.not_equal, "max": np.maximum, "min": np.minimum,
+    "select_n": lambda which, *cases: np.choose(which, cases),
+    "clamp": lambda low, x, high: np.clip(x, low, high),
+} | dict.fromkeys(
+    ("broadcast_in_dim", "reshape", "squeeze", "transpose", "stop_gradient", "copy", "convert_element_type"),
+    lambda x: x,
+)  # fmt: skip
+"""What becomes of single numbers that are known beforehand; of integers alone, so that it is exact."""
+
+
+def _numbers_after(eqn: Eqn, operands: list[Any]) -> np.ndarray | None:
+    """What each number becomes, where all operands are known, single, and integers; also as floats."""
+    rule, known = _NUMBERS.get(eqn.primitive.name), []
+    for v, x in zip(eqn.invars, operands, strict=True):
+        if not (np.issubdtype(v.aval.dtype, np.integer) or v.aval.dtype == bool):
+            return None
+        if isinstance(x, Common) and x.numbers is not None and x.array.size == 1:
+            known.append(x.numbers.reshape(-1))
+        elif isinstance(v, Literal):
+            known.append(x)
+        else:
+            return None
+    return None if rule is None else np.asarray(rule(*known)).astype(eqn.outvars[0].aval.dtype)
+
+
+def _aligned(x: Array, axes: Sequence[int], ndim: int) -> Array:
+    """[*lanes] with the axes of an array in which the lanes run along `axes`."""
+    x = jnp.transpose(x, sorted(range(len(axes)), key=lambda i: axes[i]))
+    return jnp.expand_dims(x, tuple(a for a in range(ndim) if a not in axes))
