@@ -88,9 +88,32 @@ def by_vipl(program, mask, estimator):
     return lambda theta, p: total.estimate(jax.random.key(0), theta, p)
 
 
-@pytest.mark.parametrize(("pattern", "n"), [("by lane", 2), ("by lane", 3), ("everywhere", 3)])
+def in_a_vmap(program, mask, estimator):
+    """Each lane is an expectation of its own."""
+
+    @vipl.expectation
+    def one(theta, mask, p, x):
+        k = sample("k", dist.Categorical(logits=theta + mask), estimator)
+        return program(p, k, x)
+
+    def total(theta, p):
+        def lane(theta, mask, x):
+            return one.estimate(jax.random.key(0), theta, mask, p, x)
+
+        return jnp.sum(jax.vmap(lane)(theta, mask, p["x"]))
+
+    return total
+
+
+WAYS = {"in the program": by_vipl, "around it": in_a_vmap}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "n", "lanes"),
+    [("by lane", 2, "in the program"), ("by lane", 3, "around it"), ("everywhere", 3, "in the program")],
+)
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_enumerated_lanes_are_the_sum_over_what_is_possible(name, pattern, n):
+def test_enumerated_lanes_are_the_sum_over_what_is_possible(name, pattern, n, lanes):
     """Law: value and first derivatives are those of Σ_l Σ_v p_lv f(v, l) over the values that are possible."""
     theta, mask = logits_of(PATTERNS[pattern], n)
     program, p = PROGRAMS[name], params(n)
@@ -98,7 +121,7 @@ def test_enumerated_lanes_are_the_sum_over_what_is_possible(name, pattern, n):
         program = lambda p, k, x: PROGRAMS[name](p, k + 1, x)  # noqa: E731  # 0 is possible somewhere
     if pattern != "everywhere" and name in ("a cumulative sum", "power", "root by lane", "xlogy", "root and a matrix"):
         program = lambda p, k, x: PROGRAMS[name](p, jnp.minimum(k + 1, n - 1), x)  # noqa: E731
-    got = jax.jit(jax.value_and_grad(by_vipl(program, mask, Enumerate()), argnums=(0, 1)))(theta, p)
+    got = jax.jit(jax.value_and_grad(WAYS[lanes](program, mask, Enumerate()), argnums=(0, 1)))(theta, p)
     want = jax.jit(jax.value_and_grad(exactly(program, mask), argnums=(0, 1)))(theta, p)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(want))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10), got, want)
@@ -115,9 +138,9 @@ BY_LANE = {
 }
 
 
-@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize(("n", "lanes"), [(2, "around it"), (3, "in the program"), (3, "around it")])
 @pytest.mark.parametrize("name", BY_LANE)
-def test_what_is_no_number_in_one_lane_alone_does_no_harm(name, n):
+def test_what_is_no_number_in_one_lane_alone_does_no_harm(name, n, lanes):
     """Law: the same, up to second derivatives, where f is infinite or NaN at what is not possible in a lane."""
     theta, mask = logits_of(PATTERNS["by lane"], n)
     bad, p = jnp.asarray(~np.isfinite(mask[:, 0]), float), params(n)
@@ -129,7 +152,7 @@ def test_what_is_no_number_in_one_lane_alone_does_no_harm(name, n):
     def with_bad(fn):
         return lambda theta, p: fn(theta, p | {"x": jnp.stack([p["x"], bad], axis=1)})
 
-    got, want = (with_bad(make(program, mask, *more)) for make, more in ((by_vipl, [Enumerate()]), (exactly, [])))
+    got, want = with_bad(WAYS[lanes](program, mask, Enumerate())), with_bad(exactly(program, mask))
     for derivative in (jax.grad, jax.hessian, lambda f, **k: jax.jacrev(jax.jacrev(f, **k), **k)):
         a, b = (jax.jit(derivative(f, argnums=(0, 1)))(theta, p) for f in (got, want))
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(b))
@@ -201,28 +224,33 @@ def test_lanes_in_lanes_and_a_vector_have_their_values_in_common(transposed):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), got, want)
 
 
-def test_no_table_is_looked_up_by_an_enumerated_value_and_none_is_spread():
+@pytest.mark.parametrize("inside", [True, False])
+def test_no_table_is_looked_up_by_an_enumerated_value_and_none_is_spread(inside):
     """Law: no gather, no scatter; what depends on the value alone is computed once for all lanes."""
     lanes, n = 1000, 7
     p = {"table": jnp.linspace(0.1, 1.0, n), "theta": jnp.zeros((lanes, n)), "x": jnp.linspace(0.0, 1.0, lanes)}
 
     @vipl.expectation
+    def lane(p, theta, x):
+        k = sample("k", dist.Categorical(logits=theta), Enumerate())
+        log_q = dist.Categorical(logits=theta).log_prob(k)
+        return jnp.exp(p["table"][k]) * x - log_q
+
+    @vipl.expectation
     def total(p):
-        def lane(theta, x):
-            k = sample("k", dist.Categorical(logits=theta), Enumerate())
-            log_q = dist.Categorical(logits=theta).log_prob(k)
-            return jnp.exp(p["table"][k]) * x - log_q
+        return jnp.sum(jax.vmap(lambda theta, x: lane(p, theta, x))(p["theta"], p["x"]))
 
-        return jnp.sum(jax.vmap(lane)(p["theta"], p["x"]))
+    def totals(p):
+        return jnp.sum(jax.vmap(lambda theta, x: lane.estimate(jax.random.key(0), p, theta, x))(p["theta"], p["x"]))
 
-    grad = jax.grad(total.estimate, argnums=1)
-    names = [eqn.primitive.name for eqn in equations(jax.make_jaxpr(grad)(jax.random.key(0), p))]
+    grad = jax.grad(lambda p: total.estimate(jax.random.key(0), p) if inside else totals(p))
+    names = [eqn.primitive.name for eqn in equations(jax.make_jaxpr(grad)(p))]
     assert not [name for name in names if "gather" in name or "scatter" in name]
     spread = [
-        eqn for eqn in equations(jax.make_jaxpr(grad)(jax.random.key(0), p))
-        if eqn.primitive.name == "exp" and eqn.outvars[0].aval.shape == (n, lanes)
+        eqn for eqn in equations(jax.make_jaxpr(grad)(p))
+        if eqn.primitive.name == "exp" and eqn.outvars[0].aval.size == n * lanes
     ]  # fmt: skip
-    assert len(spread) == 1  # the weights alone
+    assert len(spread) == 2, spread  # the weights, and their sum
 
 
 def test_an_estimator_of_points_may_say_what_is_possible():

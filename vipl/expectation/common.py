@@ -18,7 +18,7 @@ rules, and whatever else has no row in the table of `ir.traits` that says that i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -27,11 +27,12 @@ from jax import lax
 
 from vipl import _jax
 from vipl._jax import Atom, Eqn, Literal, Var
-from vipl._types import Array, Bool, Int
+from vipl._types import Array, Bool, Float, Int
 from vipl.gen import Points
 from vipl.ir.dataflow import Visit
+from vipl.ir.keys import is_key
 from vipl.ir.primitives import Path
-from vipl.ir.rows import row_p, rows_p
+from vipl.ir.rows import anywhere_p, first_p, row_p, rows_p
 from vipl.ir.sites import SiteInfo
 from vipl.ir.traits import by_element, traits_of
 
@@ -42,12 +43,12 @@ class StandIn(NamedTuple):
     Attributes:
       value: the value.
       possible: bool[], whether it is possible; None: it always is.
-      best: i[], the number of a value that is.
+      log_weights: f[n], of all values.
     """
 
     value: Array
     possible: Bool[Array, "*lanes"] | None = None
-    best: Int[Array, "*lanes"] | None = None
+    log_weights: Float[Array, "*lanes n"] | None = None
 
 
 class Common(NamedTuple):
@@ -79,12 +80,11 @@ class Mixed(NamedTuple):
     path: Path
 
 
-def best_number(points: Points) -> Int[Array, ""]:
-    """The number of a value that is possible; of two values, of the second if that is."""
-    assert points.possible is not None
-    if points.possible.shape[0] == 2:
-        return points.possible[1].astype(jnp.int32)
-    return jnp.argmax(lax.stop_gradient(points.log_weights)).astype(jnp.int32)
+def best_number(log_weights: Float[Array, "*lanes n"]) -> Int[Array, "*lanes"]:
+    """The number of the most probable value."""
+    if log_weights.shape[-1] == 2:
+        return (log_weights[..., 1] > log_weights[..., 0]).astype(jnp.int32)
+    return jnp.argmax(lax.stop_gradient(log_weights), axis=-1).astype(jnp.int32)
 
 
 def possible_values(points: Points) -> Array:
@@ -96,7 +96,7 @@ def possible_values(points: Points) -> Array:
         first, second = values
         return rows_p.bind(jnp.where(possible[0], first, second), jnp.where(possible[1], second, first))
     column = jnp.expand_dims(possible, tuple(range(1, values.ndim)))
-    return jnp.where(column, values, jnp.asarray(values)[best_number(points)])
+    return jnp.where(column, values, jnp.asarray(values)[best_number(points.log_weights)])
 
 
 def stand_in(points: Points, digit: Int[Array, ""], axis: str) -> StandIn:
@@ -104,7 +104,7 @@ def stand_in(points: Points, digit: Int[Array, ""], axis: str) -> StandIn:
     value = row_p.bind(points.values, digit, axis=axis)
     if points.possible is None:
         return StandIn(value)
-    return StandIn(value, row_p.bind(points.possible, digit, axis=axis), best_number(points))
+    return StandIn(value, row_p.bind(points.possible, digit, axis=axis), lax.stop_gradient(points.log_weights))
 
 
 Reaches = Mapping[Var, Mapping[Path, Sequence[Any]]]
@@ -119,6 +119,8 @@ class InCommon:
       values: path of a site -> its values, [n, ...].
       digits: path of a site -> the number of its value.
       reaches: what reaches each variable.
+      differs: of a program in a `vmap`, the variables that may differ by its lanes. They count for sites that have no
+        lanes in the program.
       names: path of a site -> the name of the axis of its values.
     """
 
@@ -128,10 +130,12 @@ class InCommon:
         values: Mapping[Path, np.ndarray],
         digits: Mapping[Path, Array],
         reaches: Reaches,
+        differs: Collection[Var],
         names: Callable[[Path], str],
     ):
         """Begins with nothing known."""
-        self.sites, self.values, self.digits, self.reaches, self.names = sites, values, digits, reaches, names
+        self.sites, self.values, self.digits, self.names = sites, values, digits, names
+        self.reaches, self.differs = reaches, set(differs)
         self._stand_ins: dict[Path, StandIn] = {}
         self._repeated: dict[Var, tuple[Eqn, Array]] = {}
 
@@ -144,9 +148,10 @@ class InCommon:
                 return [out]
             if eqn.primitive.name == "broadcast_in_dim":
                 self._repeated[eqn.outvars[0]] = eqn, operands[0]
-            outs: list[Any] = list(
-                visit(i, eqn, [self.settled(v, x) for v, x in zip(eqn.invars, operands, strict=True)])
-            )
+            read = list(zip(eqn.invars, operands, strict=True))
+            if any(isinstance(x, (Common, Mixed)) or self._varies(v) for v, x in read):
+                self.differs.update(eqn.outvars)
+            outs: list[Any] = list(visit(i, eqn, [self.settled(v, x) for v, x in read]))
             if i in self.sites:
                 outs[0] = self._value(self.sites[i], emits)
             return outs
@@ -163,15 +168,15 @@ class InCommon:
         stand_in = self._stand_ins[x.path]
         if stand_in.possible is None:
             return whole
-        assert stand_in.best is not None
+        best = best_number(stand_in.log_weights)  # type: ignore[arg-type]
         rows = lax.all_gather(lax.stop_gradient(x.array), self.names(x.path))  # [n, ...]
         if rows.shape[0] == 2:
-            other = jnp.where(_aligned(stand_in.best == 1, axes, whole.ndim), rows[1], rows[0])
+            other = jnp.where(_aligned(best == 1, axes, whole.ndim), rows[1], rows[0])
         elif isinstance(x, Mixed):
-            other = jnp.take_along_axis(rows, _aligned(stand_in.best, axes, whole.ndim)[None], 0)[0]
+            other = jnp.take_along_axis(rows, _aligned(best, axes, whole.ndim)[None], 0)[0]
         else:
             rows = jnp.squeeze(rows, tuple(a + 1 for a in axes))
-            other = jnp.moveaxis(rows[stand_in.best], range(len(axes)), axes)
+            other = jnp.moveaxis(rows[best], range(len(axes)), axes)
         return jnp.where(_aligned(stand_in.possible, axes, whole.ndim), whole, other)
 
     def settle(self, env: Mapping[Var, Any]) -> dict[Var, Array]:
@@ -200,14 +205,14 @@ class InCommon:
     def _kept(self, eqn: Eqn, operands: list[Any]) -> Any:
         """The result of an equation as a common or mixed value; None where it needs stand-ins, or no lanes at all."""
         paths = {x.path for x in operands if isinstance(x, (Common, Mixed))}
-        if len(paths) != 1 or len(eqn.outvars) != 1:
+        if len(paths) != 1 or len(eqn.outvars) != 1 or is_key(eqn.outvars[0].aval):
             return None
         (path,) = paths
         axes = self._lanes(eqn.outvars[0], path)
         if axes is None:
             return None
         if not any(isinstance(x, Mixed) for x in operands):
-            out = self._looked_up(eqn, operands, axes, path) if eqn.primitive.name == "gather" else None
+            out = self._looked_up(eqn, operands, axes, path) if eqn.primitive.name in _PICKS else None
             out = self._once(eqn, operands, axes, path) if out is None else out
             if out is not None:
                 return out
@@ -243,9 +248,12 @@ class InCommon:
         stand_in = self._stand_ins[x.path]
         if x.numbers is None or stand_in.possible is None:
             return x.array
-        assert stand_in.best is not None
-        best = jnp.asarray(x.numbers)[stand_in.best.reshape(-1)[0]].reshape(x.array.shape)
-        return jnp.where(jnp.any(stand_in.possible), x.array, best)
+        best = jnp.asarray(x.numbers)[_some(stand_in)].reshape(x.array.shape)
+        return jnp.where(_anywhere(stand_in.possible, self.names(x.path)), x.array, best)
+
+    def _varies(self, v: Atom) -> bool:
+        """Whether a variable may differ by the lanes around the program."""
+        return not isinstance(v, Literal) and v in self.differs
 
     def _lanes(self, v: Atom, path: Path) -> tuple[int, ...] | None:
         """The axes of a variable along which the lanes of a site run; None where they do not run along any."""
@@ -266,6 +274,8 @@ class InCommon:
                     return None
                 values.append(x)
                 continue
+            if not axes and self._varies(v):
+                return None
             lanes = [a for a in range(len(v.aval.shape)) if v.aval.shape[a] > 1 and traits.axes(eqn, k, a) in axes]
             value = self._short(v, x, lanes)
             if value is None:
@@ -279,8 +289,13 @@ class InCommon:
 
     def _looked_up(self, eqn: Eqn, operands: list[Any], axes: tuple[int, ...], path: Path) -> Any:
         """A row of a table whose number is a function of the site's value, without a look at it; None: it is none."""
-        table, index = operands
-        if isinstance(table, Common) or (axis := _row_axis(eqn)) is None:
+        table, *indices = operands
+        axis = _row_axis(eqn)
+        if (
+            isinstance(table, Common)
+            or axis is None
+            or not isinstance(index := indices[axis if len(indices) > 1 else 0], Common)
+        ):
             return None
         if index.numbers is None or index.array.size != 1:
             return None
@@ -295,14 +310,13 @@ class InCommon:
         rows = jnp.transpose(rows, (0, *(1 + i for i in sorted(range(len(to)), key=lambda i: to[i]))))
         rows = jnp.expand_dims(rows, tuple(1 + a for a in range(ndim) if a not in to))
         own, stand_in = row_p.bind(rows, self.digits[path], axis=self.names(path)), self._stand_ins[path]
-        if any(a in axes for a in to):
+        if any(a in axes for a in to) or (not axes and self._varies(eqn.invars[0])):
             own = jnp.broadcast_to(own, eqn.outvars[0].aval.shape)
             return own if stand_in.possible is None else Mixed(self._counted(own, axes, path), path)
         if stand_in.possible is None:
             return Common(own, path)
-        assert stand_in.best is not None
-        other = lax.stop_gradient(rows)[stand_in.best.reshape(-1)[0]]
-        return Common(jnp.where(jnp.any(stand_in.possible), own, other), path)
+        other = lax.stop_gradient(rows)[_some(stand_in)]
+        return Common(jnp.where(_anywhere(stand_in.possible, self.names(path)), own, other), path)
 
     def _short(self, v: Atom, x: Array, axes: list[int]) -> Array | None:
         """An operand with length 1 along axes, if it is repeated along them."""
@@ -316,6 +330,8 @@ class InCommon:
             return None
         return _shorter(eqn, [operand], tuple(axes))
 
+
+_PICKS = ("gather", "dynamic_slice")
 
 _SHAPED = ("broadcast_in_dim", "reshape")
 
@@ -333,8 +349,12 @@ def _shorter(eqn: Eqn, values: list[Array], axes: tuple[int, ...]) -> Array:
 
 
 def _row_axis(eqn: Eqn) -> int | None:
-    """The axis of a table of which a `gather` picks one row, whole in all other axes; None: it does something else."""
-    d, sizes, table = eqn.params["dimension_numbers"], eqn.params["slice_sizes"], eqn.invars[0].aval.shape
+    """The axis of a table of which an equation picks one row, whole in all other axes; None: it does something else."""
+    sizes, table = eqn.params["slice_sizes"], eqn.invars[0].aval.shape
+    if eqn.primitive.name == "dynamic_slice":
+        picked = [a for a, n in enumerate(table) if sizes[a] != n or n == 1]
+        return picked[0] if len(picked) == 1 and sizes[picked[0]] == 1 else None
+    d = eqn.params["dimension_numbers"]
     if len(d.start_index_map) != 1:
         return None
     axis = d.start_index_map[0]
@@ -367,6 +387,18 @@ def _numbers_after(eqn: Eqn, operands: list[Any]) -> np.ndarray | None:
         else:
             return None
     return None if rule is None else np.asarray(rule(*known)).astype(eqn.outvars[0].aval.dtype)
+
+
+def _anywhere(possible: Bool[Array, "*lanes"], axis: str) -> Bool[Array, ""]:
+    """Whether the site's value is possible in any lane, of the program or around it."""
+    return anywhere_p.bind(jnp.any(possible), but=axis)
+
+
+def _some(stand_in: StandIn) -> Int[Array, ""]:
+    """The number of a value that is possible in some lane: of the best one of the first lane."""
+    assert stand_in.log_weights is not None
+    log_weights = stand_in.log_weights
+    return best_number(first_p.bind(log_weights[(0,) * (log_weights.ndim - 1)], but=None))
 
 
 def _aligned(x: Array, axes: Sequence[int], ndim: int) -> Array:
