@@ -303,18 +303,19 @@ def test_value_and_grad_is_one_compiled_program():
 
     def functions_called(fn):
         fn()
-        count = 0
+        counts = []
 
         def seen(_, event, __):
-            nonlocal count
-            count += event in ("call", "c_call")
+            counts[-1] += event in ("call", "c_call")
 
-        sys.setprofile(seen)
-        try:
-            fn()
-        finally:
-            sys.setprofile(None)
-        return count
+        for _ in range(3):  # the garbage collector may call functions in any of them
+            counts.append(0)
+            sys.setprofile(seen)
+            try:
+                fn()
+            finally:
+                sys.setprofile(None)
+        return min(counts)
 
     estimate = functions_called(lambda: objective.estimate(KEY, 0.4))
     assert functions_called(lambda: objective.value_and_grad(KEY, 0.4)) < 2 * estimate
