@@ -33,6 +33,7 @@ PROGRAMS = {
     "lookup": lambda p, k, x: p["table"][k] * x,
     "lookups": lambda p, k, x: -0.5 * ((x - p["table"][k]) / jnp.exp(p["rows"][k, 1])) ** 2 - p["rows"][k, 1],
     "row": lambda p, k, x: jnp.sum(jnp.sin(p["rows"][k] * x)),
+    "parts of a row": lambda p, k, x: jnp.sum(jnp.sin(p["rows"][k] * (k + 1))[jnp.array([2, 0])] ** 2) * x,
     "the next row": lambda p, k, x: p["table"][(k + 1) % p["table"].shape[0]] * x,
     "shifted": lambda p, k, x: jnp.append(p["table"], 3.0)[k + 1] * jnp.exp(x),
     "affine": lambda p, k, x: (p["scale"] * k + 0.5 - x) ** 2,

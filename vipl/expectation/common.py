@@ -265,6 +265,8 @@ class InCommon:
         traits = traits_of(eqn)
         if traits.axes is None or not (traits.any_length or eqn.primitive.name in _SHAPED):
             return None
+        if eqn.primitive.name == "gather" and isinstance(operands[0], Common):  # its slices have the lanes' length
+            return None
         values = []
         for k, (v, x) in enumerate(zip(eqn.invars, operands, strict=True)):
             if isinstance(x, Common):
