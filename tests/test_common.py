@@ -34,6 +34,9 @@ PROGRAMS = {
     "lookups": lambda p, k, x: -0.5 * ((x - p["table"][k]) / jnp.exp(p["rows"][k, 1])) ** 2 - p["rows"][k, 1],
     "row": lambda p, k, x: jnp.sum(jnp.sin(p["rows"][k] * x)),
     "parts of a row": lambda p, k, x: jnp.sum(jnp.sin(p["rows"][k] * (k + 1))[jnp.array([2, 0])] ** 2) * x,
+    "repeated": lambda p, k, x: (
+        jnp.sum(jnp.broadcast_to(k, (3,)) * p["rows"][0] + p["rows"][k, jnp.array([0, 2, 1])]) * x
+    ),
     "the next row": lambda p, k, x: p["table"][(k + 1) % p["table"].shape[0]] * x,
     "shifted": lambda p, k, x: jnp.append(p["table"], 3.0)[k + 1] * jnp.exp(x),
     "affine": lambda p, k, x: (p["scale"] * k + 0.5 - x) ** 2,
@@ -225,15 +228,15 @@ def test_lanes_in_lanes_and_a_vector_have_their_values_in_common(transposed):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), got, want)
 
 
-@pytest.mark.parametrize("inside", [True, False])
-def test_no_table_is_looked_up_by_an_enumerated_value_and_none_is_spread(inside):
+@pytest.mark.parametrize("promise", [False, True])
+def test_no_table_is_looked_up_by_an_enumerated_value_and_none_is_spread(promise):
     """Law: no gather, no scatter; what depends on the value alone is computed once for all lanes."""
     lanes, n = 1000, 7
     p = {"table": jnp.linspace(0.1, 1.0, n), "theta": jnp.zeros((lanes, n)), "x": jnp.linspace(0.0, 1.0, lanes)}
 
     @vipl.expectation
     def lane(p, theta, x):
-        k = sample("k", dist.Categorical(logits=theta), Enumerate())
+        k = sample("k", dist.Categorical(logits=theta), Enumerate(all_possible=promise))
         log_q = dist.Categorical(logits=theta).log_prob(k)
         return jnp.exp(p["table"][k]) * x - log_q
 
@@ -244,7 +247,7 @@ def test_no_table_is_looked_up_by_an_enumerated_value_and_none_is_spread(inside)
     def totals(p):
         return jnp.sum(jax.vmap(lambda theta, x: lane.estimate(jax.random.key(0), p, theta, x))(p["theta"], p["x"]))
 
-    grad = jax.grad(lambda p: total.estimate(jax.random.key(0), p) if inside else totals(p))
+    grad = jax.grad(lambda p: totals(p) if promise else total.estimate(jax.random.key(0), p))
     names = [eqn.primitive.name for eqn in equations(jax.make_jaxpr(grad)(p))]
     assert not [name for name in names if "gather" in name or "scatter" in name]
     spread = [
@@ -270,3 +273,56 @@ def test_an_estimator_of_points_may_say_what_is_possible():
     value, grad = jax.value_and_grad(log.estimate, argnums=1)(jax.random.key(0), 2.0)
     np.testing.assert_allclose(value, 2.0 * 0.6 * np.log(2.0), rtol=1e-12)
     np.testing.assert_allclose(grad, 0.6 * np.log(2.0), rtol=1e-12)
+
+
+def test_what_is_possible_may_depend_on_more_than_the_lane():
+    """A site outside the lanes, enumerated or drawn, or a `vmap` around, decides what is possible."""
+
+    def logits_of(s, t):
+        return jnp.where(s == 0, jnp.array([-jnp.inf, 0.0]), 0.0) + t
+
+    @vipl.expectation
+    def two(a):
+        s = sample("s", dist.Bernoulli(0.5), Enumerate())
+
+        def lane(t):
+            return jnp.sqrt(a * (s + sample("k", dist.Categorical(logits=logits_of(s, t)), Enumerate())))
+
+        return jnp.sum(jax.vmap(lane)(jnp.zeros((3, 2))))
+
+    grad = jax.grad(two.estimate, argnums=1)(jax.random.key(0), 1.0)
+    np.testing.assert_allclose(grad, 3 * (0.5 * 0.5 + 0.25 * (0.5 + 0.5 * np.sqrt(2.0))), rtol=1e-12)
+
+    @vipl.expectation
+    def rows(theta, a):
+        def lane(t):
+            return jnp.sqrt(a + sample("k", dist.Categorical(logits=t), Enumerate()))
+
+        return jnp.sum(jax.vmap(lane)(theta))
+
+    theta = jnp.zeros((2, 3, 2)).at[0, :, 0].set(-jnp.inf)
+    slope = jax.vmap(jax.grad(rows.estimate, argnums=2), (None, 0, 0))(jax.random.key(0), theta, jnp.array([0.0, 1.0]))
+    np.testing.assert_allclose(slope, [1.5, 3 * 0.25 * (1.0 + 1.0 / np.sqrt(2.0))], rtol=1e-12)
+
+    @vipl.expectation
+    def after_a_draw(a):
+        s = sample("s", dist.Bernoulli(0.5), Score())
+
+        def lane(t):
+            return jnp.sqrt(a * (s + sample("k", dist.Categorical(logits=logits_of(s, t)), Enumerate())))
+
+        return jnp.sum(jax.vmap(lane)(jnp.zeros((3, 2))))
+
+    grad = jax.grad(lambda a: after_a_draw.estimate(jax.random.key(0), a, num_samples=8))(1.0)
+    assert 1.5 <= grad <= 3 * (0.5 + 0.5 * np.sqrt(2.0)) / 2 * 1.001  # between those of s = 0 and s = 1
+
+
+def test_logits_may_be_of_half_precision():
+    """What is impossible is told by the dtype's own smallest number."""
+
+    @vipl.expectation
+    def one(logits):
+        return 1.0 * sample("k", dist.Categorical(logits=logits), Enumerate())
+
+    value = one.estimate(jax.random.key(0), jnp.array([0.0, 1.0, -jnp.inf], jnp.bfloat16))
+    np.testing.assert_allclose(value, jax.nn.sigmoid(1.0), rtol=2e-2)

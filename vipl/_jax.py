@@ -312,44 +312,6 @@ def beneath(x: Any) -> tuple[Array, int | None] | None:
     return (x.primal, None) if hasattr(x, "primal") else None
 
 
-def is_mapped(x: Any) -> bool:
-    """Whether a value is one of the lanes of a `vmap`, as far as tracers say it: what a `jit` hides is not seen."""
-    while (inside := beneath(x)) is not None:
-        x, dim = inside
-        if dim is not None:
-            return True
-    return False
-
-
-def define_over_lanes_primitive(name: str, reduce: Callable[[Array, int], Array]) -> Primitive:
-    """Makes a primitive `(x, but=...) -> x` whose result is the same in all lanes of a `vmap`: `reduce(lanes, axis)`.
-
-    In the `vmap` whose axis is named `but`, if it is not None, lanes stay what they are.
-    For what no derivative is taken of: booleans, integers, and what is held by `stop_gradient`.
-    """
-    primitive = Primitive(name)
-
-    def batched(axis_data, values, dims, *, but):
-        (x,), (dim,) = values, dims
-        if dim is None:
-            return primitive.bind(x, but=but), None
-        if but is not None and axis_of(axis_data)[1] == but:
-            return primitive.bind(x, but=but), dim
-        return primitive.bind(reduce(x, dim), but=but), None
-
-    def jvp(primals, tangents, *, but):
-        del tangents  # zeros
-        out = primitive.bind(*primals, but=but)
-        return out, _ad.Zero(typeof(out).to_tangent_aval())  # type: ignore[attr-defined]
-
-    primitive.def_impl(lambda x, but: x)
-    primitive.def_abstract_eval(lambda x, but: x)
-    _batching.fancy_primitive_batchers[primitive] = batched
-    _ad.primitive_jvps[primitive] = jvp
-    _mlir.register_lowering(primitive, lambda _, x, but: [x])
-    return primitive
-
-
 def define_row_primitive(name: str) -> Primitive:
     """Makes a primitive `(table, number, axis=...) -> table[number]` that looks nothing up where all are wanted.
 

@@ -112,6 +112,7 @@ def cases(quick: bool) -> list[Case]:
             "Enumerate": {"vipl": together(Enumerate())} | exact,
             "Enumerate(all_possible=True)": {"vipl": together(Enumerate(all_possible=True))} | exact,
             "Enumerate, a vmap of estimate": {"vipl": apart(Enumerate())} | exact,
+            "Enumerate(all_possible=True), a vmap of estimate": {"vipl": apart(Enumerate(all_possible=True))} | exact,
             "LocalEnumerate": {"vipl": together(LocalEnumerate())} | local,
             "Score, leave one out of 4": {
                 "vipl": together(Score(LeaveOneOut()), SAMPLES),

@@ -32,13 +32,15 @@ class Enumerate(Estimator):
     equations, as the particles of a bound do, only these are evaluated for all joint values. With
     `lax.scan(..., unroll=True)` each step is evaluated for the values of the steps before it, and not for all.
 
-    What depends on the value alone is computed once for all lanes. A value of probability zero has weight zero and is
-    not evaluated (another value stands in), so that log 0 in the program does no harm. The derivative in a probability
-    that is exactly 0 or 1 is then that of what is evaluated alone: use `logits` there.
+    What depends on the value alone is computed once for all lanes of the program. A value of probability zero has
+    weight zero and is not evaluated (another value stands in), so that log 0 in the program does no harm. The
+    derivative in a probability that is exactly 0 or 1 is then that of what is evaluated alone: use `logits` there.
 
     Attributes:
-      all_possible: promises that no value has probability zero, so that none needs a stand-in: a little quicker, where
-        the program does little else. If the promise is broken, the estimate is right, and its derivatives may be NaN.
+      all_possible: promises that no value has probability zero, so that none needs a stand-in. In a `vmap` of
+        `estimate` the values are then the same in all lanes, and what depends on a value alone is computed once for
+        all: about twice as fast where the program does little else. If the promise is broken, the estimate is right,
+        and its derivatives may be NaN.
 
     Raises:
       EstimatorError: the support is not finite, depends on a traced value, or has more than 2^20 points.
@@ -86,7 +88,7 @@ def is_impossible(log_probs: Array) -> Array:
 
     Such a value is not to be evaluated: zero times what comes out of it may be NaN.
     """
-    return log_probs < np.log(np.finfo(log_probs.dtype).tiny)
+    return log_probs < np.log(float(jnp.finfo(log_probs.dtype).tiny))
 
 
 def finite_support(law: Law, who: str) -> tuple[Array, Array]:

@@ -18,7 +18,8 @@ rules, and whatever else has no row in the table of `ir.traits` that says that i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -32,7 +33,7 @@ from vipl.gen import Points
 from vipl.ir.dataflow import Visit
 from vipl.ir.keys import is_key
 from vipl.ir.primitives import Path
-from vipl.ir.rows import anywhere_p, first_p, row_p, rows_p
+from vipl.ir.rows import row_p, rows_p
 from vipl.ir.sites import SiteInfo
 from vipl.ir.traits import by_element, traits_of
 
@@ -119,8 +120,6 @@ class InCommon:
       values: path of a site -> its values, [n, ...].
       digits: path of a site -> the number of its value.
       reaches: what reaches each variable.
-      differs: of a program in a `vmap`, the variables that may differ by its lanes. They count for sites that have no
-        lanes in the program.
       names: path of a site -> the name of the axis of its values.
     """
 
@@ -130,12 +129,10 @@ class InCommon:
         values: Mapping[Path, np.ndarray],
         digits: Mapping[Path, Array],
         reaches: Reaches,
-        differs: Collection[Var],
         names: Callable[[Path], str],
     ):
         """Begins with nothing known."""
-        self.sites, self.values, self.digits, self.names = sites, values, digits, names
-        self.reaches, self.differs = reaches, set(differs)
+        self.sites, self.values, self.digits, self.reaches, self.names = sites, values, digits, reaches, names
         self._stand_ins: dict[Path, StandIn] = {}
         self._repeated: dict[Var, tuple[Eqn, Array]] = {}
 
@@ -148,10 +145,7 @@ class InCommon:
                 return [out]
             if eqn.primitive.name == "broadcast_in_dim":
                 self._repeated[eqn.outvars[0]] = eqn, operands[0]
-            read = list(zip(eqn.invars, operands, strict=True))
-            if any(isinstance(x, (Common, Mixed)) or self._varies(v) for v, x in read):
-                self.differs.update(eqn.outvars)
-            outs: list[Any] = list(visit(i, eqn, [self.settled(v, x) for v, x in read]))
+            outs: list[Any] = list(visit(i, eqn, list(map(self.settled, eqn.invars, operands))))
             if i in self.sites:
                 outs[0] = self._value(self.sites[i], emits)
             return outs
@@ -249,11 +243,7 @@ class InCommon:
         if x.numbers is None or stand_in.possible is None:
             return x.array
         best = jnp.asarray(x.numbers)[_some(stand_in)].reshape(x.array.shape)
-        return jnp.where(_anywhere(stand_in.possible, self.names(x.path)), x.array, best)
-
-    def _varies(self, v: Atom) -> bool:
-        """Whether a variable may differ by the lanes around the program."""
-        return not isinstance(v, Literal) and v in self.differs
+        return jnp.where(jnp.any(stand_in.possible), x.array, best)
 
     def _lanes(self, v: Atom, path: Path) -> tuple[int, ...] | None:
         """The axes of a variable along which the lanes of a site run; None where they do not run along any."""
@@ -276,14 +266,13 @@ class InCommon:
                     return None
                 values.append(x)
                 continue
-            if not axes and self._varies(v):
-                return None
             lanes = [a for a in range(len(v.aval.shape)) if v.aval.shape[a] > 1 and traits.axes(eqn, k, a) in axes]
             value = self._short(v, x, lanes)
             if value is None:
                 return None
             values.append(value)
-        numbers = _numbers_after(eqn, operands)
+        size = math.prod(n for a, n in enumerate(eqn.outvars[0].aval.shape) if a not in axes)
+        numbers = _numbers_after(eqn, operands) if size == 1 else None
         arrays = [
             x if not isinstance(x, Common) else x.array if numbers is not None else self._evaluated(x) for x in values
         ]
@@ -312,13 +301,13 @@ class InCommon:
         rows = jnp.transpose(rows, (0, *(1 + i for i in sorted(range(len(to)), key=lambda i: to[i]))))
         rows = jnp.expand_dims(rows, tuple(1 + a for a in range(ndim) if a not in to))
         own, stand_in = row_p.bind(rows, self.digits[path], axis=self.names(path)), self._stand_ins[path]
-        if any(a in axes for a in to) or (not axes and self._varies(eqn.invars[0])):
+        if any(a in axes for a in to):
             own = jnp.broadcast_to(own, eqn.outvars[0].aval.shape)
             return own if stand_in.possible is None else Mixed(self._counted(own, axes, path), path)
         if stand_in.possible is None:
             return Common(own, path)
         other = lax.stop_gradient(rows)[_some(stand_in)]
-        return Common(jnp.where(_anywhere(stand_in.possible, self.names(path)), own, other), path)
+        return Common(jnp.where(jnp.any(stand_in.possible), own, other), path)
 
     def _short(self, v: Atom, x: Array, axes: list[int]) -> Array | None:
         """An operand with length 1 along axes, if it is repeated along them."""
@@ -341,13 +330,12 @@ _SHAPED = ("broadcast_in_dim", "reshape")
 def _shorter(eqn: Eqn, values: list[Array], axes: tuple[int, ...]) -> Array:
     """The result of an equation with length 1 along axes."""
     shape = tuple(1 if a in axes else n for a, n in enumerate(eqn.outvars[0].aval.shape))
+    if eqn.primitive.name not in _SHAPED:
+        return _jax.rebind(eqn, values)[0]
     with _jax.eqn_context(eqn):
-        if eqn.primitive.name == "broadcast_in_dim":
-            return lax.broadcast_in_dim(values[0], shape, eqn.params["broadcast_dimensions"])
         if eqn.primitive.name == "reshape":
             return lax.reshape(values[0], shape)
-        (out,) = _jax.rebind(eqn, values)
-    return out
+        return lax.broadcast_in_dim(values[0], shape, eqn.params["broadcast_dimensions"])
 
 
 def _row_axis(eqn: Eqn) -> int | None:
@@ -391,16 +379,10 @@ def _numbers_after(eqn: Eqn, operands: list[Any]) -> np.ndarray | None:
     return None if rule is None else np.asarray(rule(*known)).astype(eqn.outvars[0].aval.dtype)
 
 
-def _anywhere(possible: Bool[Array, "*lanes"], axis: str) -> Bool[Array, ""]:
-    """Whether the site's value is possible in any lane, of the program or around it."""
-    return anywhere_p.bind(jnp.any(possible), but=axis)
-
-
 def _some(stand_in: StandIn) -> Int[Array, ""]:
-    """The number of a value that is possible in some lane: of the best one of the first lane."""
+    """The number of a value that is possible in some lane of the program: of the best one of the first lane."""
     assert stand_in.log_weights is not None
-    log_weights = stand_in.log_weights
-    return best_number(first_p.bind(log_weights[(0,) * (log_weights.ndim - 1)], but=None))
+    return best_number(stand_in.log_weights[(0,) * (stand_in.log_weights.ndim - 1)])
 
 
 def _aligned(x: Array, axes: Sequence[int], ndim: int) -> Array:

@@ -185,10 +185,7 @@ class Expectation:
 
         def called(skeleton: Skeleton, leaves: list[Array]) -> Any:
             roots, static_parts = parts_of(skeleton)
-            mapped = tuple(map(_jax.is_mapped, leaves))
-            if any(mapped):
-                static["mapped"] = mapped
-            known = (static_parts, num_samples, *static.items())
+            known = (static_parts, num_samples, *static.values())
             fn = functools.partial(program, skeleton=skeleton, num_samples=num_samples, **static)
             return compiled(kind, (self, *roots), known, fn, (key, leaves))
 
@@ -223,24 +220,13 @@ class Expectation:
         fn = lambda *args: self.estimate(key, *args, num_samples=num_samples)  # noqa: E731
         return jax.value_and_grad(fn, argnums=argnums, has_aux=self.has_aux)(*args)
 
-    def _estimate(
-        self,
-        key: PRNGKeyArray,
-        leaves: list[Array],
-        *,
-        skeleton: Skeleton,
-        num_samples: int,
-        mapped: tuple[bool, ...] = (),
-    ) -> Any:
-        return cse(lambda key, leaves: self._average(key, skeleton, leaves, num_samples, mapped), key, leaves)
+    def _estimate(self, key: PRNGKeyArray, leaves: list[Array], *, skeleton: Skeleton, num_samples: int) -> Any:
+        return cse(lambda key, leaves: self._average(key, skeleton, leaves, num_samples), key, leaves)
 
-    def _average(
-        self, key: PRNGKeyArray, skeleton: Skeleton, leaves: list[Array], num_samples: int, mapped: tuple[bool, ...]
-    ) -> Any:
-        """The mean of the samples; `mapped` says of each leaf whether it is one of the lanes of a `vmap` around."""
+    def _average(self, key: PRNGKeyArray, skeleton: Skeleton, leaves: list[Array], num_samples: int) -> Any:
         staged = stage_program(_floating(self._program(), self.has_aux), skeleton.combine(leaves), {})
         _check_result(staged, self.has_aux, self._name)
-        plan = make_plan(staged, [x for x, m in zip(leaves, mapped, strict=True) if not m] if mapped else None)
+        plan = make_plan(staged)
         reasons = [f"the estimator of {p.site.at()}" for p in plan.runs_several]
         reasons += [f"num_samples={num_samples}"] if num_samples > 1 else []
         if reasons:

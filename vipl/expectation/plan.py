@@ -28,8 +28,6 @@ from vipl.gen._density import is_factor
 from vipl.gen._points import points_of
 from vipl.interpret.noise import SiteProgram
 from vipl.ir import fence
-from vipl.ir.batching import has_site
-from vipl.ir.dataflow import evaluate
 from vipl.ir.keys import check_digests
 from vipl.ir.partition import partition
 from vipl.ir.primitives import Path, Site, lanes_p, sample_p
@@ -53,7 +51,6 @@ class Plan:
       apart: for each site with several values, and each loop around it: whether all that it reaches stays in its
         lane. Then all lanes take their values at once.
       indices: the values of what costs are indexed by.
-      same: in a `vmap` of the whole program, the arguments that are known to be the same in all lanes; else None.
     """
 
     staged: Staged
@@ -64,7 +61,6 @@ class Plan:
     costs: Costs
     apart: dict[Path, tuple[bool, ...]]
     indices: dict[Var, Array]
-    same: list[Array] | None
 
     @functools.cached_property
     def enumerated(self) -> list[SiteInfo]:
@@ -84,27 +80,11 @@ class Plan:
 
     def _is_common(self, info: SiteInfo) -> bool:
         at_end = self.joint_end is not None and info.path in self.joint_end.lanes
-        several = info.count > 1 or (not info.loops and self.same is not None)
+        # Without lanes of its own it has, in a `vmap` around the program, the same values by promise alone.
+        several = info.count > 1 or (not info.loops and self.points(info).possible is None)
         lanes = several and all(loop.kind == "lane" for loop in info.loops) and all(self.apart[info.path])
         fixed = self.programs[info.path].fixed.values is not None
         return lanes and not at_end and fixed and _alone(self.staged.jaxpr, info.path)
-
-    @functools.cached_property
-    def differs(self) -> set[Var]:
-        """Of a program in a `vmap`, the variables that may differ by its lanes, but for the values in common."""
-        constvars, consts, _, eqns, _ = _jax.parts(self.staged.jaxpr)
-        known = {id(x) for x in self.same or ()}
-        traced = {
-            v for v, x in zip(constvars, consts, strict=True) if isinstance(x, _jax.Tracer) and id(x) not in known
-        }
-        own = {eqn.outvars[0] for i, eqn in enumerate(eqns) if i in self.in_common}
-
-        def visit(_, eqn, operands):
-            out = any(operands) or has_site(eqn)
-            return [out and v not in own for v in eqn.outvars]
-
-        env = evaluate(eqns, {v: v in traced for v in constvars}, visit, constant=lambda _: False)
-        return {v for v, differs in env.items() if differs}
 
     @functools.cached_property
     def runs(self) -> Runs:
@@ -195,19 +175,14 @@ class Runs(NamedTuple):
     num_pruned: int
 
 
-def make_plan(staged: Staged, same: list[Array] | None = None) -> Plan:
-    """Finds the sites of a program, and asks their estimators what they will do.
-
-    Args:
-      staged: the program.
-      same: if it stands in a `vmap`, the arguments that are known to be the same in all its lanes.
-    """
+def make_plan(staged: Staged) -> Plan:
+    """Finds the sites of a program, and asks their estimators what they will do."""
     check_marks(staged.jaxpr)
     program, vectors = separate_sites(staged.jaxpr, _with_estimator, {})
-    plan = _plan(staged._replace(jaxpr=program), same)
+    plan = _plan(staged._replace(jaxpr=program))
     if fewer := _axes_that_help(plan, vectors):
         program, _ = separate_sites(staged.jaxpr, _with_estimator, fewer)
-        plan = _plan(staged._replace(jaxpr=program), same)
+        plan = _plan(staged._replace(jaxpr=program))
     _check_enumeration(plan)
     return plan
 
@@ -243,7 +218,7 @@ def _told_apart(plan: Plan, info: SiteInfo) -> Sequence[bool]:
     return [any(a is not None for a in each) for each in zip(*axes, strict=True)] or [False] * len(info.loops)
 
 
-def _plan(staged: Staged, same: list[Array] | None) -> Plan:
+def _plan(staged: Staged) -> Plan:
     before = origins(staged.jaxpr)
     staged = staged._replace(jaxpr=prepare(staged.jaxpr, any(_may_weigh(origin.info) for origin in before)))
     found = [p._replace(site=_with_estimator(p.site, p.avals)) for p in list_sites(staged.jaxpr)]
@@ -263,7 +238,7 @@ def _plan(staged: Staged, same: list[Array] | None) -> Plan:
     apart = {p.path: _apart(p, costs, programs[p.path].shape, bool(whole)) for p in found if p.path in programs}
     axes = [a for cost in (*costs.costs, *costs.aux) for of_site in cost.reach.values() for a in of_site]
     indices = values_of(staged.jaxpr, list({a.index: None for a in axes if isinstance(a, Indexed)}))
-    return Plan(staged, found, came_from, programs, reached, costs, apart, indices, same)
+    return Plan(staged, found, came_from, programs, reached, costs, apart, indices)
 
 
 def _alone(jaxpr: Jaxpr, path: Path) -> bool:

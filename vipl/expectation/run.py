@@ -110,8 +110,7 @@ def run_program(
     if not plan.in_common:
         return run_equations(eqns, env, interpreter, site_inputs)
     values = {p.path: plan.programs[p.path].fixed.values for p in plan.in_common.values()}
-    differs = plan.differs if plan.same is not None else set()
-    kept = InCommon(plan.in_common, values, common, plan.reached.values or {}, differs, values_axis)
+    kept = InCommon(plan.in_common, values, common, plan.reached.values or {}, values_axis)
     out = run_equations(eqns, env, interpreter, site_inputs, around=kept.around)
     return out._replace(value=(kept.weighed if plan.joint_end is None else kept.settle)(out.value))
 

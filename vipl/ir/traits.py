@@ -278,8 +278,7 @@ _row(
     random_wrap reduce reduce_window reduce_window_max reduce_window_min reduce_window_sum reshard rng_bit_generator
     scatter scatter-add scatter-max scatter-min scatter-mul scatter-sub schur select_and_gather_add select_and_scatter
     select_and_scatter_add sharding_constraint svd symmetric_product threefry2x32 to_edtype tridiagonal
-    tridiagonal_solve zeros_like vipl_alarm vipl_anywhere vipl_first vipl_guard vipl_mark
-    vipl_row""",
+    tridiagonal_solve zeros_like vipl_alarm vipl_guard vipl_mark vipl_row""",
     Traits(),
 )
 _row("unstack", Traits(axes=_unstack))
