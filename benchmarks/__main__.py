@@ -1,6 +1,7 @@
 """The benchmark suite: `python -m benchmarks [NAME ...] [--impl vipl,handwritten,numpyro] [--json OUT] [--write]`.
 
-Without names all workloads run. `--write` makes benchmarks/RESULTS.md and its figures from the results.
+Without names all workloads run. `--write` makes benchmarks/RESULTS.md and its figures from the results; with names, the
+lines of other workloads stay as they were.
 `python -m benchmarks fits` compares a step of `vipl.fit` with loops by hand; `python -m benchmarks practice [PROBLEM]`
 whole analyses with NumPyro's. How the figures are made: docs/benchmarks.md.
 """
@@ -77,7 +78,7 @@ def main() -> None:
             json.dump(result, file, indent=1)
             file.write("\n")
     if options.write:
-        report.write(result)
+        report.write(report.renewed(result) if options.names else result)
     sys.exit(failed)
 
 

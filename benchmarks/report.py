@@ -76,6 +76,7 @@ def markdown(result: dict[str, Any]) -> str:
         "",
         f"{m['date']}, {m['device']}, {m['cores']} cores, {m['machine']}; Python {m['python']}; {versions};",
         f"commit {m['commit']}; {result['seconds'] / 60:.0f} minutes in all.",
+        *map(_again, result.get("again", [])),
         "",
         "vipl over the hand-written program; in brackets, over NumPyro. Below 1, vipl is faster or smaller.",
         "",
@@ -110,6 +111,11 @@ def markdown(result: dict[str, Any]) -> str:
         lines += ["", *training(result["air"])]
     lines += long_runs()
     return "\n".join(lines) + "\n"
+
+
+def _again(part: dict[str, Any]) -> str:
+    made = f"{part['machine']['date']} at commit {part['machine']['commit']}"
+    return f"\nMeasured again on {made}: {'; '.join(part['workloads'])}."
 
 
 def training(air: dict[str, Any]) -> list[str]:
@@ -187,6 +193,21 @@ def picture(result: dict[str, Any], path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
+
+
+def renewed(result: dict[str, Any], before: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The results `before` (those that were kept last) with the lines of the workloads that were measured anew."""
+    if before is None:
+        before = json.loads((FOLDER / "results" / "bench.json").read_text())
+    new = {entry["workload"]: [e for e in result["cases"] if e["workload"] == entry["workload"]]
+           for entry in result["cases"]}  # fmt: skip
+    left, cases = dict(new), []
+    for entry in before["cases"]:
+        cases += left.pop(entry["workload"], []) if entry["workload"] in new else [entry]
+    cases += [entry for entries in left.values() for entry in entries]
+    parts = {k: x for k, x in result.items() if k not in ("machine", "cases", "seconds")}
+    again = {"machine": result["machine"], "workloads": list(new) + list(parts), "seconds": result["seconds"]}
+    return before | parts | {"cases": cases, "again": [*before.get("again", []), again]}
 
 
 def write(result: dict[str, Any]) -> None:

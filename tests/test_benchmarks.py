@@ -63,3 +63,22 @@ def test_what_is_measured_is_reported():
 def test_equations_of_inner_programs_are_counted():
     inner = jax.jit(lambda x: jnp.sin(x) + 1.0)
     assert count_equations(jax.make_jaxpr(lambda x: inner(x) * 2.0)(1.0)) == 4
+
+
+def test_workloads_that_are_measured_again_replace_their_lines_alone():
+    """The other lines stay in their places, and the page says which are newer."""
+
+    def entry(workload, name, time):
+        figures = {which: {"time_s": time, "trace_s": 1, "compile_s": 1, "memory": 1, "flops": 1, "bytes": 1,
+                           "equations": 1} for which in ("vipl", "handwritten")}  # fmt: skip
+        return {"workload": workload, "name": name, "note": "", "figures": figures}
+
+    old = [entry("a", "1", 1.0), entry("b", "1", 1.0), entry("b", "2", 1.0), entry("c", "1", 1.0)]
+    new = [entry("b", "1", 2.0), entry("b", "3", 2.0), entry("d", "1", 2.0)]
+    before = {"machine": machine(), "cases": old, "seconds": 60.0, "growth": {"kept": 1}}
+    result = report.renewed({"machine": machine(), "cases": new, "seconds": 1.0}, before)
+    lines = [(e["workload"], e["name"], e["figures"]["vipl"]["time_s"]) for e in result["cases"]]
+    assert lines == [("a", "1", 1.0), ("b", "1", 2.0), ("b", "3", 2.0), ("c", "1", 1.0), ("d", "1", 2.0)]
+    assert result["growth"] == {"kept": 1}
+    page = report.markdown({k: x for k, x in result.items() if k != "growth"})
+    assert f"at commit {machine()['commit']}: b; d." in page
