@@ -33,14 +33,14 @@ from vipl import _jax
 from vipl._jax import Atom, Eqn, Literal, ShapedArray, Tracer, Var
 from vipl._types import Array, PRNGKeyArray, Shaped
 from vipl.errors import ProgramError, show_aval
-from vipl.ir.dataflow import evaluate, plain, read
+from vipl.ir.dataflow import backward, evaluate, plain, read
 from vipl.ir.fence import fence_of
 from vipl.ir.keys import fold_loop, fold_tag, is_key, site_digest
 from vipl.ir.primitives import Path
 from vipl.ir.purity import is_pure
 from vipl.ir.sites import Loop, SiteInfo
 from vipl.ir.stage import stage
-from vipl.ir.traits import RANDOM_BITS, traits_of
+from vipl.ir.traits import RANDOM_BITS, Move, traits_of
 
 
 class SiteProgram(NamedTuple):
@@ -132,13 +132,18 @@ def _by_level(eqns: Sequence[Eqn], levels: dict[Var, int]) -> tuple[dict[Var, in
 def _constants(
     eqns: Sequence[Eqn], env: dict[Var, Array], levels: dict[Var, int], outs: Sequence[Atom]
 ) -> list[np.ndarray | None]:
-    """The results of a program that are constant; None for the others."""
-    known = [isinstance(v, Literal) or levels[v] == FIXED for v in outs]
-    if not any(known):
-        return [None] * len(outs)
-    with jax.ensure_compile_time_eval():
-        env = evaluate(eqns, env, plain)
-    return [np.asarray(read(env, [v])[0]) if there else None for v, there in zip(outs, known, strict=True)]
+    """The results of a program that are constant; None for the others, and what means something only in its place."""
+
+    def constant(v):
+        if not isinstance(v, Literal) and levels[v] != FIXED:
+            return None
+        behind = backward(eqns, [v]).eqns(eqns)
+        if any(traits_of(eqn).move is Move.STAYS for eqn in behind):  # `pvary` of a `shard_map`, say
+            return None
+        with jax.ensure_compile_time_eval():
+            return np.asarray(read(evaluate(behind, env, plain), [v])[0])
+
+    return [constant(v) for v in outs]
 
 
 def _ends(made: Sequence[Eqn], levels: dict[Var, int], used: dict[Var, None]) -> list[Var]:
