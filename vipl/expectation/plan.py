@@ -76,7 +76,8 @@ class Plan:
     def in_common(self) -> dict[int, SiteInfo]:
         """Equation -> the enumerated site that it holds and nothing else, if lanes have its values in common."""
         found = {p.path[0]: p for p in self.enumerated if self._is_common(p)}
-        return found if self.reached.values is not None else {}
+        # Inside a `shard_map` JAX has no collectives along the axes of a `vmap`, by which values would be spread.
+        return found if self.reached.values is not None and not _jax.axes_that_vary() else {}
 
     def _is_common(self, info: SiteInfo) -> bool:
         at_end = self.joint_end is not None and info.path in self.joint_end.lanes
