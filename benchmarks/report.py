@@ -207,7 +207,8 @@ def renewed(result: dict[str, Any], before: dict[str, Any] | None = None) -> dic
     cases += [entry for entries in left.values() for entry in entries]
     parts = {k: x for k, x in result.items() if k not in ("machine", "cases", "seconds")}
     again = {"machine": result["machine"], "workloads": list(new) + list(parts), "seconds": result["seconds"]}
-    return before | parts | {"cases": cases, "again": [*before.get("again", []), again]}
+    older = [x for x in before.get("again", []) if not set(x["workloads"]) <= set(again["workloads"])]
+    return before | parts | {"cases": cases, "again": [*older, again]}
 
 
 def write(result: dict[str, Any]) -> None:

@@ -281,17 +281,22 @@ def test_what_is_possible_may_depend_on_more_than_the_lane():
     def logits_of(s, t):
         return jnp.where(s == 0, jnp.array([-jnp.inf, 0.0]), 0.0) + t
 
-    @vipl.expectation
-    def two(a):
-        s = sample("s", dist.Bernoulli(0.5), Enumerate())
+    def after(estimator):
+        @vipl.expectation
+        def two(a):
+            s = sample("s", dist.Bernoulli(0.5), estimator)
 
-        def lane(t):
-            return jnp.sqrt(a * (s + sample("k", dist.Categorical(logits=logits_of(s, t)), Enumerate())))
+            def lane(t):
+                return jnp.sqrt(a * (s + sample("k", dist.Categorical(logits=logits_of(s, t)), Enumerate())))
 
-        return jnp.sum(jax.vmap(lane)(jnp.zeros((3, 2))))
+            return jnp.sum(jax.vmap(lane)(jnp.zeros((3, 2))))
 
-    grad = jax.grad(two.estimate, argnums=1)(jax.random.key(0), 1.0)
+        return two
+
+    grad = jax.grad(after(Enumerate()).estimate, argnums=1)(jax.random.key(0), 1.0)
     np.testing.assert_allclose(grad, 3 * (0.5 * 0.5 + 0.25 * (0.5 + 0.5 * np.sqrt(2.0))), rtol=1e-12)
+    grad = jax.grad(lambda a: after(Score()).estimate(jax.random.key(0), a, num_samples=8))(1.0)
+    assert 1.5 <= grad <= 3 * (0.5 + 0.5 * np.sqrt(2.0)) / 2 * 1.001  # between those of s = 0 and s = 1
 
     @vipl.expectation
     def rows(theta, a):
@@ -303,18 +308,6 @@ def test_what_is_possible_may_depend_on_more_than_the_lane():
     theta = jnp.zeros((2, 3, 2)).at[0, :, 0].set(-jnp.inf)
     slope = jax.vmap(jax.grad(rows.estimate, argnums=2), (None, 0, 0))(jax.random.key(0), theta, jnp.array([0.0, 1.0]))
     np.testing.assert_allclose(slope, [1.5, 3 * 0.25 * (1.0 + 1.0 / np.sqrt(2.0))], rtol=1e-12)
-
-    @vipl.expectation
-    def after_a_draw(a):
-        s = sample("s", dist.Bernoulli(0.5), Score())
-
-        def lane(t):
-            return jnp.sqrt(a * (s + sample("k", dist.Categorical(logits=logits_of(s, t)), Enumerate())))
-
-        return jnp.sum(jax.vmap(lane)(jnp.zeros((3, 2))))
-
-    grad = jax.grad(lambda a: after_a_draw.estimate(jax.random.key(0), a, num_samples=8))(1.0)
-    assert 1.5 <= grad <= 3 * (0.5 + 0.5 * np.sqrt(2.0)) / 2 * 1.001  # between those of s = 0 and s = 1
 
 
 def test_logits_may_be_of_half_precision():

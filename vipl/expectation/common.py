@@ -7,10 +7,12 @@ zero another value stands in. So what depends on the value alone is
 
 a row of a table with one entry for each value, whatever the number of lanes. A program that is staged has the lanes in
 its arrays, f[lanes, ...]; here such a value is kept as f[1, ...] (a `Common`), until an equation reads it together
-with what differs by lane. There it is spread: to the entry of its own number, or of b where it is not possible. What
-stands in carries no derivative, since it counts with weight zero.
+with what differs by lane. There nothing has to stand in, if all that follows is computed element by element and
+weighted: it is evaluated at the site's own value (a `Mixed`), and carries no derivative in lanes where that is not
+possible, and weight zero. Elsewhere, before another site say, the entry of number b is put in, without a derivative.
+A value that no lane can have is not evaluated.
 
-Invariant: values and derivatives are those of the program with the stand-ins at the site.
+Invariant: weighted values, and their derivatives, are those of the program with the stand-ins at the site.
 
 Not here: a site in a branch or a `scan`; lanes that meet (`analysis.joint_end`); functions with their own derivative
 rules, and whatever else has no row in the table of `ir.traits` that says that it serves axes of any length.
@@ -253,9 +255,9 @@ class InCommon:
     def _once(self, eqn: Eqn, operands: list[Any], axes: tuple[int, ...], path: Path) -> Common | None:
         """The result of an equation that reads nothing that differs by lane; None: it does, or has no rule here."""
         traits = traits_of(eqn)
-        if traits.axes is None or not (traits.any_length or eqn.primitive.name in _SHAPED):
-            return None
-        if eqn.primitive.name == "gather" and isinstance(operands[0], Common):  # its slices have the lanes' length
+        # The slices of a table have lengths, its indices any.
+        by_index = eqn.primitive.name == "gather" and not isinstance(operands[0], Common)
+        if traits.axes is None or not (traits.any_length or by_index or eqn.primitive.name in _SHAPED):
             return None
         values = []
         for k, (v, x) in enumerate(zip(eqn.invars, operands, strict=True)):

@@ -248,8 +248,7 @@ _row("pad", _CHEAP._replace(axes=_pad, linear=_in_all, leaves_out=True))
 _row("rev", _CHEAP._replace(axes=_mixed("dimensions"), linear=_in_first, leaves_out=True))
 _row("slice", _CHEAP._replace(axes=_slice, linear=_in_first, leaves_out=True, makes_keys=True))
 _row("dynamic_slice", _PICKS._replace(axes=_dynamic_slice, linear=_in_first, leaves_out=True))
-# (Of the indices of a gather: the slices of a table have lengths.)
-_row("gather", _PICKS._replace(axes=_gather, linear=_in_first, leaves_out=True, any_length=True))
+_row("gather", _PICKS._replace(axes=_gather, linear=_in_first, leaves_out=True))
 _row(
     "dynamic_update_slice",
     Traits(axes=_dynamic_update_slice, linear=lambda numbers: set(numbers) <= {0, 1}, leaves_out=True),
