@@ -21,7 +21,7 @@ rules, and whatever else has no row in the table of `ir.traits` that says that i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -112,6 +112,27 @@ def stand_in(points: Points, digit: Int[Array, ""], axis: str) -> StandIn:
 
 Reaches = Mapping[Var, Mapping[Path, Sequence[Any]]]
 """Variable -> site -> for each loop around it, the axis of the variable along which the loop runs."""
+
+
+def never_stands_in(eqns: Sequence[Eqn], reaches: Reaches, path: Path, others: Collection[Path]) -> bool:
+    """Whether no equation that reads what a site's value reaches needs a stand-in, if its values are kept in common.
+
+    Args:
+      eqns: the equations of the program.
+      reaches: what reaches each variable.
+      path: of the site.
+      others: the other sites whose values may be kept in common; what two of them reach is settled.
+    """
+    for eqn in eqns:
+        reached = [reaches[v] for v in eqn.invars if not isinstance(v, Literal) and path in reaches.get(v, {})]
+        if not reached:
+            continue
+        traits = traits_of(eqn)
+        apart = traits.axes is by_element or (traits.axes is not None and len(eqn.invars) == 1)
+        kept = apart and (traits.any_length or eqn.primitive.name in _SHAPED)
+        if not (kept or eqn.primitive.name in _PICKS) or any(other in r for r in reached for other in others):
+            return False
+    return True
 
 
 class InCommon:
@@ -247,6 +268,14 @@ class InCommon:
         best = jnp.asarray(x.numbers)[_some(stand_in)].reshape(x.array.shape)
         return jnp.where(jnp.any(stand_in.possible), x.array, best)
 
+    def _is_single(self, path: Path) -> bool:
+        """Whether a site has no lanes of its own, and values that may not be possible.
+
+        A `vmap` around the program may make lanes of it, each with its own possible values.
+        """
+        possible = self._stand_ins[path].possible
+        return possible is not None and possible.ndim == 0
+
     def _lanes(self, v: Atom, path: Path) -> tuple[int, ...] | None:
         """The axes of a variable along which the lanes of a site run; None where they do not run along any."""
         axes = self.reaches.get(v, {}).get(path, (None,))  # type: ignore[call-overload]
@@ -275,6 +304,8 @@ class InCommon:
             values.append(value)
         size = math.prod(n for a, n in enumerate(eqn.outvars[0].aval.shape) if a not in axes)
         numbers = _numbers_after(eqn, operands) if size == 1 else None
+        if numbers is None and self._is_single(path):
+            return None
         arrays = [
             x if not isinstance(x, Common) else x.array if numbers is not None else self._evaluated(x) for x in values
         ]
@@ -303,6 +334,8 @@ class InCommon:
         rows = jnp.transpose(rows, (0, *(1 + i for i in sorted(range(len(to)), key=lambda i: to[i]))))
         rows = jnp.expand_dims(rows, tuple(1 + a for a in range(ndim) if a not in to))
         own, stand_in = row_p.bind(rows, self.digits[path], axis=self.names(path)), self._stand_ins[path]
+        if self._is_single(path):
+            return Mixed(self._counted(own, axes, path), path)
         if any(a in axes for a in to):
             own = jnp.broadcast_to(own, eqn.outvars[0].aval.shape)
             return own if stand_in.possible is None else Mixed(self._counted(own, axes, path), path)
