@@ -419,6 +419,14 @@ def _line(code: CodeType, last: int) -> int:
     return _source_info.raw_frame_to_frame(code, last).start_line
 
 
+def named_function(eqn: Eqn) -> tuple[str, ClosedJaxpr] | None:
+    """Of an equation that applies a function with its own derivative: "name at file:line", and the program."""
+    if eqn.primitive.name != "custom_jvp_call":
+        return None
+    program = eqn.params["call_jaxpr"]
+    return program.jaxpr.debug_info.func_src_info, program
+
+
 def is_plain_jit(eqn: Eqn) -> bool:
     """Says whether an equation is a `jit` that says nothing about devices or the compiler."""
     if eqn.primitive is not jit_p:

@@ -11,13 +11,16 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jax import lax
 from jax.scipy.special import gammaln
 
 from vipl._jax import Tracer
-from vipl._types import Array, ArrayLike, Float, Num, PRNGKeyArray
+from vipl._types import Array, ArrayLike, Float, Int, Num, PRNGKeyArray
 from vipl.distributions import _special_functions as special
 from vipl.distributions._special_functions import floating, log1mexp, times_log, times_log1m
 
@@ -61,6 +64,69 @@ def _log_bernoulli_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) 
     log_prob, sign, e = _bernoulli_parts(*primals)
     likely = (primals[1] > 0) == (sign > 0)  # σ(-s φ) is e / (1 + e) there, and 1 / (1 + e) elsewhere
     return log_prob, tangents[1] / (1 + e) * (sign * jnp.where(likely, e, 1))
+
+
+LOG_BERNOULLI = f"_log_bernoulli at {__file__}:"
+"""How `_jax.named_function` names the function."""
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
+def total_log_bernoulli(
+    value: Int[Array, "..."], logits: Float[Array, "..."], lanes: tuple[int, ...], axes: tuple[int, ...], all_of: tuple
+) -> Float[Array, "..."]:
+    """Σ_i log p(x_i) for logits that all lanes have in common: x · φ - Σ_i softplus(φ_i), a product of matrices.
+
+    It is -inf where an infinite logit contradicts its value, and where a value is neither 0 nor 1; that is looked for
+    only if there is any.
+
+    Args:
+      value: i[...].
+      logits: the same shape, but of length 1 along the lanes.
+      lanes: the axes of lanes.
+      axes: those that are summed over.
+      all_of: names of the `vmap`s around that it is one choice for.
+    """
+    plain = jnp.all(jnp.isfinite(logits)) & jnp.all((value == 0) | (value == 1))
+    if all_of:
+        plain = lax.pmin(plain.astype(jnp.int32), all_of) == 1
+
+    def product(value, logits):
+        return _inner(value, logits, lanes, axes) - jnp.sum(jax.nn.softplus(logits), axes)
+
+    def guarded(value, logits):
+        finite = jnp.where(jnp.isinf(logits), 0, logits)
+        total = _inner(value, finite, lanes, axes) - jnp.sum(
+            jnp.where(jnp.isinf(logits), 0, jax.nn.softplus(logits)), axes
+        )
+        never = (jnp.isinf(logits) & (logits < 0)).astype(logits.dtype)
+        always = (jnp.isinf(logits) & (logits > 0)).astype(logits.dtype)
+        contradicted = _inner(value, never, lanes, axes) + _inner(1 - value, always, lanes, axes)
+        wrong = jnp.any((value != 0) & (value != 1), axes) | (contradicted > 0)
+        return jnp.where(wrong & ~jnp.isnan(total), -jnp.inf, total)
+
+    return lax.cond(plain, product, guarded, value, logits)
+
+
+def _inner(value: Array, x: Array, lanes: tuple[int, ...], axes: tuple[int, ...]) -> Array:
+    """Σ value x over axes, for x of length 1 along the lanes."""
+    every = tuple(range(value.ndim))
+    kept, out = [a for a in every if a not in lanes], [a for a in every if a not in axes]
+    x = jnp.squeeze(x, lanes)
+    return jnp.einsum(value.astype(x.dtype), every, x, kept, out, precision=lax.Precision.HIGHEST)
+
+
+@total_log_bernoulli.defjvp
+def _total_log_bernoulli_jvp(
+    lanes: tuple[int, ...],
+    axes: tuple[int, ...],
+    all_of: tuple,
+    primals: tuple[Array, ...],
+    tangents: tuple[Array, ...],
+) -> tuple[Array, Array]:
+    """D Σ_i log p(x_i) = Σ_i (x_i - σ(φ_i)) dφ_i."""
+    (value, logits), change = primals, tangents[1]
+    slope = _inner(value, change, lanes, axes) - jnp.sum(jax.nn.sigmoid(logits) * change, axes)
+    return total_log_bernoulli(value, logits, lanes, axes, all_of), slope
 
 
 @jax.custom_jvp

@@ -31,27 +31,28 @@ from jax import lax
 from vipl import _jax
 from vipl._jax import Atom, Eqn, Literal, Var
 from vipl._types import Array, Bool, Float, Int
+from vipl.distributions._flips import LOG_BERNOULLI, total_log_bernoulli
 from vipl.gen import Points
 from vipl.ir.dataflow import Visit
 from vipl.ir.keys import is_key
 from vipl.ir.primitives import Path
 from vipl.ir.rows import row_p, rows_p
 from vipl.ir.sites import SiteInfo
-from vipl.ir.traits import by_element, traits_of
+from vipl.ir.traits import by_element, is_by_element, traits_of
 
 
 class StandIn(NamedTuple):
     """What a site says of one of its values; each with leading axes for the lanes.
 
     Attributes:
-      value: the value.
+      value: the value; None: that of a joint value of several lanes stands elsewhere.
       possible: bool[], whether it is possible; None: it always is.
-      log_weights: f[n], of all values.
+      best: i[], the number of the most probable value.
     """
 
-    value: Array
+    value: Array | None = None
     possible: Bool[Array, "*lanes"] | None = None
-    log_weights: Float[Array, "*lanes n"] | None = None
+    best: Int[Array, "*lanes"] | None = None
 
 
 class Common(NamedTuple):
@@ -67,6 +68,27 @@ class Common(NamedTuple):
     array: Array
     path: Path
     numbers: np.ndarray | None = None
+
+
+class Flips(NamedTuple):
+    """Log probabilities of flips that differ by lane, by logits that all lanes have in common; not computed yet.
+
+    Their sums are products of matrices.
+
+    Attributes:
+      eqn: the equation that gives them.
+      value: the flips.
+      logits: the logits.
+    """
+
+    eqn: Eqn
+    value: Array
+    logits: Common
+
+    @property
+    def path(self) -> Path:
+        """Of the site."""
+        return self.logits.path
 
 
 class Mixed(NamedTuple):
@@ -107,7 +129,7 @@ def stand_in(points: Points, digit: Int[Array, ""], axis: str) -> StandIn:
     value = row_p.bind(points.values, digit, axis=axis)
     if points.possible is None:
         return StandIn(value)
-    return StandIn(value, row_p.bind(points.possible, digit, axis=axis), lax.stop_gradient(points.log_weights))
+    return StandIn(value, row_p.bind(points.possible, digit, axis=axis), best_number(points.log_weights))
 
 
 Reaches = Mapping[Var, Mapping[Path, Sequence[Any]]]
@@ -144,6 +166,7 @@ class InCommon:
       digits: path of a site -> the number of its value.
       reaches: what reaches each variable.
       names: path of a site -> the name of the axis of its values.
+      around_all: the names of all axes of values.
     """
 
     def __init__(
@@ -153,9 +176,11 @@ class InCommon:
         digits: Mapping[Path, Array],
         reaches: Reaches,
         names: Callable[[Path], str],
+        around_all: tuple[str, ...],
     ):
         """Begins with nothing known."""
         self.sites, self.values, self.digits, self.reaches, self.names = sites, values, digits, reaches, names
+        self.around_all = around_all
         self._stand_ins: dict[Path, StandIn] = {}
         self._repeated: dict[Var, tuple[Eqn, Array]] = {}
 
@@ -175,26 +200,39 @@ class InCommon:
 
         return visit_common
 
+    def know(self, path: Path, stand_in: StandIn) -> None:
+        """Says what is known of a site that stands before the program."""
+        self._stand_ins[path] = stand_in
+
+    def possible(self, path: Path) -> Bool[Array, "*lanes"] | None:
+        """Where a site's value is possible; None: everywhere."""
+        return self._stand_ins[path].possible
+
+    def common(self, v: Var, x: Any) -> tuple[Path | None, Array]:
+        """A value with length 1 along the lanes, if they have it in common, and the site; else None, and it settled."""
+        return (x.path, self._evaluated(x)) if isinstance(x, Common) else (None, self.settled(v, x))
+
     def settled(self, v: Atom, x: Any) -> Array:
         """A value in all lanes, with the stand-ins where the site's value is not possible."""
+        x = self._computed(x)
         if not isinstance(x, (Common, Mixed)):
             return x
         axes = self._lanes(v, x.path)
         assert axes is not None
         whole = jnp.broadcast_to(x.array, v.aval.shape)
         stand_in = self._stand_ins[x.path]
-        if stand_in.possible is None:
+        if stand_in.possible is None or stand_in.best is None:
             return whole
-        best = best_number(stand_in.log_weights)  # type: ignore[arg-type]
+        best = stand_in.best
         rows = lax.all_gather(lax.stop_gradient(x.array), self.names(x.path))  # [n, ...]
         if rows.shape[0] == 2:
-            other = jnp.where(_aligned(best == 1, axes, whole.ndim), rows[1], rows[0])
+            other = jnp.where(aligned(best == 1, axes, whole.ndim), rows[1], rows[0])
         elif isinstance(x, Mixed):
-            other = jnp.take_along_axis(rows, _aligned(best, axes, whole.ndim)[None], 0)[0]
+            other = jnp.take_along_axis(rows, aligned(best, axes, whole.ndim)[None], 0)[0]
         else:
             rows = jnp.squeeze(rows, tuple(a + 1 for a in axes))
             other = jnp.moveaxis(rows[best], range(len(axes)), axes)
-        return jnp.where(_aligned(stand_in.possible, axes, whole.ndim), whole, other)
+        return jnp.where(aligned(stand_in.possible, axes, whole.ndim), whole, other)
 
     def settle(self, env: Mapping[Var, Any]) -> dict[Var, Array]:
         """An environment of values in all lanes, with stand-ins."""
@@ -206,6 +244,7 @@ class InCommon:
 
     def _in_lanes(self, v: Atom, x: Any) -> Any:
         """A value in all lanes, whose derivative counts where the site's value is possible."""
+        x = self._computed(x)
         if not isinstance(x, Common):
             return x.array if isinstance(x, Mixed) else x
         axes = self._lanes(v, x.path)
@@ -217,10 +256,14 @@ class InCommon:
         possible = self._stand_ins[path].possible
         if possible is None or not jnp.issubdtype(x.dtype, jnp.inexact):
             return x
-        return jnp.where(_aligned(possible, axes, x.ndim), x, lax.stop_gradient(x))
+        return jnp.where(aligned(possible, axes, x.ndim), x, lax.stop_gradient(x))
 
     def _kept(self, eqn: Eqn, operands: list[Any]) -> Any:
         """The result of an equation as a common or mixed value; None where it needs stand-ins, or no lanes at all."""
+        if any(isinstance(x, Flips) for x in operands):
+            if len(operands) == 1 and (total := self._total(eqn, *operands)) is not None:
+                return total
+            operands[:] = map(self._computed, operands)
         paths = {x.path for x in operands if isinstance(x, (Common, Mixed))}
         if len(paths) != 1 or len(eqn.outvars) != 1 or is_key(eqn.outvars[0].aval):
             return None
@@ -228,12 +271,31 @@ class InCommon:
         axes = self._lanes(eqn.outvars[0], path)
         if axes is None:
             return None
+        if axes and _is_log_bernoulli(eqn) and not isinstance(operands[0], (Common, Mixed)):
+            return Flips(eqn, *operands) if isinstance(operands[1], Common) else None
         if not any(isinstance(x, Mixed) for x in operands):
             out = self._looked_up(eqn, operands, axes, path) if eqn.primitive.name in _PICKS else None
             out = self._once(eqn, operands, axes, path) if out is None else out
             if out is not None:
                 return out
         return self._by_element(eqn, operands, axes, path)
+
+    def _total(self, eqn: Eqn, x: Flips) -> Any:
+        """The sum of flips' log probabilities along axes that are no lanes'; None where the equation is no such sum."""
+        lanes, left = self._lanes(eqn.invars[0], x.path), self._lanes(eqn.outvars[0], x.path)
+        if eqn.primitive.name != "reduce_sum" or lanes is None or left is None:
+            return None
+        axes = tuple(map(int, eqn.params["axes"]))
+        total = total_log_bernoulli(x.value, self._evaluated(x.logits), lanes, axes, self.around_all)
+        return total if self._stand_ins[x.path].possible is None else Mixed(total, x.path)
+
+    def _computed(self, x: Any) -> Any:
+        """The same value, computed if it is not yet."""
+        if not isinstance(x, Flips):
+            return x
+        stand_in, v = self._stand_ins[x.path], x.eqn.invars[1]
+        (out,) = _jax.rebind(x.eqn, [x.value, self._in_lanes(v, x.logits)])
+        return out if stand_in.possible is None else Mixed(out, x.path)
 
     def _by_element(self, eqn: Eqn, operands: list[Any], axes: tuple[int, ...], path: Path) -> Mixed | None:
         """The result of an equation that keeps lanes apart: no derivative leaves a lane where nothing counts."""
@@ -416,11 +478,23 @@ def _numbers_after(eqn: Eqn, operands: list[Any]) -> np.ndarray | None:
 
 def _some(stand_in: StandIn) -> Int[Array, ""]:
     """The number of a value that is possible in some lane of the program: of the best one of the first lane."""
-    assert stand_in.log_weights is not None
-    return best_number(stand_in.log_weights[(0,) * (stand_in.log_weights.ndim - 1)])
+    assert stand_in.best is not None
+    return stand_in.best[(0,) * stand_in.best.ndim]
 
 
-def _aligned(x: Array, axes: Sequence[int], ndim: int) -> Array:
+def _is_log_bernoulli(eqn: Eqn) -> bool:
+    """Whether an equation gives the log probability of flips, each by its own logit."""
+    name, program = _jax.named_function(eqn) or ("", None)
+    shape = eqn.outvars[0].aval.shape
+    return (
+        name.startswith(LOG_BERNOULLI)
+        and all(v.aval.shape == shape for v in eqn.invars)
+        and program is not None
+        and is_by_element(program, shape)
+    )
+
+
+def aligned(x: Array, axes: Sequence[int], ndim: int) -> Array:
     """[*lanes] with the axes of an array in which the lanes run along `axes`."""
     x = jnp.transpose(x, sorted(range(len(axes)), key=lambda i: axes[i]))
     return jnp.expand_dims(x, tuple(a for a in range(ndim) if a not in axes))

@@ -81,11 +81,14 @@ class Plan:
         return found if self.reached.values is not None and not _jax.axes_that_vary() else {}
 
     def _is_common(self, info: SiteInfo) -> bool:
-        at_end = self.joint_end is not None and info.path in self.joint_end.lanes
-        lanes = all(loop.kind == "lane" for loop in info.loops) and all(self.apart[info.path])
+        at_end = () if self.joint_end is None else self.joint_end.lanes.get(info.path, ())
+        apart = [alone or i in at_end for i, alone in enumerate(self.apart[info.path])]
+        lanes = all(loop.kind == "lane" for loop in info.loops) and all(apart)
         fixed = self.programs[info.path].fixed.values is not None
-        if at_end or not (lanes and fixed and _alone(self.staged.jaxpr, info.path)):
+        if not (lanes and fixed and _alone(self.staged.jaxpr, info.path)):
             return False
+        if at_end:
+            return math.prod(n for i, n in enumerate(info.loop_shape) if i not in at_end) > 1
         return info.count > 1 or (not info.loops and self._serves_a_vmap(info))
 
     def _serves_a_vmap(self, info: SiteInfo) -> bool:

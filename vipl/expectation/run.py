@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,11 +11,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from vipl import _jax
-from vipl._jax import Jaxpr
+from vipl._jax import Jaxpr, Var
 from vipl._types import Array, Float, Int, PyTree
 from vipl.analysis.decomposition import Cost
 from vipl.analysis.dependence import Loops
 from vipl.analysis.index import Indexed
+from vipl.analysis.joint_end import JointEnd
 from vipl.analysis.stop_conflicts import conflict_error
 from vipl.analysis.window import Window, axis_of, summed_over
 from vipl.distributions._draws import total
@@ -102,17 +103,41 @@ def run_program(
     plan: Plan, jaxpr: Jaxpr, given: dict[Path, SiteInput], digits: dict[Path, Array], number: Array | None
 ) -> Outcome:
     """Runs the program at its points; with a `number`, at that alternative. The value is the environment."""
+    out, kept = _run(plan, jaxpr, given, digits, number)
+    return out if kept is None else out._replace(value=kept.weighed(out.value))
+
+
+def run_to_end(
+    plan: Plan, end: JointEnd, given: dict[Path, SiteInput], digits: dict[Path, Array]
+) -> tuple[dict[Var, Path], list[Array], Outcome]:
+    """Runs the program as far as its lanes are apart.
+
+    Returns:
+      Those of the variables that the end reads which lanes have in common, and whose values they are; the values of
+      all, with length 1 along the lanes that have them in common; and the run, as by `run_program`.
+    """
+    out, kept = _run(plan, plan.staged.jaxpr, given, digits, None)
+    found = {v: (None, out.value[v]) if kept is None else kept.common(v, out.value[v]) for v in end.leaves}
+    common = {v: path for v, (path, _) in found.items() if path in end.lanes}
+    leaves = [x if v in common or kept is None else kept.settled(v, out.value[v]) for v, (_, x) in found.items()]
+    return common, leaves, out if kept is None else out._replace(value=kept.weighed(out.value))
+
+
+def _run(
+    plan: Plan, jaxpr: Jaxpr, given: dict[Path, SiteInput], digits: dict[Path, Array], number: Array | None
+) -> tuple[Outcome, InCommon | None]:
+    """A run, whose environment may hold what lanes have in common; and what makes arrays of that."""
     constvars, consts, _, eqns, _ = _jax.parts(jaxpr)
     common = {path: d for path, d in digits.items() if d.ndim == 0}
     site_inputs = given | {path: given[path]._replace(digit=d) for path, d in digits.items() if path not in common}
     env = dict(zip(constvars, consts, strict=True))
     interpreter = _interpreter(plan, common, number, fence_in(plan, given))
     if not plan.in_common:
-        return run_equations(eqns, env, interpreter, site_inputs)
+        return run_equations(eqns, env, interpreter, site_inputs), None
     values = {p.path: plan.programs[p.path].fixed.values for p in plan.in_common.values()}
-    kept = InCommon(plan.in_common, values, common, plan.reached.values or {}, values_axis)
-    out = run_equations(eqns, env, interpreter, site_inputs, around=kept.around)
-    return out._replace(value=(kept.weighed if plan.joint_end is None else kept.settle)(out.value))
+    axes = tuple(map(values_axis, digits))
+    kept = InCommon(plan.in_common, values, common, plan.reached.values or {}, values_axis, axes)
+    return run_equations(eqns, env, interpreter, site_inputs, around=kept.around), kept
 
 
 def fence_in(plan: Plan, given: dict[Path, SiteInput]) -> Callable[[Array], Array]:
@@ -121,12 +146,14 @@ def fence_in(plan: Plan, given: dict[Path, SiteInput]) -> Callable[[Array], Arra
     return fence_of(drawn[0]) if plan.is_long and drawn else lambda x: x
 
 
-def collect_costs(plan: Plan, out: Outcome, digits: dict[Path, Array]) -> Run:
-    """The costs of a run, and their weights."""
+def collect_costs(
+    plan: Plan, out: Outcome, digits: dict[Path, Array], apart: Mapping[Path, Sequence[bool]] | None = None
+) -> Run:
+    """The costs of a run, and their weights; `apart` says of sites otherwise than the plan which loops are apart."""
     outvars = _jax.parts(plan.staged.jaxpr).outvars
     costs = plan.costs.evaluate(out.value)
     weights = [
-        probability(plan, out.emits, digits, cost, value.shape)
+        probability(plan, out.emits, digits, cost, value.shape, {**plan.apart, **(apart or {})})
         for cost, value in zip(plan.costs.costs, costs, strict=True)
     ]
     return Run(costs, weights, read_arrays(out.value, outvars), out.totals, out.emits)
@@ -222,7 +249,12 @@ def values_axis(path: Path) -> str:
 
 
 def probability(
-    plan: Plan, emits: dict[Path, Emitted], digits: dict[Path, Array], cost: Cost, shape: tuple[int, ...]
+    plan: Plan,
+    emits: dict[Path, Emitted],
+    digits: dict[Path, Array],
+    cost: Cost,
+    shape: tuple[int, ...],
+    apart: Mapping[Path, Sequence[bool]],
 ) -> Array | None:
     """W_e of a cost: the product of the probabilities of the values that reach it; None: no site has any.
 
@@ -236,7 +268,7 @@ def probability(
         if path not in cost.reach:
             once.append(jnp.all(digit == 0))
             continue
-        axes = tuple(a if apart else None for a, apart in zip(cost.reach[path], plan.apart[path], strict=True))
+        axes = tuple(a if alone else None for a, alone in zip(cost.reach[path], apart[path], strict=True))
         if path in plan.in_branches:
             wrong = ~(emits[path].visited | (digit == 0))
             once.append(along(plan, wrong.astype(jnp.int32), axes, shape) == 0)

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -34,10 +34,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from vipl._types import Array, ArrayLike, Float, Int, PRNGKeyArray, Shaped
+from vipl._types import Array, ArrayLike, Float, Int, PRNGKeyArray
 from vipl.analysis.decomposition import Cost
 from vipl.analysis.joint_end import JointEnd
 from vipl.errors import ProgramError, show_aval
+from vipl.expectation.joint import (
+    added_up,
+    before_end,
+    before_the_end,
+    for_each,
+    joint_numbers,
+    looked_up,
+    over_loops,
+    run_end,
+)
 from vipl.expectation.other_runs import alternatives_term
 from vipl.expectation.plan import Plan
 from vipl.expectation.run import (
@@ -56,7 +66,6 @@ from vipl.expectation.run import (
 from vipl.gen import box
 from vipl.interpret.interpreter import Outcome
 from vipl.interpret.noise import draw_noise
-from vipl.ir.dataflow import evaluate, plain, read
 from vipl.ir.keys import fold_tag
 from vipl.ir.primitives import Path
 from vipl.ir.sites import Loop, SiteInfo
@@ -111,22 +120,11 @@ def one_sample(plan: Plan, noise: Noise, pick: Array | None) -> Sample:
         correction = alternatives_term(plan, given, chosen, run, pick) if plan.runs.first else None
         return _weighed(plan, run, chosen), correction
 
-    sample, correction = _for_each(at, {values_axis(p.path): _digits(plan, p, plan.apart[p.path]) for p in outer})
-    sample = _summed(sample, len(outer))
+    sample, correction = for_each(at, {values_axis(p.path): _digits(plan, p, plan.apart[p.path]) for p in outer})
+    sample = added_up(sample, len(outer))
     if correction is not None:
         sample = sample._replace(surrogate=sample.surrogate + jnp.sum(correction))
     return sample
-
-
-def _for_each(fn: Callable[..., Any], tables: dict[str, Array]) -> Any:
-    """`fn` of one row of each table, for all of them: one leading axis, of the name given, for each table."""
-    for i, axis in reversed(list(enumerate(tables))):
-        fn = jax.vmap(fn, in_axes=tuple(0 if j == i else None for j in range(len(tables))), axis_name=axis)
-    return fn(*tables.values())
-
-
-def _summed(x: T, axes: int) -> T:
-    return jax.tree.map(lambda x: jnp.sum(x, axis=tuple(range(axes))), x) if axes else x
 
 
 def _digits(plan: Plan, info: SiteInfo, apart: Sequence[bool]) -> Int[Array, " values *loops"]:
@@ -138,15 +136,7 @@ def _digits(plan: Plan, info: SiteInfo, apart: Sequence[bool]) -> Int[Array, " v
     together = [n for n, alone in zip(info.loop_shape, apart, strict=True) if not alone]
     if math.prod(together) == 1:
         return jnp.arange(size, dtype=jnp.int32)
-    return over_lanes(info, _numbers(size, together), apart, first=1)
-
-
-def _numbers(base: int, shape: Sequence[int]) -> Int[Array, " joint *shape"]:
-    """i[base**count, *shape]: all arrays of digits, the first one slowest."""
-    count = math.prod(shape)
-    joint = jnp.arange(base**count, dtype=jnp.int32)[:, None]
-    powers = jnp.asarray([base**i for i in reversed(range(count))], dtype=jnp.int32)
-    return ((joint // powers) % base).reshape(base**count, *shape)
+    return over_lanes(info, joint_numbers(size, together), apart, first=1)
 
 
 def _over_joint_values(
@@ -154,70 +144,38 @@ def _over_joint_values(
 ) -> Sample:
     """The sum over the values of sites whose lanes meet in the end of the program.
 
-    What is before the end is run for every value of one lane, in all lanes at once; the end for all joint values.
+    What is before the end is run for every value of one lane, in all lanes at once; the end for all joint values. Costs
+    that each lane has for itself are summed over its own values.
     """
     lanes = end.lanes
     alone = {p.path: [a or i in lanes[p.path] for i, a in enumerate(plan.apart[p.path])] for p in inner}
     tables = {p.path: _digits(plan, p, alone[p.path]) for p in inner}
-    heads, emits = _before_end(plan, end, noise, tables, digits)
+    axes = {p.path: f"joint {values_axis(p.path)}" for p in inner}
+    costs = plan.costs.costs
+    before = [group for group in plan.cost_groups if all(before_the_end(end, costs[k]) for k in group)]
+    after = [group for group in plan.cost_groups if group not in before]
+
+    def weigh(out, chosen):
+        return _weighed(plan, collect_costs(plan, out, chosen, alone), chosen, before)
+
+    heads, first = before_end(plan, end, noise, tables, digits, weigh)
 
     def at(*numbers):
         joint = dict(zip(tables, numbers, strict=True))
-        look = functools.partial(_at_joint_value, lanes, joint)
-        leaves = {v: look(reach, x) for (v, reach), x in zip(end.leaves.items(), heads, strict=True)}
-        here = {p: jax.tree.map(functools.partial(look, reach), emits[p]) for p, reach in end.sites.items()}
-        env = evaluate(end.eqns, leaves, plain)
+        env, here = run_end(plan, end, heads, joint, axes, tuple(map(values_axis, digits)))
         chosen = digits | {
-            p.path: _looked_up(_over_loops(p, tables[p.path]), joint[p.path], lanes[p.path]) for p in inner
+            p.path: looked_up(over_loops(p, tables[p.path]), joint[p.path], lanes[p.path]) for p in inner
         }
-        return _weighed(plan, collect_costs(plan, Outcome(env, {}, here), chosen), chosen)
+        return _weighed(plan, collect_costs(plan, Outcome(env, {}, here), chosen), chosen, after)
 
     joint = {
-        f"joint {values_axis(p.path)}": _numbers(tables[p.path].shape[0], [p.loop_shape[i] for i in lanes[p.path]])
-        for p in inner
+        axes[p.path]: joint_numbers(tables[p.path].shape[0], [p.loop_shape[i] for i in lanes[p.path]]) for p in inner
     }
-    return _summed(_for_each(at, joint), len(inner))
-
-
-def _before_end(
-    plan: Plan, end: JointEnd, noise: Noise, tables: dict[Path, Array], digits: dict[Path, Array]
-) -> tuple[list[Array], dict[Path, Emitted]]:
-    """What the end reads, and what the sites before it hand out: one leading axis for the rows of each table."""
-
-    def at(*rows):
-        chosen = digits | dict(zip(tables, rows, strict=True))
-        given = {path: SiteInput(x, None) for path, x in noise.items()}
-        out = run_program(plan, plan.staged.jaxpr, given, chosen, None)
-        return read(out.value, list(end.leaves)), {path: out.emits[path] for path in end.sites}
-
-    return _for_each(at, {values_axis(path): table for path, table in tables.items()})
-
-
-def _at_joint_value(
-    lanes: dict[Path, tuple[int, ...]], numbers: dict[Path, Array], reach: dict[Path, Any], x: Array
-) -> Array:
-    """Of [values of each site, ...] what stands there at a joint value: each site's numbers, one for each lane."""
-    for left, (path, number) in zip(reversed(range(len(numbers))), numbers.items(), strict=True):
-        reached = path in reach  # otherwise it is the same for all values
-        x = _looked_up(x, number, [left + reach[path][i] for i in lanes[path]]) if reached else x[0]
-    return x
-
-
-def _over_loops(info: SiteInfo, digits: Int[Array, "values ..."]) -> Int[Array, " values *loops"]:
-    """i[..., *loops] of digits that all visits may share."""
-    if digits.ndim > 1 or not info.loops:
-        return digits
-    return jnp.broadcast_to(digits.reshape(-1, *[1] * len(info.loops)), (digits.size, *info.loop_shape))
-
-
-def _looked_up(x: Shaped[Array, "values ..."], number: Int[Array, "*lanes"], axes: Sequence[int]) -> Array:
-    """Of [values, ...], in every lane the entry with that lane's number: i[*lanes], `axes` of the result."""
-    front = range(len(axes))
-    x = jnp.moveaxis(x, [a + 1 for a in axes], [1 + i for i in front])
-    lanes, rest = x.shape[1 : 1 + len(axes)], x.shape[1 + len(axes) :]
-    x = x.reshape(x.shape[0], math.prod(lanes), *rest)
-    x = x[number.reshape(-1), jnp.arange(math.prod(lanes))]
-    return jnp.moveaxis(x.reshape(*lanes, *rest), list(front), list(axes))
+    last = added_up(for_each(at, joint), len(inner))
+    surrogate = first.surrogate + last.surrogate
+    return Sample(
+        surrogate, first.values + last.values, first.shared_controls + last.shared_controls, [surrogate, *last.outs[1:]]
+    )
 
 
 def _total(plan: Plan, name: str, emits: dict[Path, Emitted], costs: Sequence[Cost]) -> Array | None:
@@ -256,11 +214,11 @@ def _by_matrix(
     return jnp.tensordot(matrix, stacked, 1, precision=lax.Precision.HIGHEST)
 
 
-def _weighed(plan: Plan, run: Run, digits: dict[Path, Array]) -> Sample:
-    """The sample at one joint value of the enumerated sites, times its probability."""
+def _weighed(plan: Plan, run: Run, digits: dict[Path, Array], groups: Sequence[Sequence[int]] | None = None) -> Sample:
+    """The sample at one joint value of the enumerated sites, times its probability; of some groups of costs alone."""
     dtype = run.outs[0].dtype
     parts, held, controls = [], [], []
-    for numbers in plan.cost_groups:
+    for numbers in plan.cost_groups if groups is None else groups:
         costs, values = [plan.costs.costs[k] for k in numbers], [run.costs[k] for k in numbers]
         value = jnp.stack(values) if len(numbers) > 1 else values[0]
         weight = run.weights[numbers[0]]  # of several: None, for no site is enumerated
@@ -273,9 +231,9 @@ def _weighed(plan: Plan, run: Run, digits: dict[Path, Array]) -> Sample:
             held.append(lax.stop_gradient(weighted(weight, value)))
     if "control" in run.totals:
         everywhere = Cost((), {p.path: (None,) * len(p.loops) for p in plan.enumerated})
-        weight = probability(plan, run.emits, digits, everywhere, ())
+        weight = probability(plan, run.emits, digits, everywhere, (), plan.apart)
         parts.append(weighted(weight, run.totals["control"].astype(dtype)))
-    surrogate = functools.reduce(jnp.add, [jnp.sum(x) if x.ndim else x for x in parts])
+    surrogate = functools.reduce(jnp.add, [jnp.sum(x) if x.ndim else x for x in parts] or [jnp.zeros((), dtype)])
     outs = run.outs
     if digits:
         aux = zip(outs[1:], plan.costs.aux, strict=True)
@@ -294,4 +252,4 @@ def _averaged(plan: Plan, x: ArrayLike, seen: Cost, emits: dict[Path, Emitted], 
             expected="float arrays, which are averaged over the enumerated values",
             fix="convert it to float, or leave it out",
         )
-    return weighted(probability(plan, emits, digits, seen, x.shape), x)
+    return weighted(probability(plan, emits, digits, seen, x.shape, plan.apart), x)

@@ -11,7 +11,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from vipl import _jax
-from vipl._jax import Eqn
+from vipl._jax import Atom, ClosedJaxpr, Eqn, Jaxpr
 
 
 class Move(IntEnum):
@@ -287,3 +287,25 @@ _WITH_BODIES = (
     _jax.jit_p, _jax.scan_p, _jax.cond_p, _jax.while_p, _jax.remat_p, _jax.custom_jvp_call_p, _jax.custom_vjp_call_p,
 )  # fmt: skip
 _row(" ".join(primitive.name for primitive in _WITH_BODIES), Traits())
+
+
+def is_by_element(jaxpr: Jaxpr | ClosedJaxpr, shape: tuple[int, ...]) -> bool:
+    """Whether a program of arrays of that shape, and of single numbers, is computed element by element."""
+    _, _, invars, eqns, outvars = _jax.parts(jaxpr)
+    repeated = set()  # single numbers, repeated
+
+    def is_aligned(v: Atom) -> bool:
+        return v.aval.shape in ((), shape) or v in repeated
+
+    if not all(v.aval.shape == shape for v in outvars) or not all(map(is_aligned, invars)):
+        return False
+    for eqn in eqns:
+        if eqn.primitive.name == "broadcast_in_dim" and (eqn.invars[0].aval.shape == () or eqn.invars[0] in repeated):
+            repeated.add(eqn.outvars[0])
+            continue
+        inside = _jax.bodies(eqn)
+        if not all(map(is_aligned, (*eqn.invars, *eqn.outvars))) or not (inside or traits_of(eqn).axes is by_element):
+            return False
+        if not all(is_by_element(body, eqn.outvars[0].aval.shape) for body in inside):
+            return False
+    return True

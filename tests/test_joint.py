@@ -1,0 +1,257 @@
+"""Lanes that meet in the end of a program, inside lanes that never meet: joint values are the same in all of these."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+import vipl
+from tests.helpers.jaxprs import equations
+from vipl import Enumerate, LeaveOneOut, Score, sample
+from vipl.distributions._flips import BernoulliLogits, _log_bernoulli, total_log_bernoulli
+from vipl.testing import assert_unbiased
+
+LANES, UNITS, PIXELS = 4, 3, 5
+KEY = jax.random.key(0)
+
+# Units that are never, or always, on: by lane, or in all lanes.
+PATTERNS = {
+    "nowhere": np.zeros((LANES, UNITS)),
+    "by lane": np.array([[0, 0, 0], [-np.inf, 0, 0], [0, np.inf, -np.inf], [0, 0, np.inf]]),
+    "everywhere": np.array([[-np.inf, 0, 0]] * LANES),
+}
+
+
+def params():
+    keys = jax.random.split(jax.random.key(3), 5)
+    return {
+        "down": jax.random.normal(keys[0], (UNITS, PIXELS)),
+        "bias": jax.random.normal(keys[1], (PIXELS,)),
+        "scale": jnp.array(0.7),
+        "logits": jax.random.normal(keys[2], (LANES, UNITS)),
+        "x": jax.random.normal(keys[3], (LANES,)),
+        "pixels": jax.random.bernoulli(keys[4], 0.5, (LANES, PIXELS)).astype(int),
+    }
+
+
+def log_likelihood(p, h, pixels):
+    return jnp.sum(BernoulliLogits(h @ p["down"] + p["bias"]).log_prob(pixels))
+
+
+# (params, units h, a lane's number x, a lane's pixels) -> f[]; none adds up over units alone.
+PROGRAMS = {
+    "pixels": lambda p, h, x, pixels: log_likelihood(p, h, pixels),
+    "pixels and units": lambda p, h, x, pixels: (
+        log_likelihood(p, h, pixels) * p["scale"] + jnp.sum(h * p["down"][:, 0])
+    ),
+    "floats of units": lambda p, h, x, pixels: log_likelihood(p, h.astype(float) * p["scale"], pixels),
+    "logits by lane": lambda p, h, x, pixels: jnp.sum(BernoulliLogits(h @ p["down"] + x * p["bias"]).log_prob(pixels)),
+    "pixels one by one": lambda p, h, x, pixels: jnp.prod(BernoulliLogits(h @ p["down"]).log_prob(pixels) + 1.0),
+    "two sums": lambda p, h, x, pixels: (
+        jnp.sum(jnp.sum(BernoulliLogits(jnp.outer(h @ p["down"], p["bias"])).log_prob(pixels[:, None] * pixels), 0)) * x
+    ),
+    "a norm": lambda p, h, x, pixels: jnp.sqrt(jnp.sum(h * p["scale"] ** 2) + 0.1) * x,
+    "a network": lambda p, h, x, pixels: (
+        jnp.sum(jnp.tanh(jax.nn.softplus(h @ p["down"]) @ p["down"].T * p["scale"])) * x
+    ),
+    "a product": lambda p, h, x, pixels: jnp.prod(h + p["scale"]) * x,
+    "cumulative": lambda p, h, x, pixels: jnp.sin(jnp.cumsum(h * p["scale"]))[-1] * x,
+    "a row": lambda p, h, x, pixels: p["bias"][jnp.sum(h)] * x,
+}
+
+
+def exactly(program, mask):
+    def total(p):
+        out = 0.0
+        for lane in range(LANES):
+            logits = p["logits"][lane]
+            for h in itertools.product(*([0, 1] if m == 0 else [int(m > 0)] for m in mask[lane])):
+                free = [jax.nn.sigmoid(a if v else -a) for a, v, m in zip(logits, h, mask[lane], strict=True) if m == 0]
+                weight = jnp.prod(jnp.stack(free)) if free else 1.0
+                out += weight * program(p, jnp.array(h), p["x"][lane], p["pixels"][lane])
+        return out
+
+    return total
+
+
+def by_vipl(program, mask, estimator=None):
+    @vipl.expectation
+    def total(p):
+        def lane(logits, mask, x, pixels):
+            units = dist.Bernoulli(logits=jnp.where(mask == 0, logits, mask)).to_event(1)
+            return program(p, sample("h", units, estimator or Enumerate()), x, pixels)
+
+        return jnp.sum(jax.vmap(lane)(p["logits"], jnp.asarray(mask), p["x"], p["pixels"]))
+
+    return lambda p: total.estimate(KEY, p)
+
+
+def close(got, want, rtol=1e-9):
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(want))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-10), got, want)
+
+
+def differentiated(fn, p):
+    """Value and gradient in the floats."""
+    floats = {name: x for name, x in p.items() if name != "pixels"}
+    return jax.jit(jax.value_and_grad(lambda floats: fn(floats | {"pixels": p["pixels"]})))(floats)
+
+
+@pytest.mark.parametrize("pattern", ["by lane", "everywhere"])
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_layer_in_lanes_is_the_sum_over_what_is_possible(name, pattern):
+    """Law: value and gradient are those of Σ_l Σ_h Π_u p(h_u) f(h, l) over the joint values that are possible."""
+    p, mask = params(), PATTERNS[pattern]
+    program = PROGRAMS[name]
+    close(differentiated(by_vipl(program, mask), p), differentiated(exactly(program, mask), p))
+
+
+@pytest.mark.parametrize("estimator", [Enumerate(all_possible=True), None], ids=["promise", "plain"])
+def test_its_second_derivatives_are_exact(estimator):
+    p, mask = params(), PATTERNS["nowhere" if estimator else "by lane"]
+    p = {k: x for k, x in p.items() if k != "pixels"}
+    pixels = params()["pixels"]
+    program = lambda p, h, x, _: log_likelihood(p, h, pixels[0]) * x  # noqa: E731
+    got, want = (
+        jax.jit(jax.hessian(lambda q, f=f: f(p | q | {"pixels": pixels})))({k: p[k] for k in ("down", "logits")})
+        for f in (by_vipl(program, mask, estimator), exactly(program, mask))
+    )
+    close(got, want)
+
+
+def test_what_is_no_number_at_an_impossible_joint_value_does_no_harm():
+    """f is NaN where the first two units are off, which no lane can be: no derivative of that is seen."""
+    p, two = params(), jnp.array([1, 1, 0])
+    mask = np.array([[0, np.inf, 0], [np.inf, 0, 0], [np.inf, np.inf, 0], [0, np.inf, 0]])
+    for program in (
+        lambda p, h, x, _: jnp.log((h @ two) * p["scale"]) * x,
+        lambda p, h, x, _: p["scale"] / jnp.sum(h[:2] @ jnp.ones((2, 2))) * x,
+        lambda p, h, x, _: jax.nn.softplus(p["scale"] / (h @ two)) * x,
+        lambda p, h, x, pixels: jnp.sum(BernoulliLogits(jnp.log(h @ two) * p["bias"] ** 2).log_prob(pixels)),
+    ):
+        close(differentiated(by_vipl(program, mask), p), differentiated(exactly(program, mask), p))
+
+
+def test_what_is_no_number_in_one_lane_alone_does_no_harm():
+    """f is NaN where the first two units are off, in the lanes where they cannot be."""
+    p, two = params() | {"x": jnp.array([0.5, 0.7, -0.3, 0.2])}, jnp.array([1, 1, 0])
+    mask = np.array([[0, np.inf, 0], [np.inf, 0, 0], [0, 0, np.inf], [0, np.inf, 0]])
+    for program in (
+        lambda p, h, x, _: jnp.log((h @ two) * p["scale"] + (x < 0)) * x,
+        lambda p, h, x, _: jnp.log(jnp.sum(h[:2]) * p["scale"] + (x < 0)) * x,
+        lambda p, h, x, _: p["scale"] / (jax.nn.softplus(100.0 * jnp.sum(h[:2])) - np.log(2.0) + (x < 0)) * x,
+    ):
+        close(differentiated(by_vipl(program, mask), p), differentiated(exactly(program, mask), p))
+
+
+def test_other_sites_around_and_beside():
+    """An enumerated site outside decides what is possible; a second layer meets in the same end; one is drawn."""
+    p = params()
+
+    def lane(p, logits, x, pixels, s):
+        first = jnp.where(s == 0, jnp.array([-jnp.inf, 0.3, np.inf]), logits)
+        h = sample("h", dist.Bernoulli(logits=first).to_event(1), Enumerate())
+        k = sample(
+            "k", dist.Categorical(logits=jnp.array([[0.1, -jnp.inf, 0.3], [0.0, 0.5, 1.0]])).to_event(1), Enumerate()
+        )
+        return log_likelihood(p, h, pixels) * jnp.sum(k * p["bias"][:2]) ** 2 * x
+
+    @vipl.expectation
+    def total(p):
+        s = sample("s", dist.Bernoulli(0.4), Enumerate())
+        return jnp.sum(jax.vmap(lambda a, x, y: lane(p, a, x, y, s))(p["logits"], p["x"], p["pixels"]))
+
+    def exact(p):
+        out = 0.0
+        first, second = jax.nn.softmax(jnp.array([0.1, 0.3])), jax.nn.softmax(jnp.array([0.0, 0.5, 1.0]))
+        pairs = [(k, j, first[i] * second[j]) for i, k in enumerate((0, 2)) for j in range(3)]
+        for s, weight in ((0, 0.6), (1, 0.4)):
+            for i in range(LANES):
+                for h in itertools.product((0, 1), repeat=UNITS):
+                    logits = p["logits"][i] if s else jnp.array([-1e9, 0.3, 1e9])
+                    q = jnp.prod(jnp.stack([jax.nn.sigmoid(a if v else -a) for a, v in zip(logits, h, strict=True)]))
+                    for k, j, r in pairs:
+                        f = log_likelihood(p, jnp.array(h), p["pixels"][i]) * (k * p["bias"][0] + j * p["bias"][1]) ** 2
+                        out += weight * q * r * f * p["x"][i]
+        return out
+
+    close(differentiated(lambda p: total.estimate(KEY, p), p), differentiated(exact, p))
+
+
+def test_nothing_of_joint_values_lanes_and_pixels_is_made():
+    """Law: logits are computed once for all lanes, and the sums over pixels are products of matrices."""
+    lanes, units, pixels = 20, 6, 30
+    x = jnp.zeros((lanes, pixels), int)
+    p = {"up": jnp.zeros((pixels, units)), "down": jnp.ones((units, pixels))}
+
+    @vipl.expectation
+    def total(p):
+        def lane(x):
+            guide = vipl.gen(lambda: sample("h", dist.Bernoulli(logits=x @ p["up"]).to_event(1), Enumerate()))
+
+            @vipl.gen
+            def model():
+                h = sample("h", dist.Bernoulli(logits=jnp.zeros(units)).to_event(1))
+                sample("x", dist.Bernoulli(logits=h @ p["down"]).to_event(1))
+
+            return vipl.objectives.elbo(model(), guide(), {"x": x})
+
+        return jnp.mean(jax.vmap(lane)(x))
+
+    found = list(equations(jax.make_jaxpr(jax.grad(lambda p: total.estimate(KEY, p)))(p)))
+    most = max(v.aval.size for eqn in found for v in eqn.outvars if hasattr(v.aval, "size"))
+    assert most == 2**units * max(pixels, lanes * units)
+    assert not [eqn for eqn in found if "gather" in eqn.primitive.name or "scatter" in eqn.primitive.name]
+    exps = [
+        eqn
+        for eqn in found
+        if eqn.primitive.name in ("exp", "logistic") and eqn.outvars[0].aval.size > 2**units * lanes
+    ]
+    assert {eqn.outvars[0].aval.size for eqn in exps} == {2**units * pixels}
+
+
+def test_samples_of_a_drawn_site_share_their_baseline():
+    """A drawn site beside the layer, with a leave-one-out baseline: the mean of many samples is the sum."""
+    p = params()
+
+    @vipl.expectation
+    def total(a):
+        def lane(logits, x, pixels):
+            h = sample("h", dist.Bernoulli(logits=logits).to_event(1), Enumerate())
+            b = sample("b", dist.Bernoulli(logits=a + 0.0 * x), Score(LeaveOneOut()))
+            return (log_likelihood(p, h, pixels) + 3.0) * (b + 0.5) + jnp.sum(h * p["down"][:, 0])
+
+        return jnp.sum(jax.vmap(lane)(p["logits"], p["x"], p["pixels"]))
+
+    program = lambda p, h, x, pixels: (log_likelihood(p, h, pixels) + 3.0) * p["b"] + jnp.sum(h * p["down"][:, 0])  # noqa: E731
+    exact = lambda a: exactly(program, PATTERNS["nowhere"])(p | {"b": jax.nn.sigmoid(a) + 0.5})  # noqa: E731
+    draw = functools.partial(total.value_and_grad, num_samples=2)
+    assert_unbiased(draw, jax.value_and_grad(exact)(0.3), key=KEY, args=(0.3,), resolution=0.1)
+
+
+# --- the sum of flips' log probabilities ------------------------------------------------------------------------------
+
+ODD = {
+    "finite": (np.array([0.3, -2.0, 5.0]), [[0, 1, 1], [1, 1, 0]]),
+    "infinite": (np.array([-np.inf, np.inf, 0.4]), [[0, 1, 1], [1, 1, 0], [0, 0, 1], [0, 1, 0]]),
+    "neither 0 nor 1": (np.array([0.3, -2.0, 5.0]), [[0, 2, 1], [1, 1, -1], [1, 0, 1]]),
+    "no number": (np.array([0.3, np.nan, 5.0]), [[0, 1, 1]]),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_the_product_of_matrices_is_the_sum_over_pixels(name):
+    logits, values = jnp.asarray(ODD[name][0]), jnp.asarray(ODD[name][1])
+    got = total_log_bernoulli(values, logits[None], (0,), (1,), ())
+    want = jnp.sum(_log_bernoulli(values, jnp.broadcast_to(logits, values.shape)), 1)
+    np.testing.assert_allclose(got, want, rtol=1e-12)
+    if name in ("finite", "infinite"):
+        slope = jax.jacrev(lambda a: total_log_bernoulli(values, a[None], (0,), (1,), ()))(logits)
+        each = jax.vmap(jax.vmap(jax.grad(_log_bernoulli, 1)), (0, None))(values, logits)
+        np.testing.assert_allclose(slope, each, rtol=1e-12, atol=1e-12)
+        curved = jax.jacfwd(jax.jacrev(lambda a: total_log_bernoulli(values, a[None], (0,), (1,), ())[0]))(jnp.ones(3))
+        np.testing.assert_allclose(jnp.diag(curved), -jax.nn.sigmoid(1.0) * jax.nn.sigmoid(-1.0), rtol=1e-12)
