@@ -22,7 +22,7 @@ PIN := $(if $(JAX),'jax==$(JAX).*' 'jaxlib==$(JAX).*')
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test mutants lint bench notebooks docs clean
+.PHONY: help demo environment test mutants lint bench notebooks docs clean
 
 help:
 	@echo 'make demo            run the demo; SHORT=1 for the short one'
@@ -32,6 +32,7 @@ help:
 	@echo 'make bench           all benchmarks, about 35 minutes; SHORT=1 for small sizes; VIPL_MNIST=mnist.npz'
 	@echo 'make notebooks       run the notebooks in full, about 15 minutes, and keep their outputs; ARGS=notebooks/01_first_steps.py for one'
 	@echo 'make docs            build the documentation site; every warning is an error'
+	@echo 'make environment     make the environment of the tests and the linters; STEPS="demo docs" for what others need'
 	@echo 'make clean           remove the environments (.venv*)'
 	@echo ''
 	@echo 'PYTHON=python3.13    another interpreter (python3 by default; 3.11 or newer)'
@@ -43,6 +44,10 @@ demo: $(VENV)/.stamp-demo
 test: $(VENV)/.stamp-test
 	@echo "== test: $$($(PY) -c 'import platform, importlib.metadata as m; print("Python", platform.python_version(), "JAX", m.version("jax"))'), $(JOBS) processes"
 	@$(PY) -m pytest -n $(JOBS) $(ARGS)
+
+# What the tests and the linters need, or, with STEPS, what other steps do; nothing is run.
+STEPS ?= test lint
+environment: $(STEPS:%=$(VENV)/.stamp-%)
 
 # Not a part of `make test`: each edit is a run of pytest.
 mutants: $(VENV)/.stamp-test

@@ -424,7 +424,7 @@ def named_function(eqn: Eqn) -> tuple[str, ClosedJaxpr] | None:
     if eqn.primitive.name != "custom_jvp_call":
         return None
     program = eqn.params["call_jaxpr"]
-    return program.jaxpr.debug_info.func_src_info, program
+    return program.jaxpr.debug_info.func_src_info or "", program
 
 
 def is_plain_jit(eqn: Eqn) -> bool:

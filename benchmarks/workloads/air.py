@@ -112,17 +112,27 @@ def read(image: Any, where: Any) -> Any:
 # --- model and guide ------------------------------------------------------------------------------------------------
 
 
-def scan_steps(step: Any, carry: Any, xs: Any, apart: bool) -> tuple[Any, Any]:
-    """A `scan`, written out, so that only what depends on a step is run again; with `apart`, the last stands after."""
-    if not apart:
+def all_steps(step: Any, carry: Any, xs: Any, loop: str) -> tuple[Any, Any]:
+    """The steps in one of three ways.
+
+    "unrolled" is a `scan` that is written out, so that only what depends on a step is run again; "python" a loop of
+    Python's, whose step i has the address "step i"; in "last" the last step stands after a `scan` of the others.
+    """
+    if loop == "unrolled":
         return lax.scan(step, carry, xs, unroll=True)
+    if loop == "python":
+        ys = []
+        for i, x in enumerate(xs):
+            carry, y = sample(f"step {i}", vipl.gen(step)(carry, x))
+            ys.append(y)
+        return carry, jax.tree.map(lambda *ys: jnp.stack(ys), *ys)
     carry, first = lax.scan(step, carry, xs[:-1])
     carry, last = sample("last", vipl.gen(step)(carry, xs[-1]))
     return carry, jax.tree.map(lambda ys, y: jnp.append(ys, y), first, last)
 
 
 @vipl.gen
-def model(params, apart=False):
+def model(params, loop="unrolled"):
     """An image; its density is a scalar for one image."""
 
     def step(carry, prior):
@@ -133,12 +143,12 @@ def model(params, apart=False):
         return (canvas + here * write(decode(params, what), where), here), None
 
     start = (jnp.zeros((CANVAS, CANVAS)), jnp.ones((), jnp.int32))
-    (canvas, _), _ = scan_steps(step, start, PRIOR, apart)
+    (canvas, _), _ = all_steps(step, start, PRIOR, loop)
     sample("image", dist.Normal(canvas, 0.3).to_event(2))
 
 
 @vipl.gen
-def guide(params, image, apart=False):
+def guide(params, image, loop="unrolled"):
     """A recurrent network looks at the image, and at the last object; returns the number of objects."""
     seen = dense(params["image"], image.reshape(-1))
 
@@ -158,23 +168,23 @@ def guide(params, image, apart=False):
         return (hidden, cell, last, here), here
 
     start = (jnp.zeros(HIDDEN), jnp.zeros(HIDDEN), jnp.zeros(WHAT + 4), jnp.ones((), jnp.int32))
-    _, here = scan_steps(step, start, jnp.arange(STEPS), apart)
+    _, here = all_steps(step, start, jnp.arange(STEPS), loop)
     return jnp.sum(here)
 
 
-def elbo(params, image, apart=False):
+def elbo(params, image, loop="unrolled"):
     """Of one image."""
-    return objectives.elbo(model(params, apart), guide(params, image, apart), {"image": image})
+    return objectives.elbo(model(params, loop), guide(params, image, loop), {"image": image})
 
 
-def iwelbo(params, image, apart=False):
+def iwelbo(params, image, loop="unrolled"):
     """Of one image, two particles."""
-    return objectives.iwelbo(model(params, apart), guide(params, image, apart), {"image": image}, num_particles=2)
+    return objectives.iwelbo(model(params, loop), guide(params, image, loop), {"image": image}, num_particles=2)
 
 
-def wake(params, image, apart=False):
+def wake(params, image, loop="unrolled"):
     """Reweighted wake-sleep, ten particles: the model's gradient is that of the IWELBO, which is its value."""
-    both, data = (model(params, apart), guide(params, image, apart)), {"image": image}
+    both, data = (model(params, loop), guide(params, image, loop)), {"image": image}
     phi = objectives.wake_phi(*both, data, num_particles=10)
     return objectives.wake_theta(*both, data, num_particles=10) + phi - lax.stop_gradient(phi)
 
@@ -183,20 +193,20 @@ class Variant(NamedTuple):
     """An objective of one image, and how its gradient is estimated.
 
     Attributes:
-      program: (params, image, apart) -> f[].
+      program: (params, image, loop) -> f[].
       estimators: of its sites.
       num_samples: of each image.
-      apart: whether the last step stands after the scan.
+      loop: how its steps are written (`all_steps`).
     """
 
     program: Callable[..., Any]
     estimators: dict[Any, Any] = {}  # noqa: RUF012
     num_samples: int = 1
-    apart: bool = False
+    loop: str = "unrolled"
 
     def over_batch(self) -> Any:
         """(key, params, images) -> f[], the mean over images of their estimates."""
-        objective = vipl.expectation(lambda params, image: self.program(params, image, self.apart))
+        objective = vipl.expectation(lambda params, image: self.program(params, image, self.loop))
         objective = objective.with_estimators(self.estimators)
 
         def total(key, params, batch):
@@ -207,18 +217,21 @@ class Variant(NamedTuple):
 
 
 PUBLISHED = {
-    "REINFORCE": ({"pres": Score()}, False),
-    "ENUM": ({"pres": Enumerate()}, False),
-    "MVD": ({"pres": MeasureValued()}, False),
-    "hybrid": ({"pres": MeasureValued(), "last": {"pres": Enumerate()}}, True),
+    "REINFORCE": ({"pres": Score()}, "unrolled"),
+    "ENUM": ({"pres": Enumerate()}, "unrolled"),
+    "MVD": ({"pres": MeasureValued()}, "unrolled"),
+    "hybrid": ({"pres": MeasureValued(), "last": {"pres": Enumerate()}}, "last"),
 }
-"""name -> the estimators of Becker et al. (2024), and whether the last step stands apart."""
+"""name -> the estimators of Becker et al. (2024), and how its steps are written."""
 
 VARIANTS = (
-    {name: Variant(elbo, estimators, apart=apart) for name, (estimators, apart) in PUBLISHED.items()}
-    | {f"{name} IWELBO": Variant(iwelbo, estimators, apart=apart) for name, (estimators, apart) in PUBLISHED.items()}
+    {name: Variant(elbo, estimators, loop=loop) for name, (estimators, loop) in PUBLISHED.items()}
+    | {f"{name} IWELBO": Variant(iwelbo, estimators, loop=loop) for name, (estimators, loop) in PUBLISHED.items()}
     | {
         "RWS": Variant(wake),
+        "ENUM, a loop of Python's": Variant(
+            elbo, {f"step {i}": {"pres": Enumerate()} for i in range(STEPS)}, loop="python"
+        ),
         "leave one out of 4": Variant(elbo, {"pres": Score(LeaveOneOut())}, num_samples=4),
         "local enumeration": Variant(elbo, {"pres": LocalEnumerate()}),
         "coupled flips": Variant(elbo, {"pres": CoupledAlternative()}),
@@ -333,6 +346,7 @@ def cases(quick: bool) -> list[Case]:
     twins = {
         "REINFORCE": (reinforce_by_hand, 1),
         "ENUM": (enumerate_by_hand, 1),
+        "ENUM, a loop of Python's": (enumerate_by_hand, 1),
         "MVD": (measure_valued_by_hand, 1),
         "REINFORCE IWELBO": (reinforce_by_hand, 2),
         "ENUM IWELBO": (enumerate_by_hand, 2),
