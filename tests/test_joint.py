@@ -110,6 +110,46 @@ def test_a_layer_in_lanes_is_the_sum_over_what_is_possible(name, pattern):
     close(differentiated(by_vipl(program, mask), p), differentiated(exactly(program, mask), p))
 
 
+# (params, units of all lanes, pixels of all lanes) -> f[]; lanes are added up with the pixels, each with a coefficient.
+BATCHES = {
+    "sum": lambda p, h, pixels: jnp.sum(BernoulliLogits(h @ p["down"] + p["bias"]).log_prob(pixels)),
+    "weights": lambda p, h, pixels: jnp.sum(
+        p["x"][:, None] * p["bias"] * BernoulliLogits(h @ p["down"]).log_prob(pixels)
+    ),
+    "mean of some": lambda p, h, pixels: jnp.mean(BernoulliLogits(h @ p["down"]).log_prob(pixels)[:, ::2]) * p["scale"],
+    "masked": lambda p, h, pixels: jnp.sum(
+        jnp.where(pixels == p["seen"], BernoulliLogits(h @ p["down"]).log_prob(1), 0.0)
+    ),
+    "read twice": lambda p, h, pixels: sum(
+        jnp.sum(f(BernoulliLogits(h @ p["down"]).log_prob(pixels))) for f in (jnp.exp, lambda x: x * p["scale"])
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_a_batch_that_is_added_up_at_once(name):
+    """Law: the same for a vector site of all lanes, whose pixels are added up over lanes, too."""
+    p, mask = params() | {"seen": jnp.array([0, 1, 1, 0, 1])}, PATTERNS["by lane"]
+
+    @vipl.expectation
+    def total(p):
+        units = dist.Bernoulli(logits=jnp.where(mask == 0, p["logits"], jnp.asarray(mask))).to_event(2)
+        return BATCHES[name](p, sample("h", units, Enumerate()), p["pixels"])
+
+    def one(p, h, x, pixels):
+        lane = jnp.argmax(p["x"] == x)
+        alone = jnp.zeros((LANES, UNITS), int).at[lane].set(h)
+        zero = jnp.zeros((LANES, UNITS), int)
+        return BATCHES[name](p, alone, p["pixels"]) - BATCHES[name](p, zero, p["pixels"]) * (LANES - 1) / LANES
+
+    floats = lambda fn: lambda q: fn(q | {"pixels": p["pixels"], "seen": p["seen"]})  # noqa: E731
+    q = {k: v for k, v in p.items() if k not in ("pixels", "seen")}
+    got, want = (
+        jax.jit(jax.value_and_grad(floats(f)))(q) for f in (lambda p: total.estimate(KEY, p), exactly(one, mask))
+    )
+    close(got, want)
+
+
 @pytest.mark.parametrize("estimator", [Enumerate(all_possible=True), None], ids=["promise", "plain"])
 def test_its_second_derivatives_are_exact(estimator):
     p, mask = params(), PATTERNS["nowhere" if estimator else "by lane"]
@@ -182,35 +222,35 @@ def test_other_sites_around_and_beside():
     close(differentiated(lambda p: total.estimate(KEY, p), p), differentiated(exact, p))
 
 
-def test_nothing_of_joint_values_lanes_and_pixels_is_made():
+@pytest.mark.parametrize("written", ["in lanes", "as a batch"])
+def test_nothing_of_joint_values_lanes_and_pixels_is_made(written):
     """Law: logits are computed once for all lanes, and the sums over pixels are products of matrices."""
     lanes, units, pixels = 20, 6, 30
     x = jnp.zeros((lanes, pixels), int)
     p = {"up": jnp.zeros((pixels, units)), "down": jnp.ones((units, pixels))}
 
+    def elbo(p, x):
+        guide = vipl.gen(lambda: sample("h", dist.Bernoulli(logits=x @ p["up"]).to_event(x.ndim), Enumerate()))
+
+        @vipl.gen
+        def model():
+            h = sample("h", dist.Bernoulli(logits=jnp.zeros((*x.shape[:-1], units))).to_event(x.ndim))
+            sample("x", dist.Bernoulli(logits=h @ p["down"]).to_event(x.ndim))
+
+        return vipl.objectives.elbo(model(), guide(), {"x": x})
+
     @vipl.expectation
     def total(p):
-        def lane(x):
-            guide = vipl.gen(lambda: sample("h", dist.Bernoulli(logits=x @ p["up"]).to_event(1), Enumerate()))
-
-            @vipl.gen
-            def model():
-                h = sample("h", dist.Bernoulli(logits=jnp.zeros(units)).to_event(1))
-                sample("x", dist.Bernoulli(logits=h @ p["down"]).to_event(1))
-
-            return vipl.objectives.elbo(model(), guide(), {"x": x})
-
-        return jnp.mean(jax.vmap(lane)(x))
+        return elbo(p, x) / lanes if written == "as a batch" else jnp.mean(jax.vmap(lambda x: elbo(p, x))(x))
 
     found = list(equations(jax.make_jaxpr(jax.grad(lambda p: total.estimate(KEY, p)))(p)))
     most = max(v.aval.size for eqn in found for v in eqn.outvars if hasattr(v.aval, "size"))
     assert most == 2**units * max(pixels, lanes * units)
     assert not [eqn for eqn in found if "gather" in eqn.primitive.name or "scatter" in eqn.primitive.name]
     exps = [
-        eqn
-        for eqn in found
+        eqn for eqn in found
         if eqn.primitive.name in ("exp", "logistic") and eqn.outvars[0].aval.size > 2**units * lanes
-    ]
+    ]  # fmt: skip
     assert {eqn.outvars[0].aval.size for eqn in exps} == {2**units * pixels}
 
 
@@ -235,6 +275,7 @@ def test_samples_of_a_drawn_site_share_their_baseline():
 
 # --- the sum of flips' log probabilities ------------------------------------------------------------------------------
 
+SIGNS = {"none": None, "mixed": np.array([0.5, -2.0, 0.7]), "some zero": np.array([0.0, 2.0, -1.0])}
 ODD = {
     "finite": (np.array([0.3, -2.0, 5.0]), [[0, 1, 1], [1, 1, 0]]),
     "infinite": (np.array([-np.inf, np.inf, 0.4]), [[0, 1, 1], [1, 1, 0], [0, 0, 1], [0, 1, 0]]),
@@ -243,15 +284,23 @@ ODD = {
 }
 
 
+@pytest.mark.parametrize("signs", SIGNS)
 @pytest.mark.parametrize("name", ODD)
-def test_the_product_of_matrices_is_the_sum_over_pixels(name):
-    logits, values = jnp.asarray(ODD[name][0]), jnp.asarray(ODD[name][1])
-    got = total_log_bernoulli(values, logits[None], (0,), (1,), ())
-    want = jnp.sum(_log_bernoulli(values, jnp.broadcast_to(logits, values.shape)), 1)
-    np.testing.assert_allclose(got, want, rtol=1e-12)
+def test_the_products_of_matrices_are_the_sum_over_pixels(name, signs):
+    logits, values, c = jnp.asarray(ODD[name][0]), jnp.asarray(ODD[name][1]), SIGNS[signs]
+    every = None if c is None else jnp.broadcast_to(c, values.shape)
+    total = lambda logits, c: total_log_bernoulli(values, logits[None], c, (0,), (1,), ())  # noqa: E731
+    each = lambda logits: _log_bernoulli(values, jnp.broadcast_to(logits, values.shape))  # noqa: E731
+    weighted = each(logits) if c is None else jnp.where(c == 0, 0.0, c * each(logits))
+    np.testing.assert_allclose(total(logits, every), jnp.sum(weighted, 1), rtol=1e-12)
     if name in ("finite", "infinite"):
-        slope = jax.jacrev(lambda a: total_log_bernoulli(values, a[None], (0,), (1,), ()))(logits)
-        each = jax.vmap(jax.vmap(jax.grad(_log_bernoulli, 1)), (0, None))(values, logits)
-        np.testing.assert_allclose(slope, each, rtol=1e-12, atol=1e-12)
-        curved = jax.jacfwd(jax.jacrev(lambda a: total_log_bernoulli(values, a[None], (0,), (1,), ())[0]))(jnp.ones(3))
-        np.testing.assert_allclose(jnp.diag(curved), -jax.nn.sigmoid(1.0) * jax.nn.sigmoid(-1.0), rtol=1e-12)
+        slope = jax.vmap(jax.vmap(jax.grad(_log_bernoulli, 1)), (0, None))(values, logits)
+        np.testing.assert_allclose(
+            jax.jacrev(total)(logits, every), slope if c is None else c * slope, rtol=1e-12, atol=1e-12
+        )
+        curved = jnp.diag(jax.jacfwd(jax.jacrev(lambda x: total(x, every)[0]))(jnp.ones(3)))
+        want = -jax.nn.sigmoid(1.0) * jax.nn.sigmoid(-1.0) * (1.0 if c is None else c)
+        np.testing.assert_allclose(curved, want, rtol=1e-12, atol=1e-12)
+    if name == "finite" and c is not None:
+        by_coefficient = jax.jacrev(total, 1)(logits, every)
+        np.testing.assert_allclose(jnp.einsum("iij->ij", by_coefficient), each(logits), rtol=1e-12)

@@ -15,7 +15,7 @@ Invariant: the costs add up to f. With nothing to be kept apart there is one cos
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -61,6 +61,16 @@ class Cost(NamedTuple):
     mixed: Mapping[Path, tuple[str, str]] = MappingProxyType({})
 
 
+class Later(NamedTuple):
+    """A value that is not computed yet, and may be summed without that.
+
+    Attributes:
+      summed: (coefficients, axes) -> the sum over axes of the value times coefficients.
+    """
+
+    summed: Callable[[Array, tuple[int, ...]], Array]
+
+
 class Costs(NamedTuple):
     """An objective, taken apart.
 
@@ -78,17 +88,25 @@ class Costs(NamedTuple):
     aux: tuple[Cost, ...]
     picking: bool = False
 
-    def evaluate(self, env: dict[Var, Array]) -> list[Array]:
-        """f[*sizes] of each cost, from the values of the program's variables."""
+    @property
+    def leaves(self) -> dict[Var, tuple[int, ...]]:
+        """What is only summed, with coefficients, and the axes that are kept."""
+        leaves = [] if self.picking or not self.tail else [leaf for cost in self.costs for leaf in cost.leaves]
+        return {v: axes for v, axes in leaves if sum(v is w for w, _ in leaves) == 1}
+
+    def evaluate(self, env: Mapping[Var, Any]) -> list[Array]:
+        """f[*sizes] of each cost, from the values of the program's variables; a leaf's may be computed later."""
         (value,) = read_arrays(env, [self.value])
         if not self.tail:
             return [value]
         leaves = [v for cost in self.costs for v, _ in cost.leaves]
 
         def tail(values):
-            return read(evaluate(self.tail, env | dict(zip(leaves, values, strict=True)), plain), [self.value])[0]
+            known = {**env, **dict(zip(leaves, values, strict=True))}
+            return read(evaluate(self.tail, known, plain), [self.value])[0]
 
-        constant, pull = jax.vjp(tail, [devices.zeros(env[v]) for v in leaves])
+        zeros = [devices.zeros(v.aval if isinstance(env[v], Later) else env[v]) for v in leaves]
+        constant, pull = jax.vjp(tail, zeros)
         one = devices.vary(jnp.ones((), value.dtype), _jax.varying(constant))
         coefficients = dict(zip(leaves, pull(one)[0], strict=True))
         *parts, _ = self.costs
@@ -96,12 +114,15 @@ class Costs(NamedTuple):
             constant = jnp.where(jnp.isnan(value), jnp.nan, constant)
         return [*(self._combined(p, coefficients, env).astype(value.dtype) for p in parts), constant]
 
-    def _combined(self, cost: Cost, coefficients: dict[Var, Array], env: dict[Var, Array]) -> Array:
+    def _combined(self, cost: Cost, coefficients: dict[Var, Array], env: Mapping[Var, Any]) -> Array:
         def times(c, x):
             return jnp.where(c != 0, c * jnp.where(c != 0, x, 0), 0) if self.picking else c * x
 
-        kept = [jnp.sum(times(coefficients[v], env[v]), axis=_complement(env[v].ndim, axes)) for v, axes in cost.leaves]
-        return functools.reduce(jnp.add, kept)
+        def summed(v, kept):
+            c, x, axes = coefficients[v], env[v], _complement(v.aval.ndim, kept)
+            return x.summed(c, axes) if isinstance(x, Later) else jnp.sum(times(c, x), axis=axes)
+
+        return functools.reduce(jnp.add, [summed(v, kept) for v, kept in cost.leaves])
 
 
 def _complement(ndim: int, axes: tuple[int, ...]) -> tuple[int, ...]:

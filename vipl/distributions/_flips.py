@@ -70,18 +70,24 @@ LOG_BERNOULLI = f"_log_bernoulli at {__file__}:"
 """How `_jax.named_function` names the function."""
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4, 5))
 def total_log_bernoulli(
-    value: Int[Array, "..."], logits: Float[Array, "..."], lanes: tuple[int, ...], axes: tuple[int, ...], all_of: tuple
+    value: Int[Array, "..."],
+    logits: Float[Array, "..."],
+    coefficients: Float[Array, "..."] | None,
+    lanes: tuple[int, ...],
+    axes: tuple[int, ...],
+    all_of: tuple[str, ...],
 ) -> Float[Array, "..."]:
-    """Σ_i log p(x_i) for logits that all lanes have in common: x · φ - Σ_i softplus(φ_i), a product of matrices.
+    """Σ_i c_i log p(x_i) for logits that all lanes have in common: Σ_i c_i x_i φ_i - Σ_i c_i softplus(φ_i).
 
-    It is -inf where an infinite logit contradicts its value, and where a value is neither 0 nor 1; that is looked for
-    only if there is any.
+    Both are products of matrices. It is infinite where an infinite logit contradicts its value, and where a value is
+    neither 0 nor 1; that is looked for only if there is any.
 
     Args:
-      value: i[...].
-      logits: the same shape, but of length 1 along the lanes.
+      value: x, i[...].
+      logits: φ, the same shape, but of length 1 along the lanes.
+      coefficients: c, of the shape of the values; None: 1 everywhere.
       lanes: the axes of lanes.
       axes: those that are summed over.
       all_of: names of the `vmap`s around that it is one choice for.
@@ -90,43 +96,62 @@ def total_log_bernoulli(
     if all_of:
         plain = lax.pmin(plain.astype(jnp.int32), all_of) == 1
 
-    def product(value, logits):
-        return _inner(value, logits, lanes, axes) - jnp.sum(jax.nn.softplus(logits), axes)
+    def guarded(value, logits, coefficients):
+        total = _finite_total(value, logits, coefficients, lanes, axes)
+        c = jnp.ones(value.shape, logits.dtype) if coefficients is None else coefficients
+        infinite = jnp.isinf(logits)
+        never, always = ((infinite & (sign * logits > 0)).astype(logits.dtype) for sign in (-1, 1))
 
-    def guarded(value, logits):
-        finite = jnp.where(jnp.isinf(logits), 0, logits)
-        total = _inner(value, finite, lanes, axes) - jnp.sum(
-            jnp.where(jnp.isinf(logits), 0, jax.nn.softplus(logits)), axes
-        )
-        never = (jnp.isinf(logits) & (logits < 0)).astype(logits.dtype)
-        always = (jnp.isinf(logits) & (logits > 0)).astype(logits.dtype)
-        contradicted = _inner(value, never, lanes, axes) + _inner(1 - value, always, lanes, axes)
-        wrong = jnp.any((value != 0) & (value != 1), axes) | (contradicted > 0)
-        return jnp.where(wrong & ~jnp.isnan(total), -jnp.inf, total)
+        def wrong(counts):
+            """Whether the values that count contradict a logit, or are none of a flip."""
+            count = _inner(jnp.where(counts, value, 0), never, lanes, axes)
+            count += _inner(jnp.where(counts, 1 - value, 0), always, lanes, axes)
+            return jnp.any(counts & (value != 0) & (value != 1), axes) | (count > 0)
 
-    return lax.cond(plain, product, guarded, value, logits)
+        return total + jnp.where(wrong(c > 0), -jnp.inf, 0.0) + jnp.where(wrong(c < 0), jnp.inf, 0.0)
+
+    def product(value, logits, coefficients):
+        return _finite_total(value, logits, coefficients, lanes, axes)
+
+    return lax.cond(plain, product, guarded, value, logits, coefficients)
 
 
-def _inner(value: Array, x: Array, lanes: tuple[int, ...], axes: tuple[int, ...]) -> Array:
-    """Σ value x over axes, for x of length 1 along the lanes."""
-    every = tuple(range(value.ndim))
+def _finite_total(
+    value: Array, logits: Array, coefficients: Array | None, lanes: tuple[int, ...], axes: tuple[int, ...]
+) -> Array:
+    """The sum, without what has infinite logits."""
+    infinite = jnp.isinf(logits)
+    finite, above = jnp.where(infinite, 0, logits), jnp.where(infinite, 0, jax.nn.softplus(logits))
+    if coefficients is None:
+        return _inner(value, finite, lanes, axes) - jnp.sum(above, axes)
+    return _inner(coefficients * value, finite, lanes, axes) - _inner(coefficients, above, lanes, axes)
+
+
+def _inner(x: Array, y: Array, lanes: tuple[int, ...], axes: tuple[int, ...]) -> Array:
+    """Σ x y over axes, for y of length 1 along the lanes."""
+    every = tuple(range(x.ndim))
     kept, out = [a for a in every if a not in lanes], [a for a in every if a not in axes]
-    x = jnp.squeeze(x, lanes)
-    return jnp.einsum(value.astype(x.dtype), every, x, kept, out, precision=lax.Precision.HIGHEST)
+    y = jnp.squeeze(y, lanes)
+    return jnp.einsum(x.astype(y.dtype), every, y, kept, out, precision=lax.Precision.HIGHEST)
 
 
 @total_log_bernoulli.defjvp
 def _total_log_bernoulli_jvp(
     lanes: tuple[int, ...],
     axes: tuple[int, ...],
-    all_of: tuple,
-    primals: tuple[Array, ...],
-    tangents: tuple[Array, ...],
+    all_of: tuple[str, ...],
+    primals: tuple[Array, Array, Array | None],
+    tangents: tuple[Array, Array, Array | None],
 ) -> tuple[Array, Array]:
-    """D Σ_i log p(x_i) = Σ_i (x_i - σ(φ_i)) dφ_i."""
-    (value, logits), change = primals, tangents[1]
-    slope = _inner(value, change, lanes, axes) - jnp.sum(jax.nn.sigmoid(logits) * change, axes)
-    return total_log_bernoulli(value, logits, lanes, axes, all_of), slope
+    """D Σ_i c_i log p(x_i) = Σ_i c_i (x_i - σ(φ_i)) dφ_i + Σ_i dc_i log p(x_i)."""
+    (value, logits, c), (_, change, dc) = primals, tangents
+    mean = jax.nn.sigmoid(logits) * change
+    if c is None:
+        slope = _inner(value, change, lanes, axes) - jnp.sum(mean, axes)
+    else:
+        slope = _inner(c * value, change, lanes, axes) - _inner(c, mean, lanes, axes)
+        slope += _finite_total(value, logits, dc, lanes, axes)
+    return total_log_bernoulli(value, logits, c, lanes, axes, all_of), slope
 
 
 @jax.custom_jvp

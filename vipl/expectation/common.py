@@ -31,6 +31,7 @@ from jax import lax
 from vipl import _jax
 from vipl._jax import Atom, Eqn, Literal, Var
 from vipl._types import Array, Bool, Float, Int
+from vipl.analysis.decomposition import Later
 from vipl.distributions._flips import LOG_BERNOULLI, total_log_bernoulli
 from vipl.gen import Points
 from vipl.ir.dataflow import Visit
@@ -238,9 +239,23 @@ class InCommon:
         """An environment of values in all lanes, with stand-ins."""
         return {v: self.settled(v, x) for v, x in env.items()}
 
-    def weighed(self, env: Mapping[Var, Any]) -> dict[Var, Array]:
-        """The same where all that is read is weighted, so that nothing has to stand in."""
-        return {v: self._in_lanes(v, x) for v, x in env.items()}
+    def weighed(self, env: Mapping[Var, Any], summed: Mapping[Var, tuple[int, ...]]) -> dict[Var, Any]:
+        """The same where all that is read is weighted, so that nothing has to stand in.
+
+        Args:
+          env: the environment.
+          summed: variables that are only summed, and over which axes they are not; these may be a `Later`.
+        """
+        later = {v: self._later(v, x, summed[v]) for v, x in env.items() if isinstance(x, Flips) and v in summed}
+        return {v: later.get(v) or self._in_lanes(v, x) for v, x in env.items()}
+
+    def _later(self, v: Var, x: Flips, kept: tuple[int, ...]) -> Later | None:
+        """Flips' log probabilities, to be summed over other axes than those kept; None where lanes are added up."""
+        lanes = self._lanes(v, x.path)
+        if lanes is None or not set(lanes) <= set(kept):
+            return None
+        logits = self._evaluated(x.logits)
+        return Later(lambda c, axes: total_log_bernoulli(x.value, logits, c, lanes, axes, self.around_all))
 
     def _in_lanes(self, v: Atom, x: Any) -> Any:
         """A value in all lanes, whose derivative counts where the site's value is possible."""
@@ -286,7 +301,7 @@ class InCommon:
         if eqn.primitive.name != "reduce_sum" or lanes is None or left is None:
             return None
         axes = tuple(map(int, eqn.params["axes"]))
-        total = total_log_bernoulli(x.value, self._evaluated(x.logits), lanes, axes, self.around_all)
+        total = total_log_bernoulli(x.value, self._evaluated(x.logits), None, lanes, axes, self.around_all)
         return total if self._stand_ins[x.path].possible is None else Mixed(total, x.path)
 
     def _computed(self, x: Any) -> Any:

@@ -146,7 +146,7 @@ def run_end(
                 other = _at_joint_value(end.lanes, {**joint, path: some[path]}, end.leaves[v], x)
                 own = jnp.where(jnp.any(possible), own, lax.stop_gradient(other))
             leaves[v] = Common(own, path)
-    return kept.weighed(evaluate(end.eqns, leaves, kept.around(plain, {}))), emits
+    return kept.weighed(evaluate(end.eqns, leaves, kept.around(plain, {})), plan.only_summed), emits
 
 
 def _joint_stand_in(known: StandIn, lanes: Sequence[int], others: Sequence[int], size: int) -> tuple[StandIn, Any]:

@@ -100,6 +100,12 @@ class Plan:
         return never_stands_in(eqns, self.reached.values or {}, info.path, others)
 
     @functools.cached_property
+    def only_summed(self) -> dict[Var, tuple[int, ...]]:
+        """Leaves of costs of which nothing but sums is wanted, and the axes that are kept."""
+        outs = _jax.parts(self.staged.jaxpr).outvars
+        return {v: axes for v, axes in self.costs.leaves.items() if not any(v is out for out in outs)}
+
+    @functools.cached_property
     def runs(self) -> Runs:
         """The runs at other values."""
         full, num_full = self._number_runs("alternatives", 0)

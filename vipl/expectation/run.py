@@ -104,7 +104,7 @@ def run_program(
 ) -> Outcome:
     """Runs the program at its points; with a `number`, at that alternative. The value is the environment."""
     out, kept = _run(plan, jaxpr, given, digits, number)
-    return out if kept is None else out._replace(value=kept.weighed(out.value))
+    return out if kept is None else out._replace(value=kept.weighed(out.value, plan.only_summed))
 
 
 def run_to_end(
@@ -120,7 +120,7 @@ def run_to_end(
     found = {v: (None, out.value[v]) if kept is None else kept.common(v, out.value[v]) for v in end.leaves}
     common = {v: path for v, (path, _) in found.items() if path in end.lanes}
     leaves = [x if v in common or kept is None else kept.settled(v, out.value[v]) for v, (_, x) in found.items()]
-    return common, leaves, out if kept is None else out._replace(value=kept.weighed(out.value))
+    return common, leaves, out if kept is None else out._replace(value=kept.weighed(out.value, {}))
 
 
 def _run(

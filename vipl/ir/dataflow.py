@@ -6,7 +6,7 @@ each equation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ def walk(jaxpr: Jaxpr, args: Sequence[T], visit: Visit[T], constant: Constant[T]
     return read(evaluate(eqns, env, visit, constant), outvars, constant)
 
 
-def evaluate(eqns: Sequence[Eqn], env: dict[Var, T], visit: Visit[T], constant: Constant[T] = _itself) -> dict[Var, T]:
+def evaluate(eqns: Sequence[Eqn], env: Mapping[Var, T], visit: Visit[T], constant: Constant[T] = _itself) -> dict[Var, T]:
     """The equation loop: extends an environment by the results of the equations."""
     env = dict(env)
     for i, eqn in enumerate(eqns):
@@ -43,12 +43,12 @@ def evaluate(eqns: Sequence[Eqn], env: dict[Var, T], visit: Visit[T], constant: 
     return env
 
 
-def read(env: dict[Var, T], variables: Sequence[Atom], constant: Constant[T] = _itself) -> list[T]:
+def read(env: Mapping[Var, T], variables: Sequence[Atom], constant: Constant[T] = _itself) -> list[T]:
     """The values of variables and literals."""
     return [constant(v.val) if isinstance(v, Literal) else env[v] for v in variables]
 
 
-def read_arrays(env: dict[Var, Array], variables: Sequence[Atom]) -> list[Array]:
+def read_arrays(env: Mapping[Var, Array], variables: Sequence[Atom]) -> list[Array]:
     """The values of variables and literals; a literal, which is a Python number, as an array."""
     values = zip(variables, read(env, variables), strict=True)
     return [jnp.asarray(x, jnp.result_type(v.aval)) if isinstance(v, Literal) else x for v, x in values]
