@@ -112,6 +112,7 @@ def test_a_layer_in_lanes_is_the_sum_over_what_is_possible(name, pattern):
 
 # (params, units of all lanes, pixels of all lanes) -> f[]; lanes are added up with the pixels, each with a coefficient.
 BATCHES = {
+    "mean": lambda p, h, pixels: jnp.mean(BernoulliLogits(h @ p["down"] + p["bias"]).log_prob(pixels)) * p["scale"],
     "sum": lambda p, h, pixels: jnp.sum(BernoulliLogits(h @ p["down"] + p["bias"]).log_prob(pixels)),
     "weights": lambda p, h, pixels: jnp.sum(
         p["x"][:, None] * p["bias"] * BernoulliLogits(h @ p["down"]).log_prob(pixels)

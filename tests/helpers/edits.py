@@ -166,7 +166,7 @@ EDITS: list[Edit] = [
     *_in(
         "vipl/distributions/_flips.py",
         ("an infinite logit contradicts nothing", "| (count > 0)", "| (count < 0)",
-         "test_joint.py -k product_of_matrices"),
+         "test_joint.py -k products_of_matrices"),
         ("a slope without its mean", "mean = jax.nn.sigmoid(logits) * change", "mean = logits * change",
          "test_joint.py -k a_layer_in_lanes"),
         ("no coefficients", "_inner(coefficients * value, finite, lanes, axes)", "_inner(value, finite, lanes, axes)",

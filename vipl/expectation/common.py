@@ -48,12 +48,23 @@ class StandIn(NamedTuple):
     Attributes:
       value: the value; None: that of a joint value of several lanes stands elsewhere.
       possible: bool[], whether it is possible; None: it always is.
-      best: i[], the number of the most probable value.
+      log_weights: f[n], of all values.
+      best: i[], the number of the most probable value, where it is not left to the log weights.
     """
 
     value: Array | None = None
     possible: Bool[Array, "*lanes"] | None = None
+    log_weights: Float[Array, "*lanes n"] | None = None
     best: Int[Array, "*lanes"] | None = None
+
+    def with_best(self) -> StandIn:
+        """The same, with the number of the most probable value instead of all log weights."""
+        return self._replace(best=self.best_in(...), log_weights=None) if self.possible is not None else self
+
+    def best_in(self, lanes: Any) -> Int[Array, "..."]:
+        """The number of the most probable value in some lanes, an index."""
+        assert self.best is not None or self.log_weights is not None
+        return best_number(self.log_weights[lanes]) if self.best is None else self.best[lanes]  # type: ignore[index]
 
 
 class Common(NamedTuple):
@@ -130,7 +141,7 @@ def stand_in(points: Points, digit: Int[Array, ""], axis: str) -> StandIn:
     value = row_p.bind(points.values, digit, axis=axis)
     if points.possible is None:
         return StandIn(value)
-    return StandIn(value, row_p.bind(points.possible, digit, axis=axis), best_number(points.log_weights))
+    return StandIn(value, row_p.bind(points.possible, digit, axis=axis), lax.stop_gradient(points.log_weights))
 
 
 Reaches = Mapping[Var, Mapping[Path, Sequence[Any]]]
@@ -222,9 +233,9 @@ class InCommon:
         assert axes is not None
         whole = jnp.broadcast_to(x.array, v.aval.shape)
         stand_in = self._stand_ins[x.path]
-        if stand_in.possible is None or stand_in.best is None:
+        if stand_in.possible is None:
             return whole
-        best = stand_in.best
+        best = stand_in.best_in(...)
         rows = lax.all_gather(lax.stop_gradient(x.array), self.names(x.path))  # [n, ...]
         if rows.shape[0] == 2:
             other = jnp.where(aligned(best == 1, axes, whole.ndim), rows[1], rows[0])
@@ -493,8 +504,8 @@ def _numbers_after(eqn: Eqn, operands: list[Any]) -> np.ndarray | None:
 
 def _some(stand_in: StandIn) -> Int[Array, ""]:
     """The number of a value that is possible in some lane of the program: of the best one of the first lane."""
-    assert stand_in.best is not None
-    return stand_in.best[(0,) * stand_in.best.ndim]
+    assert stand_in.possible is not None
+    return stand_in.best_in((0,) * stand_in.possible.ndim)
 
 
 def _is_log_bernoulli(eqn: Eqn) -> bool:

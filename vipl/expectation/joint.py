@@ -86,10 +86,16 @@ def before_end(
         given = {path: SiteInput(x, None) for path, x in noise.items()}
         found, leaves, out = run_to_end(plan, end, given, chosen)
         common.update(found)
-        return leaves, {path: out.emits[path] for path in end.sites}, weigh(out, chosen)
+        emits = {path: _with_best(out.emits[path]) for path in end.sites}
+        return leaves, emits, weigh(out, chosen)
 
     leaves, emits, sample = for_each(at, {values_axis(path): table for path, table in tables.items()})
     return Heads(common, leaves, emits), added_up(sample, len(tables))
+
+
+def _with_best(emitted: Emitted) -> Emitted:
+    known = emitted.stand_in
+    return emitted if known is None else emitted._replace(stand_in=known.with_best())
 
 
 def before_the_end(end: JointEnd, cost: Cost) -> bool:

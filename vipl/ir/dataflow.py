@@ -35,7 +35,9 @@ def walk(jaxpr: Jaxpr, args: Sequence[T], visit: Visit[T], constant: Constant[T]
     return read(evaluate(eqns, env, visit, constant), outvars, constant)
 
 
-def evaluate(eqns: Sequence[Eqn], env: Mapping[Var, T], visit: Visit[T], constant: Constant[T] = _itself) -> dict[Var, T]:
+def evaluate(
+    eqns: Sequence[Eqn], env: Mapping[Var, T], visit: Visit[T], constant: Constant[T] = _itself
+) -> dict[Var, T]:
     """The equation loop: extends an environment by the results of the equations."""
     env = dict(env)
     for i, eqn in enumerate(eqns):
