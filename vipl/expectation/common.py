@@ -246,10 +246,6 @@ class InCommon:
             other = jnp.moveaxis(rows[best], range(len(axes)), axes)
         return jnp.where(aligned(stand_in.possible, axes, whole.ndim), whole, other)
 
-    def settle(self, env: Mapping[Var, Any]) -> dict[Var, Array]:
-        """An environment of values in all lanes, with stand-ins."""
-        return {v: self.settled(v, x) for v, x in env.items()}
-
     def weighed(self, env: Mapping[Var, Any], summed: Mapping[Var, tuple[int, ...]]) -> dict[Var, Any]:
         """The same where all that is read is weighted, so that nothing has to stand in.
 
@@ -509,11 +505,15 @@ def _some(stand_in: StandIn) -> Int[Array, ""]:
 
 
 def _is_log_bernoulli(eqn: Eqn) -> bool:
-    """Whether an equation gives the log probability of flips, each by its own logit."""
+    """Whether an equation gives the log probability of flips, each by its own logit; not in half precision.
+
+    There x φ and softplus(φ), which differ by little, would leave few digits of their sums.
+    """
     name, program = _jax.named_function(eqn) or ("", None)
     shape = eqn.outvars[0].aval.shape
     return (
         name.startswith(LOG_BERNOULLI)
+        and eqn.outvars[0].aval.dtype.itemsize >= 4
         and all(v.aval.shape == shape for v in eqn.invars)
         and program is not None
         and is_by_element(program, shape)
