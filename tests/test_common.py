@@ -316,6 +316,21 @@ def test_what_is_possible_may_depend_on_more_than_the_lane():
     np.testing.assert_allclose(slope, [1.5, 3 * 0.25 * (1.0 + 1.0 / np.sqrt(2.0))], rtol=1e-12)
 
 
+def test_a_value_that_is_held_may_be_no_number_where_a_site_alone_is_not():
+    """The first value is impossible, f is NaN there, and is seen held and not held."""
+
+    @vipl.expectation
+    def both(theta):
+        k = sample("k", dist.Categorical(logits=jnp.array([-jnp.inf, 0.0, 1.0])), Enumerate())
+        y = theta * jnp.log(k - 0.5)
+        return y + jax.lax.stop_gradient(y)
+
+    p = jax.nn.softmax(jnp.array([0.0, 1.0]))
+    want = jnp.sum(p * jnp.log(jnp.array([0.5, 1.5])))
+    value, slope = both.value_and_grad(jax.random.key(0), 0.7)
+    np.testing.assert_allclose([value, slope], [2 * 0.7 * want, want], rtol=1e-12)
+
+
 def test_logits_may_be_of_half_precision():
     """What is impossible is told by the dtype's own smallest number."""
 

@@ -182,6 +182,7 @@ def test_what_is_no_number_in_one_lane_alone_does_no_harm():
     p, two = params() | {"x": jnp.array([0.5, 0.7, -0.3, 0.2])}, jnp.array([1, 1, 0])
     mask = np.array([[0, np.inf, 0], [np.inf, 0, 0], [0, 0, np.inf], [0, np.inf, 0]])
     for program in (
+        lambda p, h, x, pixels: jnp.sqrt(log_likelihood(p, h, pixels) + 1e3 * (h @ two + (x < 0))),
         lambda p, h, x, _: jnp.log((h @ two) * p["scale"] + (x < 0)) * x,
         lambda p, h, x, _: jnp.log(jnp.sum(h[:2]) * p["scale"] + (x < 0)) * x,
         lambda p, h, x, _: p["scale"] / (jax.nn.softplus(100.0 * jnp.sum(h[:2])) - np.log(2.0) + (x < 0)) * x,
@@ -305,3 +306,16 @@ def test_the_products_of_matrices_are_the_sum_over_pixels(name, signs):
     if name == "finite" and c is not None:
         by_coefficient = jax.jacrev(total, 1)(logits, every)
         np.testing.assert_allclose(jnp.einsum("iij->ij", by_coefficient), each(logits), rtol=1e-12)
+
+
+@pytest.mark.parametrize("coefficient", [None, 0.5])
+def test_large_logits_lose_no_digits(coefficient):
+    """In float32: what is certain adds nothing, however large its logit is."""
+    small, largest = np.float32([0.3, -1.0, 0.2]), np.finfo(np.float32).max
+    values = jnp.array([[1, 0, 1, 1, 1, 0], [0, 0, 1, 1, 1, 0]])
+    c = None if coefficient is None else jnp.full(values.shape, coefficient, jnp.float32)
+    want = jnp.sum(_log_bernoulli(values[:, :3], jnp.broadcast_to(small, (2, 3))), 1) * (coefficient or 1.0)
+    for certain in ([1e9, 1e9, -1e9], [largest, largest, -largest], [60.0, 80.0, -90.0]):
+        logits = jnp.asarray(np.append(small, np.float32(certain)))
+        got = total_log_bernoulli(values, logits[None], c, (0,), (1,), ())
+        np.testing.assert_allclose(got, want, rtol=1e-6)

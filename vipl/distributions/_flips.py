@@ -70,6 +70,10 @@ LOG_BERNOULLI = f"_log_bernoulli at {__file__}:"
 """How `_jax.named_function` names the function."""
 
 
+LARGE = 16.0
+"""Up to which logits x φ - softplus(φ) is summed as two sums, whose difference keeps most of its digits."""
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4, 5))
 def total_log_bernoulli(
     value: Int[Array, "..."],
@@ -79,10 +83,15 @@ def total_log_bernoulli(
     axes: tuple[int, ...],
     all_of: tuple[str, ...],
 ) -> Float[Array, "..."]:
-    """Σ_i c_i log p(x_i) for logits that all lanes have in common: Σ_i c_i x_i φ_i - Σ_i c_i softplus(φ_i).
+    """Σ_i c_i log p(x_i) for logits that all lanes have in common, as products of matrices.
 
-    Both are products of matrices. It is infinite where an infinite logit contradicts its value, and where a value is
-    neither 0 nor 1; that is looked for only if there is any.
+    With φ⁺ = max(φ, 0) and φ⁻ = min(φ, 0),
+
+        log p(x) = x φ - softplus(φ) = x φ⁻ - (1 - x) φ⁺ - log1p(exp(-|φ|)):
+
+    by the first, one product, where all logits are small; else by the second, whose terms have one sign. Infinite
+    logits and values that are neither 0 nor 1 are looked for only there: what contradicts them makes the sum infinite.
+    Where the sum is infinite, its derivative in the coefficients is that of the terms that are finite.
 
     Args:
       value: x, i[...].
@@ -92,12 +101,17 @@ def total_log_bernoulli(
       axes: those that are summed over.
       all_of: names of the `vmap`s around that it is one choice for.
     """
-    plain = jnp.all(jnp.isfinite(logits)) & jnp.all((value == 0) | (value == 1))
+    small = jnp.all(jnp.abs(logits) <= LARGE) & jnp.all((value == 0) | (value == 1))
     if all_of:
-        plain = lax.pmin(plain.astype(jnp.int32), all_of) == 1
+        small = lax.pmin(small.astype(jnp.int32), all_of) == 1
+
+    def product(value, logits, coefficients):
+        if coefficients is None:
+            return _inner(value, logits, lanes, axes) - jnp.sum(jax.nn.softplus(logits), axes)
+        above = _inner(coefficients, jax.nn.softplus(logits), lanes, axes)
+        return _inner(coefficients * value, logits, lanes, axes) - above
 
     def guarded(value, logits, coefficients):
-        total = _finite_total(value, logits, coefficients, lanes, axes)
         c = jnp.ones(value.shape, logits.dtype) if coefficients is None else coefficients
         infinite = jnp.isinf(logits)
         never, always = ((infinite & (sign * logits > 0)).astype(logits.dtype) for sign in (-1, 1))
@@ -108,23 +122,18 @@ def total_log_bernoulli(
             count += _inner(jnp.where(counts, 1 - value, 0), always, lanes, axes)
             return jnp.any(counts & (value != 0) & (value != 1), axes) | (count > 0)
 
+        total = _finite_total(value, logits, c, lanes, axes)
         return total + jnp.where(wrong(c > 0), -jnp.inf, 0.0) + jnp.where(wrong(c < 0), jnp.inf, 0.0)
 
-    def product(value, logits, coefficients):
-        return _finite_total(value, logits, coefficients, lanes, axes)
-
-    return lax.cond(plain, product, guarded, value, logits, coefficients)
+    return lax.cond(small, product, guarded, value, logits, coefficients)
 
 
-def _finite_total(
-    value: Array, logits: Array, coefficients: Array | None, lanes: tuple[int, ...], axes: tuple[int, ...]
-) -> Array:
-    """The sum, without what has infinite logits."""
-    infinite = jnp.isinf(logits)
-    finite, above = jnp.where(infinite, 0, logits), jnp.where(infinite, 0, jax.nn.softplus(logits))
-    if coefficients is None:
-        return _inner(value, finite, lanes, axes) - jnp.sum(above, axes)
-    return _inner(coefficients * value, finite, lanes, axes) - _inner(coefficients, above, lanes, axes)
+def _finite_total(value: Array, logits: Array, c: Array, lanes: tuple[int, ...], axes: tuple[int, ...]) -> Array:
+    """The sum, term by term of one sign, where x φ is finite."""
+    finite = jnp.where(jnp.isinf(logits), 0, logits)
+    contradicted = _inner(c * value, jnp.minimum(finite, 0), lanes, axes)
+    contradicted -= _inner(c * (1 - value), jnp.maximum(finite, 0), lanes, axes)
+    return contradicted - _inner(c, jnp.log1p(_decay(logits)), lanes, axes)
 
 
 def _inner(x: Array, y: Array, lanes: tuple[int, ...], axes: tuple[int, ...]) -> Array:
@@ -146,7 +155,7 @@ def _total_log_bernoulli_jvp(
     """D Σ_i c_i log p(x_i) = Σ_i c_i (x_i - σ(φ_i)) dφ_i + Σ_i dc_i log p(x_i)."""
     (value, logits, c), (_, change, dc) = primals, tangents
     mean = jax.nn.sigmoid(logits) * change
-    if c is None:
+    if c is None or dc is None:
         slope = _inner(value, change, lanes, axes) - jnp.sum(mean, axes)
     else:
         slope = _inner(c * value, change, lanes, axes) - _inner(c, mean, lanes, axes)

@@ -14,8 +14,9 @@ A value that no lane can have is not evaluated.
 
 Invariant: weighted values, and their derivatives, are those of the program with the stand-ins at the site.
 
-Not here: a site in a branch or a `scan`; lanes that meet (`analysis.joint_end`); functions with their own derivative
-rules, and whatever else has no row in the table of `ir.traits` that says that it serves axes of any length.
+Not here: a site in a branch or a `scan`; functions with their own derivative rules, but for sums of flips' log
+probabilities (`Flips`), and whatever else has no row in the table of `ir.traits` that says that it serves axes of any
+length. Where lanes meet in the end of a program (`expectation.joint`), joint values are kept so in other lanes.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ class Flips(NamedTuple):
 class Mixed(NamedTuple):
     """A value that differs by lane, evaluated at the site's value also in lanes where that is not possible.
 
-    There it may be anything, and its derivatives too.
+    There it may be anything, and its derivatives too; these do not leave the lane, as what it is made of is cut there.
 
     Attributes:
       array: the value.
@@ -309,7 +310,7 @@ class InCommon:
             return None
         axes = tuple(map(int, eqn.params["axes"]))
         total = total_log_bernoulli(x.value, self._evaluated(x.logits), None, lanes, axes, self.around_all)
-        return total if self._stand_ins[x.path].possible is None else Mixed(total, x.path)
+        return total if self._stand_ins[x.path].possible is None else Mixed(self._counted(total, left, x.path), x.path)
 
     def _computed(self, x: Any) -> Any:
         """The same value, computed if it is not yet."""

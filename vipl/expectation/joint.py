@@ -33,6 +33,9 @@ from vipl.ir.sites import SiteInfo
 
 T = TypeVar("T")
 
+FEW = 4096
+"""Up to how many joint values stand in the program as numbers."""
+
 Numbers = Mapping[Path, Array]
 """For each site whose lanes meet, the number of its value in each of these."""
 
@@ -60,7 +63,9 @@ def for_each(fn: Callable[..., Any], tables: Mapping[str, Array]) -> Any:
 
 def joint_numbers(base: int, shape: Sequence[int]) -> Int[Array, " joint *shape"]:
     """i[base**count, *shape]: all arrays of digits, the first one slowest."""
-    joint = np.arange(base ** math.prod(shape), dtype=np.int32).reshape(-1, *[1] * len(shape))
+    count = base ** math.prod(shape)
+    numbers = np if count <= FEW else jnp  # a constant of the program, if it is small
+    joint = numbers.arange(count, dtype=np.int32).reshape(-1, *[1] * len(shape))
     return jnp.asarray((joint // _powers(base, shape)) % base)
 
 
@@ -79,7 +84,7 @@ def before_end(
     weigh: Callable[[Outcome, dict[Path, Array]], T],
 ) -> tuple[Heads, T]:
     """Runs what leads to the end, for all rows of the tables; and what `weigh` makes of each run, added up."""
-    common: dict[Var, Path] = {}
+    common: dict[Var, Path] = {}  # known once `at` has been traced
 
     def at(*rows):
         chosen = digits | dict(zip(tables, rows, strict=True))
@@ -98,7 +103,7 @@ def _with_best(emitted: Emitted) -> Emitted:
     return emitted if known is None else emitted._replace(stand_in=known.with_best())
 
 
-def before_the_end(end: JointEnd, cost: Cost) -> bool:
+def is_apart(end: JointEnd, cost: Cost) -> bool:
     """Whether each element of a cost is reached by one of the lanes alone that meet in the end."""
     reaches = [cost.reach[path][i] for path, loops in end.lanes.items() if path in cost.reach for i in loops]
     return all(isinstance(a, int) for a in reaches)

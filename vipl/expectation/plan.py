@@ -95,6 +95,8 @@ class Plan:
         """Whether a site without loops is as quick with its values in common, and quicker in a `vmap` around."""
         if self.points(info).possible is None:
             return True
+        if self.costs.picking:  # then the objective's value counts as well, also where the site's is not possible
+            return False
         others = {p.path for p in self.enumerated} - {info.path}
         eqns = _jax.parts(self.staged.jaxpr).eqns
         return never_stands_in(eqns, self.reached.values or {}, info.path, others)

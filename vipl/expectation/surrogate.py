@@ -41,8 +41,8 @@ from vipl.errors import ProgramError, show_aval
 from vipl.expectation.joint import (
     added_up,
     before_end,
-    before_the_end,
     for_each,
+    is_apart,
     joint_numbers,
     looked_up,
     over_loops,
@@ -152,7 +152,7 @@ def _over_joint_values(
     tables = {p.path: _digits(plan, p, alone[p.path]) for p in inner}
     axes = {p.path: f"joint {values_axis(p.path)}" for p in inner}
     costs = plan.costs.costs
-    before = [group for group in plan.cost_groups if all(before_the_end(end, costs[k]) for k in group)]
+    before = [group for group in plan.cost_groups if all(is_apart(end, costs[k]) for k in group)]
     after = [group for group in plan.cost_groups if group not in before]
 
     def weigh(out, chosen):
