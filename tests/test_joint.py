@@ -191,7 +191,7 @@ def test_what_is_no_number_in_one_lane_alone_does_no_harm():
 
 
 def test_other_sites_around_and_beside():
-    """An enumerated site outside decides what is possible; a second layer meets in the same end; one is drawn."""
+    """An enumerated site outside decides what is possible; a second layer meets in the same end."""
     p = params()
 
     def lane(p, logits, x, pixels, s):

@@ -155,11 +155,11 @@ def _total_log_bernoulli_jvp(
     """D Σ_i c_i log p(x_i) = Σ_i c_i (x_i - σ(φ_i)) dφ_i + Σ_i dc_i log p(x_i)."""
     (value, logits, c), (_, change, dc) = primals, tangents
     mean = jax.nn.sigmoid(logits) * change
-    if c is None or dc is None:
+    if c is None:
         slope = _inner(value, change, lanes, axes) - jnp.sum(mean, axes)
     else:
         slope = _inner(c * value, change, lanes, axes) - _inner(c, mean, lanes, axes)
-        slope += _finite_total(value, logits, dc, lanes, axes)
+        slope += _finite_total(value, logits, jnp.asarray(dc), lanes, axes)
     return total_log_bernoulli(value, logits, c, lanes, axes, all_of), slope
 
 

@@ -221,10 +221,6 @@ class InCommon:
         """Where a site's value is possible; None: everywhere."""
         return self._stand_ins[path].possible
 
-    def common(self, v: Var, x: Any) -> tuple[Path | None, Array]:
-        """A value with length 1 along the lanes, if they have it in common, and the site; else None, and it settled."""
-        return (x.path, self._evaluated(x)) if isinstance(x, Common) else (None, self.settled(v, x))
-
     def settled(self, v: Atom, x: Any) -> Array:
         """A value in all lanes, with the stand-ins where the site's value is not possible."""
         x = self._computed(x)
@@ -262,7 +258,7 @@ class InCommon:
         lanes = self._lanes(v, x.path)
         if lanes is None or not set(lanes) <= set(kept):
             return None
-        logits = self._evaluated(x.logits)
+        logits = self.evaluated(x.logits)
         return Later(lambda c, axes: total_log_bernoulli(x.value, logits, c, lanes, axes, self.around_all))
 
     def _in_lanes(self, v: Atom, x: Any) -> Any:
@@ -309,7 +305,7 @@ class InCommon:
         if eqn.primitive.name != "reduce_sum" or lanes is None or left is None:
             return None
         axes = tuple(map(int, eqn.params["axes"]))
-        total = total_log_bernoulli(x.value, self._evaluated(x.logits), None, lanes, axes, self.around_all)
+        total = total_log_bernoulli(x.value, self.evaluated(x.logits), None, lanes, axes, self.around_all)
         return total if self._stand_ins[x.path].possible is None else Mixed(self._counted(total, left, x.path), x.path)
 
     def _computed(self, x: Any) -> Any:
@@ -345,7 +341,7 @@ class InCommon:
         stand_in = self._stand_ins[info.path] = emits[info.path].stand_in
         return Common(stand_in.value[(slice(1),) * len(info.loops)], info.path, self.values[info.path])
 
-    def _evaluated(self, x: Common) -> Array:
+    def evaluated(self, x: Common) -> Array:
         """The value; if no lane can have it, another one, so that what is made of it has a derivative."""
         stand_in = self._stand_ins[x.path]
         if x.numbers is None or stand_in.possible is None:
@@ -392,7 +388,7 @@ class InCommon:
         if numbers is None and self._is_single(path):
             return None
         arrays = [
-            x if not isinstance(x, Common) else x.array if numbers is not None else self._evaluated(x) for x in values
+            x if not isinstance(x, Common) else x.array if numbers is not None else self.evaluated(x) for x in values
         ]
         return Common(_shorter(eqn, arrays, axes), path, numbers)
 

@@ -21,7 +21,7 @@ from vipl.analysis.stop_conflicts import conflict_error
 from vipl.analysis.window import Window, axis_of, summed_over
 from vipl.distributions._draws import total
 from vipl.errors import EstimatorError
-from vipl.expectation.common import InCommon, possible_values, stand_in
+from vipl.expectation.common import Common, InCommon, possible_values, stand_in
 from vipl.expectation.plan import Plan
 from vipl.gen import Points
 from vipl.gen._density import log_probs_of
@@ -117,10 +117,13 @@ def run_to_end(
       all, with length 1 along the lanes that have them in common; and the run, as by `run_program`.
     """
     out, kept = _run(plan, plan.staged.jaxpr, given, digits, None)
-    found = {v: (None, out.value[v]) if kept is None else kept.common(v, out.value[v]) for v in end.leaves}
-    common = {v: path for v, (path, _) in found.items() if path in end.lanes}
-    leaves = [x if v in common or kept is None else kept.settled(v, out.value[v]) for v, (_, x) in found.items()]
-    return common, leaves, out if kept is None else out._replace(value=kept.weighed(out.value, {}))
+    values = [out.value[v] for v in end.leaves]
+    if kept is None:
+        return {}, values, out
+    pairs = list(zip(end.leaves, values, strict=True))
+    common = {v: x.path for v, x in pairs if isinstance(x, Common) and x.path in end.lanes}
+    leaves = [kept.evaluated(x) if v in common else kept.settled(v, x) for v, x in pairs]
+    return common, leaves, out._replace(value=kept.weighed(out.value, {}))
 
 
 def _run(
@@ -151,9 +154,9 @@ def collect_costs(
 ) -> Run:
     """The costs of a run, and their weights; `apart` says of sites otherwise than the plan which loops are apart."""
     outvars = _jax.parts(plan.staged.jaxpr).outvars
-    costs = plan.costs.evaluate(out.value)
+    costs, told_apart = plan.costs.evaluate(out.value), {**plan.apart, **(apart or {})}
     weights = [
-        probability(plan, out.emits, digits, cost, value.shape, {**plan.apart, **(apart or {})})
+        probability(plan, out.emits, digits, cost, value.shape, told_apart)
         for cost, value in zip(plan.costs.costs, costs, strict=True)
     ]
     return Run(costs, weights, read_arrays(out.value, outvars), out.totals, out.emits)
