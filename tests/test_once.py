@@ -8,7 +8,9 @@ import pytest
 
 import vipl
 from vipl import guides, sample
+from vipl.cache import programs
 from vipl.cache.fingerprint import read
+from vipl.cache.programs import forget
 
 COMPILED = []
 jax.monitoring.register_event_duration_secs_listener(
@@ -146,3 +148,33 @@ def test_a_model_that_has_changed_is_compiled_anew(key):
     assert before < 0.01 < 1.9 < level()
     assert not reading.holds()
     assert read(jax.tree.structure(model())).token != reading.token
+
+
+def test_options_of_the_compiler_are_for_calls_that_stand_alone(key, monkeypatch):
+    """JAX refuses them in transformations, where the answers are the same; estimates are compiled as XLA does."""
+    level = "xla_backend_optimization_level"
+    monkeypatch.setenv("XLA_FLAGS", f"--{level}=0")
+    assert programs._quickly() == {}
+    monkeypatch.setenv("XLA_FLAGS", "")
+    assert programs._quickly() == {level: 2}
+
+    def cubes(x):
+        return programs.compiled("cubes", (), None, lambda x: x**3, (x,), seldom=True)
+
+    three = np.arange(3.0)
+    forget()
+    np.testing.assert_array_equal(cubes(three), three**3)
+    np.testing.assert_array_equal(jax.jit(lambda: cubes(three))(), three**3)
+    np.testing.assert_array_equal(jax.vmap(cubes)(three), three**3)
+    for slope in (jax.grad(cubes)(2.0), jax.jit(jax.grad(cubes))(2.0), jax.linearize(cubes, 2.0)[1](1.0)):
+        np.testing.assert_allclose(slope, 12.0, rtol=1e-12)
+    np.testing.assert_allclose(jax.hessian(cubes)(2.0), 12.0, rtol=1e-12)
+
+    monkeypatch.setattr(programs, "_quickly", lambda: {"xla_no_such_option": 1})
+    forget()
+    guide = guides.MeanField(line(X), {"y": X})
+    bound = vipl.expectation(lambda params: vipl.objectives.elbo(line(X), guide(params), {"y": X}))
+    params = {name: {"loc": 0.0, "log_scale": 0.0} for name in ("slope", "level")}
+    assert bound.estimate(key, params).shape == ()
+    with pytest.raises(Exception, match="xla_no_such_option"):
+        vipl.Posterior(line(X), {"y": X}, guide, params).sample(key, 3)

@@ -588,6 +588,11 @@ def staging() -> bool:
     return False
 
 
+def transforming() -> bool:
+    """Says whether a transformation of JAX surrounds what is called now: it is traced, differentiated or mapped."""
+    return not isinstance(_core.trace_ctx.trace, _core.EvalTrace)
+
+
 def derivative_rule(x: Any) -> object:
     """The function behind a derivative rule in an equation's parameters, with what JAX adds to it; else None."""
     if isinstance(x, _linear_util.WrappedFun):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import os
 import types
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
@@ -22,15 +23,14 @@ from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import jax
-import numpy as np
 
 from vipl import _jax
-from vipl._jax import Atom, Jaxpr, Primitive, Var
+from vipl._jax import Jaxpr
 from vipl._types import Array, ArrayLike, PyTree
-from vipl.cache.fingerprint import nodes_of, read, reader_token
-from vipl.cache.reading import Reading, Same
+from vipl.cache.fingerprint import nodes_of, read
+from vipl.cache.reading import Reading
+from vipl.cache.traces import avals_of, has_equation, token_of
 from vipl.ir import devices
-from vipl.ir.batching import jaxprs_inside
 from vipl.ir.guards import ALARM
 from vipl.ir.partition import Skeleton, partition
 from vipl.ir.traits import CALLBACKS
@@ -91,11 +91,28 @@ class _Result:
         return cls(skeleton, *children)
 
 
+_LEVEL = "xla_backend_optimization_level"
+
+
+def _quickly() -> dict[str, int]:
+    """Options of XLA for programs that run a few times: compiled in a third of the time, they run about as fast.
+
+    The step from 2 to 3 is LLVM's, which writes out short loops: the bits of 10 normal numbers for each of 1000 keys
+    take 2.5 s to compile, and 0.3 s without it. Only processors are concerned, and a level that is set stays.
+    """
+    is_set = _LEVEL in os.environ.get("XLA_FLAGS", "")
+    return {_LEVEL: 2} if jax.default_backend() == "cpu" and not is_set else {}
+
+
 class Program:
     """One compiled program. Its function comes with each call, so that the latest one is traced, and none is kept."""
 
-    def __init__(self):
-        """Compiles nothing yet."""
+    def __init__(self, seldom: bool = False):
+        """Compiles nothing yet.
+
+        Args:
+          seldom: whether it runs a few times, so that compilation takes the time.
+        """
         self.fn: Callable | None = None
         self.readings: Sequence[Reading] = ()
         self.traces = 0
@@ -103,7 +120,13 @@ class Program:
         self.rings = False  # whether a value of it may raise when it runs
         self.needs_values = False  # whether it cannot be traced without the values of its arguments
         self.calls: Sequence[Reading] | None = None  # for whose objects it calls the host, if it does
-        self.jitted = jax.jit(self._traced)
+        self._inside = jax.jit(self._traced)  # JAX takes no options in a transformation
+        self._alone = jax.jit(self._traced, compiler_options=_quickly()) if seldom else self._inside
+
+    @property
+    def jitted(self) -> Any:
+        """Its function, for a call where it stands."""
+        return self._inside if _jax.transforming() else self._alone
 
     def _traced(self, *args: PyTree) -> PyTree:
         self.traces += 1
@@ -122,7 +145,7 @@ class Program:
         return out.skeleton.combine(out.leaves) if type(out) is _Result else out
 
     def _by_trace(self, fn: Callable, readings: Sequence[Reading], args: Sequence[PyTree]) -> Any:
-        avals = _avals(args)
+        avals = avals_of(args)
         other = self.by_trace.get(avals)  # type: ignore[union-attr]
         if other is None:
             other = self.by_trace[avals] = self.same_as(args)  # type: ignore[index]
@@ -131,16 +154,16 @@ class Program:
     def same_as(self, args: Sequence[PyTree]) -> Program:
         """Traces it, and returns the one that was kept with this trace; else itself."""
         traced = self.jitted.trace(*args)
-        self.rings = _holds(traced.jaxpr, lambda p: p is ALARM)
+        self.rings = has_equation(traced.jaxpr, lambda p: p is ALARM)
         if self.notes_calls(traced.jaxpr):
             return self
-        token = (*_token(traced.jaxpr), jax.tree.structure(traced.out_info), _jax.numeric_mode()[:-1])
+        token = (*token_of(traced.jaxpr), jax.tree.structure(traced.out_info), _jax.numeric_mode()[:-1])
         other = _TRACES.find(token)
         return other if other is not None else _TRACES.put(token, self)
 
     def notes_calls(self, jaxpr: Jaxpr) -> bool:
         """Whether it calls functions of the host, which are those of the objects that were read, not of equal ones."""
-        if _holds(jaxpr, lambda p: p.name in CALLBACKS):
+        if has_equation(jaxpr, lambda p: p.name in CALLBACKS):
             self.calls = self.readings
         return self.calls is not None
 
@@ -160,7 +183,7 @@ class Program:
         finally:
             self.fn, self.readings = None, ()
         if other is not self:
-            self.by_trace = {_avals(args): other}
+            self.by_trace = {avals_of(args): other}
 
 
 def compiled(
@@ -170,6 +193,8 @@ def compiled(
     fn: Callable,
     args: Sequence[PyTree],
     instead: Callable | None = None,
+    *,
+    seldom: bool = False,
 ) -> Any:
     """`fn(*args)`, compiled, and kept for all calls that would trace the same.
 
@@ -182,13 +207,14 @@ def compiled(
       instead: the same, as Python runs it op by op. `fn` then returns a pair, the result and whether it is doubtful
         (a parameter is not one, say). What is doubtful, raises, or cannot be compiled is run by `instead`, so that
         errors are those of Python at the call.
+      seldom: whether programs of this kind run a few times, so that compilation takes the time.
     """
     if _jax.jit_disabled():
         return fn(*args) if instead is None else instead()
     readings = [reading_of(root) for root in roots]
-    program = _program(kind, static, readings)
+    program = _program(kind, static, readings, seldom=seldom)
     if program is None:
-        program = Program()
+        program = Program(seldom)
         if any(r.traced for r in readings):
             return program(fn, readings, args) if instead is None else instead()
     if instead is not None:
@@ -208,7 +234,7 @@ def remembered(kind: str, roots: Sequence[object], static: Hashable, fn: Callabl
     kept = [reading_of(root).kept for root in roots]
     if None in kept:
         return fn(*args)
-    key = (kind, static, _avals(args), *kept[1:])
+    key = (kind, static, avals_of(args), *kept[1:])
     return (kept[0].values.find(key) or kept[0].values.put(key, (fn(*args),)))[0]
 
 
@@ -236,7 +262,9 @@ def _shape(x: ArrayLike) -> ArrayLike | jax.ShapeDtypeStruct:
     return _jax.struct_of(x) if hasattr(_jax.typeof(x), "shape") else x
 
 
-def _program(kind: str, static: Hashable, readings: Sequence[Reading], known: Program | None = None) -> Program | None:
+def _program(
+    kind: str, static: Hashable, readings: Sequence[Reading], known: Program | None = None, seldom: bool = False
+) -> Program | None:
     """The program that is kept for what was read, a new one where there is none; None where something is unreadable."""
     kept = [r.kept for r in readings]
     if None in kept:
@@ -247,7 +275,7 @@ def _program(kind: str, static: Hashable, readings: Sequence[Reading], known: Pr
     if program is not None and program.calls is not None and any(map(operator.is_not, program.calls, readings)):
         program = None
     if program is None or known is not None:
-        program = programs.put(key, known or Program())
+        program = programs.put(key, known or Program(seldom))
     return program
 
 
@@ -335,69 +363,3 @@ def generation_of(readings: Sequence[Reading]) -> AbstractContextManager[object]
         _traced.clear()
     _traced.extend(r for r in readings if r not in _traced)
     return _jax.in_generation(_generation)
-
-
-# --- traces -------------------------------------------------------------------------------------------------
-
-
-def _avals(args: Sequence[PyTree]) -> Hashable:
-    leaves, structure = jax.tree.flatten(args)
-    return structure, tuple(_jax.typeof(x) for x in leaves), _jax.numeric_mode()
-
-
-def _holds(jaxpr: Jaxpr, wanted: Callable[[Primitive], bool]) -> bool:
-    """Whether a program has an equation of a primitive that is wanted."""
-    for eqn in _jax.parts(jaxpr).eqns:
-        if wanted(eqn.primitive):
-            return True
-        if any(_holds(j, wanted) for x in eqn.params.values() for j in jaxprs_inside(x, set())):
-            return True
-    return False
-
-
-def _token(jaxpr: Jaxpr) -> tuple[Hashable, ...]:
-    """Equal for jaxprs that do the same."""
-    read_value, atoms = reader_token()
-
-    def of(jaxpr: Jaxpr) -> None:
-        numbers: dict[Var, int] = {}
-        constvars, consts, invars, eqns, outvars = _jax.parts(jaxpr)
-
-        def variable(v: Atom) -> None:
-            if isinstance(v, _jax.Literal):
-                value = np.asarray(v.val)
-                atoms.append((str(v.aval), value.tobytes()))
-            else:
-                atoms.append(numbers.setdefault(v, len(numbers)))
-
-        for v, c in zip(constvars, consts, strict=True):
-            variable(v)
-            read_value(c)
-        for v in invars:
-            variable(v)
-            atoms.append((str(v.aval), getattr(v.aval, "weak_type", None)))
-        for eqn in eqns:
-            atoms.append(Same(eqn.primitive))
-            for v in eqn.invars:
-                variable(v)
-            atoms.append("->")
-            for v in eqn.outvars:
-                variable(v)
-            for name, x in sorted(eqn.params.items()):
-                atoms.append(name)
-                parameter(x)
-        for v in outvars:
-            variable(v)
-
-    def parameter(x: object) -> None:
-        if _jax.is_jaxpr(x):
-            of(x)
-        elif isinstance(x, (tuple, list)):
-            atoms.append(len(x))
-            for y in x:
-                parameter(y)
-        else:
-            read_value(x)
-
-    of(jaxpr)
-    return tuple(atoms)

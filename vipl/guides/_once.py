@@ -115,21 +115,20 @@ def run_once(
     if is_traced((args, taken and taken[1])):
         return fn(*things, *args)
     if taken is None:
-        return compiled(kind, (*things, *roots), static, lambda *args: fn(*things, *args), args)
+        return compiled(kind, (*things, *roots), static, lambda *args: fn(*things, *args), args, seldom=True)
     shape, numbers = taken
     more, said = _key(shape)
     if (kind, shape) not in _refused:
         try:
             key = "numbers are arguments", static, said
-            return compiled(
-                kind, (*more, *roots), key, lambda numbers, *args: fn(*shape.make(numbers), *args), (numbers, *args)
-            )
+            made = lambda numbers, *args: fn(*shape.make(numbers), *args)  # noqa: E731
+            return compiled(kind, (*more, *roots), key, made, (numbers, *args), seldom=True)
         except Exception:  # of the model, which asks for a number; or an error that is raised again below
             if len(_refused) >= _MANY:
                 _refused.clear()
             _refused.add((kind, shape))
     key = "numbers are constants", static, said
-    return compiled(kind, (*more, numbers, *roots), key, lambda *args: fn(*things, *args), args)
+    return compiled(kind, (*more, numbers, *roots), key, lambda *args: fn(*things, *args), args, seldom=True)
 
 
 def _key(shape: Shape) -> tuple[tuple[Skeleton, ...], Hashable]:

@@ -240,7 +240,9 @@ class Posterior:
         drawn = self.sample(key_or_first(key), num_samples)
 
         def some(_: Array, drawn: Choices) -> PyTree:
-            return _values(fn, drawn) if is_traced(drawn) else compiled("values", (fn,), None, each, (drawn,))
+            if is_traced(drawn):
+                return _values(fn, drawn)
+            return compiled("values", (fn,), None, each, (drawn,), seldom=True)
 
         each = functools.partial(_values, fn)
         return jax.tree.map(_mean, in_chunks(num_samples, some, drawn))
