@@ -86,6 +86,23 @@ def test_laplace_is_the_curvature_at_the_mode():
     assert found.report.method == "Laplace"
 
 
+@pytest.mark.parametrize("guide", [guides.FullRank, guides.MeanField, guides.Laplace])
+def test_data_sets_are_fitted_together_by_vmap(guide, key):
+    """Inside a transformation a fit is that of each data set alone; its report is numbers, too."""
+    several = jnp.stack([Y["y"], 2.0 - Y["y"]])
+
+    def fitted(y):
+        found = vipl.infer(line(X), {"y": y}, key=key, guide=guide)
+        return found.params, found.report.converged, found.report.steps, found.sample(key, 3)
+
+    together = jax.vmap(fitted)(several)
+    alone = [fitted(y) for y in several]
+    jax.tree.map(lambda x, *each: np.testing.assert_allclose(x, each, rtol=1e-6, atol=1e-6), together, *alone)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-6), jax.jit(fitted)(several[0]), alone[0]
+    )
+
+
 def test_the_fit_does_not_depend_on_units(key):
     """The same posterior in other units: the same steps, up to rounding."""
     scales = jnp.array([1e4, 1e-3, 1.0])
@@ -327,6 +344,34 @@ def test_smoothed_weights_are_arvizs_of_the_weights_themselves(key):
         smooth(jnp.array([0.0, jnp.inf]))
     with pytest.raises(ChoiceError, match="not numbers"):
         smooth(jnp.array([0.0, jnp.nan]))
+
+
+def test_expectations_of_conditions_and_integers_are_means(key):
+    """By weights, too, as `jnp.mean` has them; derivatives are those of the sum."""
+
+    @vipl.gen
+    def counted():
+        level, side = (
+            sample("level", dist.Normal(0.0, 1.0)),
+            sample("side", dist.Categorical(jnp.array([0.2, 0.3, 0.5]))),
+        )
+        sample("y", dist.Normal(level + side, 1.0))
+
+    guide = guides.MeanField(counted(), {"y": 1.0})
+    found = vipl.Posterior(counted(), {"y": 1.0}, guide, guide.init(key))
+    improved = found.improve(key, 500)
+    weights = np.exp(improved.weights.log_weights)
+    level, side = (np.asarray(improved.choices[name]) for name in ("level", "side"))
+    got = improved.expectation(lambda z: {"p": z["level"] > 0, "k": z["side"], "x": jnp.float32(z["level"]), "c": 2})
+    assert got["x"].dtype == jnp.float32
+    assert got["k"].dtype == jnp.mean(improved.choices["side"]).dtype
+    want = {"p": weights @ (level > 0), "k": weights @ side, "x": weights @ level, "c": 2.0}
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), got, want)
+    assert 0.1 < got["p"] < 0.9
+    slope = jax.grad(lambda t: improved.expectation(lambda z: t * z["level"]))(1.0)
+    np.testing.assert_allclose(slope, weights @ level, rtol=1e-12)
+    plain = found.expectation(lambda z: z["side"], key, 500)
+    np.testing.assert_allclose(plain, np.mean(np.asarray(found.sample(key, 500)["side"])), rtol=1e-12)
 
 
 @pytest.mark.oldest

@@ -5,7 +5,11 @@ from __future__ import annotations
 import operator
 from typing import SupportsIndex, TypeGuard
 
+import jax
+
+from vipl import _jax
 from vipl._jax import Tracer
+from vipl._types import PyTree
 from vipl.errors import ProgramError, shortened, show_aval
 
 
@@ -45,3 +49,27 @@ def whole_number(n: object, name: str, at: str, *, least: int = 1) -> int:
     )
     error.needs_number = isinstance(n, Tracer)
     raise error
+
+
+def is_traced(tree: PyTree) -> bool:
+    """Whether a computation with these arrays is part of a transformation that is going on."""
+    return _jax.staging() or any(isinstance(x, Tracer) for x in jax.tree.leaves(tree))
+
+
+def check_known(tree: PyTree, at: str, fix: str) -> None:
+    """Raises where Python has to look at numbers, and is inside a transformation, where there are none.
+
+    Args:
+      tree: the numbers.
+      at: which function looks at them.
+      fix: what to write instead.
+    """
+    if is_traced(tree):
+        traced = next((show_aval(x) for x in jax.tree.leaves(tree) if isinstance(x, Tracer)), "")
+        raise ProgramError(
+            f"{at} is called inside a transformation of JAX, and looks at numbers, which are not known there.",
+            at=at,
+            got=f"a call inside jax.jit, jax.vmap or jax.grad{traced and f', with a traced {traced}'}",
+            expected="a call from ordinary Python",
+            fix=fix,
+        )

@@ -2354,6 +2354,49 @@ def infer_by_a_combination_of_other_data():
 
 
 @malformed
+def infer_by_stochastic_gradients_inside_jit():
+    mixed = lambda model, data: vipl.guides.Mixture(model, data, 2)  # noqa: E731
+    jax.jit(lambda y: vipl.infer(location(), {"y": y}, key=KEY, guide=mixed).params)(SEEN["y"])
+
+
+@malformed
+def infer_of_what_has_to_be_tried_inside_vmap():
+    structured = vipl.guides.Structured
+    jax.vmap(lambda y: vipl.infer(location(), {"y": y}, key=KEY, guide=structured).params)(np.ones((2, 3)))
+
+
+@malformed
+def a_fit_inside_jit():
+    options = {"key": KEY, "num_steps": 5, "progress": False}
+    jax.jit(lambda m: vipl.fit(vipl.expectation(lambda m: m), m, optax.adam(0.1), **options).params)(1.0)
+
+
+@malformed
+def a_fit_inside_vmap_of_an_objective_that_is_traced():
+    options = {"key": KEY, "num_steps": 5, "progress": False}
+
+    def fitted(y):
+        return vipl.fit(vipl.expectation(lambda m: (m - y) ** 2), 0.0, optax.adam(0.1), **options).params
+
+    jax.vmap(fitted)(np.ones(2))
+
+
+@malformed
+def weights_inside_vmap():
+    jax.vmap(lambda key: by_hand().improve(key, 50).bound)(jax.random.split(KEY, 2))
+
+
+@malformed
+def evidence_of_a_traced_truth():
+    jax.jit(lambda m: by_hand().evidence(KEY, 50, truth={"m": m, "s": 1.0}).upper)(0.0)
+
+
+@malformed
+def a_file_inside_jit():
+    jax.jit(lambda scale: by_hand(log_diag=scale).save("posterior.npz"))(jnp.zeros(2))
+
+
+@malformed
 def infer_with_half_a_sample():
     vipl.infer(location(), SEEN, key=KEY, num_samples=0.5)
 
@@ -2447,6 +2490,20 @@ def evidence_with_a_true_draw_outside_its_support():
 @malformed
 def fewer_than_no_weighted_draws():
     by_hand().improve(KEY, 50).sample(KEY, -2)
+
+
+@malformed
+def dimensions_with_the_name_of_a_site():
+    model = vipl.gen(lambda: sample("v", dist.Normal(sample("m", dist.Normal(0.0, 1.0)), 1.0).expand([2])))()
+    guide = vipl.guides.MeanField(model, {})
+    vipl.Posterior(model, {}, guide, guide.init(KEY)).to_arviz(KEY, num_samples=10, dims={"v": ["m"]})
+
+
+@malformed
+def a_site_with_the_name_of_a_dimension():
+    model = vipl.gen(lambda: sample("draw", dist.Normal(0.0, 1.0)))()
+    guide = vipl.guides.MeanField(model, {})
+    vipl.Posterior(model, {}, guide, guide.init(KEY)).to_arviz(KEY, num_samples=10)
 
 
 @malformed

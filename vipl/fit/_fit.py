@@ -32,7 +32,7 @@ import numpy as np
 import optax
 from tqdm.auto import tqdm
 
-from vipl._checks import whole_number
+from vipl._checks import check_known, whole_number
 from vipl._types import Array, ArrayLike, PRNGKeyArray, PyTree, Shaped
 from vipl.expectation import Expectation
 from vipl.fit._begin import (
@@ -114,6 +114,12 @@ class Fit:
     averaged: PyTree = None
     state: PyTree = None
     restarts: Fit | None = None
+
+
+_OUTSIDE = (
+    "call it outside, with num_restarts= for several starts; inside, take steps of an optimizer with "
+    "objective.value_and_grad in a jax.lax.scan"
+)
 
 
 def fit(
@@ -206,7 +212,7 @@ def fit(
       the last step end it with a RuntimeWarning, too.
 
     Raises:
-      ProgramError: an argument does not fit; the message says which.
+      ProgramError: an argument does not fit; the message says which. It is called inside a transformation of JAX.
       Exception: what the objective, the data or a callback raises while steps are taken; its attribute `fit` is the fit
         so far.
 
@@ -230,6 +236,7 @@ def fit(
         check_stream(batch_size)
     else:
         data = as_arrays(data, "data")
+    check_known((key, params, None if streamed else data, state), "vipl.fit", _OUTSIDE)
     if batch_size is not None:
         batch_size = whole_number(batch_size, "batch_size", "vipl.fit")
         check_batches(data, batch_size)
@@ -414,6 +421,7 @@ def _calls(key: PRNGKeyArray, done: _Done, feed: Feed, watch: Watch, progress: b
                 yield done._replace(is_short=True)
                 return
             state, history = take(keys, done.state, args, watch.limit(taken, min(taken + length, done.stop)))
+            check_known(state, "vipl.fit", _OUTSIDE)  # what the objective closes over may be traced
             feed.read_ahead()
             if job.num_restarts is None and int(state.cause) > 0:
                 state = steps_before(take, keys, done.state, args, state)

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from vipl import _jax
+from vipl._checks import is_traced
 from vipl._types import PyTree
 from vipl.cache.programs import compiled, parts_of
 from vipl.ir.partition import Skeleton, partition, python_integer
@@ -135,11 +135,6 @@ def _key(shape: Shape) -> tuple[tuple[Skeleton, ...], Hashable]:
     """Of a shape, what is to be read, and the rest."""
     (roots, fixed), (more, data) = parts_of(shape.fixed), parts_of(shape.data)
     return (*roots, *more), (fixed, data, shape.layouts)
-
-
-def is_traced(tree: PyTree) -> bool:
-    """Whether a computation with these arrays is part of a transformation that is going on."""
-    return _jax.staging() or any(isinstance(x, _jax.Tracer) for x in jax.tree.leaves(tree))
 
 
 def apart(thing: Any) -> tuple[PyTree, PyTree]:

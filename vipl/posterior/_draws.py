@@ -17,14 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vipl._checks import whole_number
+from vipl._checks import is_traced, whole_number
 from vipl._types import Array, Float, Int, PRNGKeyArray, PyTree
 from vipl.errors import AddressError, ChoiceError, show_address, show_addresses, show_aval
 from vipl.gen import Program, Trace
 from vipl.gen._check_arguments import check_source
 from vipl.gen._choices import Address, Choices, flatten, nest
 from vipl.gen._without_choice import valued
-from vipl.guides._once import is_traced, run_once
+from vipl.guides._once import run_once
 from vipl.interpret.seed import seed
 from vipl.ir.keys import as_key
 from vipl.ir.partition import as_array

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vipl._checks import whole_number
+from vipl._checks import check_known, is_traced, whole_number
 from vipl._types import Array, PRNGKeyArray, PyTree
 from vipl.errors import ProgramError, ViplError
 from vipl.expectation import Expectation, expectation
@@ -67,6 +67,12 @@ _AVERAGE = 0.25
 """The last part of the steps of a rate over which the parameters are averaged, about; see `vipl.fit`."""
 
 
+_OUTSIDE = (
+    "call it outside, for one data set after the other: it is compiled once; what is fitted inside are FullRank and "
+    f"MeanField of up to {MOST_COORDINATES} real coordinates, Laplace and Pathfinder"
+)
+
+
 def infer(
     model: Program,
     data: Mapping[str, Any],
@@ -107,6 +113,10 @@ def infer(
     It is compiled once for a model function, the options, and the shapes of data and arguments; for each set of numbers
     where the model asks for numbers.
 
+    Inside `jax.jit`, `jax.vmap` and the like it fits what it fits without stochastic gradients, Structured and Boosted
+    excepted: the `params` are arrays as the data are, and so are the numbers of the `report`, whose `values` are NaN
+    after the last step. It does not warn there.
+
     Args:
       model: over latents and data, a generative function with its arguments.
       data: the observed choices.
@@ -123,7 +133,8 @@ def infer(
       A `Posterior`. A RuntimeWarning says if a stopping rule was not met.
 
     Raises:
-      ProgramError: the model is not a program with its arguments; the guide is not one, or one of other data.
+      ProgramError: the model is not a program with its arguments; the guide is not one, or one of other data; inside a
+        transformation of JAX, it would take stochastic gradients.
       AddressError: the data have an address that the model does not have; the guide is over other choices.
       DistributionError: no guide can be made for a latent choice.
       ChoiceError: a datum is NaN (see `vipl.partly_observed`); the density is not finite at the start.
@@ -164,13 +175,14 @@ def infer(
     elif gaussian is not None and isinstance(family, FullRank | MeanField):
         params, report = _of_gaussian(family, gaussian, time.perf_counter() - begun)
     else:
+        check_known((key, model, data), "vipl.infer", _OUTSIDE)
         beside = framed(family, model, data, start, key_gaussian) if optimizer is None else None
         family, params = beside or _begin(family, gaussian, start, key_init)
         objective, numbers = _objective(model, data, family, params)
         options = {"data": numbers, "num_samples": num_samples, "progress": progress}
         params, values, converged, steps = _stochastic(objective, params, key_fit, optimizer, most, options)
         report = Report("stochastic gradients", values, converged, steps, time.perf_counter() - begun)
-    if not report.converged:
+    if not is_traced(report.converged) and not report.converged:
         warnings.warn(
             f"vipl.infer of {model.name} did not meet its stopping rule in {report.steps} steps{_why(report)}; see "
             "posterior.summary() and posterior.plot_fit().",
@@ -275,10 +287,15 @@ def _blocks(guide: Structured, start: Start, key: PRNGKeyArray) -> FoundBlocks |
         return None
     u = guide.latents.join(guide.start(key, start))
     has_structure = run_once("the structure of a density", Structured.has_structure, (guide,), (u, key))
+    check_known(has_structure, "vipl.infer", _OUTSIDE)
     return run_once("blocks", Structured.fit, (guide,), (u, key)) if has_structure else None
 
 
 def _natural(found: Moments | FoundBlocks, seconds: float) -> Report:
+    if is_traced(found):
+        taken = found.num_search + found.num_average
+        values = jnp.where(jnp.arange(len(found.bounds)) < taken, found.bounds, jnp.nan)
+        return Report("natural gradients", values, found.error <= TOLERANCE, taken, seconds)
     taken = int(found.num_search) + int(found.num_average)
     converged = bool(found.error <= TOLERANCE)
     note = f"standard error {float(found.error):.3f} sd"
@@ -351,6 +368,7 @@ def _without_steps(
         return guide.init(key, start=start), type(guide).__name__, ()
     if isinstance(guide, Boosted):
         params, bounds = guide.find(key, start)
+        check_known(bounds, "vipl.infer", _OUTSIDE)
         return params, "Boosted", np.asarray(bounds).tolist()
     exact = None if by_steps else _exact_chain(model, data, guide)
     return exact, "" if exact is None else "forward-backward", ()

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vipl._checks import whole_number
+from vipl._checks import check_known, is_traced, whole_number
 from vipl._jax import Tracer
 from vipl._types import Array, Float, Int, PRNGKeyArray, PyTree
 from vipl.cache.programs import compiled
@@ -27,7 +27,7 @@ from vipl.gen._check_arguments import check_source
 from vipl.gen._choices import Address, Choices, flatten, nest
 from vipl.guides import Delta, Guide, ModelGuide
 from vipl.guides._combine import Combined, parts_of
-from vipl.guides._once import is_traced, run_once
+from vipl.guides._once import run_once
 from vipl.interpret.seed import seed
 from vipl.ir.keys import as_key, key_or_first
 from vipl.posterior._draws import addresses_of, in_chunks, keys_of, log_densities, log_likelihoods, predict
@@ -35,6 +35,8 @@ from vipl.posterior._evidence import Evidence, evidence_of
 from vipl.posterior._files import Report, read, write
 from vipl.posterior._psis import Smoothed, smooth
 from vipl.posterior._table import Table, label, number
+
+_OUTSIDE = "return the parameters, and ask vipl.Posterior(model, data, guide, params) outside"
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,10 @@ class Improved:
         return nest({a: x[index] for a, x in flatten(self.choices, "draws").items()})
 
     def expectation(self, fn: Callable[[Choices], PyTree]) -> PyTree:
-        """Σ_i w_i fn(z_i)."""
+        """Σ_i w_i fn(z_i); of a condition its probability, of integers their mean."""
         _check_function(fn, "expectation of weighted draws")
-        weights = jnp.asarray(np.exp(self.weights.log_weights))
-        return jax.tree.map(lambda x: jnp.tensordot(weights.astype(x.dtype), x, 1), jax.vmap(fn)(self.choices))
+        weights = np.exp(self.weights.log_weights)
+        return jax.tree.map(functools.partial(_mean, weights=weights), _values(fn, self.choices))
 
     def verdict(self) -> str:
         """Whether the guide is close to the posterior, and what to try where it is not."""
@@ -308,10 +310,14 @@ class Posterior:
           key: PRNG key.
           num_samples: how many draws, 25 or more: a tail is fitted to the largest fifth of the weights.
 
+        Raises:
+          ProgramError: it is called inside a transformation of JAX: it looks at the weights.
+
         Reference: Vehtari et al. (2024), "Pareto smoothed importance sampling".
         """
         num_samples = whole_number(num_samples, "num_samples", "Posterior.improve", least=25)
         drawn, log_p, log_q = self._draw(key, num_samples)
+        check_known((log_p, log_q), "Posterior.improve", _OUTSIDE)
         log_w = np.asarray(log_p) - np.asarray(log_q)
         return Improved(drawn, smooth(log_w), jax.device_put(log_w.mean()), jax.device_put(log_w.std()))
 
@@ -350,8 +356,8 @@ class Posterior:
           An `Evidence`, which prints as a line.
 
         Raises:
-          ProgramError: there are less than two groups; the guide is a point, which has no density; with a truth, a
-            density is estimated.
+          ProgramError: it is called inside a transformation of JAX; there are less than two groups; the guide is a
+            point, which has no density; with a truth, a density is estimated.
           AddressError: a latent choice is not in the truth.
           ChoiceError: the truth has another shape, or no density.
 
@@ -376,6 +382,7 @@ class Posterior:
             )  # fmt: skip
         exact = None if truth is None else self._log_weight(truth)
         _, log_p, log_q = self._draw(key_or_first(key), num_samples)
+        check_known((log_p, log_q), "Posterior.evidence", _OUTSIDE)
         log_w = np.asarray(log_p, np.float64) - np.asarray(log_q, np.float64)
         return evidence_of(log_w, smooth(log_w), particles, exact)
 
@@ -399,8 +406,9 @@ class Posterior:
         values = [jnp.asarray(flat[a]) for a in self._addresses]
         things, args = (self.guide, self.model, self.data), (self.params, values)
         fn = functools.partial(_log_weight, names=self._addresses)
-        here = {label(a, ()): np.asarray(flat[a]).tolist() for a in self._addresses}
-        log_w = float(run_once("the weight of choices", fn, things, args, static=self._addresses))
+        weight = run_once("the weight of choices", fn, things, args, static=self._addresses)
+        check_known(weight, "Posterior.evidence", _OUTSIDE)
+        log_w, here = float(weight), {label(a, ()): np.asarray(flat[a]).tolist() for a in self._addresses}
         if not math.isfinite(log_w):
             raise ChoiceError(
                 "the truth has no density, so that it is no draw from the posterior.",
@@ -474,7 +482,8 @@ class Posterior:
           constant_data: arrays by name.
 
         Raises:
-          AddressError: two addresses have one name.
+          AddressError: two addresses have one name, or an address that of a dimension beside it.
+          ProgramError: it is called inside a transformation of JAX.
         """
         import arviz_base
 
@@ -487,6 +496,7 @@ class Posterior:
             "log_likelihood": self._log_likelihood(keys[3], self.model, self.data, drawn),
             "sample_stats": {"lp": log_p, "log_q": log_q},
         }
+        check_known(groups, "Posterior.to_arviz", _OUTSIDE)
         groups["log_likelihood"] = jax.tree.map(lambda x: np.asarray(x, np.float64), groups["log_likelihood"])
         if prior:
             before = flatten(predict(keys[2], self.model, num_samples), "prior")
@@ -501,6 +511,8 @@ class Posterior:
         if constant_data:
             trees["constant_data"] = {k: np.asarray(x) for k, x in constant_data.items()}
         trees = {name: tree for name, tree in trees.items() if tree}
+        for group, tree in trees.items():
+            self._check_told_apart(group, tree, dims or {})
         return arviz_base.from_dict(trees, coords=dict(coords or {}), dims=dict(dims or {}))
 
     def _check_named(self, dims: Mapping[str, Any] | None) -> None:
@@ -514,6 +526,21 @@ class Posterior:
                 got=", ".join(map(repr, unknown)),
                 expected=f"names among {', '.join(map(repr, known))}",
                 fix='name them by address, as in dims={"z": ["school"]}; nested addresses are joined by "."',
+            )
+
+    def _check_told_apart(self, group: str, tree: dict[str, np.ndarray], dims: Mapping[str, Any]) -> None:
+        """Raises where a variable has the name of a dimension beside it: xarray would take it for a coordinate."""
+        axes = set() if group in ("observed_data", "constant_data") else {"chain", "draw"}
+        before = len(axes)
+        for name, x in tree.items():
+            axes |= {f"{name}_dim_{k}" for k in range(x.ndim - before)} | set(dims.get(name) or ())
+        for name in axes.intersection(tree):
+            raise AddressError(
+                "an address has the name of a dimension in ArviZ, which would take its values for a coordinate.",
+                at=f"to_arviz of {self!r}",
+                got=f"{name!r} in {group}, beside the dimensions {', '.join(map(repr, sorted(axes)))}",
+                expected="addresses that are no names of dimensions",
+                fix=f"rename the site {name!r}, or the dimension, by dims=",
             )
 
     def plot_fit(self, ax: Any = None) -> Any:
@@ -546,6 +573,7 @@ class Posterior:
         Raises:
           ProgramError: the guide is not one of `vipl.guides`' own classes, or has an estimator of its own.
         """
+        check_known((self.params, self.data), "Posterior.save", _OUTSIDE)
         write(path, self.guide, self.params, self.model.name, self.data, self.report)
 
     # --- inside -------------------------------------------------------------------------------------------------
@@ -619,12 +647,13 @@ def _values(fn: Callable[[Choices], PyTree], drawn: Choices) -> PyTree:
     return jax.vmap(fn)(drawn)
 
 
-def _mean(x: Array) -> Array:
-    """The mean over draws; on the host, in double precision, where it is not traced."""
-    if isinstance(x, Tracer):
-        return jnp.mean(x, axis=0)
+def _mean(x: Array, weights: np.ndarray | None = None) -> Array:
+    """The mean over draws, by weights of sum 1 or alike; on the host, in double precision, where it is not traced."""
     kind = jax.eval_shape(functools.partial(jnp.mean, axis=0), x).dtype
-    return jax.device_put(np.asarray(x).mean(0, dtype=np.promote_types(np.float64, x.dtype)).astype(kind))
+    if isinstance(x, Tracer):
+        return jnp.mean(x, 0) if weights is None else jnp.tensordot(jnp.asarray(weights, kind), x.astype(kind), 1)
+    double = np.asarray(x, np.promote_types(np.float64, kind))
+    return jax.device_put((double.mean(0) if weights is None else np.tensordot(weights, double, 1)).astype(kind))
 
 
 def _variables(flat: dict[Address, Any]) -> dict[str, Any]:
