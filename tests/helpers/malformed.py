@@ -1924,6 +1924,20 @@ def loaded(program, data):
 
 
 @malformed
+def a_guide_in_another_precision():
+    guide = full()
+    with jax.enable_x64(False):
+        guide(guide.init(KEY))
+
+
+@malformed
+def a_posterior_in_another_precision():
+    posterior = by_hand()
+    with jax.enable_x64(False):
+        posterior.sample(KEY, 3)
+
+
+@malformed
 def a_guide_without_parameters():
     full()(None)
 

@@ -95,6 +95,7 @@ class ModelGuide(Guide):
         check_source(model, "model", role, program=True)
         flatten(dict(data) if isinstance(data, Mapping) else data, f"the data of {role}")
         self.model, self.data, self._addresses = model, dict(data), addresses
+        self._in_double = jax.config.jax_enable_x64
         self.latents = Latents(model, self.data, role, addresses)
         self.addresses = [x.address for x in (*self.latents.real, *self.latents.discrete)]
         self._check()
@@ -104,8 +105,21 @@ class ModelGuide(Guide):
 
     def __call__(self, params: PyTree) -> Program:
         """See `Guide.__call__`."""
+        self._check_precision()
         self._check_params(params)
         return self._gf(params)
+
+    def _check_precision(self) -> None:
+        """Raises where the setting of `jax_enable_x64` is not that under which the model was staged."""
+        if self._in_double != jax.config.jax_enable_x64:
+            before, now = ("double", "single") if self._in_double else ("single", "double")
+            raise ProgramError(
+                "a guide is used in another precision than it was made in.",
+                at=repr(self),
+                got=f"made in {before} precision, used in {now}",
+                expected="one setting of jax_enable_x64",
+                fix="make the guide again under this setting; vipl.load reads a posterior that was saved",
+            )
 
     @property
     def options(self) -> dict[str, Any]:
@@ -172,6 +186,7 @@ class ModelGuide(Guide):
 
     def start(self, key: PRNGKeyArray, start: Start = None) -> dict[Address, Array]:
         """See `Guide.start`."""
+        self._check_precision()
         check_start(start, self)
         given = flatten(dict(start), "the start") if isinstance(start, Mapping) else {}
         tries: list[Callable[[], dict[Address, Array]]]
