@@ -54,7 +54,7 @@ def make_epoch(objective: Any, optimizer: Any) -> Any:
 def save(path: Path, state: Any, log: list[dict[str, float]]) -> None:
     """Leaves and log, replaced as a whole."""
     new = path.with_name("new-" + path.name)
-    leaves = {str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves(state))}
+    leaves: dict[str, Any] = {str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves(state))}
     np.savez(new, log=json.dumps(log), **leaves)
     new.replace(path)
 

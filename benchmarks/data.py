@@ -8,6 +8,7 @@ read them, and `numpy.savez("mnist.npz", train_images=..., train_labels=..., tes
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ def images() -> tuple[np.ndarray, np.ndarray, str]:
             return x, data["train_labels"], "MNIST"
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
+    digits: Any = load_digits()
     return (digits.data / 16.0).astype(np.float32), digits.target, "digits (scikit-learn)"
 
 

@@ -126,7 +126,8 @@ def line(n: int | None, num_steps: int, rounds: int) -> dict[str, Any]:
     elbo, phi, data = problem(n or BATCH)
     batch_size = None if n is None else BATCH
     draws = "none" if n is None else "same"
-    twins = {"loop": (draws, elbo), "all": (draws, None)} | ({} if n is None else {"randint": ("randint", None)})
+    twins: dict[str, Any] = {"loop": (draws, elbo), "all": (draws, None)}
+    twins |= {} if n is None else {"randint": ("randint", None)}
 
     def fitted(num_steps):
         options = {"batch_size": batch_size, "num_steps": num_steps, "progress": False}
@@ -168,7 +169,7 @@ def _sizes(n: int | None, elbo: vipl.Expectation, phi: Any, data: Any, twins: di
         programs[name] = by_hand(n or BATCH, AHEAD, *twins[name]), (jax.random.key(0), phi, data)
     out = {}
     for name, (program, args) in programs.items():
-        cost = jax.jit(program).lower(*args).compile().cost_analysis()
+        cost: Any = jax.jit(program).lower(*args).compile().cost_analysis()
         cost = cost[0] if isinstance(cost, list) else cost
         out[name] = {"flops": cost.get("flops", 0.0), "equations": count_equations(jax.make_jaxpr(program)(*args))}
     return out

@@ -198,7 +198,7 @@ def picture(result: dict[str, Any], path: Path) -> None:
 def renewed(result: dict[str, Any], before: dict[str, Any] | None = None) -> dict[str, Any]:
     """The results `before` (those that were kept last) with the lines of the workloads that were measured anew."""
     if before is None:
-        before = json.loads((FOLDER / "results" / "bench.json").read_text())
+        return renewed(result, json.loads((FOLDER / "results" / "bench.json").read_text()))
     new = {entry["workload"]: [e for e in result["cases"] if e["workload"] == entry["workload"]]
            for entry in result["cases"]}  # fmt: skip
     left, cases = dict(new), []

@@ -135,7 +135,7 @@ def picture(path: str, params: list[Any]) -> None:
 
 def main() -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--json")
     parser.add_argument("--picture")

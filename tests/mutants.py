@@ -180,8 +180,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 failing += 1
                 print(f"fails on the code as it is: {done.task.tests}\n{done.printed}", flush=True)
         for done in run_tasks([Task(e.tests, e) for e in edits], trees):
+            edit = done.task.edit
+            assert edit is not None
             counts[done.result] += 1
-            print(f"{done.result:<15} {done.seconds:4.0f} s  {done.task.edit.file}: {done.task.edit.name}", flush=True)
+            print(f"{done.result:<15} {done.seconds:4.0f} s  {edit.file}: {edit.name}", flush=True)
             if done.result in ("error", "does not apply"):
                 print(done.printed, flush=True)
     rate = counts["caught"] / max(len(edits), 1)

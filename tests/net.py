@@ -64,7 +64,7 @@ def measured(step: Callable, args: tuple[Any, ...]) -> Entry:
     keys = [jax.random.key(100 + i) for i in range(NUM_KEYS)]
     traced = jax.jit(step).trace(keys[0], *args)
     compiled = traced.lower().compile()
-    cost = compiled.cost_analysis()
+    cost: Any = compiled.cost_analysis()
     cost = cost[0] if isinstance(cost, list) else cost
     results = [np.concatenate([np.ravel(x) for x in jax.tree.leaves(compiled(key, *args))]) for key in keys]
     return {

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import types
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -235,7 +236,7 @@ def stretched():
 
 
 def test_a_module():
-    module = types.ModuleType("settings")
+    module: Any = types.ModuleType("settings")
     module.scale = 2.0
     notebook = Cell()
     notebook.names["settings"] = module
@@ -255,6 +256,7 @@ def test_a_flax_module():
         return net(sample("x", dist.Normal(m, 1.0))[None])[0]
 
     before = objective.estimate(KEY, 0.3)
+    assert net.bias is not None
     net.bias[...] = net.bias[...] + 1.5
     np.testing.assert_allclose(objective.estimate(KEY, 0.3), before + 1.5, rtol=1e-5)  # Flax's parameters are float32
 

@@ -245,7 +245,7 @@ def test_no_table_is_looked_up_by_an_enumerated_value_and_none_is_spread(promise
     @vipl.expectation
     def lane(p, theta, x):
         k = sample("k", dist.Categorical(logits=theta), Enumerate(all_possible=promise))
-        log_q = dist.Categorical(logits=theta).log_prob(k)
+        log_q = dist.CategoricalLogits(theta).log_prob(k)
         return jnp.exp(p["table"][k]) * x - log_q
 
     @vipl.expectation

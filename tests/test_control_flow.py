@@ -1,5 +1,7 @@
 """Sites in JAX's control flow: densities, draws and choices are those of the program written out by hand."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +21,7 @@ from vipl.testing import assert_unbiased
 KEY = jax.random.key(7)
 
 
-def normal(x, m=0.0, s=1.0):
+def normal(x, m: Any = 0.0, s: Any = 1.0):
     return dist.Normal(m, s).log_prob(x).sum()
 
 
@@ -172,7 +174,7 @@ def test_functions_with_custom_derivatives(f):
 class FoldedByADraw(dist.Normal):
     """Makes a key of a key and of what another one drew."""
 
-    def sample(self, key, sample_shape=()):
+    def sample(self, key: Any, sample_shape=()):
         first, second = jax.random.split(key)
         return super().sample(jax.random.fold_in(second, jax.random.randint(first, (), 0, 3)), sample_shape)
 
@@ -180,10 +182,11 @@ class FoldedByADraw(dist.Normal):
 class WithAKeyOfItsOwn(dist.Normal):
     """Scales its draw by numbers that are the same in all draws, and folds another one into its key."""
 
-    def sample(self, key, sample_shape=()):
+    def sample(self, key: Any, sample_shape=()) -> Any:
         fixed = jax.random.bits(jax.random.key(1), (4,)).sum()
         scale = jnp.mean(jax.random.uniform(jax.random.key(2), (3,)) > 2.0) + 1.0
-        return self.loc + scale * super().sample(jax.random.fold_in(key, fixed), sample_shape) - scale * self.loc
+        loc: Any = self.loc
+        return loc + scale * super().sample(jax.random.fold_in(key, fixed), sample_shape) - scale * loc
 
 
 SAMPLERS = {
@@ -476,7 +479,7 @@ def test_axes_of_a_choice_are_its_loops_outermost_first():
         x = trace.choices["x"]
         assert x.shape == shape
         means = sum(np.arange(1.0 * n).reshape(-1, *(1,) * (len(shape) - i - 1)) for i, n in enumerate(shape))
-        np.testing.assert_allclose(trace.log_prob, scipy.stats.norm(means).logpdf(x).sum(), rtol=1e-12)
+        np.testing.assert_allclose(trace.log_prob, scipy.stats.norm.logpdf(x, means).sum(), rtol=1e-12)
         np.testing.assert_allclose(trace.retval, np.sum(x), rtol=1e-12)
 
 
@@ -525,7 +528,7 @@ def test_densities_of_a_chain_are_not_computed_in_its_loop():
         assert not found & {"log", "div", "exp", "tanh", "square", "integer_pow", "reduce_sum"}
 
 
-def law(case):
+def law(case) -> tuple[Any, Any]:
     """A body `(carry, x, const) -> (carry, (ys, total))`, a carry, and xs of length 4, for each case."""
     normal = lambda x, m, s: -0.5 * ((x - m) / s) ** 2 - jnp.log(s)  # noqa: E731
 

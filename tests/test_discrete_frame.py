@@ -97,7 +97,9 @@ def test_a_frame_has_the_units_of_the_posterior(key):
         model, data = of_unit(unit)
         real = guides.FullRank(model, data, addresses=["low", "gap", "sd"])
         guide = guides.combine({"k": guides.MeanField(model, data, addresses="k"), "real": real})
-        whole, params = framed(guide, model, data, None, key)
+        begun = framed(guide, model, data, None, key)
+        assert begun is not None
+        whole, params = begun
         loc, scale_tril = whole.parts["real"].frame
         scale = np.array([unit, 1.0, 1.0])
         loc = (loc - np.array([0.0, np.log(unit), np.log(unit)])) / scale

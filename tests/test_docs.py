@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -182,8 +183,9 @@ def test_modules_and_what_is_named_in_them_exist():
 
 def names_in(tree):
     """The names of a file's code, and the words of its strings; docstrings left out."""
-    found = [node.body[0].value for node in ast.walk(tree) if isinstance(node, DOCUMENTED) and ast.get_docstring(node)]
-    docstrings = set(map(id, found))
+    documented = [node for node in ast.walk(tree) if isinstance(node, DOCUMENTED) and ast.get_docstring(node)]
+    first: list[Any] = [node.body[0] for node in documented]
+    docstrings = {id(statement.value) for statement in first}
     for node in ast.walk(tree):
         fields = ("id", "attr", "arg", "name", "module", "value") if id(node) not in docstrings else ()
         for text in (getattr(node, field, None) for field in fields):

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpyro.distributions as dist
 import pytest

@@ -11,16 +11,17 @@ with the same C for all: what rounding of the inputs would do, and no more. What
 """
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
-from mpmath import mp
 
 import vipl
 from tests.helpers.families import FAMILIES, LEFT_OUT, NOT_EXACT
+from tests.helpers.formulas import mp
 from vipl import sample
 from vipl.distributions._stable import stabilize
 
@@ -38,7 +39,7 @@ def like(point, numbers):
     return [[next(it) for _ in part] if isinstance(part, list) else next(it) for part in point]
 
 
-def exact(formula, point):
+def exact(formula, point) -> tuple[Any, Any, Any, Any]:
     """A log density, its gradient, and what rounding of the inputs does to each; by central differences."""
     with mp.workdps(60):
         t, free = flat(point)
@@ -85,7 +86,7 @@ def evaluate(make, points, dtype, at=lambda x: x):
         for n, point in enumerate(points):
             arrays = [array(part) for part in point]
             kinds.setdefault(tuple(a.dtype.kind for a in arrays), []).append((n, arrays))
-        found = [None] * len(points)
+        found: list[Any] = [None] * len(points)
         for kind, group in kinds.items():
             floats = tuple(i for i, k in enumerate(kind) if k == "f")
             stacked = [jnp.stack(xs) for xs in zip(*(arrays for _, arrays in group), strict=True)]

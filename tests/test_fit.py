@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 import types
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -207,7 +208,7 @@ def compilations(call):
     """How many programs are compiled."""
     found = []
 
-    def listen(event, seconds, **_):
+    def listen(event: str, duration_secs: float, **_: Any) -> None:
         if event.endswith("backend_compile_duration"):
             found.append(event)
 
@@ -363,7 +364,7 @@ def test_auxiliary_output_is_dropped_and_the_optimizer_sees_the_loss():
 
 # --- to go on -----------------------------------------------------------------------------------------------
 
-OPTIONS = {"data": DATA, "batch_size": 3, "num_samples": 2, "progress": False}
+OPTIONS: dict[str, Any] = {"data": DATA, "batch_size": 3, "num_samples": 2, "progress": False}
 OPTIMIZERS = {
     "adam": optax.adam(optax.exponential_decay(0.1, 7, 0.9)),
     "momentum": optax.sgd(0.01, momentum=0.9),
@@ -490,7 +491,8 @@ def test_an_interrupt_at_any_line_loses_nothing(monkeypatch):
     optimizer = OPTIMIZERS["adam"]
 
     def run(**options):
-        return fit(square, 0.37, optimizer, key=KEY, **OPTIONS | {"progress": True} | options)
+        every: dict[str, Any] = OPTIONS | {"progress": True} | options
+        return fit(square, 0.37, optimizer, key=KEY, **every)
 
     whole = run(num_steps=4)
     _, lines = interrupt_at(0, lambda: run(num_steps=4))
@@ -549,10 +551,11 @@ def test_an_exception_of_a_callback_holds_the_fit():
     with monkey.context(), pytest.raises(Exception, match="the disk is full") as error:
         quiet(reads, 0.0, optax.sgd(1.0), num_steps=10)
     monkey.undo()
-    assert int(error.value.fit.stopped) == 3
-    np.testing.assert_allclose(error.value.fit.params, 3.0)
-    np.testing.assert_allclose(error.value.fit.values[:3], [0.0, 2.0, 4.0])
-    assert "3 steps were taken before" in error.value.__notes__[-1]
+    raised: Any = error.value
+    assert int(raised.fit.stopped) == 3
+    np.testing.assert_allclose(raised.fit.params, 3.0)
+    np.testing.assert_allclose(raised.fit.values[:3], [0.0, 2.0, 4.0])
+    assert "3 steps were taken before" in raised.__notes__[-1]
 
 
 @pytest.mark.parametrize("broken", ["__init__", "update", "close"])
@@ -700,6 +703,7 @@ def test_the_parameters_of_a_site_that_is_not_finite_are_told():
     with pytest.warns(RuntimeWarning, match=text) as told:
         quiet(objective, phi, optax.sgd(0.1), num_steps=2)
     found = re.search(text, str(told[0].message))
+    assert found is not None
     assert found[1] == "concentration = 0.5 to 3 (6 numbers, 1 not finite), rate = 1 to 6 (6 numbers)"
     with pytest.warns(RuntimeWarning, match='"f" in model .*: its log density is nan. The parameters'):
         quiet(objective, phi | {"a": jnp.ones(6), "b": -1.0}, optax.sgd(0.1), num_steps=2)

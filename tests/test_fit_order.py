@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import vipl
+from vipl.cache.programs import forget
 from vipl.fit import fit
 from vipl.fit._check import check_batches
 from vipl.fit._order import MOST_ROWS, order_of, rows_at, shape_of
@@ -206,7 +207,9 @@ def test_epochs_of_a_fit_are_orders_of_their_own(restarts):
 
     options = {"data": jnp.arange(7), "batch_size": 2, "num_steps": 12, "key": KEY, "progress": False}
     found = fit(seen, 0.0, optax.sgd(0.1), num_restarts=restarts, **options)
-    each = np.asarray(found.metrics[None] if restarts is None else found.restarts.metrics).reshape(-1, 4, 6)
+    assert (found.restarts is None) == (restarts is None)
+    metrics = found.metrics[None] if found.restarts is None else found.restarts.metrics
+    each = np.asarray(metrics).reshape(-1, 4, 6)
     assert all(len(set(epoch)) == 6 for start in each for epoch in start)
     assert len({tuple(epoch) for start in each for epoch in start}) == 4 * (restarts or 1)
     if restarts is None:
@@ -223,7 +226,7 @@ def test_steps_do_not_depend_on_how_many_are_prepared_together(monkeypatch):
         return fit(mean, 0.3, optax.adam(0.1), **options)
 
     whole = run()
-    vipl.cache.programs.forget()
+    forget()
     monkeypatch.setattr(STEPS, "AHEAD", 7)
     jax.tree.map(np.testing.assert_array_equal, whole, run())
 

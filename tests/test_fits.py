@@ -1,6 +1,7 @@
 """`vipl.fit` for real work: frozen leaves, histories, callbacks, averages, several starts and objectives, states."""
 
 import datetime
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from vipl.fit import fit
 
 KEY = jax.random.key(37)
 DATA = jnp.arange(11.0)
-OPTIONS = {"key": KEY, "progress": False}
+OPTIONS: dict[str, Any] = {"key": KEY, "progress": False}
 
 
 @vipl.expectation
@@ -177,7 +178,8 @@ def test_lbfgs_finds_the_optimum_of_a_valley():
 
 
 def test_value_grad_and_value_fn_are_those_of_the_step():
-    def update(updates, state, params, *, value, grad, value_fn, **_):
+    def update(updates, state, params=None, **given):
+        value, grad, value_fn = given["value"], given["grad"], given["value_fn"]
         return updates, (value, grad, value_fn(params), jax.grad(value_fn)(params))
 
     nothing = optax.GradientTransformationExtraArgs(lambda params: (0.0, params, 0.0, params), update)
@@ -226,11 +228,13 @@ def test_a_callback_counts_from_the_first_step_of_all():
 
 def test_a_callback_by_time():
     seen = []
-    options = {"callback": lambda f: seen.append(int(f.stopped)), "callback_every": datetime.timedelta(0), **OPTIONS}
+    options: dict[str, Any] = {"callback": lambda f: seen.append(int(f.stopped)), **OPTIONS}
+    options["callback_every"] = datetime.timedelta(0)
     fit(plain, 0.0, optax.adam(0.1), num_steps=20, **options)
     assert seen[0] == 1
     assert seen[-1] == 20
-    fit(plain, 0.0, optax.adam(0.1), num_steps=20, **options | {"callback_every": datetime.timedelta(days=1)})
+    options["callback_every"] = datetime.timedelta(days=1)
+    fit(plain, 0.0, optax.adam(0.1), num_steps=20, **options)
     assert seen[-1] == 20
 
 
@@ -240,7 +244,8 @@ def test_an_exception_of_a_callback_holds_the_fit():
 
     with pytest.raises(StopIteration, match="enough") as error:
         fit(plain, 0.0, optax.adam(0.1), num_steps=20, callback=fails, callback_every=5, **OPTIONS)
-    assert int(error.value.fit.stopped) == 5
+    raised: Any = error.value
+    assert int(raised.fit.stopped) == 5
 
 
 # --- averages -----------------------------------------------------------------------------------------------
@@ -298,6 +303,7 @@ def test_the_best_of_several_starts_is_kept():
     found = fit(double_well, init, optax.sgd(0.01), num_restarts=8, **options)
     assert abs(found.params - 2.0) < 0.05
     each = found.restarts
+    assert each is not None
     assert each.values.shape == (8, 200)
     assert each.gradient_norms.shape == (8, 200)
     assert each.params.shape == (8,)
@@ -312,8 +318,10 @@ def test_the_best_of_several_starts_is_kept():
 def test_starts_at_the_same_parameters_have_keys_of_their_own():
     options = {"data": DATA, "batch_size": 3, **OPTIONS}
     found = fit(square, 0.37, optax.adam(0.1), num_restarts=3, num_steps=8, **options)
+    assert found.restarts is not None
     assert len(np.unique(found.restarts.values)) == 24
     more = fit(square, 0.37, optax.adam(0.1), num_restarts=5, num_steps=8, **options)
+    assert more.restarts is not None
     np.testing.assert_allclose(more.restarts.values[:3], found.restarts.values, rtol=1e-12)
 
 
@@ -328,12 +336,14 @@ def test_a_start_that_is_not_finite_is_left_out():
     text = r"(\d) of 6 starts of root stopped, the first at step 0 of 9: the objective's value is not finite\."
     with pytest.warns(RuntimeWarning, match=text):
         found = fit(root, init, optax.sgd(0.1), num_restarts=6, num_steps=9, **OPTIONS)
+    assert found.restarts is not None
     stopped = np.asarray(found.restarts.stopped)
     assert set(stopped) == {0, 9}
     assert int(found.stopped) == 9
     assert np.isfinite(found.values).all()
     assert np.isnan(np.asarray(found.restarts.values)[stopped == 0]).all()
     more = fit(root, init, optax.sgd(0.1), num_restarts=6, num_steps=3, resume=found, **OPTIONS)
+    assert more.restarts is not None
     np.testing.assert_array_equal(more.restarts.stopped, np.where(stopped == 0, 0, 12))
 
 

@@ -1,5 +1,7 @@
 """Guides: the model's addresses, shapes and supports; exact densities; exact fits where the family allows them."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -365,8 +367,9 @@ def test_guides_are_compiled_once(key):
     assert before != after
 
 
+UNAPPLIED: Any = gaussian  # no program yet
 WRONG = {
-    "an unapplied model": (lambda: guides.MeanField(gaussian, Y), ProgramError),
+    "an unapplied model": (lambda: guides.MeanField(UNAPPLIED, Y), ProgramError),
     "data at another address": (lambda: guides.MeanField(gaussian(X), {"z": 1.0}), AddressError),
     "nothing latent": (lambda: guides.MeanField(gaussian(X), Y | {"a": 0.0, "b": 0.0}), ProgramError),
     "an address that is not there": (lambda: guides.FullRank(gaussian(X), Y, addresses="c"), AddressError),

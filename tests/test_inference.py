@@ -97,7 +97,7 @@ def test_enumeration_of_a_loop_is_the_forward_algorithm():
 
     alpha = np.array([1.0, 0.0, 0.0])
     for y in ys:
-        alpha = (alpha @ transition) * scipy.stats.norm(means, 0.5).pdf(y)
+        alpha = (alpha @ transition) * scipy.stats.norm.pdf(y, means, 0.5)
     got = marginal(chain(), "y", Enumeration()).assess({"y": ys}, key=KEY).log_prob
     np.testing.assert_allclose(got, np.log(alpha.sum()), rtol=1e-12)
 
@@ -230,7 +230,7 @@ def test_a_marginal_is_a_source_of_sample_in_every_construct(how):
     assert_unbiased(lambda key: objective.value_and_grad(key, 0.4), exact, key=KEY, resolution=(0.2, 0.2))
     # its estimated density: E[w] = p
     ones = {"s": {"x": jnp.full(shape, 0.9)}}
-    p = scipy.stats.norm(0.4, np.sqrt(2.0)).pdf(0.9) ** visits
+    p = scipy.stats.norm.pdf(0.9, 0.4, np.sqrt(2.0)) ** visits
     assert_unbiased(lambda key: jnp.exp(program(0.4).assess(ones, key=key).log_prob), p, key=KEY, resolution=0.05)
 
 

@@ -1,5 +1,7 @@
 """Inputs that are taken for what they are: integers of NumPy and JAX, lists, data frames, whole floats, constants."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -120,9 +122,9 @@ def test_integers_of_any_library_are_integers(n):
     def objective(m, data=1.0):
         return sample("x", dist.Normal(m, 1.0), Score()) * jnp.sum(data)
 
-    options = {"key": KEY, "progress": False, "data": jnp.arange(6.0), "num_steps": 3, "batch_size": 3}
+    options: dict[str, Any] = {"key": KEY, "progress": False, "data": jnp.arange(6.0)}
     one, other = (
-        vipl.fit(objective, 0.5, optax.sgd(0.1), **options | {"num_steps": k, "batch_size": k, "num_samples": k}).values
+        vipl.fit(objective, 0.5, optax.sgd(0.1), num_steps=k, batch_size=k, num_samples=k, **options).values
         for k in (n, 3)
     )
     assert np.array_equal(one, other)
@@ -194,7 +196,8 @@ def test_a_constant_is_an_objective(constant, num_samples):
 
 def test_a_raw_key_is_a_key():
     raw = jax.random.key_data(KEY)
-    for key in (raw, np.asarray(raw)):
+    keys: list[Any] = [raw, np.asarray(raw)]
+    for key in keys:
         assert model(0.3).simulate(key).log_prob == model(0.3).simulate(KEY).log_prob
 
 

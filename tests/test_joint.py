@@ -198,7 +198,7 @@ def test_other_sites_around_and_beside():
         first = jnp.where(s == 0, jnp.array([-jnp.inf, 0.3, np.inf]), logits)
         h = sample("h", dist.Bernoulli(logits=first).to_event(1), Enumerate())
         k = sample(
-            "k", dist.Categorical(logits=jnp.array([[0.1, -jnp.inf, 0.3], [0.0, 0.5, 1.0]])).to_event(1), Enumerate()
+            "k", dist.CategoricalLogits(jnp.array([[0.1, -jnp.inf, 0.3], [0.0, 0.5, 1.0]])).to_event(1), Enumerate()
         )
         return log_likelihood(p, h, pixels) * jnp.sum(k * p["bias"][:2]) ** 2 * x
 
@@ -311,11 +311,11 @@ def test_the_products_of_matrices_are_the_sum_over_pixels(name, signs):
 @pytest.mark.parametrize("coefficient", [None, 0.5])
 def test_large_logits_lose_no_digits(coefficient):
     """In float32: what is certain adds nothing, however large its logit is."""
-    small, largest = np.float32([0.3, -1.0, 0.2]), np.finfo(np.float32).max
+    small, largest = np.array([0.3, -1.0, 0.2], np.float32), np.finfo(np.float32).max
     values = jnp.array([[1, 0, 1, 1, 1, 0], [0, 0, 1, 1, 1, 0]])
     c = None if coefficient is None else jnp.full(values.shape, coefficient, jnp.float32)
     want = jnp.sum(_log_bernoulli(values[:, :3], jnp.broadcast_to(small, (2, 3))), 1) * (coefficient or 1.0)
     for certain in ([1e9, 1e9, -1e9], [largest, largest, -largest], [60.0, 80.0, -90.0]):
-        logits = jnp.asarray(np.append(small, np.float32(certain)))
+        logits = jnp.asarray(np.append(small, np.array(certain, np.float32)))
         got = total_log_bernoulli(values, logits[None], c, (0,), (1,), ())
         np.testing.assert_allclose(got, want, rtol=1e-6)

@@ -3,6 +3,7 @@
 import ast
 import graphlib
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -158,7 +159,7 @@ def test_adding_a_site_leaves_other_draws_bit_identical():
 class FromTable(dist.Distribution):
     """A draw by a function that is not an array."""
 
-    support = dist.constraints.real
+    support: Any = dist.constraints.real
     pytree_aux_fields = ("draw",)
 
     def __init__(self, draw):

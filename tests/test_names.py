@@ -46,7 +46,7 @@ def test_an_old_name_tells_the_new_one(name):
 def test_a_name_that_never_was():
     assert not hasattr(vipl, "Sampel")
     with pytest.raises(AttributeError, match="module 'vipl' has no attribute 'Sampel'"):
-        vipl.Sampel  # noqa: B018
+        vipl.Sampel  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(ImportError, match="cannot import name 'Sampel' from 'vipl'"):
         exec("from vipl import Sampel")
 

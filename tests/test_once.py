@@ -1,5 +1,7 @@
 """What is computed for a posterior is compiled once, for all data of the same shapes and any number of draws."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,9 +15,15 @@ from vipl.cache.fingerprint import read
 from vipl.cache.programs import forget
 
 COMPILED = []
-jax.monitoring.register_event_duration_secs_listener(
-    lambda event, _, **said: COMPILED.append(1) if event == "/jax/core/compile/backend_compile_duration" else None
-)
+
+
+def listen(event: str, duration_secs: float, **said: Any) -> None:
+    """Counts the programs that are compiled."""
+    if event == "/jax/core/compile/backend_compile_duration":
+        COMPILED.append(1)
+
+
+jax.monitoring.register_event_duration_secs_listener(listen)
 X = np.linspace(-1.0, 1.0, 6)
 
 

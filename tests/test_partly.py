@@ -205,7 +205,8 @@ def test_elements_of_a_batch_have_their_own_densities_and_supports(name):
     def densities(x):
         some = take(d, index)
         assert (some.batch_shape, some.event_shape, type(some)) == ((4,), base.event_shape, type(base))
-        one = jax.vmap(lambda i, j, x: take(d, (i, j)).log_prob(x))(*map(jnp.asarray, index), x[index])
+        i, j = map(jnp.asarray, index)
+        one = jax.vmap(lambda i, j, x: take(d, (i, j)).log_prob(x))(i, j, x[index])
         whole = base.expand(shape) if base.batch_shape != shape else base
         return some.log_prob(x[index]), one, whole.log_prob(x)[index], some.support(x[index]), some.sample(KEY)
 

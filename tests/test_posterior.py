@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +84,7 @@ def test_laplace_is_the_curvature_at_the_mode():
     found = vipl.infer(counts(), {"y": jnp.array([3, 1, 4])}, key=jax.random.key(0), guide=guides.Laplace)
     np.testing.assert_allclose(found.params["loc"], np.log(10.0 / 4.0), rtol=1e-6)
     np.testing.assert_allclose(found.params["log_diag"], -0.5 * np.log(10.0), rtol=1e-6)
+    assert found.report is not None
     assert found.report.method == "Laplace"
 
 
@@ -216,6 +218,7 @@ def test_guides_that_are_fitted_by_stochastic_gradients(guide, key):
     _, cov, log_evidence = exact()
     found = vipl.infer(line(X), Y, key=key, guide=guide, num_samples=4)
     improved = found.improve(key, 2000)
+    assert found.report is not None
     assert found.report.method == "stochastic gradients"
     assert log_evidence - 0.02 < improved.bound < log_evidence + 5 * improved.spread / np.sqrt(2000) + 1e-6
 
@@ -238,6 +241,7 @@ def _log_weights(posterior, key):
 
 def test_an_optimizer_of_ones_own(key):
     found = vipl.infer(line(X), Y, key=key, optimizer=optax.adam(0.05), num_steps=50)
+    assert found.report is not None
     assert found.report.steps == 50
     assert found.report.values.shape == (50,)
 
@@ -441,9 +445,10 @@ def test_arviz_reads_it(posterior, key):
     assert tree["log_likelihood"]["y"].shape == (1, 1000, 12)
     assert tree["posterior_predictive"]["y"].dims == ("chain", "draw", "row")
     mean, _, _ = exact()
-    summary = arviz_stats.summary(tree, round_to="none")
+    stats: Any = arviz_stats  # its names are made when it is imported
+    summary = stats.summary(tree, round_to="none")
     np.testing.assert_allclose(summary["mean"], mean, atol=0.05)
-    assert np.isfinite(arviz_stats.loo(tree).elpd)
+    assert np.isfinite(stats.loo(tree).elpd)
 
 
 def test_leaving_out_a_nearly_certain_row_has_a_number():
@@ -459,7 +464,8 @@ def test_leaving_out_a_nearly_certain_row_has_a_number():
         data = {"y": jnp.array([1, 0, 1, 1])}
         posterior = vipl.infer(model(jnp.array([0.3, -0.4, 20.0, 30.0])), data, key=jax.random.key(0))
         tree = posterior.to_arviz(num_samples=500, prior=False)
-    elpd = np.asarray(arviz_stats.loo(tree, pointwise=True).elpd_i)
+    stats: Any = arviz_stats  # its names are made when it is imported
+    elpd = np.asarray(stats.loo(tree, pointwise=True).elpd_i)
     assert np.isfinite(elpd).all()
     assert -1e-8 < elpd[2] < elpd[3] < 0
 
@@ -467,6 +473,7 @@ def test_leaving_out_a_nearly_certain_row_has_a_number():
 def test_arviz_plots_it(posterior, key):
     import arviz_plots
     import matplotlib
+    import matplotlib.pyplot
 
     matplotlib.use("Agg")
     tree = posterior.to_arviz(key, num_samples=200)
@@ -502,6 +509,7 @@ def test_files_of_other_posteriors_are_refused(posterior, tmp_path):
     path = tmp_path / "posterior.npz"
     posterior.save(path)
     report = vipl.load(path, line(X), Y).report
+    assert report is not None
     assert (report.method, report.steps, report.note) == (
         "natural gradients",
         posterior.report.steps,
@@ -532,9 +540,11 @@ def test_a_posterior_is_a_part_of_other_programs(posterior, key):
 
 
 def test_what_infer_refuses(key):
+    unapplied: Any = line  # no program yet
+    no_guide: Any = lambda m, d: 3  # noqa: E731
     calls = {
-        "not a generative function with its arguments": lambda: vipl.infer(line, Y, key=key),
-        "guide of infer is not a guide": lambda: vipl.infer(line(X), Y, key=key, guide=lambda m, d: 3),
+        "not a generative function with its arguments": lambda: vipl.infer(unapplied, Y, key=key),
+        "guide of infer is not a guide": lambda: vipl.infer(line(X), Y, key=key, guide=no_guide),
         "an address that": lambda: vipl.infer(line(X), {"z": 1.0}, key=key),
         "none of the posterior's choices": lambda: vipl.infer(line(X), Y, key=key).predict(
             key, vipl.gen(lambda: sample("other", dist.Normal(0.0, 1.0)))()

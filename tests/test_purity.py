@@ -1,6 +1,9 @@
 """What is not known to be pure stays where it is, as often as it stands there; how often callbacks run."""
 
+from typing import Any
+
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
@@ -99,13 +102,14 @@ _mine_p.def_abstract_eval(lambda x: x)
     ],
 )  # fmt: skip
 def test_ordinary_functions_are_pure(call):
-    jaxpr = jax.make_jaxpr(call)(jnp.eye(3) + 1.0).jaxpr
+    jaxpr: Any = jax.make_jaxpr(call)(jnp.eye(3) + 1.0).jaxpr
     assert all(map(is_pure, jaxpr.eqns))
 
 
 @pytest.mark.parametrize("name", NUMBERS)
 def test_what_holds_a_hidden_generator_is_not(name):
-    assert not all(map(is_pure, jax.make_jaxpr(NUMBERS[name])().jaxpr.eqns))
+    jaxpr: Any = jax.make_jaxpr(NUMBERS[name])().jaxpr
+    assert not all(map(is_pure, jaxpr.eqns))
 
 
 def test_a_reference_is_no_pure_equation():
@@ -114,7 +118,8 @@ def test_a_reference_is_no_pure_equation():
         r[...] = r[...] + 1.0
         return r[...]
 
-    for eqn in jax.make_jaxpr(program)(1.0).jaxpr.eqns:
+    jaxpr: Any = jax.make_jaxpr(program)(1.0).jaxpr
+    for eqn in jaxpr.eqns:
         assert is_pure(eqn) == (eqn.primitive.name not in ("new_ref", "get", "swap"))
 
 

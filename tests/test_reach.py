@@ -1,6 +1,6 @@
 """What a site reaches, and along which axis its lanes run, against what changes when its value does."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -199,7 +199,9 @@ def test_a_value_in_one_lane_changes_nothing_outside_its_axis(name):
     jaxpr = stage_program(program, (), {}).jaxpr
     site = list_sites(jaxpr)[0]
     env = find_dependence(jaxpr, {site.path: 1}).values
-    claims = [_named(jaxpr, env[v].get(site.path)) for v in jaxpr.jaxpr.outvars]
+    assert env is not None
+    results: Any = jaxpr.jaxpr.outvars
+    claims = [_named(jaxpr, env[v].get(site.path)) for v in results]
     assert claims == list(axes if type(axes) is tuple else (axes,))
 
     x = jax.random.normal(KEY, (N, 2))
@@ -234,4 +236,6 @@ def test_a_site_does_not_reach_what_is_not_computed_from_it():
     jaxpr = stage_program(program, (), {}).jaxpr
     x, y = (p.path for p in list_sites(jaxpr))
     env = find_dependence(jaxpr, {x: 0, y: 0}).values
-    assert [set(env[v]) for v in jaxpr.jaxpr.outvars] == [{x}, {y}, {x, y}]
+    assert env is not None
+    results: Any = jaxpr.jaxpr.outvars
+    assert [set(env[v]) for v in results] == [{x}, {y}, {x, y}]

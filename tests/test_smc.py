@@ -1,6 +1,7 @@
 """Sequential Monte Carlo: both sides of its estimate, its gradients, its trajectories, against exact answers."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -334,7 +335,8 @@ def test_a_gaussian_chain_and_a_reversed_one():
     a = np.array([[1.0, 0, 0], [0.9, 1.0, 0], [0.81, 0.9, 1.0]])
     cov = np.kron(a @ a.T * 0.49, np.ones((2, 2))) + 0.25 * np.eye(6)
     ys = np.array([[0.2, -0.1], [0.5, 0.9], [-0.4, 0.1]])
-    exact = scipy.stats.multivariate_normal(np.zeros(6), cov).pdf(ys.reshape(-1))
+    law: Any = scipy.stats.multivariate_normal
+    exact = law(np.zeros(6), cov).pdf(ys.reshape(-1))
     prior = np.linalg.inv(a @ a.T * 0.49)
     mean = np.linalg.solve(prior + 8.0 * np.eye(3), 4.0 * ys.sum(1))
     for reverse in (False, True):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
+import numpyro.primitives
 import pytest
 from numpyro.infer.util import log_density
 

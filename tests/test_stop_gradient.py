@@ -4,7 +4,10 @@ Exact answers are sums over all values, or quadrature, in which the probabilitie
 the parameter that is not differentiated.
 """
 
+from typing import Any
+
 import jax
+import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
@@ -352,7 +355,7 @@ def test_a_users_own_score_function_at_held_draws():
 # --- loops, branches, lanes: a sum is taken apart wherever it stands ---------------------------------------------
 
 
-def term(t, e):
+def term(t, e) -> Any:
     x = sample("x", dist.Bernoulli(logits=t), e)
     return h(x) - t * h(sg(2 * x))
 

@@ -5,6 +5,7 @@ the dimension of a set is the rank of a Jacobian.
 """
 
 import inspect
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -101,7 +102,8 @@ def points(s, shape, num=150):
     """Support of the set, and the dimension of the set; -1 for integers."""
     rng = np.random.default_rng(0)
     if isinstance(s, c.multinomial):
-        return rng.multinomial(s.upper_bound, [0.3, 0.3, 0.4], num), -1
+        number: Any = s.upper_bound
+        return rng.multinomial(number, [0.3, 0.3, 0.4], num), -1
     if s.is_discrete:
         low = getattr(s, "lower_bound", 0)
         high = 1 if s is c.boolean else getattr(s, "upper_bound", low + 9)

@@ -1,5 +1,7 @@
 """A vector site is lanes: to an estimator, its elements are one-element sites in a `vmap`."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -280,7 +282,9 @@ class OfScalar(vipl.estimators.Estimator):
     def points(self, law, key):
         """As the other one does, for a scalar."""
         if law.dist.shape():
-            raise vipl.errors.EstimatorError("of scalars alone.", got="a vector", expected="a scalar", fix="map it")
+            raise vipl.errors.EstimatorError(
+                "of scalars alone.", at="", got="a vector", expected="a scalar", fix="map it"
+            )
         return self.of.points(law, key)
 
 
@@ -317,14 +321,14 @@ class OfVectors(dist.Distribution):
     """A user's distribution that only draws vectors: its parameters are no fields, and one element makes no sense."""
 
     arg_constraints = {}
-    support = dist.constraints.real
+    support: Any = dist.constraints.real
     pytree_data_fields = ("loc",)
 
     def __init__(self, loc):
         self.loc = loc
         super().__init__(jnp.shape(loc), ())
 
-    def sample(self, key, sample_shape=()):
+    def sample(self, key: Any, sample_shape=()):
         """A vector; the shape of the parameter is unpacked."""
         (n,) = jnp.shape(self.loc)
         return self.loc + jax.random.normal(key, (*sample_shape, n))

@@ -1,5 +1,7 @@
 """A hidden Markov model of 200 steps, its states summed out."""
 
+from typing import Any
+
 import arviz_base
 import jax
 import jax.numpy as jnp
@@ -49,9 +51,9 @@ def with_vipl(key, y):
 
 
 def model(y=None, n=200):
-    rows = numpyro.sample("rows", dist.Dirichlet(1.0 + 4.0 * jnp.eye(2)).to_event(1))
+    rows: Any = numpyro.sample("rows", dist.Dirichlet(1.0 + 4.0 * jnp.eye(2)).to_event(1))
     loc = dist.Normal(jnp.zeros(2), jnp.array([2.0, 1.0])).to_event(1)
-    mu = numpyro.sample("mu", dist.TransformedDistribution(loc, dist.transforms.OrderedTransform()))
+    mu: Any = numpyro.sample("mu", dist.TransformedDistribution(loc, dist.transforms.OrderedTransform()))
     s = numpyro.sample("s", dist.LogNormal(0.0, 0.5))
 
     def forward(message, row):
@@ -63,7 +65,8 @@ def model(y=None, n=200):
         return jax.random.categorical(key_z, jnp.log(rows[carry])), y
 
     if y is None:
-        keys = jax.random.split(numpyro.prng_key(), n + 1)
+        key: Any = numpyro.prng_key()
+        keys = jax.random.split(key, n + 1)
         first = jax.random.categorical(keys[0], jnp.zeros(2))
         numpyro.deterministic("y", lax.scan(step, first, keys[1:])[1])
     else:

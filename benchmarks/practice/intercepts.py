@@ -1,5 +1,7 @@
 """Varying intercepts of 40 groups, and two predictors in raw units."""
 
+from typing import Any
+
 import arviz_base
 import jax
 import jax.numpy as jnp
@@ -42,7 +44,7 @@ def model(x, group, y=None):
     level = numpyro.sample("level", dist.Normal(0.0, 10.0))
     spread = numpyro.sample("spread", dist.HalfNormal(5.0))
     with numpyro.plate("groups", 40):
-        effect = numpyro.sample("effect", dist.Normal(level, spread))
+        effect: Any = numpyro.sample("effect", dist.Normal(level, spread))
     w = numpyro.sample("w", dist.Normal(jnp.zeros(2), 10.0).to_event(1))
     noise = numpyro.sample("noise", dist.HalfNormal(5.0))
     with numpyro.plate("rows", len(group)):

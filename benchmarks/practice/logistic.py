@@ -1,5 +1,7 @@
 """Logistic regression on ten columns of the breast-cancer data, in raw units."""
 
+from typing import Any
+
 import arviz_base
 import jax
 import jax.numpy as jnp
@@ -20,7 +22,7 @@ COORDINATES = {"dense_mass": True, "init_strategy": init_to_mean}
 def data():
     from sklearn.datasets import load_breast_cancer
 
-    bunch = load_breast_cancer()
+    bunch: Any = load_breast_cancer()
     x = bunch.data[:, [1, 4, 8, 9, 11, 14, 16, 18, 19]]
     return {"x": jnp.asarray(x - x.mean(0)), "y": jnp.asarray(bunch.target)}
 

@@ -1,5 +1,7 @@
 """A variational autoencoder of the 1797 digits of scikit-learn, by minibatches."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,7 +39,8 @@ class Decoder(nnx.Module):
 
 
 def data():
-    images = load_digits().data[np.random.default_rng(0).permutation(1797)].astype("int32")
+    digits: Any = load_digits()
+    images = digits.data[np.random.default_rng(0).permutation(1797)].astype("int32")
     return {"train": jnp.asarray(images[297:]), "held_out": jnp.asarray(images[:297])}
 
 
@@ -47,7 +50,8 @@ def with_vipl(key, train, held_out):
     @vipl.gen
     def model(params, num_rows):
         z = sample("z", dist.Normal(jnp.zeros((num_rows, 8)), 1.0))
-        sample("image", dist.Binomial(16, logits=networks(params).decoder(z)))
+        decode: Any = networks(params).decoder
+        sample("image", dist.Binomial(16, logits=decode(z)))
 
     @vipl.gen
     def guide(params, images):

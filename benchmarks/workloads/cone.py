@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +63,7 @@ def numpyro_bound(particles, key, phi):
         for name in "xy":
             numpyro.sample(name, dist.Normal(phi[f"m{name}"], jnp.exp(phi[f"l{name}"])))
 
-    bound = Trace_ELBO() if particles == 1 else RenyiELBO(alpha=0.0, num_particles=particles)
+    bound: Any = Trace_ELBO() if particles == 1 else RenyiELBO(alpha=0.0, num_particles=particles)
     loss = jax.vmap(lambda key: bound.loss(key, {}, numpyro_model, numpyro_guide))
     return -jnp.mean(loss(jax.random.split(key, SAMPLES)))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpyro
@@ -97,7 +99,8 @@ def numpyro_regression(full):
             else:
                 numpyro.sample("w", dist.Normal(params["loc"], jnp.exp(params["log_scale"])).to_event(1))
 
-        return -Trace_ELBO().loss(key, {}, numpyro_model, numpyro_guide)
+        elbo: Any = Trace_ELBO()
+        return -elbo.loss(key, {}, numpyro_model, numpyro_guide)
 
     return loss
 
@@ -153,7 +156,8 @@ def numpyro_groups(key, params, scales, y):
         numpyro.sample("tau", dist.LogNormal(params["tau"][0], jnp.exp(params["tau"][1])))
         numpyro.sample("z", dist.Normal(params["z"][0], jnp.exp(params["z"][1])).to_event(1))
 
-    return -Trace_ELBO().loss(key, {}, numpyro_model, numpyro_guide)
+    elbo: Any = Trace_ELBO()
+    return -elbo.loss(key, {}, numpyro_model, numpyro_guide)
 
 
 def group_case(name, scales, y):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpyro
@@ -89,7 +91,8 @@ def numpyro_elbo(key, params, y):
 
         numpyro_scan(step, jnp.array(0.0), (params["slope"], params["shift"], params["log_scale"]))
 
-    return -Trace_ELBO().loss(key, {}, numpyro_model, numpyro_guide) / y.shape[0]
+    elbo: Any = Trace_ELBO()
+    return -elbo.loss(key, {}, numpyro_model, numpyro_guide) / y.shape[0]
 
 
 # --- a switching model: which of two means, as a chain of flips ------------------------------------------------------

@@ -129,7 +129,8 @@ def numpyro_guide(params, x):
 
 
 def numpyro_elbo(key, params, x):
-    return -Trace_ELBO().loss(key, {}, numpyro_model, numpyro_guide, params, x) / x.shape[0]
+    elbo: Any = Trace_ELBO()
+    return -elbo.loss(key, {}, numpyro_model, numpyro_guide, params, x) / x.shape[0]
 
 
 def numpyro_iwelbo(key, params, x):

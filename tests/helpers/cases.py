@@ -47,7 +47,7 @@ class Scaled(Estimator):
     def points(self, law, key):
         points = self.inner.points(law, key)
 
-        def scaled(x):
+        def scaled(x: Any) -> Any:
             if x is None or not jnp.issubdtype(x.dtype, jnp.floating):
                 return x
             return lax.stop_gradient(x) + self.factor * (x - lax.stop_gradient(x))

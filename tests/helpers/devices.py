@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import traceback
+from typing import Any
 
 if __name__ == "__main__":
     flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
@@ -159,7 +160,7 @@ CHECKS["auto_elbo"] = functools.partial(objective_equals_one_device, elbo, "Auto
 @check
 def fit_takes_batches():
     optimizer, mesh = optax.adam(0.1), make_mesh("Explicit")
-    options = {"key": KEY, "num_steps": 7, "progress": False}
+    options: dict[str, Any] = {"key": KEY, "num_steps": 7, "progress": False}
     for batch_size in (4, 3, None):  # 3 rows do not go over 4 devices evenly
         want = vipl.fit(elbo, 0.7, optimizer, data=jnp.asarray(ROWS), batch_size=batch_size, **options)
         equal(vipl.fit(elbo, 0.7, optimizer, data=spread(mesh), batch_size=batch_size, **options), want)
@@ -167,7 +168,8 @@ def fit_takes_batches():
     first = vipl.fit(elbo, 0.7, optimizer, data=spread(mesh), batch_size=4, **options)
     options["num_steps"] = 4
     rest = vipl.fit(elbo, None, optimizer, data=spread(mesh), batch_size=4, resume=first, **options)
-    want = vipl.fit(elbo, 0.7, optimizer, data=jnp.asarray(ROWS), batch_size=4, **options | {"num_steps": 7})
+    options["num_steps"] = 7
+    want = vipl.fit(elbo, 0.7, optimizer, data=jnp.asarray(ROWS), batch_size=4, **options)
     equal(rest, want)
 
 

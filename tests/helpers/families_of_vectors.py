@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax.tree_util import Partial
-from mpmath import mp
 
 from tests.helpers.formulas import (
     car,
@@ -27,6 +26,7 @@ from tests.helpers.formulas import (
     log_ndtr,
     log_upper,
     mixture,
+    mp,
     mvn,
     mvn_cov,
     normal,

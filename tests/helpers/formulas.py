@@ -1,9 +1,11 @@
 """Log densities of NumPyro's families for numbers of mpmath: the references of `tests.helpers.families`."""
 
 import itertools
+from typing import Any
 
-from mpmath import mp
+import mpmath
 
+mp: Any = mpmath.mp  # its functions are made when it is imported
 log, exp, log1p, expm1, pi, lgamma = mp.log, mp.exp, mp.log1p, mp.expm1, mp.pi, mp.loggamma
 
 

@@ -1,9 +1,14 @@
 """What a jaxpr consists of."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import jax
 
+from vipl._jax import Eqn
 
-def equations(jaxpr):
+
+def equations(jaxpr: Any) -> Iterator[Eqn]:
     """All equations of an open jaxpr, those of the jaxprs in it included."""
     for eqn in jaxpr.eqns:
         yield eqn

@@ -1,4 +1,6 @@
 """Programs that are wrong, each in one way. `tests/test_errors.py` pins what each is told."""
+# The arguments are wrong on purpose:
+# pyright: reportArgumentType=false, reportCallIssue=false
 
 from __future__ import annotations
 

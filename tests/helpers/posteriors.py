@@ -102,7 +102,7 @@ def volatility(length=60):
         h[t] = -1.0 + 0.95 * (h[t - 1] + 1.0) + 0.25 * rng.standard_normal()
     y = jnp.asarray(np.exp(h / 2) * rng.standard_normal(length))
 
-    def parameters(draw):
+    def parameters(draw) -> tuple[Any, Any, Any]:
         return draw("mu", dist.Normal(0.0, 2.0)), draw("phi", dist.Beta(20.0, 1.5)), draw("sigma", dist.Gamma(2.0, 5.0))
 
     @vipl.gen

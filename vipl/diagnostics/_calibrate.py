@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -102,8 +102,8 @@ def calibrate(
     observed: Any,
     *,
     guide: Any = FullRank,
-    num_datasets: int = 200,
-    num_draws: int = 99,
+    num_datasets: SupportsIndex = 200,
+    num_draws: SupportsIndex = 99,
     given: Mapping[str, Any] | None = None,
 ) -> Calibration:
     """Fits many datasets that the model itself draws, and ranks what they were drawn from among posterior draws.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ class HiddenMarkov(dist.Distribution):
         initial_logits: Float[ArrayLike, " S"],
         transition_logits: Float[ArrayLike, "*steps S S"],
         observation: dist.Distribution,
-        num_steps: int,
+        num_steps: SupportsIndex,
         observed: Bool[Array, " T"] | None = None,
         *,
         validate_args: bool | None = None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +59,7 @@ class LinearGaussian(dist.Distribution):
         transition_cov: Float[ArrayLike, "*steps n n"],
         emission: Float[ArrayLike, "*steps d n"],
         emission_cov: Float[ArrayLike, "*steps d d"],
-        num_steps: int,
+        num_steps: SupportsIndex,
         *,
         transition_bias: Float[ArrayLike, "*steps n"] | None = None,
         emission_bias: Float[ArrayLike, "*steps d"] | None = None,

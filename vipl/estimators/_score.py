@@ -48,7 +48,7 @@ class Score(Estimator):
     Reference: Williams (1992), theorem 1; Foerster et al. (2018), eq. (5), for higher derivatives.
     """
 
-    baseline: Float[ArrayLike, ""] | Callable[[dist.Distribution], Float[ArrayLike, ""]] | LeaveOneOut | None = None
+    baseline: Float[ArrayLike, ""] | Callable[[Any], Float[ArrayLike, ""]] | LeaveOneOut | None = None
 
     def points(self, law: Law, key: PRNGKeyArray) -> Draw:
         """The draw, with its score."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +64,7 @@ class Expectation:
         return self._program()(*args)
 
     @functools.partial(key_by_keyword, before=1)
-    def estimate(self, key: PRNGKeyArray, *args: PyTree, num_samples: int = 1) -> Any:
+    def estimate(self, key: PRNGKeyArray, *args: PyTree, num_samples: SupportsIndex = 1) -> Any:
         """Estimates the expected value; its JAX derivatives estimate the derivatives.
 
         (1/n) Σ_i S_i, with S_i independent surrogates: E[S] = E[f], E[∇S] = ∇E[f].
@@ -95,7 +95,9 @@ class Expectation:
         return self._estimate(as_key(key), leaves, skeleton=skeleton, num_samples=num_samples)
 
     @functools.partial(key_by_keyword, before=1)
-    def value_and_grad(self, key: PRNGKeyArray, *args: PyTree, num_samples: int = 1, argnums: Argnums = 1) -> Any:
+    def value_and_grad(
+        self, key: PRNGKeyArray, *args: PyTree, num_samples: SupportsIndex = 1, argnums: Argnums = 1
+    ) -> Any:
         """Estimates value and gradient in one run: `jax.value_and_grad(self.estimate, argnums)(key, *args)`.
 
         Compiled as one program, and kept, as `estimate` is.
@@ -175,7 +177,13 @@ class Expectation:
         return functools.partial(with_estimators, self.fn, self.estimators, self._name)
 
     def _call(
-        self, kind: str, program: Callable, key: PRNGKeyArray, args: tuple[PyTree, ...], num_samples: int, **static: Any
+        self,
+        kind: str,
+        program: Callable,
+        key: PRNGKeyArray,
+        args: tuple[PyTree, ...],
+        num_samples: SupportsIndex,
+        **static: Any,
     ) -> Any:
         """`program(key, leaves, skeleton=, num_samples=, **static)` of the arguments, compiled and kept.
 
@@ -216,7 +224,9 @@ class Expectation:
     ) -> Any:
         return self._gradient(key, skeleton.combine(leaves), num_samples, argnums)
 
-    def _gradient(self, key: PRNGKeyArray, args: tuple[PyTree, ...], num_samples: int, argnums: Argnums) -> Any:
+    def _gradient(
+        self, key: PRNGKeyArray, args: tuple[PyTree, ...], num_samples: SupportsIndex, argnums: Argnums
+    ) -> Any:
         fn = lambda *args: self.estimate(key, *args, num_samples=num_samples)  # noqa: E731
         return jax.value_and_grad(fn, argnums=argnums, has_aux=self.has_aux)(*args)
 

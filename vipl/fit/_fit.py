@@ -24,7 +24,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -129,19 +129,19 @@ def fit(
     *,
     key: PRNGKeyArray,
     data: PyTree = None,
-    num_steps: int,
-    batch_size: int | None = None,
-    num_samples: int = 1,
+    num_steps: SupportsIndex,
+    batch_size: SupportsIndex | None = None,
+    num_samples: SupportsIndex = 1,
     maximize: bool | Mapping[str, bool] = True,
     progress: bool = True,
     resume: Fit | None = None,
     state: PyTree = None,
     average: float | None = None,
-    num_restarts: int | None = None,
+    num_restarts: SupportsIndex | None = None,
     labels: PyTree = None,
-    turns: Mapping[str, int] | None = None,
+    turns: Mapping[str, SupportsIndex] | None = None,
     callback: Callable[[Fit], object] | None = None,
-    callback_every: int | datetime.timedelta | None = None,
+    callback_every: SupportsIndex | datetime.timedelta | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: float = 60.0,
 ) -> Fit:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import typing
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,13 +34,13 @@ class Law:
     """The distribution of one site, as an estimator sees it: one lane, unmasked.
 
     Attributes:
-      dist: the NumPyro distribution. A mask changes the density that a program counts, not what is drawn;
-        the derivative of an expectation needs the density of what is drawn, so masks are taken off.
+      dist: the NumPyro distribution, of the family that the site has. A mask changes the density that a program counts,
+        not what is drawn; the derivative of an expectation needs the density of what is drawn, so masks are taken off.
     """
 
     def __init__(self, distribution: dist.Distribution):
         """Takes the masks off."""
-        self.dist = unmasked(distribution)
+        self.dist: Any = unmasked(distribution)
 
     def sample(self, key: PRNGKeyArray) -> Shaped[Array, "..."]:
         """Draws a value; differentiable in the parameters where the distribution is reparametrized."""

@@ -12,7 +12,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -114,7 +114,7 @@ class Amortized(ModelGuide):
         family: Callable[..., ModelGuide] = MeanField,
         addresses: Any = None,
         by_row: bool | None = None,
-        num_rows: int | None = None,
+        num_rows: SupportsIndex | None = None,
     ):
         """See `Guide`.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -94,7 +94,7 @@ class Boosted(JointGuide):
 
     estimator = Score(LeaveOneOut())
 
-    def __init__(self, model: Program, data: Mapping[str, Any], num_components: int = 3, **options: Any):
+    def __init__(self, model: Program, data: Mapping[str, Any], num_components: SupportsIndex = 3, **options: Any):
         """See `JointGuide`.
 
         Args:
@@ -153,7 +153,7 @@ class Boosted(JointGuide):
             )
         return self._more(q, bound, 1, noise, rest)
 
-    def grow(self, key: PRNGKeyArray, params: PyTree, num: int = 1) -> tuple[Boosted, PyTree]:
+    def grow(self, key: PRNGKeyArray, params: PyTree, num: SupportsIndex = 1) -> tuple[Boosted, PyTree]:
         """A guide with more components, and its parameters; those of `params` are the first, fitted anew.
 
         Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +62,7 @@ class Flow(JointGuide):
         data: Mapping[str, Any],
         *,
         architecture: str = "autoregressive",
-        num_layers: int | None = None,
+        num_layers: SupportsIndex | None = None,
         hidden: tuple[int, ...] | None = None,
         num_bins: int | None = None,
         **options: Any,
@@ -129,7 +129,7 @@ class Flow(JointGuide):
         layers = [self._layers.init(k) for k in jax.random.split(key, self.num_layers)]
         return {"loc": self.center(u), "log_scale": jnp.full(self.latents.size, jnp.log(scale)), "layers": layers}
 
-    def family(self, params: PyTree) -> dist.Distribution:
+    def family(self, params: PyTree) -> dist.TransformedDistribution:
         """The base, and the flow after it."""
         n = self.latents.size
         steps: list[Any] = []

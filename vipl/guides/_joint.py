@@ -10,7 +10,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -225,7 +225,7 @@ class FullRank(JointGuide):
     Reference: Kucukelbir et al. (2017), "Automatic differentiation variational inference", eq. (9).
     """
 
-    def family(self, params: PyTree) -> dist.Distribution:
+    def family(self, params: PyTree) -> dist.MultivariateNormal:
         """N(loc, L Lᵀ)."""
         scale_tril = jnp.tril(params["lower"], -1) + jnp.diag(jnp.exp(params["log_diag"]))
         return gaussian(params["loc"], scale_tril)
@@ -292,7 +292,7 @@ class LowRank(JointGuide):
     Reference: Ong, Nott and Smith (2018), "Gaussian variational approximation with a factor covariance structure".
     """
 
-    def __init__(self, model: Program, data: Mapping[str, Any], rank: int, **options: Any):
+    def __init__(self, model: Program, data: Mapping[str, Any], rank: SupportsIndex, **options: Any):
         """See `JointGuide`.
 
         Args:
@@ -309,7 +309,7 @@ class LowRank(JointGuide):
         """See `Guide.options`."""
         return super().options | {"rank": self.rank}
 
-    def family(self, params: PyTree) -> dist.Distribution:
+    def family(self, params: PyTree) -> dist.LowRankMultivariateNormal:
         """N(loc, diag(exp(2 log_diag)) + F Fᵀ)."""
         return dist.LowRankMultivariateNormal(params["loc"], params["factor"], jnp.exp(2 * params["log_diag"]))
 
@@ -332,7 +332,7 @@ class Mixture(JointGuide):
     Reference: Graves (2016), "Stochastic backpropagation through mixture density distributions".
     """
 
-    def __init__(self, model: Program, data: Mapping[str, Any], num_components: int, **options: Any):
+    def __init__(self, model: Program, data: Mapping[str, Any], num_components: SupportsIndex, **options: Any):
         """See `JointGuide`.
 
         Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -51,11 +51,11 @@ class Pathfinder(JointGuide):
         self,
         model: Program,
         data: Mapping[str, Any],
-        num_paths: int = 4,
+        num_paths: SupportsIndex = 4,
         *,
-        num_steps: int = 100,
-        num_draws: int = 5,
-        memory: int = 6,
+        num_steps: SupportsIndex = 100,
+        num_draws: SupportsIndex = 5,
+        memory: SupportsIndex = 6,
         **options: Any,
     ):
         """See `JointGuide`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -52,8 +52,8 @@ class SemiImplicit(CoordinatesGuide):
         model: Program,
         data: Mapping[str, Any],
         *,
-        num_particles: int = 32,
-        noise_size: int | None = None,
+        num_particles: SupportsIndex = 32,
+        noise_size: SupportsIndex | None = None,
         hidden: tuple[int, ...] = (32, 32),
         **options: Any,
     ):

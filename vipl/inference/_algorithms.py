@@ -180,7 +180,7 @@ class Enumeration(ExactAlgorithm):
         log_weights = jax.vmap(lambda z: program.assess(merge(known, z)).log_prob)(choices)
         return Particles(choices, log_weights, jax.nn.logsumexp(log_weights))
 
-    def marginals(self, program: Source, known: Choices, info: SiteInfo) -> dist.Distribution:
+    def marginals(self, program: Source, known: Choices, info: SiteInfo) -> dist.CategoricalLogits:
         """Categorical, of the choice's shape as batch shape."""
         particles = self.particles(program, known)
         values = finite_values(info, "Enumeration()")
@@ -198,7 +198,7 @@ def log_total(log_w: Array, counts: ArrayLike = True) -> Array:
     return jnp.where(some, jax.nn.logsumexp(safe, axis=0), -jnp.inf)
 
 
-def categorical(values: np.ndarray, log_probs: Array, info: SiteInfo) -> dist.Distribution:
+def categorical(values: np.ndarray, log_probs: Array, info: SiteInfo) -> dist.CategoricalLogits:
     """A Categorical by log probabilities f[..., n] of n values, some of 0, 1, 2, ...; others have probability zero."""
     if values.dtype.kind == "b" or (values.dtype.kind in "iu" and values.size and values.min() >= 0):
         numbers = values.astype(int)

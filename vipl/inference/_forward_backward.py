@@ -58,7 +58,7 @@ class ForwardBackward(ExactAlgorithm):
         path = path[::-1] if chain.reverse else path
         return Particles(nest({chain.info.site.address: path[None]}), jnp.zeros(1), jax.nn.logsumexp(alphas[-1]))
 
-    def marginals(self, program: Source, known: Choices, info: SiteInfo) -> dist.Distribution:
+    def marginals(self, program: Source, known: Choices, info: SiteInfo) -> dist.CategoricalLogits:
         """Categorical of batch shape [T]: p(z_t | known) is in proportion to α_t β_t."""
         chain, values = finite_chain(program, known)
         alphas, steps = _forward(chain, values)

@@ -75,7 +75,7 @@ class Kalman(ExactAlgorithm):
         path = (path[::-1] if chain.reverse else path).reshape(-1, *chain.info.site.shape)
         return Particles(nest({chain.info.site.address: path[None]}), jnp.zeros(1), _integral(last))
 
-    def marginals(self, program: Source, known: Choices, info: SiteInfo) -> dist.Distribution:
+    def marginals(self, program: Source, known: Choices, info: SiteInfo) -> dist.Normal | dist.MultivariateNormal:
         """Normal of batch shape [T]; MultivariateNormal of that batch shape, where the state is an array."""
         chain = _gaussian_chain(program, known)
         last, before, steps = _forward(chain)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
-import numpyro.distributions as dist
 
 from vipl._types import Array, Float, PRNGKeyArray, PyTree
 from vipl.errors import AddressError, ProgramError, shortened, show_address, show_addresses
@@ -182,7 +182,7 @@ class Normalized(Estimated):
         """
         return self.algorithm.particles(self.program, self.given) if key is None else self._with_key("particles", key)
 
-    def marginals(self, address: str | Address) -> dist.Distribution:
+    def marginals(self, address: str | Address) -> Any:
         """The exact posterior marginals of one choice, by `Enumeration()`, `ForwardBackward()` or `Kalman()`.
 
         p(z_i | given) for each element z_i of the choice, each loop and lane around the site being a batch axis:

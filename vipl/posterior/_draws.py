@@ -10,8 +10,9 @@ compiles nothing. Where the call is itself traced, all of them are made together
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +40,7 @@ def addresses_of(program: Program) -> list[Address]:
 
 
 def predict(
-    key: PRNGKeyArray, program: Program, num_samples: int = 1000, *, choices: Mapping[str, Any] | None = None
+    key: PRNGKeyArray, program: Program, num_samples: SupportsIndex = 1000, *, choices: Mapping[str, Any] | None = None
 ) -> Any:
     """Draws from a program, with some choices given.
 
@@ -111,7 +112,9 @@ def keys_of(key: PRNGKeyArray, numbers: Int[Array, " n"]) -> PRNGKeyArray:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
 
 
-def in_chunks(num_samples: int, run: Callable[[Any, Any], PyTree], rows: PyTree, beside: PyTree = ()) -> PyTree:
+def in_chunks(
+    num_samples: SupportsIndex, run: Callable[[Any, Any], PyTree], rows: PyTree, beside: PyTree = ()
+) -> PyTree:
     """`run(numbers, rows)` for the numbers 0 ... num_samples - 1, 250 at a time.
 
     Args:
@@ -120,6 +123,7 @@ def in_chunks(num_samples: int, run: Callable[[Any, Any], PyTree], rows: PyTree,
       rows: a pytree of arrays with a leading axis of `num_samples`.
       beside: what else the runs depend on, to see whether it is traced.
     """
+    num_samples = operator.index(num_samples)
     everything = np.arange(num_samples, dtype=np.int32)
     if is_traced((rows, beside)):
         return run(jnp.asarray(everything), rows)

@@ -92,13 +92,13 @@ def evidence_of(log_w: np.ndarray, weights: Smoothed, num_particles: int, exact:
     return Evidence(*_mean_and_error(log_w), *lower, weights.log_mean, error, *upper, method, num_particles, n, weights)
 
 
-def group_means(log_w: Any, num_particles: int, exact: float | None = None, xp: Any = np) -> Any:
+def group_means(log_w: Any, num_particles: int, exact: Any = None, xp: Any = np) -> Any:
     """f[n // K]: log (1/K) Σ w over groups of K; the first weight of each is that of the exact draw if there is one.
 
     Args:
       log_w: f[n].
       num_particles: K.
-      exact: the logarithm of the weight of an exact draw.
+      exact: f[], the logarithm of the weight of an exact draw, or None.
       xp: `numpy` or `jax.numpy`.
     """
     groups = log_w[: log_w.shape[0] // num_particles * num_particles].reshape(-1, num_particles)

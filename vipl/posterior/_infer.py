@@ -10,8 +10,8 @@ from __future__ import annotations
 import inspect
 import time
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeGuard
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, SupportsIndex, TypeGuard, overload
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +52,7 @@ from vipl.ir.keys import as_key
 from vipl.objectives import elbo, elbo_with_chain, sticking_the_landing
 from vipl.posterior._discrete import framed
 from vipl.posterior._files import Report
-from vipl.posterior._posterior import Posterior, check_fits
+from vipl.posterior._posterior import G, Posterior, check_fits
 
 MOST_COORDINATES = 256
 """The most real coordinates of which a covariance is learned without being asked for."""
@@ -73,6 +73,51 @@ _OUTSIDE = (
 )
 
 
+@overload
+def infer(
+    model: Program,
+    data: Mapping[str, Any],
+    *,
+    key: PRNGKeyArray,
+    guide: G,
+    start: Start = None,
+    optimizer: optax.GradientTransformation | None = None,
+    num_steps: SupportsIndex | None = None,
+    num_samples: SupportsIndex = 8,
+    progress: bool = False,
+) -> Posterior[G]: ...
+
+
+@overload
+def infer(
+    model: Program,
+    data: Mapping[str, Any],
+    *,
+    key: PRNGKeyArray,
+    guide: Callable[[Program, Mapping[str, Any]], G],
+    start: Start = None,
+    optimizer: optax.GradientTransformation | None = None,
+    num_steps: SupportsIndex | None = None,
+    num_samples: SupportsIndex = 8,
+    progress: bool = False,
+) -> Posterior[G]: ...
+
+
+@overload
+def infer(
+    model: Program,
+    data: Mapping[str, Any],
+    *,
+    key: PRNGKeyArray,
+    guide: None = None,
+    start: Start = None,
+    optimizer: optax.GradientTransformation | None = None,
+    num_steps: SupportsIndex | None = None,
+    num_samples: SupportsIndex = 8,
+    progress: bool = False,
+) -> Posterior[Any]: ...
+
+
 def infer(
     model: Program,
     data: Mapping[str, Any],
@@ -81,10 +126,10 @@ def infer(
     guide: Any = None,
     start: Start = None,
     optimizer: optax.GradientTransformation | None = None,
-    num_steps: int | None = None,
-    num_samples: int = 8,
+    num_steps: SupportsIndex | None = None,
+    num_samples: SupportsIndex = 8,
     progress: bool = False,
-) -> Posterior:
+) -> Posterior[Any]:
     """Approximates the posterior of a model's latent choices given its data.
 
     max over params of L = E_q[log p(z, data) - log q(z)],  q = guide(params).

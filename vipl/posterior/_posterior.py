@@ -11,7 +11,7 @@ import math
 import pathlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, SupportsIndex, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,7 @@ from vipl.posterior._psis import Smoothed, smooth
 from vipl.posterior._table import Table, label, number
 
 _OUTSIDE = "return the parameters, and ask vipl.Posterior(model, data, guide, params) outside"
+G = TypeVar("G", bound=Guide, covariant=True)
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Improved:
     bound: Float[Array, ""]
     spread: Float[Array, ""]
 
-    def sample(self, key: PRNGKeyArray, num_samples: int = 1000) -> Choices:
+    def sample(self, key: PRNGKeyArray, num_samples: SupportsIndex = 1000) -> Choices:
         """Draws with replacement by the weights."""
         num_samples = whole_number(num_samples, "num_samples", "Improved")
         log_weights = jnp.asarray(self.weights.log_weights)
@@ -141,7 +142,7 @@ def _check_function(fn: object, at: str) -> None:
 
 
 @dataclass(frozen=True)
-class Posterior:
+class Posterior(Generic[G]):
     """A fitted guide; made by `vipl.infer`.
 
     Attributes:
@@ -154,7 +155,7 @@ class Posterior:
 
     model: Program
     data: Choices
-    guide: Guide
+    guide: G
     params: PyTree
     report: Report | None = None
 
@@ -183,7 +184,7 @@ class Posterior:
 
     # --- draws --------------------------------------------------------------------------------------------------
 
-    def sample(self, key: PRNGKeyArray, num_samples: int = 1000) -> Choices:
+    def sample(self, key: PRNGKeyArray, num_samples: SupportsIndex = 1000) -> Choices:
         """Draws of the latent choices, by address, with a leading axis of `num_samples`.
 
         The choices stand in the order of the model's sites.
@@ -204,7 +205,7 @@ class Posterior:
         """
         return self.program.assess(choices, key=key).log_prob
 
-    def predict(self, key: PRNGKeyArray, program: Program | None = None, num_samples: int = 1000) -> Choices:
+    def predict(self, key: PRNGKeyArray, program: Program | None = None, num_samples: SupportsIndex = 1000) -> Choices:
         """Draws of a program whose latent choices are drawn from the posterior.
 
         ỹ_i ~ p(· | z_i),   z_i ~ q:   the posterior predictive. Choices of the program at the posterior's addresses are
@@ -235,7 +236,7 @@ class Posterior:
         return predict(key_predict, program, num_samples, choices=drawn)
 
     def expectation(
-        self, fn: Callable[[Choices], PyTree], key: PRNGKeyArray | None = None, num_samples: int = 10_000
+        self, fn: Callable[[Choices], PyTree], key: PRNGKeyArray | None = None, num_samples: SupportsIndex = 10_000
     ) -> PyTree:
         """The mean of a function of the latent choices over draws; its error is its deviation / sqrt(num_samples)."""
         _check_function(fn, f"expectation of {self!r}")
@@ -254,7 +255,7 @@ class Posterior:
         key: PRNGKeyArray | None = None,
         program: Program | None = None,
         data: Choices | None = None,
-        num_samples: int = 1000,
+        num_samples: SupportsIndex = 1000,
     ) -> Choices:
         """The log density of each observation j at draws z_i ~ q, log p(y_j | z_i), by address: f[num_samples, ...].
 
@@ -300,7 +301,7 @@ class Posterior:
         found = in_chunks(num_samples, some, list(values.values()), (key, program, data))
         return nest({a: found[a] for a in has if a in found})
 
-    def improve(self, key: PRNGKeyArray, num_samples: int = 4000) -> Improved:
+    def improve(self, key: PRNGKeyArray, num_samples: SupportsIndex = 4000) -> Improved:
         """Draws that are weighted towards the exact posterior: Pareto-smoothed importance sampling.
 
         w_i ∝ p(z_i, data) / q(z_i), z_i ~ q, the largest smoothed. Reliable where `k_hat` is below the `limit` of the
@@ -324,9 +325,9 @@ class Posterior:
     def evidence(
         self,
         key: PRNGKeyArray | None = None,
-        num_samples: int = 4000,
+        num_samples: SupportsIndex = 4000,
         *,
-        num_particles: int | None = None,
+        num_particles: SupportsIndex | None = None,
         truth: Choices | None = None,
     ) -> Evidence:
         """The log evidence log Z, Z = p(data), from weights w = p(z, data) / q(z): bounds from both sides, an estimate.
@@ -421,7 +422,7 @@ class Posterior:
 
     # --- what it says of itself ---------------------------------------------------------------------------------
 
-    def summary(self, key: PRNGKeyArray | None = None, num_samples: int = 4000) -> Table:
+    def summary(self, key: PRNGKeyArray | None = None, num_samples: SupportsIndex = 4000) -> Table:
         """Mean, deviation and quantiles of each latent number, and how far the fit can be trusted.
 
         Rows stand in the order of the model's sites.
@@ -460,7 +461,7 @@ class Posterior:
         self,
         key: PRNGKeyArray | None = None,
         *,
-        num_samples: int = 1000,
+        num_samples: SupportsIndex = 1000,
         prior: bool = True,
         coords: Mapping[str, Any] | None = None,
         dims: Mapping[str, Any] | None = None,
@@ -578,7 +579,7 @@ class Posterior:
 
     # --- inside -------------------------------------------------------------------------------------------------
 
-    def _drawn(self, key: PRNGKeyArray, num_samples: int) -> tuple[list[Array], Array]:
+    def _drawn(self, key: PRNGKeyArray, num_samples: SupportsIndex) -> tuple[list[Array], Array]:
         """Draws in the order of `_addresses`, and the guide's log densities of them."""
         num_samples, the_key = whole_number(num_samples, "num_samples", "Posterior"), as_key(key)
         fn = functools.partial(_draws, names=self._addresses)
@@ -591,7 +592,7 @@ class Posterior:
     def _named(self, values: list[Array]) -> Choices:
         return nest(dict(zip(self._addresses, values, strict=True)))
 
-    def _draw(self, key: PRNGKeyArray, num_samples: int) -> tuple[Choices, Array, Array]:
+    def _draw(self, key: PRNGKeyArray, num_samples: SupportsIndex) -> tuple[Choices, Array, Array]:
         """Draws, their log joint densities with the data, and the guide's."""
         values, log_q = self._drawn(key, num_samples)
         the_key, things = as_key(key), (self.model, self.data)
@@ -673,7 +674,7 @@ def _variables(flat: dict[Address, Any]) -> dict[str, Any]:
     return named
 
 
-def load(path: str | pathlib.Path, program: Program, data: Choices) -> Posterior:
+def load(path: str | pathlib.Path, program: Program, data: Choices) -> Posterior[Any]:
     """Reads a posterior that `Posterior.save` wrote.
 
     Args:
