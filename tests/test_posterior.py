@@ -95,6 +95,7 @@ def test_data_sets_are_fitted_together_by_vmap(guide, key):
 
     def fitted(y):
         found = vipl.infer(line(X), {"y": y}, key=key, guide=guide)
+        assert found.report is not None
         return found.params, found.report.converged, found.report.steps, found.sample(key, 3)
 
     together = jax.vmap(fitted)(several)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vipl._jax import Tracer
+from vipl._jax import Tracer, double_precision
 from vipl._types import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 from vipl.errors import ChoiceError, ProgramError, shortened, show_address, show_addresses, show_aval
 from vipl.gen import GenerativeFunction, Program
@@ -95,7 +95,7 @@ class ModelGuide(Guide):
         check_source(model, "model", role, program=True)
         flatten(dict(data) if isinstance(data, Mapping) else data, f"the data of {role}")
         self.model, self.data, self._addresses = model, dict(data), addresses
-        self._in_double = jax.config.jax_enable_x64
+        self._in_double = double_precision()
         self.latents = Latents(model, self.data, role, addresses)
         self.addresses = [x.address for x in (*self.latents.real, *self.latents.discrete)]
         self._check()
@@ -111,7 +111,7 @@ class ModelGuide(Guide):
 
     def _check_precision(self) -> None:
         """Raises where the setting of `jax_enable_x64` is not that under which the model was staged."""
-        if self._in_double != jax.config.jax_enable_x64:
+        if self._in_double != double_precision():
             before, now = ("double", "single") if self._in_double else ("single", "double")
             raise ProgramError(
                 "a guide is used in another precision than it was made in.",

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vipl import guides
-from vipl._types import PyTree
+from vipl._types import Array, Bool, Float, Int, PyTree
 from vipl.errors import ProgramError
 from vipl.gen import Program
 from vipl.gen._choices import Address, Choices, flatten
@@ -34,9 +34,9 @@ class Report:
     """
 
     method: str
-    values: np.ndarray = field(repr=False)
-    converged: bool
-    steps: int
+    values: np.ndarray | Float[Array, " steps"] = field(repr=False)
+    converged: bool | Bool[Array, ""]
+    steps: int | Int[Array, ""]
     seconds: float
     note: str = ""
 
