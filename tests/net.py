@@ -33,7 +33,7 @@ Step = tuple[Callable, tuple[Any, ...]]
 
 
 def conformance() -> Iterator[tuple[str, Step]]:
-    """The programs of `tests/test_conformance.py`."""
+    """The programs of `tests/estimators/test_conformance.py`."""
     from tests.helpers.cases import FAMILIES, program, table  # not before the precision is chosen: they make arrays
 
     for structure, name, estimator in table():

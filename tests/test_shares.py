@@ -25,7 +25,7 @@ def test_the_shares_of_a_file_are_the_file():
     """Collected by pytest, as the whole check does: what is marked goes where the mark says, all else is dealt out."""
 
     def collected(*args):
-        files = ["tests/test_causality.py", "tests/test_shares.py"]
+        files = ["tests/analysis/test_causality.py", "tests/test_shares.py"]
         command = [sys.executable, "-m", "pytest", "--collect-only", *files, *args]
         out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         return [line for line in out.splitlines() if "::" in line]

@@ -1,4 +1,4 @@
-"""The table of `tests.test_families`: all families of NumPyro with their formulas, and points to measure them at.
+"""The table of `tests.distributions.test_families`: all families of NumPyro, their formulas, points to measure them at.
 
 An entry of FAMILIES: the distribution of its parameters; the formula of the value and the parameters; points, which are
 a value and parameters. Floats are differentiated, integers are not. A list is a vector. A fourth part makes a value of

@@ -10,7 +10,8 @@ not, or both (`Mark`).
 
 Loops are the lanes of a `vmap` and the steps of a `scan`. In a step, what the carry brings is of the steps before.
 
-Invariant (tests/test_reach.py): another value of a site in pass j changes no element i that does not depend on j.
+Invariant (tests/analysis/test_reach.py): another value of a site in pass j changes no element i that does not depend
+on j.
 
 It holds for every program: a primitive without a rule here loses the axes.
 """

@@ -1,7 +1,7 @@
 """NumPyro's distributions, with stable densities in the place of those that lose digits or have wrong derivatives.
 
 What is wrong with a family, and what is done instead, stands in the file of its kind: `_flips`, `_counts`, `_inflated`,
-`_gammas`, `_tails`, `_truncated`, `_censored`. `tests/test_families.py` holds them to it.
+`_gammas`, `_tails`, `_truncated`, `_censored`. `tests/distributions/test_families.py` holds them to it.
 """
 
 from __future__ import annotations

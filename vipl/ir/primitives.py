@@ -1,7 +1,7 @@
 """The primitive `sample`, and the primitive `lanes` that keeps a part of a program unmapped.
 
 `sample_p` binds one site. Its operands are the arrays of the site's source and of its estimator; its one
-parameter is a `Site`, which says everything else. Three nets hold (see `vipl._jax` and `_holds`):
+parameter is a `Site`, which says everything else. Three nets hold (see `vipl._jax` and `vipl.ir.staging_rules`):
 the primitive carries a JAX effect, so that no pass drops or hides a site; binding it under a derivative
 raises; meeting it outside every program raises.
 

@@ -4,7 +4,7 @@ What each case sees: a bias of 0.05 in the value; of a quarter of the gradient's
 of it, and of no less than 0.1, in the Hessian. In 53 of the 123 cases with a Hessian, some in every structure, that is
 less than the Hessian's own largest entry, so that one that is zero would be seen; and so it would in all cases of
 `Enumerate`, which has no noise. In the others the Hessian is small beside its noise, and a twin is caught by its
-gradient. (`Relax` has a test of its own second derivatives in `tests/test_estimators.py`.)
+gradient. (`Relax` has a test of its own second derivatives in `tests/estimators/test_estimators.py`.)
 """
 
 import functools

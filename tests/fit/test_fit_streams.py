@@ -17,10 +17,10 @@ import optax
 import pytest
 
 import vipl
-from tests.test_fits import BOTH, FROZEN, SGDS, START, TWO, measured, powers, same, square, stateful
+from tests.fit.test_fits import BOTH, FROZEN, SGDS, START, TWO, measured, powers, same, square, stateful
 from vipl.fit import fit
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 KEY = jax.random.key(37)
 OPTIONS = {"key": KEY, "progress": False}
 
