@@ -55,6 +55,6 @@ def forget_compiled_programs():
     """Compiled programs would fill the memory."""
     yield
     _FINISHED.append(1)
-    if len(_FINISHED) % 30 == 0:
+    if len(_FINISHED) % 90 == 0:
         jax.clear_caches()
         forget()

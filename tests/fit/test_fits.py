@@ -620,3 +620,23 @@ def test_a_module_with_random_numbers_is_refused_in_both_forms():
             vipl.errors.ProgramError, match=r"RngCount at rngs.count.*\n.*\n  fix:       leave out Dropout"
         ):
             functional(nnx.Dropout(0.5, rngs=nnx.Rngs(0)), state=state)
+
+
+def test_an_optimizer_that_calls_the_objective_by_another_name(key):
+    """`optax.contrib.sophia` asks for `obj_fn`, and gets it as the how-to says: the same as by hand."""
+    params = {"m": jnp.array([0.5, -1.0])}
+
+    def loss(params):
+        return jnp.sum((params["m"] - 3.0) ** 4)
+
+    sophia = optax.contrib.sophia(0.1)
+    given = optax.GradientTransformationExtraArgs(
+        sophia.init, lambda grads, state, params, value_fn, **_: sophia.update(grads, state, params, obj_fn=value_fn)
+    )
+    found = vipl.fit(vipl.expectation(loss), params, given, key=key, num_steps=4, maximize=False, progress=False)
+    state = sophia.init(params)
+    for _ in range(4):
+        updates, state = sophia.update(jax.grad(loss)(params), state, params, obj_fn=loss)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(found.params["m"], params["m"], rtol=1e-6)
+    assert loss(params) < loss({"m": jnp.array([0.5, -1.0])})

@@ -2370,6 +2370,44 @@ def infer_by_a_combination_of_other_data():
 
 
 @malformed
+def infer_by_a_program_of_ones_own_in_a_combination():
+    guide = vipl.guides.combine({"m": full(addresses="m"), "s": of_s})
+    vipl.infer(location(), SEEN, key=KEY, guide=guide)
+
+
+@malformed
+def a_bound_in_another_block():
+    def ends():
+        a = sample("a", dist.Normal(0.0, 1.0))
+        sample("u", dist.Uniform(a, a + 1.0))
+
+    vipl.guides.BlockDiagonal(vipl.gen(ends)(), {}, [["a"], ["u"]])
+
+
+@malformed
+def weights_of_a_point_beside_a_guide():
+    guide = vipl.guides.combine({"m": full(addresses="m"), "s": vipl.guides.Delta(location(), SEEN, addresses="s")})
+    vipl.Posterior(location(), SEEN, guide, guide.init(KEY)).improve(KEY)
+
+
+@malformed
+def a_posterior_of_other_supports():
+    model = vipl.gen(lambda: sample("m", dist.Normal(0.0, 1.0)) + sample("s", dist.Normal(0.0, 1.0)))
+    other = vipl.gen(lambda: sample("m", dist.Normal(0.0, 1.0)) + sample("s", dist.HalfNormal(1.0)))
+    guide = vipl.guides.MeanField(model(), {})
+    with tempfile.TemporaryDirectory() as folder:
+        vipl.Posterior(model(), {}, guide, guide.init(KEY)).save(f"{folder}/posterior.npz")
+        vipl.load(f"{folder}/posterior.npz", other(), {})
+
+
+@malformed
+def a_batch_that_is_none():
+    data = iter([np.float64(1.0), None, np.float64(1.0)])
+    objective = vipl.expectation(lambda m, x: (m - x) ** 2)
+    vipl.fit(objective, 0.0, optax.adam(0.1), key=KEY, data=data, num_steps=3, progress=False)
+
+
+@malformed
 def infer_by_stochastic_gradients_inside_jit():
     mixed = lambda model, data: vipl.guides.Mixture(model, data, 2)  # noqa: E731
     jax.jit(lambda y: vipl.infer(location(), {"y": y}, key=KEY, guide=mixed).params)(SEEN["y"])

@@ -351,6 +351,19 @@ def test_smoothed_weights_are_arvizs_of_the_weights_themselves(key):
         smooth(jnp.array([0.0, jnp.nan]))
 
 
+def test_a_point_is_not_called_fine(key):
+    """It has no weights: its summary says what it is, and asks for a guide with a density."""
+    point = guides.Delta(line(X), Y)
+    beside = guides.combine(
+        {"a": guides.FullRank(line(X), Y, addresses="a"), "b": guides.Delta(line(X), Y, addresses="b")}
+    )
+    for guide in (point, beside):
+        said = str(vipl.Posterior(line(X), Y, guide, guide.init(key)).summary(key, 100))
+        assert "A point tells where the density is high" in said
+        assert "Fine" not in said
+        assert "k-hat" not in said
+
+
 def test_expectations_of_conditions_and_integers_are_means(key):
     """By weights, too, as `jnp.mean` has them; derivatives are those of the sum."""
 
@@ -450,6 +463,47 @@ def test_arviz_reads_it(posterior, key):
     summary = stats.summary(tree, round_to="none")
     np.testing.assert_allclose(summary["mean"], mean, atol=0.05)
     assert np.isfinite(stats.loo(tree).elpd)
+
+
+@vipl.gen
+def _part(a):
+    vipl.deterministic("twice", 2 * a)
+    return sample("b", dist.Normal(a, 1.0))
+
+
+def test_recorded_values_stand_beside_the_choices(key):
+    """By address, with the axes of loops, at the same draws; of the prior at those of the prior."""
+
+    @vipl.gen
+    def recording():
+        a = sample("a", dist.Normal(0.0, 1.0))
+        mean = vipl.deterministic("mean", a + sample("part", _part(a)) * X)
+        sample("y", dist.Normal(mean, 1.0))
+        jax.vmap(lambda i: vipl.deterministic("lane", i * a))(jnp.arange(2.0))
+
+    guide = guides.FullRank(recording(), Y)
+    found = vipl.Posterior(recording(), Y, guide, guide.init(key))
+    drawn, recorded = found.sample(key, 6), found.deterministics(key, 6)
+    assert list(recorded) == ["part", "mean", "lane"]
+    np.testing.assert_allclose(recorded["part"]["twice"], 2 * drawn["a"], rtol=1e-12)
+    np.testing.assert_allclose(recorded["mean"], drawn["a"][:, None] + drawn["part"]["b"][:, None] * X, rtol=1e-12)
+    np.testing.assert_allclose(recorded["lane"], drawn["a"][:, None] * np.arange(2.0), rtol=1e-12)
+    tree = found.to_arviz(key, num_samples=5, dims={"mean": ["row"]})
+    for group in ("posterior", "prior"):
+        its = tree[group]
+        assert list(its.data_vars) == ["a", "part.b", "part.twice", "mean", "lane"]
+        assert its["mean"].dims == ("chain", "draw", "row")
+        np.testing.assert_allclose(its["part.twice"], 2 * its["a"], rtol=1e-12)
+    assert list(tree["prior_predictive"].data_vars) == ["y"]
+    bare = vipl.Posterior(line(X), Y, guides.Delta(line(X), Y), guides.Delta(line(X), Y).init(key))
+    assert bare.deterministics(key, 3) == {}
+
+
+def test_dimensions_of_constant_data_are_named(posterior, key):
+    tree = posterior.to_arviz(
+        key, num_samples=5, prior=False, constant_data={"x": X}, dims={"x": ["row"], "y": ["row"]}
+    )
+    assert tree["constant_data"]["x"].dims == tree["observed_data"]["y"].dims == ("row",)
 
 
 def test_leaving_out_a_nearly_certain_row_has_a_number():

@@ -260,6 +260,17 @@ def check_batch(batch: PyTree, first: PyTree) -> None:
         )
 
 
+def check_is_batch(batch: PyTree) -> None:
+    """Raises where a stream says None, which holds no arrays, for a batch."""
+    if batch is None:
+        raise _error(
+            "a batch is None.",
+            "None, as a function returns that ends without `return`",
+            "a pytree of arrays for each step",
+            "look at what makes the batches; an iterator that is at its end stops",
+        )
+
+
 def check_has_batches(has: bool) -> None:
     """Raises where a stream has no batch at all."""
     if not has:

@@ -13,7 +13,10 @@ from typing import Any
 import jax
 
 from vipl._types import PyTree
-from vipl.fit._check import as_arrays, check_batch, check_has_batches
+from vipl.fit._check import as_arrays, check_batch, check_has_batches, check_is_batch
+
+_END = object()
+"""What is read where a stream has no more batches."""
 
 _AHEAD = 2
 """How many batches are read, and on their way to the device, while a step is taken."""
@@ -115,9 +118,10 @@ class Stream:
 
     def _arrays(self) -> PyTree:
         batch = self._raw()
-        if batch is None:
+        if batch is _END:
             check_has_batches(self._first is not None or self._passed)
             return None
+        check_is_batch(batch)
         batch = as_arrays(batch, "data")
         self._first = batch if self._first is None else self._first
         check_batch(batch, self._first)
@@ -129,7 +133,7 @@ class Stream:
             self._of_this_pass += 1
             return batch
         if self._source is self._batches or self._of_this_pass == 0:
-            return None
+            return _END
         self._batches, self._of_this_pass = iter(self._source), 0
         return self._raw()
 

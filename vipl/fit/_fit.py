@@ -93,8 +93,8 @@ class Fit:
       gradient_norms: f[n], the Euclidean norm of the gradient in each step.
       learning_rates: f[n], the learning rate of each step, where the optimizer has an optax.inject_hyperparams of a
         "learning_rate" (the first, if there are several); else None.
-      metrics: …[n, ...], the auxiliary output of the objective in each step, as `estimate` returns it; after `stopped`
-        NaN, or 0 where it is not a float. None without `has_aux`.
+      metrics: …[n, ...], the auxiliary output of the objective in each step, as `estimate` returns it, of keys
+        their data; after `stopped` NaN, or 0 where it is not a float. None without `has_aux`.
       averaged: …, the average of the parameters; None without `average`.
       state: …, the state that the objective returned in the last step; None without `state`.
       restarts: the fits from all starts, as one `Fit` whose arrays have a leading axis of them; None without

@@ -56,6 +56,9 @@ class GenerativeFunction:
         functools.update_wrapper(self, fn, updated=())
         self.fn, self.estimators = fn, estimators
 
+    def __repr__(self) -> str:
+        return f"<generative function {self.name}>"
+
     def __call__(self, *args: Any, **kwargs: Any) -> Program:
         """Applies the function to arguments; nothing runs yet."""
         return Program(self, args, kwargs)

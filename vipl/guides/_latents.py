@@ -387,7 +387,7 @@ class Latents(Coordinates):
                 at=f"{role} of {self.program.name}",
                 got=f"addresses without {show_addresses(left_out)}",
                 expected="all choices that the supports of the chosen ones depend on",
-                fix=f"add {show_address(left_out[0])} to the addresses",
+                fix=f"put {show_address(left_out[0])} into the same guide, or block: add it to the addresses",
             )
         return bool(needed)
 

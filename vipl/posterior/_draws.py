@@ -24,7 +24,7 @@ from vipl.errors import AddressError, ChoiceError, show_address, show_addresses,
 from vipl.gen import Program, Trace
 from vipl.gen._check_arguments import check_source
 from vipl.gen._choices import Address, Choices, flatten, nest
-from vipl.gen._without_choice import valued
+from vipl.gen._without_choice import is_record, valued
 from vipl.guides._once import run_once
 from vipl.interpret.seed import seed
 from vipl.ir.keys import as_key
@@ -37,6 +37,11 @@ CHUNK = 250
 def addresses_of(program: Program) -> list[Address]:
     """The addresses of a program, in its order."""
     return list(dict.fromkeys(info.site.address for info in valued(program.staged()[1])))
+
+
+def recorded_by(program: Program) -> list[Address]:
+    """The addresses of the values that a program records."""
+    return list(dict.fromkeys(info.site.address for info in program.staged()[1] if is_record(info.site)))
 
 
 def predict(
@@ -197,6 +202,23 @@ def log_likelihoods(
         return {a: x for a, x in flatten(trace.log_probs, program.name).items() if a in given}
 
     return _assessed(program, given, key, numbers, values, names, of_data)
+
+
+def records(
+    program: Program,
+    data: Choices,
+    key: PRNGKeyArray,
+    numbers: Int[Array, " n"],
+    values: list[Array],
+    *,
+    names: tuple[Address, ...],
+) -> dict[Address, Array]:
+    """The values that a program records, at data and the values of the other choices; see `log_likelihoods`."""
+
+    def of_records(trace: Trace) -> dict[Address, Array]:
+        return flatten(trace.deterministics, program.name)
+
+    return _assessed(program, flatten(data, "data"), key, numbers, values, names, of_records)
 
 
 def _assessed(

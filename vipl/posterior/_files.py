@@ -17,7 +17,7 @@ from vipl._types import Array, Bool, Float, Int, PyTree
 from vipl.errors import ProgramError
 from vipl.gen import Program
 from vipl.gen._choices import Address, Choices, flatten
-from vipl.guides._combine import Combined
+from vipl.guides._combine import Combined, parts_of
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ def write(
     said, arrays = _describe(guide)
     said |= {"version": 1, "model": model, "data": sorted(keyed(flatten(data, "data")))}
     said |= {"shapes": _shapes(data), "latent": sorted(keyed(dict.fromkeys(guide.addresses)))}
+    said |= {"supports": _supports(guide)}
     arrays |= {f"params/{k}": np.asarray(x) for k, x in enumerate(jax.tree.leaves(params))}
     if report is not None:
         r = report
@@ -126,11 +127,23 @@ def read(path: str | pathlib.Path, program: Program, data: Choices) -> tuple[Any
     latent = sorted(keyed(dict.fromkeys(guide.addresses)))
     if said.get("latent", latent) != latent:
         raise _not_loaded(at, f"latent choices {', '.join(said['latent'])}", ", ".join(latent))
+    supports = _supports(guide)
+    for address, support in said.get("supports", supports).items():
+        if support != supports[address]:
+            raise _not_loaded(at, f"{address} among {support}", f"{address} among {supports[address]}")
     return guide, _params_of(guide, arrays, at), _report_of(said, arrays)
 
 
 def _shapes(data: Choices) -> dict[str, list[int]]:
     return {name: list(np.shape(x)) for name, x in sorted(keyed(flatten(data, "data")).items())}
+
+
+def _supports(guide: Any) -> dict[str, str]:
+    """Of each latent choice the values that it may take, in words."""
+    latents = [part.latents for part in parts_of(guide)]
+    real = {x.address: str(x.region) for each in latents for x in each.real}
+    discrete = {x.address: f"{x.number} integers from {x.low}" for each in latents for x in each.discrete}
+    return keyed(real | discrete)
 
 
 def _params_of(guide: Any, arrays: Mapping[str, np.ndarray], at: str) -> PyTree:

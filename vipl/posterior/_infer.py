@@ -266,6 +266,15 @@ def _the_guide(model: Program, data: Any, guide: Any) -> Guide:
             expected="a guide of vipl.guides, or a function (model, data) -> guide",
             fix="pass guide=vipl.guides.MeanField; fit a guide of your own by vipl.fit and vipl.objectives.elbo",
         )
+    own = [part for part in parts_of(made) if not isinstance(part, Guide)]
+    if own:
+        raise ProgramError(
+            "a part of the guide of infer is a program of one's own, of which nobody knows where it begins.",
+            at="vipl.infer",
+            got=repr(own[0]),
+            expected="guides of vipl.guides",
+            fix="fit it by vipl.fit and vipl.objectives.elbo, and write vipl.Posterior(model, data, guide, fit.params)",
+        )
     check_fits(made, model, data, "infer", to_be_fitted=True)
     return made
 

@@ -30,11 +30,25 @@ from vipl.guides._combine import Combined, parts_of
 from vipl.guides._once import run_once
 from vipl.interpret.seed import seed
 from vipl.ir.keys import as_key, key_or_first
-from vipl.posterior._draws import addresses_of, in_chunks, keys_of, log_densities, log_likelihoods, predict
+from vipl.posterior._draws import (
+    addresses_of,
+    in_chunks,
+    keys_of,
+    log_densities,
+    log_likelihoods,
+    predict,
+    recorded_by,
+    records,
+)
 from vipl.posterior._evidence import Evidence, evidence_of
 from vipl.posterior._files import Report, read, write
 from vipl.posterior._psis import Smoothed, smooth
 from vipl.posterior._table import Table, label, number
+
+_OF_A_POINT = (
+    "A point tells where the density is high, not how far the posterior reaches; nothing is known of the fit. For "
+    "deviations and quantiles fit vipl.guides.Laplace, which is a Gaussian at a mode, or FullRank."
+)
 
 _OUTSIDE = "return the parameters, and ask vipl.Posterior(model, data, guide, params) outside"
 G = TypeVar("G", bound=Guide, covariant=True)
@@ -259,6 +273,9 @@ class Posterior(Generic[G]):
     ) -> Choices:
         """The log density of each observation j at draws z_i ~ q, log p(y_j | z_i), by address: f[num_samples, ...].
 
+        A weight that `vipl.scaled` gives a site is part of its log density: leave it out of the model of which loo is
+        computed, `log_likelihood(key, model_without_weights)`.
+
         The draws are those of `sample(key, num_samples)`. Elementwise where a site's elements are independent, with the
         axes of the loops around the site first; of held-out data too.
 
@@ -301,6 +318,35 @@ class Posterior(Generic[G]):
         found = in_chunks(num_samples, some, list(values.values()), (key, program, data))
         return nest({a: found[a] for a in has if a in found})
 
+    def deterministics(self, key: PRNGKeyArray | None = None, num_samples: SupportsIndex = 1000) -> dict[str, Any]:
+        """The values that the model records by `vipl.deterministic`, at the draws of `sample(key, num_samples)`.
+
+        Args:
+          key: PRNG key.
+          num_samples: how many draws.
+
+        Returns:
+          By address, nested as choices are, f[num_samples, ...]; an empty dict of a model that records nothing.
+        """
+        the_key = key_or_first(key)
+        return self._recorded(jax.random.fold_in(the_key, 1), self.data, self.sample(the_key, num_samples))
+
+    def _recorded(self, key: PRNGKeyArray, data: Choices, draws: Choices) -> dict[str, Any]:
+        """What the model records at draws of the choices that are no data."""
+        has = recorded_by(self.model)
+        if not has:
+            return {}
+        values = flatten(draws, "draws")
+        names, things = tuple(values), (self.model, data)
+        fn = functools.partial(records, names=names)
+
+        def some(numbers: Array, rows: list[Array]) -> dict[Address, Array]:
+            return run_once("records", fn, things, (key, numbers, rows), static=names)
+
+        num_samples = jax.tree.leaves(draws)[0].shape[0]
+        found = in_chunks(num_samples, some, list(values.values()), (key, things))
+        return nest({a: found[a] for a in has})
+
     def improve(self, key: PRNGKeyArray, num_samples: SupportsIndex = 4000) -> Improved:
         """Draws that are weighted towards the exact posterior: Pareto-smoothed importance sampling.
 
@@ -312,11 +358,13 @@ class Posterior(Generic[G]):
           num_samples: how many draws, 25 or more: a tail is fitted to the largest fifth of the weights.
 
         Raises:
-          ProgramError: it is called inside a transformation of JAX: it looks at the weights.
+          ProgramError: it is called inside a transformation of JAX: it looks at the weights. The guide is a point, in
+            whole or in part, which has no density.
 
         Reference: Vehtari et al. (2024), "Pareto smoothed importance sampling".
         """
         num_samples = whole_number(num_samples, "num_samples", "Posterior.improve", least=25)
+        self._check_has_weights("improve")
         drawn, log_p, log_q = self._draw(key, num_samples)
         check_known((log_p, log_q), "Posterior.improve", _OUTSIDE)
         log_w = np.asarray(log_p) - np.asarray(log_q)
@@ -376,16 +424,26 @@ class Posterior(Generic[G]):
                 "there are too few draws for two groups.", self, f"{num_samples} draws in groups of {particles}",
                 "two groups or more, which tell the standard error", f"pass num_particles of {most} or less",
             )  # fmt: skip
-        if any(isinstance(part, Delta) for part in parts_of(self.guide)):
-            raise _no_evidence(
-                "a point has no density, and so no weights.", self, repr(self.guide), "a guide with a density",
-                "fit vipl.guides.Laplace, which is a Gaussian at a mode, or FullRank",
-            )  # fmt: skip
+        self._check_has_weights("evidence")
         exact = None if truth is None else self._log_weight(truth)
         _, log_p, log_q = self._draw(key_or_first(key), num_samples)
         check_known((log_p, log_q), "Posterior.evidence", _OUTSIDE)
         log_w = np.asarray(log_p, np.float64) - np.asarray(log_q, np.float64)
         return evidence_of(log_w, smooth(log_w), particles, exact)
+
+    def _has_point(self) -> bool:
+        return any(isinstance(part, Delta) for part in parts_of(self.guide))
+
+    def _check_has_weights(self, what: str) -> None:
+        """Raises where the guide is a point, in whole or in part."""
+        if self._has_point():
+            raise ProgramError(
+                "a point has no density, and so no weights.",
+                at=f"{what} of {self!r}",
+                got=repr(self.guide),
+                expected="a guide with a density",
+                fix="fit vipl.guides.Laplace, which is a Gaussian at a mode, or FullRank",
+            )
 
     def _log_weight(self, choices: Choices) -> float:
         """The weight log p(z, data) - log q(z) of choices z, which are a draw from the exact posterior."""
@@ -427,13 +485,20 @@ class Posterior(Generic[G]):
 
         Rows stand in the order of the model's sites.
         `k-hat` is that of the importance weights between guide and posterior, `ESS` what the draws are worth after
-        weighting; `moved` is how far weighting moves a mean, in posterior deviations. The last line is a verdict.
+        weighting; `moved` is how far weighting moves a mean, in posterior deviations. The last line is a verdict. Draws
+        of a guide that is a point, in whole or in part, have no weights.
         """
-        improved = self.improve(key_or_first(key), num_samples)
-        weights = np.exp(improved.weights.log_weights)
+        num_samples = whole_number(num_samples, "num_samples", "Posterior.summary", least=25)
+        if self._has_point():
+            draws, verdict = self.sample(key_or_first(key), num_samples), _OF_A_POINT
+            check_known(draws, "Posterior.summary", _OUTSIDE)
+            weights = np.full(num_samples, 1.0 / num_samples)
+        else:
+            improved = self.improve(key_or_first(key), num_samples)
+            draws, verdict, weights = improved.choices, improved.verdict(), np.exp(improved.weights.log_weights)
         rows = []
         there = {info.site.address: info.present for info in self.model.staged()[1]}
-        for address, x in flatten(improved.choices, "draws").items():
+        for address, x in flatten(draws, "draws").items():
             flat = np.asarray(x, np.float64).reshape(num_samples, -1)
             present = there.get(address)
             for k, index in enumerate(np.ndindex(x.shape[1:])):
@@ -446,7 +511,7 @@ class Posterior(Generic[G]):
                 rows.append((label(address, index), *map(number, (mean, sd, *quantiles)), f"{moved:+.2f}"))
         at = f"{self!r}"
         columns = ("", "mean", "sd", "5.5%", "50%", "94.5%", "moved")
-        return Table((at, *self._said_of_fit()), columns, tuple(rows), (improved.verdict(),))
+        return Table((at, *self._said_of_fit()), columns, tuple(rows), (verdict,))
 
     def _said_of_fit(self) -> tuple[str, ...]:
         r = self.report
@@ -469,8 +534,9 @@ class Posterior(Generic[G]):
     ) -> Any:
         """An ArviZ DataTree.
 
-        Groups: posterior, posterior_predictive, log_likelihood, sample_stats (`lp`, the log joint density, and `log_q`,
-        that of the guide), observed_data; prior and prior_predictive; constant_data. The parts of a nested address are
+        Groups: posterior and prior, each with the values that `vipl.deterministic` records; posterior_predictive and
+        prior_predictive; log_likelihood; sample_stats (`lp`, the log joint density, and `log_q`, that of the guide);
+        observed_data; constant_data. The parts of a nested address are
         joined by ".", which also stands for a "/": xarray's names hold none. Log likelihoods are float64: ArviZ takes
         exponentials of them, which differ by less than a float32 shows where an observation is nearly certain.
 
@@ -479,7 +545,7 @@ class Posterior(Generic[G]):
           num_samples: how many draws.
           prior: whether to draw from the prior too.
           coords: as ArviZ has them.
-          dims: as ArviZ has them, by address.
+          dims: as ArviZ has them, by address, or by name of constant data.
           constant_data: arrays by name.
 
         Raises:
@@ -488,11 +554,11 @@ class Posterior(Generic[G]):
         """
         import arviz_base
 
-        self._check_named(dims)
+        self._check_named(dims, constant_data or {})
         keys = jax.random.split(key_or_first(key), 4)
         drawn, log_p, log_q = self._draw(keys[0], num_samples)
         groups: dict[str, Any] = {
-            "posterior": drawn,
+            "posterior": _beside(drawn, self._recorded(keys[3], self.data, drawn)),
             "posterior_predictive": predict(keys[1], self.model, num_samples, choices=drawn),
             "log_likelihood": self._log_likelihood(keys[3], self.model, self.data, drawn),
             "sample_stats": {"lp": log_p, "log_q": log_q},
@@ -502,7 +568,8 @@ class Posterior(Generic[G]):
         if prior:
             before = flatten(predict(keys[2], self.model, num_samples), "prior")
             latent = flatten(drawn, "draws")
-            groups["prior"] = nest({a: x for a, x in before.items() if a in latent})
+            recorded = self._recorded(keys[2], {}, nest(before))
+            groups["prior"] = _beside(nest({a: x for a, x in before.items() if a in latent}), recorded)
             groups["prior_predictive"] = nest({a: x for a, x in before.items() if a not in latent})
         trees = {
             name: {k: np.asarray(x)[None] for k, x in _variables(flatten(g, name)).items()}
@@ -516,9 +583,9 @@ class Posterior(Generic[G]):
             self._check_told_apart(group, tree, dims or {})
         return arviz_base.from_dict(trees, coords=dict(coords or {}), dims=dict(dims or {}))
 
-    def _check_named(self, dims: Mapping[str, Any] | None) -> None:
-        """Raises where dimensions are named of an address that there is not."""
-        known = _variables(dict.fromkeys(addresses_of(self.model)))
+    def _check_named(self, dims: Mapping[str, Any] | None, constant: Mapping[str, Any]) -> None:
+        """Raises where dimensions are named of neither an address nor constant data."""
+        known = [*_variables(dict.fromkeys([*addresses_of(self.model), *recorded_by(self.model)])), *constant]
         unknown = [name for name in dims or () if name not in known]
         if unknown:
             raise AddressError(
@@ -638,6 +705,11 @@ def _no_evidence(what: str, posterior: Posterior, got: str, expected: str, fix: 
     return ProgramError(what, at=f"evidence of {posterior!r}", got=got, expected=expected, fix=fix)
 
 
+def _beside(choices: Choices, recorded: dict[str, Any]) -> Choices:
+    """Choices and recorded values, by address."""
+    return nest(flatten(choices, "draws") | flatten(recorded, "recorded values"))
+
+
 def _in_order(choices: Choices, names: tuple[Address, ...]) -> list[Array]:
     flat = flatten(choices, "draws")
     return [flat[a] for a in names]
@@ -657,16 +729,21 @@ def _mean(x: Array, weights: np.ndarray | None = None) -> Array:
     return jax.device_put((double.mean(0) if weights is None else np.tensordot(weights, double, 1)).astype(kind))
 
 
+def _name(address: Address) -> str:
+    """As xarray takes it."""
+    return ".".join(address).replace("/", ".")
+
+
 def _variables(flat: dict[Address, Any]) -> dict[str, Any]:
     """By the names that xarray takes."""
     named: dict[str, Any] = {}
     for address, value in flat.items():
-        name = ".".join(address).replace("/", ".")
+        name = _name(address)
         if name in named:
             raise AddressError(
                 "two addresses have one name in ArviZ.",
                 at=f"{show_address(address)}",
-                got=f"the name {name!r} for {show_addresses(flat)}",
+                got=f"the name {name!r} for {show_addresses([a for a in flat if _name(a) == name])}",
                 expected="addresses that differ when their parts are joined by '.'",
                 fix=f"rename {show_address(address)}",
             )
