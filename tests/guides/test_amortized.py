@@ -239,6 +239,18 @@ def test_a_row_has_the_density_of_its_family(family, key):
     np.testing.assert_allclose([drawn, given], total, rtol=1e-8)
 
 
+def test_an_amortized_point_is_a_point(key):
+    """Its summary does not call it fine, whether it is fitted or not."""
+
+    @vipl.gen
+    def lanes(x):
+        jax.vmap(lambda x: sample("y", dist.Normal(sample("z", dist.Normal(x, 1.0)), 1.0)))(x)
+
+    shapes = guides.Amortized(lanes(X), MIXED, constant(None), family=guides.Delta).row_params
+    guide = guides.Amortized(lanes(X), MIXED, constant(shapes), 0.3, family=guides.Delta)
+    assert "A point tells" in str(vipl.Posterior(lanes(X), MIXED, guide, 0.3).summary(key, 50))
+
+
 def test_a_flow_of_a_row(key):
     """At networks of zeros it is a Gaussian; its draws have a density beside, as they have no inverse."""
     options = {"family": guides.Flow, "addresses": ["s", "u"]}

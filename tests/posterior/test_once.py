@@ -13,6 +13,8 @@ from vipl import guides, sample
 from vipl.cache import programs
 from vipl.cache.fingerprint import read
 from vipl.cache.programs import forget
+from vipl.errors import ProgramError
+from vipl.guides import _once
 
 COMPILED = []
 
@@ -118,6 +120,17 @@ def test_draws_of_a_key_do_not_depend_on_how_many_there_are(key):
     np.testing.assert_allclose(means["positive"], np.mean(np.asarray(many) > 0), rtol=1e-6)
 
 
+def test_a_use_in_another_precision_is_forgotten(key):
+    """It raises; afterwards numbers are arguments of what is compiled, as before."""
+    guide = guides.MeanField(line(X), {"y": X})
+    posterior = vipl.Posterior(line(X), {"y": X}, guide, guide.init(key))
+    refused = set(_once._refused)
+    with jax.enable_x64(False), pytest.raises(ProgramError, match="another precision"):
+        posterior.sample(jax.random.key(0), 5)
+    assert set(_once._refused) == refused
+    assert posterior.sample(key, 5)["slope"].dtype == jnp.float64
+
+
 def test_rows_of_given_choices_stay_together(key):
     drawn = {"slope": jnp.zeros(300), "level": jnp.arange(300.0) * 1000}
     found = vipl.predict(key, line(X), 300, choices=drawn)["y"]
@@ -165,6 +178,9 @@ def test_options_of_the_compiler_are_for_calls_that_stand_alone(key, monkeypatch
     assert programs._quickly() == {}
     monkeypatch.setenv("XLA_FLAGS", "")
     assert programs._quickly() == {level: 2}
+    jax.config.update("jax_disable_most_optimizations", True)
+    assert programs._quickly() == {}
+    jax.config.update("jax_disable_most_optimizations", False)
 
     def cubes(x):
         return programs.compiled("cubes", (), None, lambda x: x**3, (x,), seldom=True)

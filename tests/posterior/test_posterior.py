@@ -495,8 +495,24 @@ def test_recorded_values_stand_beside_the_choices(key):
         assert its["mean"].dims == ("chain", "draw", "row")
         np.testing.assert_allclose(its["part.twice"], 2 * its["a"], rtol=1e-12)
     assert list(tree["prior_predictive"].data_vars) == ["y"]
+    less = found.to_arviz(key, num_samples=5, deterministics=False)
+    assert list(less["posterior"].data_vars) == list(less["prior"].data_vars) == ["a", "part.b"]
     bare = vipl.Posterior(line(X), Y, guides.Delta(line(X), Y), guides.Delta(line(X), Y).init(key))
     assert bare.deterministics(key, 3) == {}
+
+
+def test_names_that_no_dimension_has_are_kept(key):
+    """A default name that `dims` have replaced; constant data along themselves, which are a coordinate."""
+    two = vipl.gen(lambda: sample("v_dim_0", dist.Normal(0.0, 1.0)) + sample("v", dist.Normal(jnp.zeros(2), 1.0)))()
+    guide = guides.MeanField(two, {})
+    found, school = vipl.Posterior(two, {}, guide, guide.init(key)), np.array([3.0, 4.0])
+    tree = found.to_arviz(
+        key, num_samples=5, dims={"v": ["school"], "school": ["school"]}, constant_data={"school": school}
+    )
+    assert list(tree["posterior"].data_vars) == ["v_dim_0", "v"]
+    np.testing.assert_array_equal(tree["constant_data"].coords["school"], school)
+    with pytest.raises(AddressError, match="the name of a dimension"):
+        found.to_arviz(key, num_samples=5, dims={"v": [None]})
 
 
 def test_dimensions_of_constant_data_are_named(posterior, key):
@@ -558,6 +574,27 @@ def test_a_file_gives_the_same_posterior(kind, tmp_path, key):
         np.testing.assert_array_equal(one, other)
     with np.load(tmp_path / "posterior.npz", allow_pickle=False) as file:
         assert json.loads(file["said"].tobytes())["model"] == "line"
+
+
+def test_a_file_keeps_the_bounds_of_its_choices(tmp_path, key):
+    """Other ones are refused, also in the middle of many; rounding, and how NumPy prints, are nothing to it."""
+
+    def between(high):
+        bounds = np.asarray([np.zeros(9), high], jnp.zeros(()).dtype)
+        return vipl.gen(lambda: sample("u", dist.Uniform(*bounds)))()
+
+    path, high = tmp_path / "posterior.npz", np.linspace(5.3, 10.1, 9)
+    guide = guides.MeanField(between(high), {})
+    vipl.Posterior(between(high), {}, guide, guide.init(key)).save(path)
+    with np.printoptions(precision=2):
+        vipl.load(path, between(high), {})
+    with jax.enable_x64(False):
+        again = vipl.load(path, between(high), {})
+        assert again.sample(jax.random.key(0), 2)["u"].dtype == jnp.float32
+    other = high.copy()
+    other[4] += 0.01
+    with pytest.raises(ProgramError, match="does not hold this posterior"):
+        vipl.load(path, between(other), {})
 
 
 def test_files_of_other_posteriors_are_refused(posterior, tmp_path):

@@ -261,6 +261,7 @@ class Amortized(ModelGuide):
 
     def _check(self) -> None:
         self._whole = self._family_of_all()
+        self.is_point = self._whole.is_point
         number = self._number_of_rows()
         self._one, self._weight = self._whole, None
         if number is None:

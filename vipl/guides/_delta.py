@@ -47,6 +47,8 @@ class Delta(ModelGuide):
     Use it for point estimates, of parameters that many data determine; it knows no uncertainty.
     """
 
+    is_point = True
+
     def _check(self) -> None:
         check_joint(self, self.latents)
 

@@ -77,6 +77,9 @@ class ModelGuide(Guide):
       latents: what the program's sites tell.
     """
 
+    is_point = False
+    """Whether it has all its mass on one value, so that it has no density."""
+
     def __init__(self, model: Program, data: Mapping[str, Any], *, addresses: Any = None):
         """Reads addresses, shapes and supports by staging the model; draws nothing.
 
@@ -132,6 +135,7 @@ class ModelGuide(Guide):
 
     def apart(self) -> tuple[Callable[[PyTree, PyTree], Any], PyTree, PyTree]:
         """See `Remade.apart`; of a class that is not of this package, nobody knows what its options leave out."""
+        self._check_precision()
         if type(self).__module__.partition(".")[0] != __name__.partition(".")[0]:
             raise NotMade
         return _made_of, (type(self), self.options, self.model), self.data
@@ -175,7 +179,7 @@ class ModelGuide(Guide):
           A pytree of arrays.
 
         Raises:
-          ProgramError: the start or the scale is something else.
+          ProgramError: the start or the scale is something else; the guide was made in another precision.
           AddressError: the start has an address that the guide does not have.
           ChoiceError: a start lies outside its support; or the log density, or its gradient, is not finite there. Of a
             guide that leaves choices out, that is asked at four draws of these from the prior: one has to do.

@@ -14,6 +14,7 @@ import numpy as np
 
 from vipl import guides
 from vipl._types import Array, Bool, Float, Int, PyTree
+from vipl.analysis.regions import Region
 from vipl.errors import ProgramError
 from vipl.gen import Program
 from vipl.gen._choices import Address, Choices, flatten
@@ -52,7 +53,7 @@ def write(
     arrays |= {f"params/{k}": np.asarray(x) for k, x in enumerate(jax.tree.leaves(params))}
     if report is not None:
         r = report
-        said["report"] = [r.method, r.converged, r.steps, r.seconds, r.note]
+        said["report"] = [r.method, bool(r.converged), int(r.steps), r.seconds, r.note]
         arrays["report"] = np.asarray(r.values)
     with pathlib.Path(path).open("wb") as file:
         np.savez(file, **arrays, said=np.frombuffer(json.dumps(said).encode(), np.uint8))  # pyright: ignore
@@ -128,9 +129,11 @@ def read(path: str | pathlib.Path, program: Program, data: Choices) -> tuple[Any
     if said.get("latent", latent) != latent:
         raise _not_loaded(at, f"latent choices {', '.join(said['latent'])}", ", ".join(latent))
     supports = _supports(guide)
-    for address, support in said.get("supports", supports).items():
-        if support != supports[address]:
-            raise _not_loaded(at, f"{address} among {support}", f"{address} among {supports[address]}")
+    for address, support in said.get("supports", {}).items():
+        if not _agree(support, supports[address]):
+            was, its = (f"{address}: {name or measure} from {low} to {high}"
+                        for measure, name, low, high in (support, supports[address]))  # fmt: skip
+            raise _not_loaded(at, was, its)
     return guide, _params_of(guide, arrays, at), _report_of(said, arrays)
 
 
@@ -138,12 +141,28 @@ def _shapes(data: Choices) -> dict[str, list[int]]:
     return {name: list(np.shape(x)) for name, x in sorted(keyed(flatten(data, "data")).items())}
 
 
-def _supports(guide: Any) -> dict[str, str]:
-    """Of each latent choice the values that it may take, in words."""
+def _supports(guide: Any) -> dict[str, list[Any]]:
+    """Of each latent choice measure, structure, lower and upper bounds; None for what is not there, or not known."""
     latents = [part.latents for part in parts_of(guide)]
-    real = {x.address: str(x.region) for each in latents for x in each.real}
-    discrete = {x.address: f"{x.number} integers from {x.low}" for each in latents for x in each.discrete}
+    real = {x.address: _support(x.region) for each in latents for x in each.real}
+    discrete = {x.address: ["integers", None, x.low, x.low + x.number - 1] for each in latents for x in each.discrete}
     return keyed(real | discrete)
+
+
+def _support(region: Region | None) -> list[Any]:
+    if region is None:
+        return [None, None, None, None]
+    measure, name = (x[0] if isinstance(x, tuple) else x for x in (region.measure, region.structure))
+    return [measure, name, *(None if x is None else x.array().tolist() for x in (region.low, region.high))]
+
+
+def _agree(one: list[Any], other: list[Any]) -> bool:
+    """Whether two supports are the same, to rounding; what is not known agrees with everything."""
+    if None in (one[0], other[0]):
+        return True
+    pairs = [(np.asarray(a), np.asarray(b)) for a, b in zip(one[2:], other[2:], strict=True) if None not in (a, b)]
+    near = all(a.shape == b.shape and np.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in pairs)
+    return one[:2] == other[:2] and near
 
 
 def _params_of(guide: Any, arrays: Mapping[str, np.ndarray], at: str) -> PyTree:

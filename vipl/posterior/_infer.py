@@ -179,7 +179,7 @@ def infer(
 
     Raises:
       ProgramError: the model is not a program with its arguments; the guide is not one, or one of other data; inside a
-        transformation of JAX, it would take stochastic gradients.
+        transformation of JAX, it would take stochastic gradients, or the guide is Structured or Boosted.
       AddressError: the data have an address that the model does not have; the guide is over other choices.
       DistributionError: no guide can be made for a latent choice.
       ChoiceError: a datum is NaN (see `vipl.partly_observed`); the density is not finite at the start.

@@ -25,7 +25,7 @@ from vipl.errors import AddressError, ChoiceError, ProgramError, shortened, show
 from vipl.gen import Program
 from vipl.gen._check_arguments import check_source
 from vipl.gen._choices import Address, Choices, flatten, nest
-from vipl.guides import Delta, Guide, ModelGuide
+from vipl.guides import Guide, ModelGuide
 from vipl.guides._combine import Combined, parts_of
 from vipl.guides._once import run_once
 from vipl.interpret.seed import seed
@@ -50,7 +50,7 @@ _OF_A_POINT = (
     "deviations and quantiles fit vipl.guides.Laplace, which is a Gaussian at a mode, or FullRank."
 )
 
-_OUTSIDE = "return the parameters, and ask vipl.Posterior(model, data, guide, params) outside"
+_OUTSIDE = "return what it is made of, and call it outside, on vipl.Posterior(model, data, guide, params)"
 G = TypeVar("G", bound=Guide, covariant=True)
 
 
@@ -298,15 +298,7 @@ class Posterior(Generic[G]):
         """The log densities of data at given draws."""
         drawn = flatten(draws, "draws")
         given = {a: jnp.asarray(x) for a, x in flatten(data, "the data").items()}
-        missing = [a for a in addresses_of(program) if a not in drawn and a not in given]
-        if missing:
-            raise AddressError(
-                "a choice has no value, so that data have no density given it.",
-                at=f"log_likelihood of {self!r}",
-                got=f"nothing at {show_addresses(missing)}",
-                expected="every choice of the program in the posterior or in the data",
-                fix=f"give {show_address(missing[0])} in data, or leave it out of the program",
-            )
+        self._check_whole(program, drawn | given, "log_likelihood")
         has = addresses_of(program)
         values = {a: x for a, x in drawn.items() if a in has}
         fn = functools.partial(log_likelihoods, names=tuple(values))
@@ -318,6 +310,18 @@ class Posterior(Generic[G]):
         found = in_chunks(num_samples, some, list(values.values()), (key, program, data))
         return nest({a: found[a] for a in has if a in found})
 
+    def _check_whole(self, program: Program, values: Mapping[Address, Any], what: str) -> None:
+        """Raises where a choice of a program has no value."""
+        missing = [a for a in addresses_of(program) if a not in values]
+        if missing:
+            raise AddressError(
+                "a choice has no value, so that data have no density given it.",
+                at=f"{what} of {self!r}",
+                got=f"nothing at {show_addresses(missing)}",
+                expected="every choice of the program in the posterior or in the data",
+                fix=f"give {show_address(missing[0])} in data, or leave it out of the program",
+            )
+
     def deterministics(self, key: PRNGKeyArray | None = None, num_samples: SupportsIndex = 1000) -> dict[str, Any]:
         """The values that the model records by `vipl.deterministic`, at the draws of `sample(key, num_samples)`.
 
@@ -327,6 +331,9 @@ class Posterior(Generic[G]):
 
         Returns:
           By address, nested as choices are, f[num_samples, ...]; an empty dict of a model that records nothing.
+
+        Raises:
+          AddressError: a choice of the model is neither the guide's nor given.
         """
         the_key = key_or_first(key)
         return self._recorded(jax.random.fold_in(the_key, 1), self.data, self.sample(the_key, num_samples))
@@ -337,6 +344,7 @@ class Posterior(Generic[G]):
         if not has:
             return {}
         values = flatten(draws, "draws")
+        self._check_whole(self.model, values | flatten(data, "the data"), "deterministics")
         names, things = tuple(values), (self.model, data)
         fn = functools.partial(records, names=names)
 
@@ -432,7 +440,7 @@ class Posterior(Generic[G]):
         return evidence_of(log_w, smooth(log_w), particles, exact)
 
     def _has_point(self) -> bool:
-        return any(isinstance(part, Delta) for part in parts_of(self.guide))
+        return any(getattr(part, "is_point", False) for part in parts_of(self.guide))
 
     def _check_has_weights(self, what: str) -> None:
         """Raises where the guide is a point, in whole or in part."""
@@ -487,12 +495,15 @@ class Posterior(Generic[G]):
         `k-hat` is that of the importance weights between guide and posterior, `ESS` what the draws are worth after
         weighting; `moved` is how far weighting moves a mean, in posterior deviations. The last line is a verdict. Draws
         of a guide that is a point, in whole or in part, have no weights.
+
+        Raises:
+          ProgramError: it is called inside a transformation of JAX.
         """
         num_samples = whole_number(num_samples, "num_samples", "Posterior.summary", least=25)
         if self._has_point():
             draws, verdict = self.sample(key_or_first(key), num_samples), _OF_A_POINT
             check_known(draws, "Posterior.summary", _OUTSIDE)
-            weights = np.full(num_samples, 1.0 / num_samples)
+            weights = None
         else:
             improved = self.improve(key_or_first(key), num_samples)
             draws, verdict, weights = improved.choices, improved.verdict(), np.exp(improved.weights.log_weights)
@@ -506,9 +517,9 @@ class Posterior(Generic[G]):
                     continue
                 column = flat[:, k]
                 mean, sd = column.mean(), column.std()
-                moved = (weights @ column - mean) / sd if sd > 0 else 0.0
+                moved = "-" if weights is None else f"{(weights @ column - mean) / sd if sd > 0 else 0.0:+.2f}"
                 quantiles = np.quantile(column, [0.055, 0.5, 0.945])
-                rows.append((label(address, index), *map(number, (mean, sd, *quantiles)), f"{moved:+.2f}"))
+                rows.append((label(address, index), *map(number, (mean, sd, *quantiles)), moved))
         at = f"{self!r}"
         columns = ("", "mean", "sd", "5.5%", "50%", "94.5%", "moved")
         return Table((at, *self._said_of_fit()), columns, tuple(rows), (verdict,))
@@ -528,6 +539,7 @@ class Posterior(Generic[G]):
         *,
         num_samples: SupportsIndex = 1000,
         prior: bool = True,
+        deterministics: bool = True,
         coords: Mapping[str, Any] | None = None,
         dims: Mapping[str, Any] | None = None,
         constant_data: Mapping[str, Any] | None = None,
@@ -544,6 +556,7 @@ class Posterior(Generic[G]):
           key: PRNG key.
           num_samples: how many draws.
           prior: whether to draw from the prior too.
+          deterministics: whether recorded values stand beside the choices; leave them out where they are large.
           coords: as ArviZ has them.
           dims: as ArviZ has them, by address, or by name of constant data.
           constant_data: arrays by name.
@@ -558,7 +571,7 @@ class Posterior(Generic[G]):
         keys = jax.random.split(key_or_first(key), 4)
         drawn, log_p, log_q = self._draw(keys[0], num_samples)
         groups: dict[str, Any] = {
-            "posterior": _beside(drawn, self._recorded(keys[3], self.data, drawn)),
+            "posterior": _beside(drawn, self._recorded(keys[3], self.data, drawn) if deterministics else {}),
             "posterior_predictive": predict(keys[1], self.model, num_samples, choices=drawn),
             "log_likelihood": self._log_likelihood(keys[3], self.model, self.data, drawn),
             "sample_stats": {"lp": log_p, "log_q": log_q},
@@ -568,7 +581,7 @@ class Posterior(Generic[G]):
         if prior:
             before = flatten(predict(keys[2], self.model, num_samples), "prior")
             latent = flatten(drawn, "draws")
-            recorded = self._recorded(keys[2], {}, nest(before))
+            recorded = self._recorded(keys[2], {}, nest(before)) if deterministics else {}
             groups["prior"] = _beside(nest({a: x for a, x in before.items() if a in latent}), recorded)
             groups["prior_predictive"] = nest({a: x for a, x in before.items() if a not in latent})
         trees = {
@@ -601,12 +614,14 @@ class Posterior(Generic[G]):
         axes = set() if group in ("observed_data", "constant_data") else {"chain", "draw"}
         before = len(axes)
         for name, x in tree.items():
-            axes |= {f"{name}_dim_{k}" for k in range(x.ndim - before)} | set(dims.get(name) or ())
+            given = [*(dims.get(name) or ()), *[None] * x.ndim][: x.ndim - before]
+            own = {f"{name}_dim_{k}" if dim is None else dim for k, dim in enumerate(given)}
+            axes |= own - {name} if group == "constant_data" else own  # x along x is a coordinate, as it is meant
         for name in axes.intersection(tree):
             raise AddressError(
                 "an address has the name of a dimension in ArviZ, which would take its values for a coordinate.",
                 at=f"to_arviz of {self!r}",
-                got=f"{name!r} in {group}, beside the dimensions {', '.join(map(repr, sorted(axes)))}",
+                got=f"{name!r} in {group}, beside the dimensions {', '.join(map(repr, sorted(axes, key=str)))}",
                 expected="addresses that are no names of dimensions",
                 fix=f"rename the site {name!r}, or the dimension, by dims=",
             )
@@ -639,7 +654,8 @@ class Posterior(Generic[G]):
         """Writes guide and parameters to a file of arrays (NumPy's npz, no pickle); `vipl.load` reads it.
 
         Raises:
-          ProgramError: the guide is not one of `vipl.guides`' own classes, or has an estimator of its own.
+          ProgramError: the guide is not one of `vipl.guides`' own classes, or has an estimator of its own; it is called
+            inside a transformation of JAX.
         """
         check_known((self.params, self.data), "Posterior.save", _OUTSIDE)
         write(path, self.guide, self.params, self.model.name, self.data, self.report)
@@ -760,7 +776,8 @@ def load(path: str | pathlib.Path, program: Program, data: Choices) -> Posterior
       data: the observed choices.
 
     Raises:
-      ProgramError: the file is not a posterior's; or it is that of another model, or of latent choices of other shapes.
+      ProgramError: the file is not a posterior's; or it is that of another model, or of latent choices of other shapes
+        or supports.
     """
     check_source(program, "program", "vipl.load", program=True)
     guide, params, report = read(path, program, data)
