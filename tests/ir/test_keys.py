@@ -24,12 +24,13 @@ def objective(t, s):
 
 
 def test_argnums_counts_as_in_jax():
+    """To rounding: the two are compiled as different programs."""
     args = ({"m": 0.7}, 1.3)
     for argnums in (1, 2, -1, -2, (1,), (1, 2), (2, 1), (-1, 1)):
         got = objective.value_and_grad(KEY, *args, argnums=argnums)
         exact = jax.value_and_grad(objective.estimate, argnums=argnums)(KEY, *args)
         assert jax.tree.structure(got) == jax.tree.structure(exact)
-        jax.tree.map(np.testing.assert_array_equal, got, exact)
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-14), got, exact)
     default = objective.value_and_grad(KEY, *args)
     jax.tree.map(np.testing.assert_array_equal, default, objective.value_and_grad(KEY, *args, argnums=1))
 
