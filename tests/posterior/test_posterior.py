@@ -304,6 +304,13 @@ def test_log_likelihoods_are_those_of_each_observation(posterior, key):
         posterior.log_likelihood(key, two_coins(0.0), {"y": 0.0})
 
 
+def test_log_likelihoods_of_a_program_without_the_posteriors_choices(posterior, key):
+    """Its data have the same density at each draw."""
+    apart = vipl.gen(lambda: sample("w", dist.Normal(1.0, 2.0)))()
+    found = posterior.log_likelihood(key, apart, {"w": 0.3}, num_samples=3)["w"]
+    np.testing.assert_allclose(found, np.full(3, dist.Normal(1.0, 2.0).log_prob(0.3)), rtol=1e-12)
+
+
 def test_an_address_may_hold_a_slash(key):
     @vipl.gen
     def odd():

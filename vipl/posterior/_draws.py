@@ -164,6 +164,25 @@ def _check_choices(flat: Mapping[Address, Any], has: list[Address], num_samples:
             )
 
 
+def at_draws(
+    kind: str,
+    fn: Callable[..., PyTree],
+    program: Program,
+    data: Choices,
+    key: PRNGKeyArray,
+    values: Mapping[Address, Array],
+    num_samples: SupportsIndex,
+) -> Any:
+    """`log_densities`, `log_likelihoods` or `records` at values with a leading axis of draws, compiled, in chunks."""
+    names, rows = tuple(values), list(values.values())
+    of_rows = functools.partial(fn, names=names)
+
+    def some(numbers: Array, rows: list[Array]) -> PyTree:
+        return run_once(kind, of_rows, (program, data), (key, numbers, rows), static=names)
+
+    return in_chunks(num_samples, some, rows, (key, program, data))
+
+
 def log_densities(
     model: Program,
     data: Choices,

@@ -32,6 +32,7 @@ from vipl.interpret.seed import seed
 from vipl.ir.keys import as_key, key_or_first
 from vipl.posterior._draws import (
     addresses_of,
+    at_draws,
     in_chunks,
     keys_of,
     log_densities,
@@ -301,13 +302,7 @@ class Posterior(Generic[G]):
         self._check_whole(program, drawn | given, "log_likelihood")
         has = addresses_of(program)
         values = {a: x for a, x in drawn.items() if a in has}
-        fn = functools.partial(log_likelihoods, names=tuple(values))
-
-        def some(numbers: Array, rows: list[Array]) -> dict[Address, Array]:
-            return run_once("log likelihoods", fn, (program, data), (key, numbers, rows), static=tuple(values))
-
-        num_samples = jax.tree.leaves(draws)[0].shape[0]
-        found = in_chunks(num_samples, some, list(values.values()), (key, program, data))
+        found = at_draws("log likelihoods", log_likelihoods, program, data, key, values, _number(draws))
         return nest({a: found[a] for a in has if a in found})
 
     def _check_whole(self, program: Program, values: Mapping[Address, Any], what: str) -> None:
@@ -345,14 +340,7 @@ class Posterior(Generic[G]):
             return {}
         values = flatten(draws, "draws")
         self._check_whole(self.model, values | flatten(data, "the data"), "deterministics")
-        names, things = tuple(values), (self.model, data)
-        fn = functools.partial(records, names=names)
-
-        def some(numbers: Array, rows: list[Array]) -> dict[Address, Array]:
-            return run_once("records", fn, things, (key, numbers, rows), static=names)
-
-        num_samples = jax.tree.leaves(draws)[0].shape[0]
-        found = in_chunks(num_samples, some, list(values.values()), (key, things))
+        found = at_draws("records", records, self.model, data, key, values, _number(draws))
         return nest({a: found[a] for a in has})
 
     def improve(self, key: PRNGKeyArray, num_samples: SupportsIndex = 4000) -> Improved:
@@ -678,13 +666,9 @@ class Posterior(Generic[G]):
     def _draw(self, key: PRNGKeyArray, num_samples: SupportsIndex) -> tuple[Choices, Array, Array]:
         """Draws, their log joint densities with the data, and the guide's."""
         values, log_q = self._drawn(key, num_samples)
-        the_key, things = as_key(key), (self.model, self.data)
-        fn = functools.partial(log_densities, names=self._addresses)
-
-        def some(numbers: Array, values: list[Array]) -> Array:
-            return run_once("log densities", fn, things, (the_key, numbers, values), static=self._addresses)
-
-        return self._named(values), in_chunks(num_samples, some, values, (the_key, things)), log_q
+        by_address = dict(zip(self._addresses, values, strict=True))
+        log_p = at_draws("log densities", log_densities, self.model, self.data, as_key(key), by_address, num_samples)
+        return nest(by_address), log_p, log_q
 
     @functools.cached_property
     def _addresses(self) -> tuple[Address, ...]:
@@ -719,6 +703,11 @@ def _log_weight(
 
 def _no_evidence(what: str, posterior: Posterior, got: str, expected: str, fix: str) -> ProgramError:
     return ProgramError(what, at=f"evidence of {posterior!r}", got=got, expected=expected, fix=fix)
+
+
+def _number(draws: Choices) -> int:
+    """How many draws there are."""
+    return jax.tree.leaves(draws)[0].shape[0]
 
 
 def _beside(choices: Choices, recorded: dict[str, Any]) -> Choices:
