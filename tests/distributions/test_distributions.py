@@ -242,3 +242,38 @@ def test_score_refuses_a_chain_whose_data_have_moving_bounds():
     )
     with pytest.raises(vipl.errors.EstimatorError, match="a derivative is taken in a parameter"):
         objective.value_and_grad(KEY, 1.0)
+
+
+INTEGERS = {
+    "gamma": (dist.Gamma, (2, 1)),
+    "inverse gamma": (dist.InverseGamma, (2, 1)),
+    "beta": (dist.Beta, (2, 3)),
+    "dirichlet": (dist.Dirichlet, ([1, 2, 3],)),
+    "chi2": (dist.Chi2, (3,)),
+    "student t": (dist.StudentT, (3, 0, 1)),
+    "weibull": (dist.Weibull, (2, 3)),
+    "pareto": (dist.Pareto, (1, 3)),
+    "kumaraswamy": (dist.Kumaraswamy, (2, 3)),
+    "gompertz": (dist.Gompertz, (2, 1)),
+    "von mises": (dist.VonMises, (0, 2)),
+    "poisson": (dist.Poisson, (3,)),
+    "negative binomial": (dist.NegativeBinomial2, (3, 2)),
+    "ordered": (dist.OrderedLogistic, (1, [0, 1])),
+    "normals": (dist.MultivariateNormal, ([0, 0], [[2, 1], [1, 2]])),
+}
+
+
+@pytest.mark.parametrize("name", INTEGERS)
+def test_integers_for_parameters_are_numbers(name, key):
+    """As NumPyro takes them: draws and densities are those of the same floats."""
+    family, given = INTEGERS[name]
+
+    def trace(convert):
+        program = vipl.gen(lambda: sample("x", family(*map(convert, given))))()
+        drawn = program.simulate(key)
+        return drawn.choices["x"], drawn.log_prob, program.assess(drawn.choices).log_prob
+
+    of_floats = trace(lambda x: jnp.asarray(x, float))
+    for convert in (jnp.asarray, lambda x: x if isinstance(x, int) else jnp.asarray(x)):
+        for got, want in zip(trace(convert), of_floats, strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-12)

@@ -454,3 +454,27 @@ def test_a_site_that_is_never_visited_changes_nothing(program, make, estimator):
     objective = vipl.expectation(lambda m: program(make, m)).with_estimators({"z": estimator})
     got = objective.value_and_grad(KEY, 0.7, num_samples=2)
     np.testing.assert_allclose(got, (0.49, 1.4), rtol=1e-12)
+
+
+OF_FLIPS = (Score(), Enumerate(), LocalEnumerate(), MeasureValued(), CoupledAlternative(), ARM(), DisARM())
+
+
+@pytest.mark.parametrize("estimator", OF_FLIPS, ids=lambda e: type(e).__name__)
+def test_a_site_without_elements_beside_another(estimator, key):
+    """It counts nothing: alone in a vector, in lanes and in a loop the derivative is that of the other site."""
+
+    @vipl.expectation
+    def objective(p, xs):
+        flip = lambda address, logits: sample(address, dist.Bernoulli(logits=logits), estimator)  # noqa: E731
+        vector = jnp.sum(sample("vector", dist.Bernoulli(logits=p * xs), estimator))
+        lanes = jnp.sum(jax.vmap(lambda x: flip("lane", p * x))(xs))
+        carry, _ = lax.scan(lambda c, x: (c + x * flip("step", p * x), None), 1.0, xs)
+        return carry * flip("b", p) + vector + lanes
+
+    def draw(key, by):
+        return by * objective.value_and_grad(key, 0.3, jnp.zeros(0))[1]
+
+    want = jax.grad(jax.nn.sigmoid)(0.3)
+    assert_unbiased(draw, want, key=key, resolution=0.05, args=(1.0,))
+    with pytest.raises(AssertionError, match="z = "):
+        assert_unbiased(draw, want, key=key, resolution=0.05, args=(1.3,))

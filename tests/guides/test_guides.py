@@ -439,3 +439,118 @@ def test_what_the_largest_part_does_not_enter_is_not_differentiated_along_it():
     whole = Density(lambda parts: latents.density()(parts[0]), (82,))
     assert largest_solve(whole) == 82 * 80**2
     assert largest_solve(latents.density()) == 2 * 80**2
+
+
+# --- integers from any value on ---------------------------------------------------------------------------------
+
+
+def counted(low, high):
+    """One integer, and what is seen of it."""
+
+    @vipl.gen
+    def model():
+        sample("y", dist.Normal(sample("n", dist.DiscreteUniform(low, high)), 0.5))
+
+    return model()
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (3, 4), (3, 6), (-2, 1), (1, 2)])
+def test_integers_from_any_smallest_value_on(low, high, key):
+    """The guide draws what the model does, and its best member is the exact posterior."""
+    data, values = {"y": low + 0.7}, jnp.arange(low, high + 1)
+    log_joint = dist.Normal(values, 0.5).log_prob(data["y"]) - jnp.log(values.size)
+    guide = guides.MeanField(counted(low, high), data)
+    drawn = vipl.Posterior(counted(low, high), data, guide, guide.init(key)).sample(key, 300)["n"]
+    np.testing.assert_array_equal(jnp.unique(drawn), values)
+    found = vipl.infer(counted(low, high), data, key=key)
+    np.testing.assert_allclose(found.evidence(key, 100).elbo, jax.nn.logsumexp(log_joint), atol=1e-4)
+    log_q = [found.log_prob({"n": n}) for n in range(low - 1, high + 2)]
+    np.testing.assert_allclose(log_q[1:-1], jax.nn.log_softmax(log_joint), atol=0.05)
+    assert log_q[0] == log_q[-1] == -jnp.inf
+
+
+# --- outside the supports -----------------------------------------------------------------------------------------
+
+
+@vipl.gen
+def of_many_supports():
+    sample("share", dist.Dirichlet(jnp.ones(3)))
+    sample("rate", dist.Gamma(2.0, 1.0))
+    sample("corr", dist.LKJCholesky(2, 1.0))
+    sample("angle", dist.VonMises(0.0, 1.0))
+    sample("between", dist.Uniform(1.0, 2.0).expand([2]).to_event(1))
+
+
+INSIDE = {
+    "share": jnp.array([0.2, 0.3, 0.5]),
+    "rate": 1.0,
+    "corr": jnp.array([[1.0, 0.0], [0.6, 0.8]]),
+    "angle": 1.0,
+    "between": jnp.array([1.2, 1.7]),
+}
+OUTSIDE = {
+    "share": jnp.array([0.2, 0.3, 0.9]),
+    "rate": -1.0,
+    "corr": jnp.array([[1.0, 0.0], [0.6, 0.9]]),
+    "angle": 4.0,
+    "between": jnp.array([1.2, 2.5]),
+}
+OF_SUPPORTS = {
+    "MeanField": guides.MeanField,
+    "FullRank": guides.FullRank,
+    "LowRank": lambda model, data: guides.LowRank(model, data, 2),
+    "Mixture": lambda model, data: guides.Mixture(model, data, 2),
+    "Flow": guides.Flow,
+}
+
+
+@pytest.mark.parametrize("family", OF_SUPPORTS)
+def test_a_guide_has_no_density_outside_the_supports(family, key):
+    """-inf there, as models have it, with derivatives that are numbers; NaN of NaN."""
+    guide = OF_SUPPORTS[family](of_many_supports(), {})
+    params = guide.init(key)
+
+    def log_prob(params, choices):
+        return guide(params).assess(choices).log_prob
+
+    assert jnp.isfinite(log_prob(params, INSIDE))
+    for name, value in OUTSIDE.items():
+        assert log_prob(params, INSIDE | {name: value}) == -jnp.inf, name
+    assert jnp.isnan(log_prob(params, INSIDE | {"rate": jnp.nan}))
+    if family == "MeanField":  # its sites are drawn one by one, with the densities of sites
+        return
+    slopes = jax.grad(lambda p: jnp.where(True, 0.0, log_prob(p, INSIDE | {"rate": -1.0})))(params)
+    assert all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(slopes))
+
+
+def test_rows_have_no_density_outside_the_supports(key):
+    """Of an amortized guide, whose density is that of all rows together."""
+
+    @vipl.gen
+    def rows(x):
+        jax.vmap(lambda x: sample("y", dist.Normal(sample("z", dist.Gamma(2.0, 1.0)) * x, 1.0)))(x)
+
+    data = {"y": jnp.array([1.0, 2.0, 0.5])}
+
+    def encode(p, row):
+        return {"loc": p[:1] * row["y"], "log_diag": p[1:], "lower": jnp.zeros((1, 1))}
+
+    guide = guides.Amortized(rows(jnp.ones(3)), data, encode, params=jnp.ones(2), family=guides.FullRank)
+    program = guide(guide.init(key))
+    assert jnp.isfinite(program.assess({"z": jnp.ones(3)}).log_prob)
+    assert program.assess({"z": jnp.array([1.0, -1.0, 1.0])}).log_prob == -jnp.inf
+
+
+@pytest.mark.parametrize("size", [3, 300, 3000])
+def test_draws_of_a_simplex_lie_inside_it(size, key):
+    """However many numbers are summed in single precision, model and guide give them a density."""
+    with jax.enable_x64(False):
+        model = vipl.gen(lambda: sample("share", dist.Dirichlet(jnp.full(size, 0.5))))
+        guide = guides.MeanField(model(), {})
+        program = guide(guide.init())
+        draws = vipl.predict(jax.random.key(1), program, 100)
+        for source in (model(), program):
+            log_probs = jax.vmap(lambda x, source=source: source.assess({"share": x}).log_prob)(draws["share"])
+            assert bool(jnp.all(jnp.isfinite(log_probs)))
+            scaled = jax.vmap(lambda x, source=source: source.assess({"share": 1.01 * x}).log_prob)(draws["share"])
+            assert bool(jnp.all(scaled == -jnp.inf))

@@ -257,6 +257,30 @@ def test_posteriors_of_chains_in_files(key, tmp_path):
     np.testing.assert_allclose(read.log_prob({"z": z}), posterior.log_prob({"z": z}), rtol=1e-12)
 
 
+@vipl.gen
+def stages(length):
+    """A chain over 2, 3 and 4."""
+
+    def step(z, _):
+        z = sample("z", dist.DiscreteUniform(2, 4))
+        return z, sample("y", dist.Normal(z, 0.5))
+
+    lax.scan(step, 2, None, length=length)
+
+
+def test_chains_of_integers_from_another_value_on(key):
+    data = {"y": jnp.array([2.2, 3.0, 3.9])}
+    log_joint = dist.Normal(jnp.arange(2, 5), 0.5).log_prob(data["y"][:, None]) - jnp.log(3.0)
+    found = vipl.infer(stages(3), data, key=key, guide=guides.Markov)
+    assert found.report is not None
+    assert found.report.method == "forward-backward"
+    np.testing.assert_allclose(found.evidence(key, 50).elbo, jax.nn.logsumexp(log_joint, axis=1).sum(), rtol=1e-6)
+    law = jax.nn.softmax(log_joint, axis=1)
+    np.testing.assert_allclose(found.guide.marginals(found.params)["z"], law, atol=1e-6)
+    z = jnp.array([2, 3, 4])
+    np.testing.assert_allclose(found.log_prob({"z": z}), jnp.log(law[jnp.arange(3), z - 2]).sum(), rtol=1e-5)
+
+
 def test_what_is_no_chain():
     @vipl.gen
     def other():

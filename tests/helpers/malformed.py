@@ -2192,11 +2192,6 @@ def a_chain_outside_a_scan():
 
 
 @malformed
-def a_chain_of_values_from_one_on():
-    vipl.guides.Markov(regimes(1), SEEN, addresses="z")
-
-
-@malformed
 def a_chain_in_a_branch():
     def step(z, x):
         z = jax.lax.cond(x > 0, lambda: sample("z", dist.Bernoulli(0.4)), lambda: 0)
@@ -2629,3 +2624,113 @@ def calibrate_with_data_that_are_given():
 @malformed
 def calibrate_without_data():
     vipl.diagnostics.calibrate(KEY, location(), None)
+
+
+# --- what use has found ------------------------------------------------------------------------------------------
+
+
+@malformed
+def more_dimensions_than_a_variable_has():
+    by_hand().to_arviz(KEY, num_samples=30, dims={"m": ["school"]})
+
+
+@malformed
+def coordinates_of_another_length():
+    by_hand().to_arviz(KEY, num_samples=30, dims={"y": ["row"]}, coords={"row": [1, 2]})
+
+
+@malformed
+def a_file_of_other_data():
+    loaded(location(), {"y": np.full(3, 7.0)})
+
+
+@malformed
+def a_datum_outside_its_support():
+    @vipl.gen
+    def waits():
+        rate = sample("rate", dist.Gamma(2.0, 1.0))
+        sample("y", dist.Exponential(rate))
+
+    vipl.infer(waits(), {"y": -1.0}, key=KEY)
+
+
+@malformed
+def discrete_choices_that_are_impossible_together():
+    @vipl.gen
+    def alive():
+        stays = sample("stays", dist.Uniform(0.0, 1.0))
+
+        def step(z, _):
+            z = sample("z", dist.Bernoulli(stays * z))
+            return z, sample("y", dist.Bernoulli(0.5 * z))
+
+        jax.lax.scan(step, 1, None, length=12)
+
+    vipl.infer(alive(), {"y": jnp.ones(12, int)}, key=KEY)
+
+
+@malformed
+def a_checkpoint_in_the_place_of_a_file():
+    vipl.fit(vipl.expectation(lambda m: m), 1.0, optax.adam(0.1), key=KEY, num_steps=2, checkpoint=__file__)
+
+
+@malformed
+def a_fit_of_nothing():
+    vipl.fit(vipl.expectation(lambda m: m), None, optax.adam(0.1), key=KEY, num_steps=2)
+
+
+@malformed
+def counts_with_holes():
+    vipl.gen(lambda: sample("k", dist.Poisson(jnp.ones(3))))().assess({"k": jnp.array([1.0, jnp.nan, 2.0])})
+
+
+@malformed
+def counts_that_are_no_integers():
+    vipl.gen(lambda: sample("k", dist.Poisson(jnp.ones(3))))().assess({"k": jnp.array([1.0, 0.5, 2.0])})
+
+
+@malformed
+def a_probability_that_is_an_integer():
+    vipl.gen(lambda: sample("b", dist.Bernoulli(1)))().simulate(KEY)
+
+
+@malformed
+def a_score_of_a_moving_support():
+    vipl.expectation(lambda p: sample("x", dist.Uniform(0.0, p), vipl.Score())).value_and_grad(KEY, 0.3)
+
+
+@malformed
+def an_objective_that_returns_an_integer():
+    vipl.expectation(lambda p: jnp.sum(sample("b", dist.Bernoulli(p).expand([3])))).estimate(KEY, 0.3)
+
+
+@malformed
+def an_objective_that_returns_a_program():
+    vipl.expectation(lambda: location()).estimate(KEY)
+
+
+@malformed
+def a_size_of_lanes_that_is_traced():
+    @vipl.gen
+    def repeated(n):
+        z = sample("z", dist.Normal(0.0, 1.0))
+        jax.vmap(lambda: sample("y", dist.Normal(z, 1.0)), axis_size=n)()
+
+    jax.jit(lambda n: repeated(n).simulate(KEY).log_prob)(3)
+
+
+@malformed
+def a_chi_bound_below_one():
+    model, guide = location(), vipl.gen(lambda: sample("m", dist.Normal(0.0, 1.0)))
+    objective("chi_upper_bound", model, guide(), SEEN, order=0.5, num_particles=2)
+
+
+@malformed
+def betas_that_decrease():
+    model, guide = location(), vipl.gen(lambda: sample("m", dist.Normal(0.0, 1.0)))
+    objective("thermodynamic", model, guide(), SEEN, [0.0, 0.9, 0.5], num_particles=2)
+
+
+@malformed
+def a_suffix_that_is_no_text():
+    vipl.partly_observed(location(), {"y": jnp.array([1.0, jnp.nan, 2.0])}, suffix=3)  # type: ignore[arg-type]

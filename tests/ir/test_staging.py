@@ -106,3 +106,10 @@ def test_errors_of_the_users_own_pass_through(error):
 def test_a_precision_for_the_whole_program():
     with jax.enable_x64(False):
         assert vipl.gen(lambda: sample("x", dist.Normal(0.0, 1.0)))().simulate(KEY).retval.dtype == jnp.float32
+
+
+def test_a_program_under_jit_is_told_how_to_run_it():
+    """JAX refuses it; what it shows of us says what to write."""
+    objective = vipl.expectation(lambda p: p * sample("b", dist.Bernoulli(logits=p)))
+    with pytest.raises(ValueError, match=r"objective\.estimate\(key, \.\.\.\)"):
+        jax.jit(objective)(0.3)

@@ -409,7 +409,70 @@ def test_weighting_corrects_a_guide_that_is_too_wide(key):
     np.testing.assert_allclose(improved.expectation(lambda z: z["a"]), mean[0], atol=0.02)
     again = improved.sample(key, 8000)
     np.testing.assert_allclose(again["a"].std(), np.sqrt(cov[0, 0]), rtol=0.1)
-    assert "Fine" in improved.verdict()
+    assert "Usable" in improved.verdict()
+
+
+def gaussian_with(scale, shift=0.0):
+    """The posterior of `line` with its deviations and means wrong by these."""
+    mean, cov, log_z = exact()
+    factor = np.linalg.cholesky(cov)
+    guide = guides.FullRank(line(X), Y)
+    params = guide.of_moments(jnp.asarray(mean + factor @ np.full(2, shift)), scale * jnp.asarray(factor))
+    return vipl.Posterior(line(X), Y, guide, params), log_z
+
+
+@pytest.mark.parametrize("scale", [0.95, 1.0, 1.1, 1.5, 3.0, 10.0])
+def test_the_verdict_sees_a_guide_that_is_too_wide(scale, key):
+    """Its weights are bounded, so that neither k-hat nor ESS sees it; its own draws are not the posterior's.
+
+    KL(q || p) = n (s² - 1 - log s²) / 2 for n coordinates whose deviations are s times as large.
+    """
+    found, log_z = gaussian_with(scale)
+    improved = found.improve(key, 8000)
+    divergence = scale**2 - 1 - np.log(scale**2)
+    np.testing.assert_allclose(improved.weights.log_mean, log_z, atol=0.2)
+    np.testing.assert_allclose(improved.divergence, divergence, atol=0.02, rtol=0.1)
+    assert ("Fine" in improved.verdict()) == (0.9 < scale < 1.2)
+    assert ("by weights alone" in improved.verdict()) == (divergence > 0.5)
+
+
+def test_the_verdict_sees_a_mean_that_is_wrong(key):
+    """By a tenth of a deviation it is fine, by a third it is not, though the weights are good in both."""
+    near, far = (gaussian_with(1.0, shift)[0].improve(key, 8000) for shift in (0.05, 0.35))
+    assert far.weights.k_hat < 0.5
+    assert far.weights.ess > 4000
+    assert "Fine" in near.verdict()
+    assert "Fine" not in far.verdict()
+
+
+@vipl.gen
+def some_are_impossible():
+    k = sample("k", dist.Categorical(jnp.array([0.0, 0.5, 0.5])))
+    sample("y", dist.Normal(k, 1.0))
+
+
+def test_the_verdict_sees_draws_that_are_impossible(key):
+    """A guide that draws what has density zero has a bound of -inf; weights leave these draws out."""
+    guide = guides.MeanField(some_are_impossible(), {"y": 1.0})
+    improved = vipl.Posterior(some_are_impossible(), {"y": 1.0}, guide, guide.init(key)).improve(key, 1000)
+    assert not improved.is_finite
+    assert "bound -inf; " in improved.verdict()
+    assert "impossible in the model" in improved.verdict()
+    p = jax.nn.softmax(dist.Normal(jnp.arange(1.0, 3.0), 1.0).log_prob(1.0))[0]
+    np.testing.assert_allclose(improved.expectation(lambda z: z["k"] == 1), p, atol=0.1)
+
+
+def test_steps_of_an_optimizer_of_ones_own_have_no_stopping_rule(key, tmp_path):
+    """So nobody can say whether they have converged."""
+    found = vipl.infer(line(X), Y, key=key, guide=guides.MeanField, optimizer=optax.adam(1e-6), num_steps=2)
+    assert found.report is not None
+    assert found.report.converged is None
+    assert "2 steps" in str(found.summary(key, 100))
+    assert "no stopping rule" in str(found.summary(key, 100))
+    found.save(tmp_path / "fit")
+    read = vipl.load(tmp_path / "fit", line(X), Y).report
+    assert read is not None
+    assert read.converged is None
 
 
 def test_a_bad_guide_is_called_so(key):
@@ -652,6 +715,16 @@ def test_what_infer_refuses(key):
     for message, call in calls.items():
         with pytest.raises((ProgramError, AddressError), match=message):
             call()
+
+
+def test_a_file_is_of_the_data_that_were_fitted(key, tmp_path):
+    """To single precision, in which a file may be read; other numbers of the same shape are refused."""
+    found = gaussian_with(1.0)[0]
+    found.save(tmp_path / "fit")
+    single = {"y": np.asarray(Y["y"], np.float32)}
+    assert vipl.load(tmp_path / "fit", line(X), single).data is single
+    with pytest.raises(ProgramError, match="other data at y"):
+        vipl.load(tmp_path / "fit", line(X), {"y": -Y["y"]})
 
 
 def test_a_guide_of_a_program_without_data_stands_in_a_posterior_and_is_not_fitted(key):

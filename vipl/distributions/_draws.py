@@ -36,6 +36,7 @@ from numpyro.distributions.transforms import Transform
 from vipl._types import Array, ArrayLike, Float, PRNGKeyArray, Shaped
 from vipl.distributions import _gammas
 from vipl.distributions import _special_functions as special
+from vipl.distributions._special_functions import inexact
 
 Bounds = tuple[ArrayLike, ArrayLike]
 
@@ -331,7 +332,7 @@ def log_gamma_draw(key: PRNGKeyArray, concentration: npt.ArrayLike, shape: tuple
     Where x is so small that the distribution function is x^α / Γ(α + 1) to the last digit, the derivative is that of
     log x = (log u + log Γ(α + 1)) / α. (JAX's own is that at the smallest number where x is smaller still.)
     """
-    a = jnp.broadcast_to(jnp.asarray(concentration), shape)
+    a = jnp.broadcast_to(inexact(concentration), shape)
     y = jax.random.loggamma(key, a, dtype=a.dtype)
     fixed = lax.stop_gradient(y)
     log_u = lax.stop_gradient(a * fixed - gammaln(a + 1))
@@ -341,14 +342,14 @@ def log_gamma_draw(key: PRNGKeyArray, concentration: npt.ArrayLike, shape: tuple
 
 @_draw.register
 def _(d: dist.Gamma, key: PRNGKeyArray, sample_shape: tuple[int, ...]) -> Point:
-    y = log_gamma_draw(key, d.concentration, sample_shape + d.batch_shape) - jnp.log(jnp.asarray(d.rate))
+    y = log_gamma_draw(key, d.concentration, sample_shape + d.batch_shape) - jnp.log(inexact(d.rate))
     return Point(exp_inside(y), y)
 
 
 @_log_density.register
 def _(d: dist.Gamma, y: Array) -> Array:
-    log_rate = jnp.log(jnp.asarray(d.rate))
-    return log_rate + special.log_gamma(jnp.asarray(d.concentration), jnp.exp(y + log_rate), y + log_rate)
+    log_rate = jnp.log(inexact(d.rate))
+    return log_rate + special.log_gamma(inexact(d.concentration), jnp.exp(y + log_rate), y + log_rate)
 
 
 @_coordinates_of.register(dist.Gamma)
@@ -360,7 +361,7 @@ def _(d: Distribution, value: Array) -> Array:
 @_draw.register
 def _(d: dist.Beta, key: PRNGKeyArray, sample_shape: tuple[int, ...]) -> Point:
     shape = sample_shape + d.batch_shape
-    a = jnp.stack(jnp.broadcast_arrays(jnp.asarray(d.concentration1), jnp.asarray(d.concentration0)), axis=-1)
+    a = jnp.stack(jnp.broadcast_arrays(inexact(d.concentration1), inexact(d.concentration0)), axis=-1)
     y = log_gamma_draw(key, a, (*shape, 2))
     y = y[..., 0] - y[..., 1]
     return Point(sigmoid_inside(y), y)
@@ -368,7 +369,7 @@ def _(d: dist.Beta, key: PRNGKeyArray, sample_shape: tuple[int, ...]) -> Point:
 
 @_log_density.register
 def _(d: dist.Beta, y: Array) -> Array:
-    a = jnp.stack(jnp.broadcast_arrays(*map(jnp.asarray, (d.concentration1, d.concentration0))), axis=-1)
+    a = jnp.stack(jnp.broadcast_arrays(*map(inexact, (d.concentration1, d.concentration0))), axis=-1)
     y = jnp.stack([y, -y], axis=-1)
     return special.log_dirichlet(a, jax.nn.sigmoid(y), -jax.nn.softplus(-y))
 
@@ -388,7 +389,7 @@ def _(d: dist.Dirichlet, key: PRNGKeyArray, sample_shape: tuple[int, ...]) -> Po
 @_log_density.register
 def _(d: dist.Dirichlet, y: Array) -> Array:
     x = jnp.exp(y)
-    return special.log_dirichlet(jnp.asarray(d.concentration), x, y, jnp.sum(x, axis=-1) - 1)
+    return special.log_dirichlet(inexact(d.concentration), x, y, jnp.sum(x, axis=-1) - 1)
 
 
 # --- transforms: what each of them was applied to -------------------------------------------------------------------

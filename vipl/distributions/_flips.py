@@ -22,7 +22,7 @@ from jax.scipy.special import gammaln
 from vipl._jax import Tracer
 from vipl._types import Array, ArrayLike, Float, Int, Num, PRNGKeyArray
 from vipl.distributions import _special_functions as special
-from vipl.distributions._special_functions import floating, log1mexp, times_log, times_log1m
+from vipl.distributions._special_functions import floating, inexact, log1mexp, times_log, times_log1m
 
 
 class BernoulliLogits(dist.BernoulliLogits):
@@ -30,7 +30,7 @@ class BernoulliLogits(dist.BernoulliLogits):
 
     def log_prob(self, value: Num[ArrayLike, "*batch"]) -> Float[Array, "*batch"]:
         """f[...], the log probability: of an integer (-inf where it is neither 0 nor 1), or of a relaxed flip."""
-        value, logits = jnp.asarray(value), jnp.asarray(self.logits)
+        value, logits = jnp.asarray(value), inexact(self.logits)
         if jnp.issubdtype(value.dtype, jnp.floating):
             return value * logits - jax.nn.softplus(logits)
         return _log_bernoulli(value, logits)
@@ -181,7 +181,7 @@ class BinomialLogits(dist.BinomialLogits):
 
     def log_prob(self, value: Num[ArrayLike, "*batch"]) -> Float[Array, "*batch"]:
         """f[...], the log probability."""
-        value, n, logits = floating(value), floating(self.total_count), jnp.asarray(self.logits)
+        value, n, logits = floating(value), floating(self.total_count), inexact(self.logits)
         p, q = jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits)
         return special.log_binomial(value, n - value, p, q, -jax.nn.softplus(-logits), -jax.nn.softplus(logits))
 
@@ -194,7 +194,7 @@ class BernoulliProbs(dist.BernoulliProbs):
 
     def log_prob(self, value: Num[ArrayLike, "*batch"]) -> Float[Array, "*batch"]:
         """f[...], the log probability."""
-        value, p = floating(value), jnp.asarray(self.probs)
+        value, p = floating(value), inexact(self.probs)
         return times_log(value, p) + times_log1m(1 - value, p)
 
 
@@ -203,7 +203,7 @@ class BinomialProbs(dist.BinomialProbs):
 
     def log_prob(self, value: Num[ArrayLike, "*batch"]) -> Float[Array, "*batch"]:
         """f[...], the log probability."""
-        value, n, p = floating(value), floating(self.total_count), jnp.asarray(self.probs)
+        value, n, p = floating(value), floating(self.total_count), inexact(self.probs)
         one = jnp.ones_like(p)
         return special.log_binomial(value, n - value, p, 1 - p, times_log(one, p), times_log1m(one, p))
 
@@ -213,7 +213,7 @@ class GeometricProbs(dist.GeometricProbs):
 
     def log_prob(self, value: Num[ArrayLike, "*batch"]) -> Float[Array, "*batch"]:
         """f[...], the log probability."""
-        value, p = floating(value), jnp.asarray(self.probs)
+        value, p = floating(value), inexact(self.probs)
         return times_log1m(value, p) + times_log(jnp.ones_like(p), p)
 
 
@@ -222,7 +222,7 @@ class MultinomialProbs(dist.MultinomialProbs):
 
     def sample(self, key: PRNGKeyArray, sample_shape: tuple[int, ...] = ()) -> Array:
         """i[...], a draw; nothing of probability 0 is counted."""
-        p, n = jnp.asarray(self.probs), jnp.asarray(self.total_count)
+        p, n = inexact(self.probs), jnp.asarray(self.total_count)
         most = self.total_count_max
         if most is None:
             if isinstance(n, Tracer):
@@ -238,7 +238,7 @@ class MultinomialProbs(dist.MultinomialProbs):
     def log_prob(self, value: Num[ArrayLike, "*batch n"]) -> Float[Array, "*batch"]:
         """f[...], the log probability."""
         value = floating(value)
-        terms = times_log(value, jnp.asarray(self.probs)) - gammaln(value + 1.0)
+        terms = times_log(value, inexact(self.probs)) - gammaln(value + 1.0)
         return gammaln(jnp.asarray(self.total_count) + 1.0) + jnp.sum(terms, axis=-1)
 
 
@@ -247,7 +247,7 @@ class CategoricalProbs(dist.CategoricalProbs):
 
     def sample(self, key: PRNGKeyArray, sample_shape: tuple[int, ...] = ()) -> Array:
         """i[...], a draw."""
-        p = jnp.asarray(self.probs)
+        p = inexact(self.probs)
         total = jnp.cumsum(p, axis=-1)
         u = jax.random.uniform(key, (*sample_shape, *self.batch_shape, 1))
         found = (total / total[..., -1:] > u) & (p > 0)
@@ -260,8 +260,8 @@ class OrderedLogistic(dist.OrderedLogistic):
 
     def log_prob(self, value: Num[ArrayLike, "*batch"]) -> Float[Array, "*batch"]:
         """f[...], the log probability."""
-        c = jnp.asarray(self.cutpoints)
-        t = jnp.asarray(self.predictor)[..., None]
+        c = inexact(self.cutpoints)
+        t = inexact(self.predictor)[..., None]
         up, gaps = -jax.nn.softplus(t - c), log1mexp(-jnp.diff(c, axis=-1))
         down = -jax.nn.softplus(c - t)
         middle = up[..., 1:] + down[..., :-1] + gaps

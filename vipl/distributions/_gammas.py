@@ -14,6 +14,7 @@ from jax.scipy.special import betaln, xlogy
 
 from vipl._types import Array, Float
 from vipl.distributions import _special_functions as special
+from vipl.distributions._special_functions import inexact
 
 
 class Gamma(dist.Gamma):
@@ -21,9 +22,9 @@ class Gamma(dist.Gamma):
 
     def log_prob(self, value: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
         """f[...], the log density."""
-        rate = jnp.asarray(self.rate)
+        rate = inexact(self.rate)
         log_rate = jnp.log(rate)
-        return log_rate + special.log_gamma(jnp.asarray(self.concentration), rate * value, log_rate + jnp.log(value))
+        return log_rate + special.log_gamma(inexact(self.concentration), rate * value, log_rate + jnp.log(value))
 
 
 class Chi2(dist.Chi2):
@@ -69,5 +70,5 @@ class Dirichlet(dist.Dirichlet):
 
     def log_prob(self, value: Float[Array, "*batch n"]) -> Float[Array, "*batch"]:
         """f[...], the log density."""
-        a = jnp.asarray(self.concentration)
+        a = inexact(self.concentration)
         return special.log_dirichlet(a, value, jnp.log(value), jnp.sum(value, axis=-1) - 1)

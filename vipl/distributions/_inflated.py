@@ -13,7 +13,7 @@ from numpyro.distributions import discrete
 
 from vipl._types import Array, ArrayLike, Float, Num
 from vipl.distributions import _special_functions as special
-from vipl.distributions._special_functions import floating, times_log, times_log1m
+from vipl.distributions._special_functions import floating, inexact, times_log, times_log1m
 
 
 class ZeroInflatedProbs(discrete.ZeroInflatedProbs):
@@ -21,7 +21,7 @@ class ZeroInflatedProbs(discrete.ZeroInflatedProbs):
 
     def log_prob(self, value: Num[Array, "*batch"]) -> Float[Array, "*batch"]:
         """f[...], the log probability."""
-        gate, base = jnp.asarray(self.gate), self.base_dist.log_prob(value)
+        gate, base = inexact(self.gate), self.base_dist.log_prob(value)
         return jnp.where(value == 0, _log_of_zero(gate, base), times_log1m(jnp.ones_like(gate), gate) + base)
 
 
@@ -67,10 +67,10 @@ class HurdleProbs(discrete.HurdleProbs):
         return jnp.where(value == 0, self._log_gate(), self._log_one_minus_gate() + log_prob)
 
     def _log_gate(self) -> Array:
-        return times_log(jnp.ones_like(jnp.asarray(self.gate)), jnp.asarray(self.gate))
+        return times_log(jnp.ones_like(inexact(self.gate)), inexact(self.gate))
 
     def _log_one_minus_gate(self) -> Array:
-        return times_log1m(jnp.ones_like(jnp.asarray(self.gate)), jnp.asarray(self.gate))
+        return times_log1m(jnp.ones_like(inexact(self.gate)), inexact(self.gate))
 
 
 class HurdlePoisson(dist.HurdlePoisson):

@@ -184,6 +184,12 @@ def floating(x: ArrayLike) -> Float[Array, ...]:
     return jnp.asarray(x, jnp.result_type(float))
 
 
+def inexact(x: ArrayLike) -> Float[Array, ...]:
+    """`x` as an array of floats of its own precision, or of the default one if it has integers."""
+    x = jnp.asarray(x)
+    return x if jnp.issubdtype(x.dtype, jnp.inexact) else floating(x)
+
+
 def times_log(x: Array, p: Array) -> Array:
     """X log p: 0 where x is 0, otherwise -inf with a derivative of 0 where p is 0."""
     possible = p > 0

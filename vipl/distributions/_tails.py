@@ -9,7 +9,7 @@ from jax.scipy.special import i0e
 
 from vipl._types import Array, Float
 from vipl.distributions import _special_functions as special
-from vipl.distributions._special_functions import log1mexp
+from vipl.distributions._special_functions import inexact, log1mexp
 
 
 def _log1p_square(z: Array, df: Array | float) -> Array:
@@ -27,7 +27,7 @@ class StudentT(dist.StudentT):
 
     def log_prob(self, value: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
         """f[...], the log density."""
-        df, scale = jnp.asarray(self.df), jnp.asarray(self.scale)
+        df, scale = inexact(self.df), inexact(self.scale)
         tail = 0.5 * (df + 1.0) * _log1p_square((value - self.loc) / scale, df)
         normalizer = jnp.log(scale) + 0.5 * jnp.log(df) + 0.5 * jnp.log(jnp.pi)
         return special.log_gamma_ratio(0.5 * df, 0.5) - normalizer - tail
@@ -41,9 +41,9 @@ class MultivariateStudentT(dist.MultivariateStudentT):
 
     def log_prob(self, value: Float[Array, "*batch n"]) -> Float[Array, "*batch"]:
         """f[...], the log density."""
-        df, n = jnp.asarray(self.df), self.event_shape[0]
+        df, n = inexact(self.df), self.event_shape[0]
         z = _whiten(self.scale_tril, value - self.loc)
-        log_det = jnp.sum(jnp.log(jnp.diagonal(jnp.asarray(self.scale_tril), axis1=-2, axis2=-1)), axis=-1)
+        log_det = jnp.sum(jnp.log(jnp.diagonal(inexact(self.scale_tril), axis1=-2, axis2=-1)), axis=-1)
         normalizer = 0.5 * n * (jnp.log(df) + jnp.log(jnp.pi)) + log_det - special.log_gamma_ratio(0.5 * df, 0.5 * n)
         return -0.5 * (df + n) * jnp.log1p(jnp.sum(z * z, axis=-1) / df) - normalizer
 
@@ -63,7 +63,7 @@ class Cauchy(dist.Cauchy):
 
     def log_prob(self, value: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
         """f[...], the log density."""
-        scale = jnp.asarray(self.scale)
+        scale = inexact(self.scale)
         return -jnp.log(jnp.pi) - jnp.log(scale) - _log1p_square((value - self.loc) / scale, 1.0)
 
 
@@ -74,7 +74,7 @@ class VonMises(dist.VonMises):
 
     def log_prob(self, value: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
         """f[...], the log density."""
-        k = jnp.asarray(self.concentration)
+        k = inexact(self.concentration)
         return -2 * k * jnp.sin(0.5 * (value - self.loc)) ** 2 - jnp.log(2 * jnp.pi) - jnp.log(i0e(k))
 
 
@@ -83,7 +83,7 @@ class Kumaraswamy(dist.Kumaraswamy):
 
     def log_prob(self, value: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
         """f[...], the log density."""
-        a, b = jnp.asarray(self.concentration1), jnp.asarray(self.concentration0)
+        a, b = inexact(self.concentration1), inexact(self.concentration0)
         log_x = jnp.log(value)
         return jnp.log(a) + jnp.log(b) + (a - 1) * log_x + (b - 1) * log1mexp(a * log_x)
 
@@ -124,7 +124,7 @@ class ProjectedNormal(dist.ProjectedNormal):
 
     def log_prob(self, value: Float[Array, "*batch n"], intermediates: None = None) -> Float[Array, "*batch"]:
         """f[...], the log density."""
-        c, x = jnp.broadcast_arrays(jnp.asarray(self.concentration), value)
+        c, x = jnp.broadcast_arrays(inexact(self.concentration), value)
         n = c.shape[-1] - 1
         if n not in (1, 2):
             return super().log_prob(value, intermediates)

@@ -22,14 +22,14 @@ from vipl.cache.programs import compiled, parts_of
 from vipl.errors import EstimatorError, ProgramError, shortened, show_aval
 from vipl.expectation.plan import Plan, make_plan
 from vipl.expectation.surrogate import draws, one_sample
-from vipl.gen import Estimator
+from vipl.gen import Estimator, Source
 from vipl.gen._choices import flatten
 from vipl.gen._program import with_estimators
 from vipl.gen._sample import check_estimator
 from vipl.ir.functions import check_function
 from vipl.ir.keys import as_key, key_by_keyword
 from vipl.ir.partition import Skeleton, is_array, not_arrays, partition, python_integer
-from vipl.ir.primitives import user_frame
+from vipl.ir.primitives import show_function, user_frame
 from vipl.ir.purity import check_unordered
 from vipl.ir.stage import Staged, stage_program
 from vipl.passes.cse import cse
@@ -235,7 +235,7 @@ class Expectation:
 
     def _average(self, key: PRNGKeyArray, skeleton: Skeleton, leaves: list[Array], num_samples: int) -> Any:
         staged = stage_program(_floating(self._program(), self.has_aux), skeleton.combine(leaves), {})
-        _check_result(staged, self.has_aux, self._name)
+        _check_result(staged, self.has_aux, show_function(self.fn))
         plan = make_plan(staged)
         reasons = [f"the estimator of {p.site.at()}" for p in plan.runs_several]
         reasons += [f"num_samples={num_samples}"] if num_samples > 1 else []
@@ -328,8 +328,17 @@ def _check_result(staged: Staged, has_aux: bool, name: str) -> None:
             at=name,
             got=show_aval(value),
             expected="float[]" + (" first, then aux" if has_aux else ""),
-            fix="reduce it with jnp.sum or jnp.mean; return aux with @vipl.expectation(has_aux=True)",
+            fix=_of_result(value),
         )
+
+
+def _of_result(value: Any) -> str:
+    """What makes a float scalar of what an objective returns."""
+    if isinstance(value, Source):
+        return "return a number: program.assess(choices).log_prob, or objectives such as vipl.objectives.elbo"
+    if getattr(value, "shape", None) == ():
+        return "make it a float: 1.0 * value, or value.astype(float)"
+    return "reduce it with jnp.sum or jnp.mean; return aux with @vipl.expectation(has_aux=True)"
 
 
 def _gradient_in_the_key(write: Argnums, at: str, got: str) -> ProgramError:

@@ -176,9 +176,9 @@ class Plan:
     def _number_runs(self, kind: str, start: int) -> tuple[dict[Path, int], int]:
         first = {}
         for p, points in self._draws():
-            if getattr(points, kind) is not None:
+            if getattr(points, kind) is not None and (count := math.prod(self.run_shape(p))):
                 first[p.path] = start
-                start += math.prod(self.run_shape(p))
+                start += count
         return first, start
 
 
@@ -186,7 +186,8 @@ class Runs(NamedTuple):
     """The runs of a program in which a site has another value than its draw.
 
     Attributes:
-      first: the sites with alternatives, and the number of the first run of each; the pruned ones last.
+      first: the sites with alternatives, and the number of the first run of each; the pruned ones last. A site without
+        elements, or in a loop without passes, has none.
       num_full: how many runs are made.
       num_pruned: how many runs there are besides, of which one is made.
     """

@@ -19,7 +19,7 @@ from vipl.analysis.index import Indexed
 from vipl.analysis.joint_end import JointEnd
 from vipl.analysis.stop_conflicts import conflict_error
 from vipl.analysis.window import Window, axis_of, summed_over
-from vipl.distributions._draws import total
+from vipl.distributions._draws import innermost, total
 from vipl.errors import EstimatorError
 from vipl.expectation.common import Common, InCommon, possible_values, stand_in
 from vipl.expectation.plan import Plan
@@ -190,8 +190,9 @@ def _interpreter(
             if log_probs is not None:
                 log_probs = log_probs_of(site, operands, value, (points.value, log_probs))
         if jax.tree.leaves(points.fixed):
-            value = _guarded(site, value, points.fixed)
-            log_probs = None if log_probs is None else _guarded(site, log_probs, points.fixed)
+            guard = undifferentiable(_no_derivative, _names(site, operands))
+            value = _guarded(guard, value, points.fixed)
+            log_probs = None if log_probs is None else _guarded(guard, log_probs, points.fixed)
         probe(DRAWN, site, operands, value)
         value = weighed(site, operands, fence(value), log_probs)
         if number is not None:
@@ -240,9 +241,17 @@ def weighed(site: Site, operands: Sequence[Array], value: Array, log_probs: Arra
     return value, total(log_probs, len(site.log_shape))
 
 
-def _guarded(site: Site, x: Array, fixed: PyTree) -> Array:
+def _names(site: Site, operands: Sequence[Array]) -> tuple[str, str, str]:
+    """A site as messages write it, its estimator and its family."""
+    d, estimator = site.distribution, site.estimator
+    family = "its law" if d is None else type(innermost(d.combine(operands[: site.num_distribution]))).__name__
+    if estimator is None:
+        return site.at(), "an estimator", family
+    return site.at(), f"{type(estimator.combine(operands[site.num_distribution :])).__name__}()", family
+
+
+def _guarded(guard: Callable[[Array, PyTree], Array], x: Array, fixed: PyTree) -> Array:
     """The same number, whose derivative in the `fixed` parameters raises; those in others pass."""
-    guard = undifferentiable(_no_derivative, site.at())
     return x + guard(jnp.zeros_like(x), fixed) if jnp.issubdtype(x.dtype, jnp.floating) else guard(x, fixed)
 
 
@@ -324,11 +333,15 @@ def over_lanes(info: SiteInfo, x: Array, apart: Sequence[bool], first: int) -> A
     return jnp.broadcast_to(x, shape)
 
 
-def _no_derivative(at: str) -> EstimatorError:
+def _no_derivative(names: tuple[str, str, str]) -> EstimatorError:
+    at, estimator, family = names
+    is_score = estimator == "Score()"
+    moves = "moves the support" if is_score else "it does not serve, or that moves the support"
+    others = "Reparam()" if is_score else "Reparam() or Score()"
     return EstimatorError(
         "a derivative is taken in a parameter for which the site's estimator has none.",
         at=at,
-        got="MeasureValued() of Gamma or ImplicitReparam() of Beta, say, with a derivative in the concentration",
+        got=f"{estimator} of {family}, with a derivative in a parameter that {moves}",
         expected="parameters that are not differentiated, or an estimator for all of them",
-        fix="use Reparam() or Score() at the site, or jax.lax.stop_gradient around the parameter",
+        fix=f"use {others} at the site, or jax.lax.stop_gradient around the parameter",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -85,7 +86,9 @@ def check_params(params: PyTree) -> None:
             "the parameters are not float arrays.",
             _listed("params", leaves),
             "a pytree with at least one float array, which is optimized; what is not a float stays what it is",
-            "write 0.0 for 0",
+            "write 0.0 for 0"
+            if leaves
+            else 'pass the parameters, as in vipl.fit(objective, {"loc": jnp.zeros(3)}, ...)',
         )
 
 
@@ -336,6 +339,25 @@ def check_resume(resume: Any, begun: Any) -> None:
         if _kinds(here) != _kinds(there):
             got, expected = _first_difference(name, here, there)
             raise _error(f"the {what} not of the kind of the fit that is continued.", got, expected, fix)
+
+
+def check_folder(path: Any) -> None:
+    """Raises where checkpoints cannot be written into a folder: a file stands there, or no path is given."""
+    try:
+        folder = pathlib.Path(path)
+    except TypeError:
+        got = show_aval(path)
+    else:
+        file = next((p for p in (folder, *folder.parents) if p.exists() and not p.is_dir()), None)
+        if file is None:
+            return
+        got = f"{file.name!r}, which is a file"
+    raise _error(
+        "checkpoints cannot be written there.",
+        got,
+        "the path of a folder, which is made if it is not there",
+        'pass a folder: checkpoint="fits/first"',
+    )
 
 
 _OF_CHECKPOINT = {

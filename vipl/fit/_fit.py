@@ -47,7 +47,15 @@ from vipl.fit._begin import (
     strong,
     turns_of,
 )
-from vipl.fit._check import as_arrays, check_batches, check_between, check_has_aux, check_resume, check_stream
+from vipl.fit._check import (
+    as_arrays,
+    check_batches,
+    check_between,
+    check_folder,
+    check_has_aux,
+    check_resume,
+    check_stream,
+)
 from vipl.fit._checkpoint import Checkpoints
 from vipl.fit._data import Feed, Fixed, Stream, is_stream
 from vipl.fit._history import Parts, appended, joined, means, recorded
@@ -242,6 +250,8 @@ def fit(
         check_batches(data, batch_size)
         batches = (jax.tree.leaves(data)[0].shape[0], batch_size)
     check_between(callback, checkpoint_every)
+    if checkpoint is not None:
+        check_folder(checkpoint)
     watch = Watch(callback, callback_every)
     if resume is not None:
         resume = all_starts(resume, num_restarts, Fit)

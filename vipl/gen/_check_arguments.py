@@ -10,11 +10,14 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
+import jax
+import numpy as np
 import numpyro.distributions as dist
 
 from vipl._checks import whole_number
+from vipl._jax import Tracer
 from vipl._types import ArrayLike, Shaped
-from vipl.errors import ProgramError, show_aval
+from vipl.errors import ProgramError, shortened, show_aval
 from vipl.gen._choices import Choices, flatten
 from vipl.gen._program import GenerativeFunction, Program
 from vipl.gen._source import Source, Trace
@@ -164,6 +167,21 @@ def checked(fn: Callable | None = None, **least: int) -> Callable:
         return fn(*given.args, **given.kwargs)
 
     return function
+
+
+def check_range(value: Any, role: str, who: str, lies_in: Callable[[np.ndarray], bool], expected: str) -> None:
+    """Raises where a number that is known when the program is staged is not what a definition asks for."""
+    if any(isinstance(x, Tracer) for x in jax.tree.leaves(value)):
+        return
+    if lies_in(np.asarray(value, float)):
+        return
+    raise ProgramError(
+        f"{who} is not defined for the given {role}.",
+        at=user_frame(),
+        got=shortened(np.asarray(value).tolist()),
+        expected=expected,
+        fix=f"pass {role} as {expected}",
+    )
 
 
 def _check_real(value: object, role: str, who: str) -> None:

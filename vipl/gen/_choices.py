@@ -15,6 +15,7 @@ from vipl.analysis.supports import OfSite, origin
 from vipl.errors import AddressError, ChoiceError, show_address, show_addresses, show_aval
 from vipl.ir.batching import sites_of_value
 from vipl.ir.partition import as_array
+from vipl.ir.primitives import Site
 from vipl.ir.sites import SiteInfo
 
 Address = tuple[str, ...]
@@ -184,15 +185,30 @@ def _checked(value: object, info: SiteInfo) -> Array:
         return array if array.dtype == site.dtype else array.astype(site.dtype)
     whole = _whole(array, site.dtype)
     if whole is None:
-        shown = f" {value!r}" if array.ndim == 0 and not isinstance(array, _jax.Tracer) else ""
-        raise ChoiceError(
-            "a given value has the wrong kind of dtype.",
-            at=site.at(),
-            got=show_aval(array) + shown,
-            expected=expected,
-            fix=f"convert it: value.astype({np.dtype(site.dtype).name!r})",
-        )
+        raise _of_wrong_kind(array, site, expected)
     return whole
+
+
+def _of_wrong_kind(array: Array, site: Site, expected: str) -> ChoiceError:
+    """The error for a value whose dtype is not that of its site."""
+    shown, fix = show_aval(array), f"convert it: value.astype({np.dtype(site.dtype).name!r})"
+    if not isinstance(array, _jax.Tracer):
+        numbers = np.asarray(array)
+        if np.isrealobj(numbers) and (missing := int(np.isnan(numbers).sum())):
+            shown += f" with {missing} NaN"
+            fix = "if these are not observed, write program, data = vipl.partly_observed(program, data), and pass both"
+        elif np.isrealobj(numbers) and (others := numbers[numbers != np.round(numbers)]).size:
+            shown += f" {others[0]}" if not numbers.ndim else f", among them {others[0]}"
+            fix = "round them, if that is meant: jnp.round(value); or take a distribution over real numbers"
+        elif not numbers.ndim:
+            shown += f" {numbers}"
+    return ChoiceError(
+        "a given value has the wrong kind of dtype.",
+        at=site.at(),
+        got=shown,
+        expected=expected,
+        fix=fix,
+    )
 
 
 def _whole(array: Array, dtype: np.dtype) -> Array | None:

@@ -17,6 +17,7 @@ from vipl._jax import ShapedArray
 from vipl._types import Array, ArrayLike
 from vipl.distributions._draws import draw, innermost, log_density, total
 from vipl.distributions._flips import BernoulliLogits
+from vipl.distributions._special_functions import floating
 from vipl.errors import DistributionError, show_aval
 from vipl.gen._equivalents import equivalent, library_of
 from vipl.gen._supports import joins_zero, names_its_support, steps_of
@@ -125,6 +126,16 @@ def check_distribution(
             expected="a distribution with a sampler",
             fix="use a proper distribution, and put the ratio of densities into vipl.factor",
         ) from None
+    except (TypeError, ValueError) as error:
+        if not any(jnp.issubdtype(jnp.result_type(x), jnp.integer) for x in jax.tree.leaves(source)):
+            raise
+        raise DistributionError(
+            "a distribution with integers for parameters cannot be drawn from.",
+            at=at,
+            got=f"{type(source).__name__}, of which NumPyro says: {str(error).splitlines()[0]}",
+            expected="floats where a family has real parameters",
+            fix="write 1.0 for 1, or convert arrays: x.astype(float)",
+        ) from error
     if log_prob_shape != batch_shape:
         raise DistributionError(
             "a distribution's batch shape is out of date; its draws would repeat or misalign.",
@@ -206,7 +217,16 @@ def _lies_in(d: dist.Distribution, value: ArrayLike) -> Array:
     if joins_zero(d):
         return verdict(d.base_dist, value).inside | (value == 0)  # type: ignore[attr-defined]
     support = getattr(d, "support", None)  # some NumPyro classes lose it as pytrees: no verdict
-    return jnp.array(True) if support is None else support(value)
+    return jnp.array(True) if support is None else _satisfies(support, value)
+
+
+def _satisfies(constraint: Any, value: ArrayLike) -> Array:
+    """NumPyro's answer, but for the sum over a simplex: its rounding grows with the number of terms."""
+    if not isinstance(constraint, type(dist.constraints.simplex)):
+        return constraint(value)
+    x = floating(value)
+    tolerance = 1e-6 + jnp.finfo(x.dtype).eps * x.shape[-1]
+    return jnp.all(x >= 0, axis=-1) & (jnp.abs(jnp.sum(x, axis=-1) - 1) <= tolerance)
 
 
 def _comes_from(d: dist.TransformedDistribution, value: ArrayLike) -> Array:
@@ -230,7 +250,7 @@ def _in_range(transform: t.Transform, value: ArrayLike, ndim: int) -> Array:
     if isinstance(transform, t.AffineTransform):  # every number; NumPyro's answer goes by a sign that it guesses
         return jnp.array(True)
     try:
-        return _over_event(jnp.all, transform.codomain(value), ndim)
+        return _over_event(jnp.all, _satisfies(transform.codomain, value), ndim)
     except NotImplementedError:
         return jnp.array(True)
 

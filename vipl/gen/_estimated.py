@@ -137,6 +137,7 @@ def only(choices: Choices, wanted: Iterable[Address], name: str) -> dict[Address
             at=f"the choices for {name}",
             got=f"choices at {show_addresses(flat)}",
             expected=f"choices at {show_addresses(wanted)}",
-            fix="give a value for each of its addresses, and for no other",
+            fix="give a value for each of its addresses, and for no other; of fewer addresses the density is that of a "
+            "marginal that keeps these alone",
         )
     return flat

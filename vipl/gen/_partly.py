@@ -27,7 +27,15 @@ from vipl import _jax
 from vipl._jax import Eqn, Tracer
 from vipl._types import Array
 from vipl.distributions._elements import Inseparable, separate, take
-from vipl.errors import AddressError, ChoiceError, DistributionError, ProgramError, show_address, show_addresses
+from vipl.errors import (
+    AddressError,
+    ChoiceError,
+    DistributionError,
+    ProgramError,
+    shortened,
+    show_address,
+    show_addresses,
+)
 from vipl.errors import show_aval as show
 from vipl.gen._check_arguments import check_source
 from vipl.gen._choices import Address, Choices, flatten, match, nest
@@ -83,7 +91,7 @@ def partly_observed(
 
     The observed elements are at the site's address, the others at the address whose last part has the suffix:
     "y" and "y_missing". Both are vectors, f[k, *event], in the order of the elements of y; where the site stands in a
-    `scan` or a branch, both keep the shape of y, and an element that is not of them is zero and has no density.
+    `scan` or a branch, both keep the shape of y, and an element that is not of them has no density, and any number.
 
     Args:
       program: a generative function with its arguments.
@@ -116,6 +124,14 @@ def partly_observed(
     """
     where = f"partly_observed in {user_frame()}"
     check_source(program, "program", "partly_observed", program=True)
+    if not isinstance(suffix, str) or not suffix:
+        raise ProgramError(
+            "the suffix of missing elements is not a text.",
+            at=where,
+            got=shortened(suffix),
+            expected="text that is added to an address",
+            fix='leave suffix out; it is "_missing" then',
+        )
     given = flatten(dict(data) if isinstance(data, Mapping) else data, f"the data of {where}")
     found = valued(program.staged()[1])
     by_address = {info.site.address: info for info in found}

@@ -56,9 +56,9 @@ class RowsForward(OfLatents):
         return nest(choices), trace.log_prob - log_det
 
     def _weigh(self, choices: dict[str, Any]) -> Array:
-        u, log_det = self.latents.unconstrain(self._own(choices))
+        u, log_det, log_inside = self.latents.located(self._own(choices))
         v = jax.vmap(self.row.join)(u)
-        return self.base.assess({"coordinates": v}).log_prob - log_det
+        return self.base.assess({"coordinates": v}).log_prob - log_det + log_inside
 
 
 class Amortized(ModelGuide):

@@ -35,6 +35,13 @@ _STARTS = ("prior", "uniform", "zero")
 _NUM_OTHERS = 4
 """For how many draws of choices that a guide leaves out its start is tried."""
 
+_START = 'pass values to begin with: init(key, start={"x": ...}); or mend the prior of that site'
+_DATA = "compare the data with the support: a number outside it, or infinite, has density zero whatever the choices are"
+_OTHERS = (
+    "if {} can be impossible, alone or with the data, sum it out of the model: vipl.marginal(model, keep, "
+    "vipl.inference.Enumeration()), or ForwardBackward() of a chain"
+)
+
 
 class Guide(Remade, abc.ABC):
     """A variational family: parameters -> a program over latent choices. The base of all guides, combinations too.
@@ -205,13 +212,13 @@ class ModelGuide(Guide):
             wrong = self._what_is_not_finite(u, key)
             if wrong is None:
                 return u
-        where, what = wrong or ("", "")
+        where, what, fix = wrong or ("", "", "")
         raise ChoiceError(
             "the density is not finite at the start of a guide.",
             at=where,
             got=what,
             expected="a finite log density and gradient at the start",
-            fix='pass values to begin with: init(key, start={"x": ...}); or mend the prior of that site',
+            fix=fix,
         )
 
     # --- what a family says ---------------------------------------------------------------------------------------
@@ -264,8 +271,8 @@ class ModelGuide(Guide):
             )
         return moved
 
-    def _what_is_not_finite(self, u: dict[Address, Array], key: PRNGKeyArray) -> tuple[str, str] | None:
-        """The site whose density or gradient is not finite at u, and what it is; None where all is, or u is traced."""
+    def _what_is_not_finite(self, u: dict[Address, Array], key: PRNGKeyArray) -> tuple[str, str, str] | None:
+        """Where density or gradient is not finite at u, what it is, and what helps; None if all is, or u is traced."""
         if not u or any(isinstance(x, Tracer) for x in u.values()):
             return None
         if self.latents.left_out:
@@ -276,13 +283,15 @@ class ModelGuide(Guide):
         if not jnp.isfinite(value):
             each = self.latents.log_densities(u)
             at, log_p = next(((at, x) for at, x in each.items() if not jnp.isfinite(x)), (repr(self), value))
-            return at, f"log density {log_p}"
+            if log_p == -jnp.inf and at in self.latents.observed_sites():
+                return at, f"log density {log_p} of its data", _DATA
+            return at, f"log density {log_p}", _START
         for x, g in zip(self.latents.real, gradient, strict=True):
             if not jnp.all(jnp.isfinite(g)):
-                return x.at, f"a gradient {show_aval(g)} that is not finite"
+                return x.at, f"a gradient {show_aval(g)} that is not finite", _START
         return None
 
-    def _not_finite_for_others(self, u: dict[Address, Array], key: PRNGKeyArray) -> tuple[str, str] | None:
+    def _not_finite_for_others(self, u: dict[Address, Array], key: PRNGKeyArray) -> tuple[str, str, str] | None:
         """As `_what_is_not_finite`, for draws of the choices that are left out."""
         keys = jax.random.split(key, _NUM_OTHERS)
         value, gradient = run_once("a start beside others", _with_others, (self,), (keys, list(u.values())))
@@ -291,7 +300,10 @@ class ModelGuide(Guide):
         finite = [jnp.isfinite(value), *(jnp.isfinite(g).all(range(1, g.ndim)) for g in gradient)]
         if jnp.any(jnp.all(jnp.stack(finite), 0)):
             return None
-        return repr(self), f"log densities {np.asarray(value).tolist()} with others from the prior, or their gradients"
+        others = show_addresses(self.latents.left_out)
+        got = f"log densities {np.asarray(value).tolist()} with {others} from the prior, or their gradients"
+        at = next(info.site.at() for info in self.model.staged()[1] if info.site.address in self.latents.left_out)
+        return at, got, _OTHERS.format(others)
 
     # --- parameters -------------------------------------------------------------------------------------------
 

@@ -88,9 +88,10 @@ class Pushforward(OfLatents):
         return nest(choices), trace.log_prob - log_det - self._log_det_of_frame()
 
     def _weigh(self, choices: dict[str, Any]) -> Array:
-        u, log_det = self.latents.unconstrain(self._own(choices))
+        u, log_det, log_inside = self.latents.located(self._own(choices))
         v = in_frame(self.latents.join(u), self.frame)
-        return self.base.assess({"coordinates": v}).log_prob - log_det - self._log_det_of_frame()
+        log_v = self.base.assess({"coordinates": v}).log_prob
+        return log_v - log_det - self._log_det_of_frame() + log_inside
 
     def _log_det_of_frame(self) -> Array:
         return jnp.zeros(()) if self.frame is None else jnp.sum(jnp.log(jnp.diagonal(self.frame[1])))

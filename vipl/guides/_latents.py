@@ -40,7 +40,7 @@ from vipl.errors import (
 )
 from vipl.gen import Program
 from vipl.gen._choices import Address, check_address, flatten, match, nest
-from vipl.gen._density import is_factor, site_log_prob
+from vipl.gen._density import is_factor, site_log_prob, verdict
 from vipl.gen._program import merge_emits
 from vipl.gen._without_choice import is_random_key, is_record, valued
 from vipl.guides._gaussian import Density
@@ -103,6 +103,11 @@ class Discrete(NamedTuple):
     low: int
     number: int
     loops: tuple[bool, ...]
+
+    @property
+    def is_flip(self) -> bool:
+        """Whether its values are 0 and 1."""
+        return (self.low, self.number) == (0, 2)
 
 
 class Coordinates:
@@ -190,6 +195,10 @@ class Latents(Coordinates):
         """The data, as arrays."""
         return nest(self._given)
 
+    def observed_sites(self) -> frozenset[str]:
+        """The sites that have data, as messages write them."""
+        return frozenset(info.site.at() for info in self._found if info.site.address in self._given)
+
     def layout(self) -> Hashable:
         """All that is read of the sites but the supports: equal where a guide of one is a guide of the other."""
         real = tuple((*x[:4], str(x.dtype), _bits(x.present)) for x in self.real)
@@ -205,10 +214,18 @@ class Latents(Coordinates):
         return self._by_address(out.emits), out.totals["log_det"]
 
     def unconstrain(self, choices: Mapping[Address, Array]) -> tuple[dict[Address, Array], Array]:
-        """T's inverse: the coordinates by address, and f[], log |det dT/du| there."""
-        out = self._run(choices, lambda seen: seen.coordinates, inverse=True)
-        u = self._by_address(out.emits)
-        return {a: x[self._present[a]] if a in self._present else x for a, x in u.items()}, out.totals["log_det"]
+        """T's inverse: the coordinates by address, and f[], log |det dT/du| there; not finite outside the supports."""
+        u, log_det, _ = self._inverse(choices)
+        return u, log_det
+
+    def located(self, choices: Mapping[Address, Array]) -> tuple[dict[Address, Array], Array, Array]:
+        """As `unconstrain`, and f[]: 0, or -inf where a choice lies outside its support, or NaN where one is NaN.
+
+        All coordinates are then zero, so that densities and their derivatives there are numbers.
+        """
+        u, log_det, log_inside = self._inverse(choices)
+        inside = log_inside == 0
+        return {a: jnp.where(inside, x, 0) for a, x in u.items()}, jnp.where(inside, log_det, 0), log_inside
 
     def log_density(self, u: Mapping[Address, Array]) -> Array:
         """f[], log p(T(u), given) + log |det dT/du|: the joint density in the coordinates, factors included."""
@@ -292,6 +309,12 @@ class Latents(Coordinates):
 
     # --- inside -------------------------------------------------------------------------------------------------
 
+    def _inverse(self, choices: Mapping[Address, Array]) -> tuple[dict[Address, Array], Array, Array]:
+        out = self._run(choices, lambda seen: seen.coordinates, inverse=True)
+        u = self._by_address(out.emits)
+        u = {a: x[self._present[a]] if a in self._present else x for a, x in u.items()}
+        return u, out.totals["log_det"], out.totals["log_inside"]
+
     def _run(
         self,
         values: Mapping[Address, Array],
@@ -313,7 +336,8 @@ class Latents(Coordinates):
             seen = self._see(visit.site, operands, x, inverse=inverse, weigh=weigh)
             emitted = emit(seen)
             emits = {} if emitted is None or _has_no_choice(visit.site) else {visit.path: emitted}
-            return Outcome(seen.value, {"log_det": seen.log_det, "log_p": seen.log_p}, emits)
+            totals = {"log_det": seen.log_det, "log_p": seen.log_p, "log_inside": seen.log_inside}
+            return Outcome(seen.value, totals, emits)
 
         def compose(composite: Composite, operands: list[Any], given: list[Any], _: Path) -> Outcome:
             if not weigh:
@@ -325,7 +349,7 @@ class Latents(Coordinates):
         values = values if inverse else {a: self._spread(a, x) for a, x in values.items()}
         out = self._interpret(values, handle, compose)
         zero = jnp.zeros(())
-        return out._replace(totals={"log_det": zero, "log_p": zero} | out.totals)
+        return out._replace(totals={"log_det": zero, "log_p": zero, "log_inside": zero} | out.totals)
 
     def _interpret(self, values: Mapping[Address, Any], handle: Callable, compose: Callable) -> Outcome:
         """Runs the program with data, with what is given for latent choices, and with some value for the others."""
@@ -338,15 +362,17 @@ class Latents(Coordinates):
         operands, weight = split_weight(site, operands)
         if _has_no_choice(site):
             log_p = site_log_prob(site, operands, jnp.zeros((0,)), check=False) if weigh and is_factor(site) else zero
-            return _Seen(site, None, jnp.zeros(site.shape, site.dtype), None, zero, log_p, None)
+            return _Seen(site, None, jnp.zeros(site.shape, site.dtype), None, zero, log_p, zero, None)
         d = site.distribution.combine(operands[: site.num_distribution])
-        value, coordinates, log_det = x, None, zero
+        value, coordinates, log_det, log_inside = x, None, zero, zero
         if site.address in self._real:
             bijection = biject_to(d.support)
             value, coordinates = (x, bijection.inv(x)) if inverse else (bijection(x), x)
             log_det = jnp.sum(bijection.log_abs_det_jacobian(coordinates, value))
+            log_inside = jnp.sum(_log_inside(d, x)) if inverse else zero
         log_p = site_log_prob(site, operands, value, check=coordinates is None) if weigh else zero
-        return _Seen(site, d, value, coordinates, log_det, log_p if weight is None else weight * log_p, weight)
+        log_p = log_p if weight is None else weight * log_p
+        return _Seen(site, d, value, coordinates, log_det, log_p, log_inside, weight)
 
     def _spread(self, address: Address, x: Array) -> Array:
         """What there is for each pass that makes a choice, for all passes of the loops around it."""
@@ -402,6 +428,7 @@ class _Seen(NamedTuple):
       coordinates: [...], T's inverse of it; None of what is given or discrete.
       log_det: f[], log |det dT/du| of the site.
       log_p: f[], its log density; zero where that is not asked for.
+      log_inside: f[], 0, or -inf where a given choice lies outside the support, NaN where it is NaN.
       weight: f[], what that counts by `vipl.scaled`; None: once.
     """
 
@@ -411,7 +438,14 @@ class _Seen(NamedTuple):
     coordinates: Array | None
     log_det: Array
     log_p: Array
+    log_inside: Array
     weight: Array | None
+
+
+def _log_inside(d: Any, value: Array) -> Array:
+    """f[batch], 0 in the support, -inf outside, NaN at NaN."""
+    inside, nan = verdict(d, value)
+    return jnp.where(nan, jnp.nan, jnp.where(inside, 0.0, -jnp.inf))
 
 
 def _known(v: Any, eqns: Sequence[Any], consts: Mapping[Any, Any]) -> np.ndarray | None:

@@ -9,10 +9,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpyro.distributions as dist
 from jax import lax
 
 from vipl._types import Array, Float, PRNGKeyArray, PyTree
+from vipl.distributions._integers import categorical
 from vipl.errors import DistributionError, show_address
 from vipl.estimators import Enumerate, LeaveOneOut, Score
 from vipl.gen import Estimator, Program, sample
@@ -105,10 +105,6 @@ class Markov(ModelGuide):
                 got = f"{address} in {scans} scans" if scans else f"{address} in no scan"
                 fix = 'write combine({"chain": Markov(..., addresses=[...]), "rest": MeanField(..., addresses=[...])})'
                 raise _refused(at, got, "choices in exactly one scan, along which the chain goes", fix)
-            if x.low != 0:
-                got = f"{address} with values {x.low} to {x.low + x.number - 1}"
-                raise _refused(at, got, "values 0, 1, ..., K - 1",
-                               "draw a Categorical in the model, and add the smallest value to it")  # fmt: skip
 
     def _function(self) -> Callable[[PyTree], Any]:
         estimator = self._estimator()
@@ -134,7 +130,7 @@ class Markov(ModelGuide):
         return nest(out)
 
     def marginals(self, params: PyTree) -> dict[str, Any]:
-        """q(z = v) of each element, exactly: f[*shape, K] by address, by one pass along each chain.
+        """q(z = v) of each element, exactly: f[*shape, K] by address, smallest value first, by one pass along a chain.
 
         Args:
           params: of the guide.
@@ -201,12 +197,13 @@ def _draw(x: Discrete, params: Mapping[str, Array], estimator: Estimator) -> Arr
         return functools.reduce(lambda f, _: jax.vmap(f, out_axes=1), range(inside), _tables)(p)
 
     def element(row_of: Array, before: Array) -> Array:
-        return sample(x.address, dist.Categorical(logits=row_of[before]), estimator)
+        row = row_of[before - x.low if x.low else before]
+        return sample(x.address, categorical(row, x.low), estimator)
 
     step = functools.reduce(lambda f, _: jax.vmap(f), range(inside), element)
 
     def chain(p: Mapping[str, Array]) -> Array:
-        first = jnp.zeros(x.shape[outside + 1 :], jnp.result_type(int))
+        first = jnp.full(x.shape[outside + 1 :], x.low, jnp.result_type(int))
 
         def one(before: Array, rows: Array) -> tuple[Array, Array]:
             now = step(rows, before)

@@ -14,6 +14,7 @@ from numpyro.distributions import biject_to
 from numpyro.distributions.transforms import IdentityTransform, Transform
 
 from vipl._types import Array, Float, PRNGKeyArray, PyTree
+from vipl.distributions._integers import categorical
 from vipl.estimators import Enumerate, LeaveOneOut, Score
 from vipl.gen import Estimator, Program, sample
 from vipl.gen._choices import Address, flatten, nest
@@ -31,7 +32,7 @@ class MeanField(ModelGuide):
     z = T(u),   u_i ~ N(loc_i, exp(log_scale_i)²);   P(element = v) = softmax(logits)_v of a discrete one.
 
     Parameters, by address: `loc` and `log_scale`, of the shape of the coordinates; or `logits`, of the choice's shape
-    for elements of two values, with a last axis of K for those of more.
+    for elements that are 0 or 1, with a last axis of K for those of K other values.
     Cost: as many draws and densities as there are coordinates. Use it where there are many latent choices, and
     correlations in the posterior matter little: it understates the spread of correlated choices.
     Where a support depends on other choices, or a site stands in a branch, the guide runs the model's own control flow
@@ -97,7 +98,7 @@ class MeanField(ModelGuide):
     def _init(self, u: dict[Address, Array], scale: Float[Array, ""], key: PRNGKeyArray) -> PyTree:
         params = {a: {"loc": x, "log_scale": jnp.full(x.shape, jnp.log(scale), x.dtype)} for a, x in u.items()}
         for x in self.latents.discrete:
-            params[x.address] = {"logits": jnp.zeros(x.shape if x.number == 2 else (*x.shape, x.number))}
+            params[x.address] = {"logits": jnp.zeros(x.shape if x.is_flip else (*x.shape, x.number))}
         return nest(params)  # type: ignore[arg-type]
 
 
@@ -119,6 +120,4 @@ def _sample_discrete(x: Discrete, logits: Array, estimator: Estimator, shape: tu
     """A choice whose elements are sites of their own, in lanes."""
     if shape:
         return jax.vmap(functools.partial(_sample_discrete, x, estimator=estimator, shape=shape[1:]))(logits)
-    return sample(
-        x.address, dist.Bernoulli(logits=logits) if x.number == 2 else dist.Categorical(logits=logits), estimator
-    )
+    return sample(x.address, dist.Bernoulli(logits=logits) if x.is_flip else categorical(logits, x.low), estimator)

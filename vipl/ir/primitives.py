@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import pathlib
 import sys
 import sysconfig
@@ -150,11 +151,22 @@ def show_frame(code: CodeType, line: int) -> str:
     return f"{code.co_name} ({pathlib.Path(code.co_filename).name}:{line})"
 
 
+def show_function(fn: Any) -> str:
+    """A function as messages write it, with the line of its definition where that is known."""
+    inner = inspect.unwrap(fn) if callable(fn) else fn
+    code = getattr(inner, "__code__", None)
+    name = getattr(fn, "__name__", repr(fn))
+    return name if code is None else f"{name} ({pathlib.Path(code.co_filename).name}:{code.co_firstlineno})"
+
+
 class SampleEffect(_jax.Effect):
     """The JAX effect of `sample`: shows in every jaxpr that holds a site."""
 
     def __repr__(self) -> str:
-        return "vipl.sample (draw outside, and pass the drawn value)"
+        return (
+            "vipl.sample (it runs by objective.estimate(key, ...), program.simulate(key), or vipl.seed(fn)(key, ...); "
+            "where JAX keeps a function whole, draw outside it, and pass the drawn value)"
+        )
 
     __str__ = __repr__
 

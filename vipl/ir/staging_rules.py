@@ -17,6 +17,7 @@ This is the one module that names NumPyro's internals.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 import threading
 from collections.abc import Iterator
@@ -194,10 +195,13 @@ _USES = (
      "use jax.numpy on it, jax.lax.cond, jax.numpy.where, jax.lax.fori_loop; shapes must not depend on it"),
 )  # fmt: skip
 _CONCRETE = tuple(kind for kind, _, _ in _USES)
+_KIND = re.compile(r"traced array with shape ([\w\[\],]+)")
+"""Which traced value JAX speaks of."""
 
 # Errors of other classes that say the same; believed only where a traced value is in the failing frame.
 _TEXTS = (
-    (r"^unhashable type: '\w*Tracer", "a key of a dict, or an element of a set", "use jax.numpy indexing: table[x]"),
+    (r"^unhashable type: '\w*Tracer", "a key of a dict, an element of a set, or a size",
+     "use jax.numpy indexing: table[x]; sizes must not depend on it"),
     (r"^len\(\) of unsized|^iteration over a 0-d", "a sequence, though it is one number",
      "give it an axis: jax.numpy.atleast_1d(x)"),
     (r"^unsupported format string passed to \w*Tracer", "a formatted number", "print it with jax.debug.print"),
@@ -213,7 +217,7 @@ def _explained(error: Exception) -> ProgramError | None:
         return None
     if type(error).__name__ == "TraceContextError" and type(error).__module__.startswith("flax"):
         return _changes_state(error)
-    tracers = _tracers_in(error.__traceback__)
+    tracers = _tracers_in(error.__traceback__, _KIND.search(str(error)))
     use = _use_of(error, bool(tracers))
     if use is None:
         return None
@@ -254,14 +258,19 @@ def _use_of(error: Exception, traced: bool) -> tuple[str, str] | None:
     return next(((use, fix) for text, use, fix in _TEXTS if re.search(text, str(error))), None)
 
 
-def _tracers_in(traceback: TracebackType | None) -> list[Tracer]:
-    """The traced values that the failing frames hold, those of the innermost frame first."""
+def _tracers_in(traceback: TracebackType | None, kind: re.Match[str] | None) -> list[Tracer]:
+    """The traced values of the innermost frame that holds any, of the kind that the error names where some are."""
     frames = []
     while traceback is not None:
         frames.append(traceback.tb_frame)
         traceback = traceback.tb_next
-    held = (value for frame in reversed(frames[-6:]) for value in frame.f_locals.values())
-    return [x for value in held for x in _flat(value) if isinstance(x, Tracer)]
+    for frame in reversed(frames[-6:]):
+        tracers = [x for value in frame.f_locals.values() for x in _flat(value) if isinstance(x, Tracer)]
+        if kind is not None:
+            tracers = [x for x in tracers if x.aval.str_short() == kind[1]]
+        if tracers:
+            return tracers
+    return []
 
 
 def _flat(value: object) -> Iterator[object]:
@@ -270,6 +279,8 @@ def _flat(value: object) -> Iterator[object]:
             yield from _flat(x)
     elif isinstance(value, slice):
         yield from (value.start, value.stop, value.step)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):  # JAX keeps the size of a `vmap` in one
+        yield from (getattr(value, field.name, None) for field in dataclasses.fields(value))
     else:
         yield value
 

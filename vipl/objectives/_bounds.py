@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from vipl._types import Array, Float
@@ -17,7 +18,7 @@ from vipl.analysis.stop_gradients import hold
 from vipl.errors import EstimatorError, ProgramError
 from vipl.estimators import ImplicitReparam, Reparam
 from vipl.gen import Source
-from vipl.gen._check_arguments import Real, checked
+from vipl.gen._check_arguments import Real, check_range, checked
 from vipl.gen._choices import Addresses, Choices, merge
 from vipl.inference import Algorithm, Importance, Proposal
 from vipl.inference._algorithms import the_algorithm
@@ -118,8 +119,12 @@ def ciwae(model: Source, guide: Source, data: Choices, beta: Real, *, num_partic
       beta: f[], between 0 and 1.
       num_particles: K.
 
+    Raises:
+      ProgramError: beta is known, and not between 0 and 1.
+
     Reference: Rainforth et al. (2018), eq. (9).
     """
+    check_range(beta, "beta", "ciwae", lambda x: bool(np.all((x >= 0) & (x <= 1))), "a number from 0 to 1")
     particles = normalize(model, data, Importance(num_particles, guide)).particles()
     return beta * jnp.mean(particles.log_weights) + (1.0 - beta) * particles.log_normalizer  # type: ignore[return-value]
 
@@ -268,8 +273,12 @@ def chi_upper_bound(
       order: n >= 1.
       num_particles: K.
 
+    Raises:
+      ProgramError: the order is known, and below 1, where this is no upper bound.
+
     Reference: Dieng et al. (2017), eq. (5).
     """
+    check_range(order, "order", "chi_upper_bound", lambda x: bool(np.all(x >= 1)), "a number of 1 or more")
     particles = normalize(model, data, Importance(num_particles, guide)).particles()
     return log_mean_exp(order * particles.log_weights) / order  # type: ignore[arg-type]
 
@@ -292,8 +301,12 @@ def thermodynamic(
       betas: f[n], increasing from 0, all below 1; the last interval ends at 1.
       num_particles: K.
 
+    Raises:
+      ProgramError: the betas are known, and do not increase from 0 to below 1.
+
     Reference: Masrani, Le and Wood (2019), eq. (8) and (12).
     """
+    check_range(betas, "betas", "thermodynamic", _is_path, "numbers that increase from 0, all below 1")
     particles = normalize(model, data, Importance(num_particles, guide)).particles()
     betas = jnp.atleast_1d(jnp.asarray(betas, float))
     log_w = particles.log_weights
@@ -319,6 +332,12 @@ def fivo(model: Source, data: Choices, algorithm: Algorithm) -> Float[Array, ""]
     Reference: Maddison et al. (2017), eq. (5); Naesseth et al. (2018), eq. (4).
     """
     return the_algorithm(algorithm, "fivo").log_evidence(model, data)
+
+
+def _is_path(betas: np.ndarray) -> bool:
+    """Whether numbers increase from 0, and stay below 1."""
+    steps = np.append(np.atleast_1d(betas), 1.0)
+    return steps[0] == 0 and bool(np.all(steps[1:] > steps[:-1]))
 
 
 def exact_guide(guide: Source, who: str) -> None:

@@ -9,11 +9,12 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vipl._types import Array, Float
 from vipl.analysis.stop_gradients import hold
 from vipl.gen import Source
-from vipl.gen._check_arguments import Real, checked
+from vipl.gen._check_arguments import Real, check_range, checked
 from vipl.gen._choices import Choices, flatten, merge
 from vipl.objectives._bounds import exact_guide
 from vipl.objectives._generators import Generator
@@ -146,8 +147,12 @@ def mmd(first: Source, second: Source, *, num_samples: int, bandwidth: Real = 1.
       num_samples: draws of each, at least 2.
       bandwidth: h.
 
+    Raises:
+      ProgramError: the bandwidth is known, and not above 0.
+
     Reference: Gretton et al. (2012), eq. (3); Zhao, Song and Ermon (2019), section 4.
     """
+    check_range(bandwidth, "bandwidth", "mmd", lambda x: bool(np.all(x > 0)), "a number above 0")
 
     def draws(source):
         choices = jax.vmap(lambda: source.simulate().choices, axis_size=num_samples)()

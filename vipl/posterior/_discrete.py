@@ -120,8 +120,8 @@ def bound_at(real: FullRank, discrete: MeanField, model: Program, data: Choices,
         every = nest(choices | flatten(drawn.choices, "draws") | flatten(data, "data"))
         return model.assess(every).log_prob + log_det - drawn.log_prob
 
-    zeros = [jnp.zeros(x.shape if x.number == 2 else (*x.shape, x.number)) for x in discrete.latents.discrete]
-    numbers = [4 if x.number == 2 else x.number for x in discrete.latents.discrete]  # σ' is 1/4 at zero
+    zeros = [jnp.zeros(x.shape if x.is_flip else (*x.shape, x.number)) for x in discrete.latents.discrete]
+    numbers = [4 if x.is_flip else x.number for x in discrete.latents.discrete]  # σ' is 1/4 at zero
 
     def f(u: Array, logits: list[Array]) -> Array:
         return bound.estimate_anew(key, u, logits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pathlib
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vipl import guides
+from vipl._checks import is_traced
 from vipl._types import Array, Bool, Float, Int, PyTree
 from vipl.analysis.regions import Region
 from vipl.errors import ProgramError
@@ -28,7 +30,7 @@ class Report:
     Attributes:
       method: "natural gradients", "stochastic gradients", "forward-backward", "Laplace", "Pathfinder" or "Boosted".
       values: f[steps], the estimate of the evidence lower bound at each step; "Boosted": with each component.
-      converged: whether the stopping rule of the method was met.
+      converged: whether the stopping rule of the method was met; None of steps of one's own optimizer, which has none.
       steps: how many steps were taken.
       seconds: how long it took, compilation included.
       note: what else there is to say.
@@ -36,7 +38,7 @@ class Report:
 
     method: str
     values: np.ndarray | Float[Array, " steps"] = field(repr=False)
-    converged: bool | Bool[Array, ""]
+    converged: bool | Bool[Array, ""] | None
     steps: int | Int[Array, ""]
     seconds: float
     note: str = ""
@@ -49,11 +51,12 @@ def write(
     said, arrays = _describe(guide)
     said |= {"version": 1, "model": model, "data": sorted(keyed(flatten(data, "data")))}
     said |= {"shapes": _shapes(data), "latent": sorted(keyed(dict.fromkeys(guide.addresses)))}
-    said |= {"supports": _supports(guide)}
+    said |= {"supports": _supports(guide), "digests": _digests(data)}
     arrays |= {f"params/{k}": np.asarray(x) for k, x in enumerate(jax.tree.leaves(params))}
     if report is not None:
         r = report
-        said["report"] = [r.method, bool(r.converged), int(r.steps), r.seconds, r.note]
+        converged = None if r.converged is None else bool(r.converged)
+        said["report"] = [r.method, converged, int(r.steps), r.seconds, r.note]
         arrays["report"] = np.asarray(r.values)
     with pathlib.Path(path).open("wb") as file:
         np.savez(file, **arrays, said=np.frombuffer(json.dumps(said).encode(), np.uint8))  # pyright: ignore
@@ -124,6 +127,10 @@ def read(path: str | pathlib.Path, program: Program, data: Choices) -> tuple[Any
         raise _not_loaded(at, got, f"{program.name} given {', '.join(here)}")
     if said.get("shapes", _shapes(data)) != _shapes(data):
         raise _not_loaded(at, f"data of shapes {said['shapes']}", f"shapes {_shapes(data)}")
+    if not is_traced(data):
+        digests = _digests(data)
+        if other := [name for name, digest in said.get("digests", digests).items() if digest != digests[name]]:
+            raise _not_loaded(at, f"other data at {', '.join(other)}", "the data that were fitted")
     guide = _guide_of(said, arrays, program, data)
     latent = sorted(keyed(dict.fromkeys(guide.addresses)))
     if said.get("latent", latent) != latent:
@@ -139,6 +146,18 @@ def read(path: str | pathlib.Path, program: Program, data: Choices) -> tuple[Any
 
 def _shapes(data: Choices) -> dict[str, list[int]]:
     return {name: list(np.shape(x)) for name, x in sorted(keyed(flatten(data, "data")).items())}
+
+
+def _digests(data: Choices) -> dict[str, str]:
+    """By address, what tells the numbers of data apart from others; in single precision, which every mode has."""
+    out = {}
+    for name, x in keyed(flatten(data, "data")).items():
+        array = np.asarray(x)
+        if not np.issubdtype(array.dtype, np.bool_):
+            with np.errstate(over="ignore"):
+                array = array.astype(np.float32)
+        out[name] = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+    return out
 
 
 def _supports(guide: Any) -> dict[str, list[Any]]:

@@ -227,7 +227,7 @@ def infer(
         options = {"data": numbers, "num_samples": num_samples, "progress": progress}
         params, values, converged, steps = _stochastic(objective, params, key_fit, optimizer, most, options)
         report = Report("stochastic gradients", values, converged, steps, time.perf_counter() - begun)
-    if not is_traced(report.converged) and not report.converged:
+    if not is_traced(report.converged) and report.converged is not None and not report.converged:
         warnings.warn(
             f"vipl.infer of {model.name} did not meet its stopping rule in {report.steps} steps{_why(report)}; see "
             "posterior.summary() and posterior.plot_fit().",
@@ -458,12 +458,12 @@ def _stochastic(
     optimizer: optax.GradientTransformation | None,
     num_steps: int | None,
     options: dict[str, Any],
-) -> tuple[PyTree, np.ndarray, bool, int]:
-    """Parameters, estimates of the bound, whether the rule was met, and the steps taken."""
+) -> tuple[PyTree, np.ndarray, bool | None, int]:
+    """Parameters, estimates of the bound, whether the rule was met (None without one), and the steps taken."""
     most = num_steps if num_steps is not None else (20_000 if optimizer is None else 5_000)
     if optimizer is not None:
         done = fit(objective, params, optimizer, key=key, num_steps=most, **options)
-        return done.params, np.asarray(done.values), int(done.stopped) == most, int(done.stopped)
+        return done.params, np.asarray(done.values), None if int(done.stopped) == most else False, int(done.stopped)
     values: list[np.ndarray] = []
     converged, taken = False, 0
     for stage, rate in enumerate((1e-2, 3e-3, 1e-3)):

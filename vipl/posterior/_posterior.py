@@ -30,6 +30,7 @@ from vipl.guides._combine import Combined, parts_of
 from vipl.guides._once import run_once
 from vipl.interpret.seed import seed
 from vipl.ir.keys import as_key, key_or_first
+from vipl.posterior._arviz import check_named, tree_of, variables
 from vipl.posterior._draws import (
     addresses_of,
     at_draws,
@@ -43,7 +44,8 @@ from vipl.posterior._draws import (
 )
 from vipl.posterior._evidence import Evidence, evidence_of
 from vipl.posterior._files import Report, read, write
-from vipl.posterior._psis import Smoothed, smooth
+from vipl.posterior._improved import Improved, check_function, improved, mean_over_draws, values_of
+from vipl.posterior._psis import smooth
 from vipl.posterior._table import Table, label, number
 
 _OF_A_POINT = (
@@ -53,57 +55,6 @@ _OF_A_POINT = (
 
 _OUTSIDE = "return what it is made of, and call it outside, on vipl.Posterior(model, data, guide, params)"
 G = TypeVar("G", bound=Guide, covariant=True)
-
-
-@dataclass(frozen=True)
-class Improved:
-    """Weighted draws; made by `Posterior.improve`.
-
-    Attributes:
-      choices: by address, with a leading axis of n.
-      weights: the smoothed weights, with `k_hat`, `ess` and `limit`.
-      bound: f[], the mean of log p(z, data) - log q(z): the evidence lower bound.
-      spread: f[], the standard deviation of that.
-    """
-
-    choices: Choices
-    weights: Smoothed
-    bound: Float[Array, ""]
-    spread: Float[Array, ""]
-
-    def sample(self, key: PRNGKeyArray, num_samples: SupportsIndex = 1000) -> Choices:
-        """Draws with replacement by the weights."""
-        num_samples = whole_number(num_samples, "num_samples", "Improved")
-        log_weights = jnp.asarray(self.weights.log_weights)
-        index = jax.random.categorical(as_key(key), log_weights, shape=(num_samples,))
-        return nest({a: x[index] for a, x in flatten(self.choices, "draws").items()})
-
-    def expectation(self, fn: Callable[[Choices], PyTree]) -> PyTree:
-        """Σ_i w_i fn(z_i); of a condition its probability, of integers their mean."""
-        _check_function(fn, "expectation of weighted draws")
-        weights = np.exp(self.weights.log_weights)
-        return jax.tree.map(functools.partial(_mean, weights=weights), _values(fn, self.choices))
-
-    def verdict(self) -> str:
-        """Whether the guide is close to the posterior, and what to try where it is not."""
-        w, n = self.weights, len(self.weights.log_weights)
-        error = float(self.spread) / math.sqrt(n)
-        k_hat = "none" if w.k_hat == -math.inf else f"{w.k_hat:.2f}"
-        said = f"evidence lower bound {float(self.bound):.3f} +- {error:.3f}; k-hat {k_hat}, ESS {w.ess:.0f} of {n}. "
-        if w.k_hat < 0.5 and w.k_hat <= w.limit and w.ess > n / 10:
-            return said + "Fine: the guide is close to the posterior."
-        if w.k_hat <= w.limit:
-            return said + "Usable: take draws from improve(key), or a more flexible guide, for tails and small effects."
-        if w.ess > n / 2:
-            return said + (
-                "Usable but for tails: most weights are nearly equal, and a few are large, where the guide's tails are "
-                "too light. Means and central intervals can be trusted; for tails try vipl.guides.Flow or Mixture."
-            )
-        return said + (
-            "NOT reliable: the posterior differs from the guide. Try vipl.guides.Flow or Mixture; write hierarchical "
-            "effects the other way: non-centred (z ~ N(0, 1), effect = mean + sd z) where a group has few data, "
-            "centred (effect ~ N(mean, sd)) where it has many; or run NUTS from posterior.sample."
-        )
 
 
 def check_fits(guide: Guide, model: Program, data: Choices, who: str, *, to_be_fitted: bool = False) -> None:
@@ -143,17 +94,6 @@ def _same(a: Choices, b: Choices) -> bool:
         return False
     pairs = [(one[k], other[k]) for k in one if not isinstance(one[k], Tracer) and not isinstance(other[k], Tracer)]
     return all(x is y or np.array_equal(np.asarray(x), np.asarray(y), equal_nan=True) for x, y in pairs)
-
-
-def _check_function(fn: object, at: str) -> None:
-    if not callable(fn):
-        raise ProgramError(
-            "what is to be averaged is not a function.",
-            at=at,
-            got=shortened(fn),
-            expected="a function of the latent choices, a dict by address",
-            fix='write expectation(lambda z: z["x"])',
-        )
 
 
 @dataclass(frozen=True)
@@ -254,16 +194,16 @@ class Posterior(Generic[G]):
         self, fn: Callable[[Choices], PyTree], key: PRNGKeyArray | None = None, num_samples: SupportsIndex = 10_000
     ) -> PyTree:
         """The mean of a function of the latent choices over draws; its error is its deviation / sqrt(num_samples)."""
-        _check_function(fn, f"expectation of {self!r}")
+        check_function(fn, f"expectation of {self!r}")
         drawn = self.sample(key_or_first(key), num_samples)
 
         def some(_: Array, drawn: Choices) -> PyTree:
             if is_traced(drawn):
-                return _values(fn, drawn)
+                return values_of(fn, drawn)
             return compiled("values", (fn,), None, each, (drawn,), seldom=True)
 
-        each = functools.partial(_values, fn)
-        return jax.tree.map(_mean, in_chunks(num_samples, some, drawn))
+        each = functools.partial(values_of, fn)
+        return jax.tree.map(mean_over_draws, in_chunks(num_samples, some, drawn))
 
     def log_likelihood(
         self,
@@ -363,8 +303,7 @@ class Posterior(Generic[G]):
         self._check_has_weights("improve")
         drawn, log_p, log_q = self._draw(key, num_samples)
         check_known((log_p, log_q), "Posterior.improve", _OUTSIDE)
-        log_w = np.asarray(log_p) - np.asarray(log_q)
-        return Improved(drawn, smooth(log_w), jax.device_put(log_w.mean()), jax.device_put(log_w.std()))
+        return improved(drawn, np.asarray(log_p) - np.asarray(log_q))
 
     def evidence(
         self,
@@ -493,8 +432,8 @@ class Posterior(Generic[G]):
             check_known(draws, "Posterior.summary", _OUTSIDE)
             weights = None
         else:
-            improved = self.improve(key_or_first(key), num_samples)
-            draws, verdict, weights = improved.choices, improved.verdict(), np.exp(improved.weights.log_weights)
+            better = self.improve(key_or_first(key), num_samples)
+            draws, verdict, weights = better.choices, better.verdict(), np.exp(better.weights.log_weights)
         rows = []
         there = {info.site.address: info.present for info in self.model.staged()[1]}
         for address, x in flatten(draws, "draws").items():
@@ -518,7 +457,7 @@ class Posterior(Generic[G]):
             return ()
         if not r.steps:
             return (f"{r.method}, {r.seconds:.1f} s",)
-        end = "converged" if r.converged else "NOT converged"
+        end = "no stopping rule" if r.converged is None else "converged" if r.converged else "NOT converged"
         return (f"{r.method}, {r.steps} steps, {r.seconds:.1f} s, {end}{'; ' + r.note if r.note else ''}",)
 
     def to_arviz(
@@ -536,9 +475,9 @@ class Posterior(Generic[G]):
 
         Groups: posterior and prior, each with the values that `vipl.deterministic` records; posterior_predictive and
         prior_predictive; log_likelihood; sample_stats (`lp`, the log joint density, and `log_q`, that of the guide);
-        observed_data; constant_data. The parts of a nested address are
-        joined by ".", which also stands for a "/": xarray's names hold none. Log likelihoods are float64: ArviZ takes
-        exponentials of them, which differ by less than a float32 shows where an observation is nearly certain.
+        observed_data; constant_data. The parts of a nested address are joined by ".", which also stands for a "/":
+        xarray's names hold none. Log likelihoods are float64: ArviZ takes exponentials of them, which differ by less
+        than a float32 shows where an observation is nearly certain.
 
         Args:
           key: PRNG key.
@@ -551,18 +490,20 @@ class Posterior(Generic[G]):
 
         Raises:
           AddressError: two addresses have one name, or an address that of a dimension beside it.
+          ChoiceError: a variable has fewer axes than `dims` names, or another length than its `coords`.
           ProgramError: it is called inside a transformation of JAX.
         """
-        import arviz_base
-
-        self._check_named(dims, constant_data or {})
+        at, dims, constant = f"to_arviz of {self!r}", dims or {}, constant_data or {}
+        known = variables(dict.fromkeys([*addresses_of(self.model), *recorded_by(self.model)]))
+        check_named(dims, [*known, *constant], at)
         keys = jax.random.split(key_or_first(key), 4)
         drawn, log_p, log_q = self._draw(keys[0], num_samples)
-        groups: dict[str, Any] = {
+        groups: dict[str, Choices] = {
             "posterior": _beside(drawn, self._recorded(keys[3], self.data, drawn) if deterministics else {}),
             "posterior_predictive": predict(keys[1], self.model, num_samples, choices=drawn),
             "log_likelihood": self._log_likelihood(keys[3], self.model, self.data, drawn),
             "sample_stats": {"lp": log_p, "log_q": log_q},
+            "observed_data": self.data,
         }
         check_known(groups, "Posterior.to_arviz", _OUTSIDE)
         groups["log_likelihood"] = jax.tree.map(lambda x: np.asarray(x, np.float64), groups["log_likelihood"])
@@ -572,47 +513,7 @@ class Posterior(Generic[G]):
             recorded = self._recorded(keys[2], {}, nest(before)) if deterministics else {}
             groups["prior"] = _beside(nest({a: x for a, x in before.items() if a in latent}), recorded)
             groups["prior_predictive"] = nest({a: x for a, x in before.items() if a not in latent})
-        trees = {
-            name: {k: np.asarray(x)[None] for k, x in _variables(flatten(g, name)).items()}
-            for name, g in groups.items()
-        }
-        trees["observed_data"] = {k: np.asarray(x) for k, x in _variables(flatten(self.data, "data")).items()}
-        if constant_data:
-            trees["constant_data"] = {k: np.asarray(x) for k, x in constant_data.items()}
-        trees = {name: tree for name, tree in trees.items() if tree}
-        for group, tree in trees.items():
-            self._check_told_apart(group, tree, dims or {})
-        return arviz_base.from_dict(trees, coords=dict(coords or {}), dims=dict(dims or {}))
-
-    def _check_named(self, dims: Mapping[str, Any] | None, constant: Mapping[str, Any]) -> None:
-        """Raises where dimensions are named of neither an address nor constant data."""
-        known = [*_variables(dict.fromkeys([*addresses_of(self.model), *recorded_by(self.model)])), *constant]
-        unknown = [name for name in dims or () if name not in known]
-        if unknown:
-            raise AddressError(
-                "dimensions are named for an address that the model does not have.",
-                at=f"to_arviz of {self!r}",
-                got=", ".join(map(repr, unknown)),
-                expected=f"names among {', '.join(map(repr, known))}",
-                fix='name them by address, as in dims={"z": ["school"]}; nested addresses are joined by "."',
-            )
-
-    def _check_told_apart(self, group: str, tree: dict[str, np.ndarray], dims: Mapping[str, Any]) -> None:
-        """Raises where a variable has the name of a dimension beside it: xarray would take it for a coordinate."""
-        axes = set() if group in ("observed_data", "constant_data") else {"chain", "draw"}
-        before = len(axes)
-        for name, x in tree.items():
-            given = [*(dims.get(name) or ()), *[None] * x.ndim][: x.ndim - before]
-            own = {f"{name}_dim_{k}" if dim is None else dim for k, dim in enumerate(given)}
-            axes |= own - {name} if group == "constant_data" else own  # x along x is a coordinate, as it is meant
-        for name in axes.intersection(tree):
-            raise AddressError(
-                "an address has the name of a dimension in ArviZ, which would take its values for a coordinate.",
-                at=f"to_arviz of {self!r}",
-                got=f"{name!r} in {group}, beside the dimensions {', '.join(map(repr, sorted(axes, key=str)))}",
-                expected="addresses that are no names of dimensions",
-                fix=f"rename the site {name!r}, or the dimension, by dims=",
-            )
+        return tree_of(groups, constant, at, coords=coords or {}, dims=dims)
 
     def plot_fit(self, ax: Any = None) -> Any:
         """Draws the estimates of the bound against the steps; returns matplotlib's axes."""
@@ -720,42 +621,6 @@ def _in_order(choices: Choices, names: tuple[Address, ...]) -> list[Array]:
     return [flat[a] for a in names]
 
 
-def _values(fn: Callable[[Choices], PyTree], drawn: Choices) -> PyTree:
-    """A function of each draw."""
-    return jax.vmap(fn)(drawn)
-
-
-def _mean(x: Array, weights: np.ndarray | None = None) -> Array:
-    """The mean over draws, by weights of sum 1 or alike; on the host, in double precision, where it is not traced."""
-    kind = jax.eval_shape(functools.partial(jnp.mean, axis=0), x).dtype
-    if isinstance(x, Tracer):
-        return jnp.mean(x, 0) if weights is None else jnp.tensordot(jnp.asarray(weights, kind), x.astype(kind), 1)
-    double = np.asarray(x, np.promote_types(np.float64, kind))
-    return jax.device_put((double.mean(0) if weights is None else np.tensordot(weights, double, 1)).astype(kind))
-
-
-def _name(address: Address) -> str:
-    """As xarray takes it."""
-    return ".".join(address).replace("/", ".")
-
-
-def _variables(flat: dict[Address, Any]) -> dict[str, Any]:
-    """By the names that xarray takes."""
-    named: dict[str, Any] = {}
-    for address, value in flat.items():
-        name = _name(address)
-        if name in named:
-            raise AddressError(
-                "two addresses have one name in ArviZ.",
-                at=f"{show_address(address)}",
-                got=f"the name {name!r} for {show_addresses([a for a in flat if _name(a) == name])}",
-                expected="addresses that differ when their parts are joined by '.'",
-                fix=f"rename {show_address(address)}",
-            )
-        named[name] = value
-    return named
-
-
 def load(path: str | pathlib.Path, program: Program, data: Choices) -> Posterior[Any]:
     """Reads a posterior that `Posterior.save` wrote.
 
@@ -765,8 +630,8 @@ def load(path: str | pathlib.Path, program: Program, data: Choices) -> Posterior
       data: the observed choices.
 
     Raises:
-      ProgramError: the file is not a posterior's; or it is that of another model, or of latent choices of other shapes
-        or supports.
+      ProgramError: the file is not a posterior's; or it is that of another model, of other data, or of latent choices
+        of other shapes or supports.
     """
     check_source(program, "program", "vipl.load", program=True)
     guide, params, report = read(path, program, data)
