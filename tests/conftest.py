@@ -1,5 +1,6 @@
 """Double precision for all tests, quick compilation; the seed can be moved by VIPL_TEST_SEED."""
 
+import gc
 import importlib.metadata
 import os
 
@@ -8,6 +9,9 @@ FLAGS = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_pas
 if importlib.metadata.version("jax").startswith("0.10."):
     FLAGS.append("--xla_cpu_use_fusion_emitters=false")  # compiles in half the time; an unknown flag from 0.12 on
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
+
+# Tracing makes many objects that live on; looking for garbage among them each few thousand is a seventh of all time.
+gc.set_threshold(100_000, 20, 100)
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
@@ -58,3 +62,4 @@ def forget_compiled_programs():
     if len(_FINISHED) % 90 == 0:
         jax.clear_caches()
         forget()
+        gc.collect()
