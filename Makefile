@@ -43,7 +43,7 @@ demo: $(VENV)/.stamp-demo
 
 test: $(VENV)/.stamp-test
 	@echo "== test: $$($(PY) -c 'import platform, importlib.metadata as m; print("Python", platform.python_version(), "JAX", m.version("jax"))'), $(JOBS) processes"
-	@$(PY) -m pytest -n $(JOBS) $(ARGS)
+	@$(PY) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 # What the tests and the linters need, or, with STEPS, what other steps do; nothing is run.
 STEPS ?= test lint

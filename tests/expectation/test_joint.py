@@ -208,18 +208,23 @@ def test_other_sites_around_and_beside():
         return jnp.sum(jax.vmap(lambda a, x, y: lane(p, a, x, y, s))(p["logits"], p["x"], p["pixels"]))
 
     def exact(p):
-        out = 0.0
         first, second = jax.nn.softmax(jnp.array([0.1, 0.3])), jax.nn.softmax(jnp.array([0.0, 0.5, 1.0]))
-        pairs = [(k, j, first[i] * second[j]) for i, k in enumerate((0, 2)) for j in range(3)]
-        for s, weight in ((0, 0.6), (1, 0.4)):
-            for i in range(LANES):
-                for h in itertools.product((0, 1), repeat=UNITS):
-                    logits = p["logits"][i] if s else jnp.array([-1e9, 0.3, 1e9])
-                    q = jnp.prod(jnp.stack([jax.nn.sigmoid(a if v else -a) for a, v in zip(logits, h, strict=True)]))
-                    for k, j, r in pairs:
-                        f = log_likelihood(p, jnp.array(h), p["pixels"][i]) * (k * p["bias"][0] + j * p["bias"][1]) ** 2
-                        out += weight * q * r * f * p["x"][i]
-        return out
+        of_second = sum(
+            first[i] * second[j] * (k * p["bias"][0] + j * p["bias"][1]) ** 2
+            for i, k in enumerate((0, 2))
+            for j in range(3)
+        )
+        values = jnp.array(list(itertools.product((0, 1), repeat=UNITS)))
+
+        def of_lane(logits, x, pixels):
+            q = jnp.prod(jax.nn.sigmoid(jnp.where(values == 1, logits, -logits)), axis=1)
+            return q @ jax.vmap(lambda h: log_likelihood(p, h, pixels))(values) * of_second * x
+
+        fixed = jnp.broadcast_to(jnp.array([-1e9, 0.3, 1e9]), p["logits"].shape)
+        return sum(
+            weight * jnp.sum(jax.vmap(of_lane)(logits, p["x"], p["pixels"]))
+            for logits, weight in ((fixed, 0.6), (p["logits"], 0.4))
+        )
 
     close(differentiated(lambda p: total.estimate(KEY, p), p), differentiated(exact, p))
 

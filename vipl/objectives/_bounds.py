@@ -298,15 +298,16 @@ def thermodynamic(
       model: over latents and data.
       guide: over the latents.
       data: the observed choices.
-      betas: f[n], increasing from 0, all below 1; the last interval ends at 1.
+      betas: f[n], increasing, all from 0 to below 1; the last interval ends at 1. The first is 0 for a bound of
+        log p(y): what comes before it is left out.
       num_particles: K.
 
     Raises:
-      ProgramError: the betas are known, and do not increase from 0 to below 1.
+      ProgramError: the betas are known, and do not increase, or are not all from 0 to below 1.
 
     Reference: Masrani, Le and Wood (2019), eq. (8) and (12).
     """
-    check_range(betas, "betas", "thermodynamic", _is_path, "numbers that increase from 0, all below 1")
+    check_range(betas, "betas", "thermodynamic", _is_path, "numbers that increase, from 0 to below 1")
     particles = normalize(model, data, Importance(num_particles, guide)).particles()
     betas = jnp.atleast_1d(jnp.asarray(betas, float))
     log_w = particles.log_weights
@@ -335,9 +336,9 @@ def fivo(model: Source, data: Choices, algorithm: Algorithm) -> Float[Array, ""]
 
 
 def _is_path(betas: np.ndarray) -> bool:
-    """Whether numbers increase from 0, and stay below 1."""
+    """Whether numbers increase, and lie between 0 and below 1."""
     steps = np.append(np.atleast_1d(betas), 1.0)
-    return steps[0] == 0 and bool(np.all(steps[1:] > steps[:-1]))
+    return steps[0] >= 0 and bool(np.all(steps[1:] > steps[:-1]))
 
 
 def exact_guide(guide: Source, who: str) -> None:
