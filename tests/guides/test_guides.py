@@ -541,7 +541,7 @@ def test_rows_have_no_density_outside_the_supports(key):
     assert program.assess({"z": jnp.array([1.0, -1.0, 1.0])}).log_prob == -jnp.inf
 
 
-@pytest.mark.parametrize("size", [3, 300, 3000])
+@pytest.mark.parametrize("size", [3, 300, 30_000])
 def test_draws_of_a_simplex_lie_inside_it(size, key):
     """However many numbers are summed in single precision, model and guide give them a density."""
     with jax.enable_x64(False):

@@ -984,15 +984,15 @@ EDITS: list[Edit] = [
     *_in(
         "vipl/posterior/_improved.py",
         ("a guide that reaches too far is fine", "self.divergence > _CLOSE", "False",
-         "posterior/test_posterior.py -k too_wide"),
-        ("a mean that is wrong is fine", "self._distance() <= _DISTANCE + 3 * noise", "True",
+         "posterior/test_posterior.py -k wrong_scale"),
+        ("a mean that is wrong is fine", "and self._distance() <= _DISTANCE + noise", "",
          "posterior/test_posterior.py -k mean_that_is_wrong"),
-        ("draws that are impossible are fine", "if not self.is_finite:", "if False:",
+        ("draws that are impossible are fine", "impossible = int(np.isneginf(log_weights).sum())", "impossible = 0",
          "posterior/test_posterior.py -k impossible"),
     ),
     *_in(
         "vipl/posterior/_files.py",
-        ("a file of other data is read", "if digest != digests[name]", "if False",
+        ("a file of other data is read", "if not _alike(x, sketches[name])", "if False",
          "posterior/test_posterior.py -k data_that_were_fitted"),
     ),
     *_in(

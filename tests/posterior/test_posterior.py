@@ -1,5 +1,6 @@
 """`infer` and what a posterior can be asked: exact posteriors, long NUTS runs, ArviZ, files."""
 
+import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -22,6 +23,7 @@ from vipl.guides._gaussian import fit_gaussian, lower_triangular
 from vipl.guides._natural import MOST_SKIPPED
 from vipl.guides._structured import fit_blocks
 from vipl.posterior import Improved
+from vipl.posterior._files import _alike, _sketches
 from vipl.posterior._psis import smooth
 
 X = jnp.linspace(-1.0, 1.0, 12)
@@ -421,9 +423,9 @@ def gaussian_with(scale, shift=0.0):
     return vipl.Posterior(line(X), Y, guide, params), log_z
 
 
-@pytest.mark.parametrize("scale", [0.95, 1.0, 1.1, 1.5, 3.0, 10.0])
-def test_the_verdict_sees_a_guide_that_is_too_wide(scale, key):
-    """Its weights are bounded, so that neither k-hat nor ESS sees it; its own draws are not the posterior's.
+@pytest.mark.parametrize("scale", [0.7, 0.95, 1.0, 1.1, 1.5, 3.0, 10.0])
+def test_the_verdict_sees_a_wrong_scale(scale, key):
+    """Weights of a guide that is too wide are bounded, so that k-hat and ESS do not see it; its own draws are wrong.
 
     KL(q || p) = n (s² - 1 - log s²) / 2 for n coordinates whose deviations are s times as large.
     """
@@ -431,17 +433,17 @@ def test_the_verdict_sees_a_guide_that_is_too_wide(scale, key):
     improved = found.improve(key, 8000)
     divergence = scale**2 - 1 - np.log(scale**2)
     np.testing.assert_allclose(improved.weights.log_mean, log_z, atol=0.2)
-    np.testing.assert_allclose(improved.divergence, divergence, atol=0.02, rtol=0.1)
+    np.testing.assert_allclose(improved.divergence, divergence, atol=0.03, rtol=0.1)
     assert ("Fine" in improved.verdict()) == (0.9 < scale < 1.2)
-    assert ("by weights alone" in improved.verdict()) == (divergence > 0.5)
+    assert ("by weights alone" in improved.verdict()) == (scale > 1 and divergence > 0.5)
 
 
-def test_the_verdict_sees_a_mean_that_is_wrong(key):
-    """By a tenth of a deviation it is fine, by a third it is not, though the weights are good in both."""
-    near, far = (gaussian_with(1.0, shift)[0].improve(key, 8000) for shift in (0.05, 0.35))
-    assert far.weights.k_hat < 0.5
-    assert far.weights.ess > 4000
-    assert "Fine" in near.verdict()
+@pytest.mark.parametrize("number", [50, 300, 8000])
+def test_the_verdict_sees_a_mean_that_is_wrong(number, key):
+    """Half a deviation is seen by few draws, and a third by many; few draws never say that a guide is fine."""
+    near, far = (gaussian_with(1.0, by / np.sqrt(2))[0].improve(key, number) for by in (0.05, 0.5))
+    assert far.weights.k_hat < 0.6
+    assert ("Fine" in near.verdict()) == (near.weights.ess > 0.99 * number)
     assert "Fine" not in far.verdict()
 
 
@@ -455,9 +457,13 @@ def test_the_verdict_sees_draws_that_are_impossible(key):
     """A guide that draws what has density zero has a bound of -inf; weights leave these draws out."""
     guide = guides.MeanField(some_are_impossible(), {"y": 1.0})
     improved = vipl.Posterior(some_are_impossible(), {"y": 1.0}, guide, guide.init(key)).improve(key, 1000)
-    assert not improved.is_finite
+    zeros = int((np.asarray(improved.choices["k"]) == 0).sum())
+    assert improved.impossible == zeros > 0
     assert "bound -inf; " in improved.verdict()
-    assert "impossible in the model" in improved.verdict()
+    assert f"{zeros} draws are impossible in the model" in improved.verdict()
+    assert "Usable by weights alone" in improved.verdict()
+    heavy = improved.weights._replace(k_hat=1.2)
+    assert "NOT reliable" in dataclasses.replace(improved, weights=heavy).verdict()
     p = jax.nn.softmax(dist.Normal(jnp.arange(1.0, 3.0), 1.0).log_prob(1.0))[0]
     np.testing.assert_allclose(improved.expectation(lambda z: z["k"] == 1), p, atol=0.1)
 
@@ -723,8 +729,41 @@ def test_a_file_is_of_the_data_that_were_fitted(key, tmp_path):
     found.save(tmp_path / "fit")
     single = {"y": np.asarray(Y["y"], np.float32)}
     assert vipl.load(tmp_path / "fit", line(X), single).data is single
-    with pytest.raises(ProgramError, match="other data at y"):
-        vipl.load(tmp_path / "fit", line(X), {"y": -Y["y"]})
+    vipl.load(tmp_path / "fit", line(X), {"y": np.nextafter(np.asarray(Y["y"]), 9.0)})
+    swapped, one = np.array(Y["y"]), np.array(Y["y"])
+    swapped[[0, 1]], one[3] = swapped[[1, 0]], one[3] + 0.001
+    for other in (-Y["y"], 2.0 * Y["y"], swapped, one, jnp.full_like(Y["y"], jnp.nan)):
+        with pytest.raises(ProgramError, match="other data at y"):
+            vipl.load(tmp_path / "fit", line(X), {"y": other})
+
+
+def test_sketches_are_of_the_numbers():
+    """Kinds of numbers and the sign of zero do not count; what is missing, and where, does."""
+    same = [np.array([True, False]), np.array([1, 0]), np.array([1.0, -0.0]), jnp.array([1.0, 0.0])]
+    sketches = [_sketches({"y": y})["y"] for y in same]
+    assert all(_alike(x, sketches[0]) for x in sketches)
+    others = [[0, 1], [1, 1], [2, 0], [1.0, np.nan], [np.nan, 1.0], [1.0, np.inf], [1.0, -np.inf], [1.0, 1e-4]]
+    others = [_sketches({"y": np.array(y)})["y"] for y in others]
+    assert not any(_alike(x, sketches[0]) for x in others)
+    assert not any(_alike(x, y) for k, x in enumerate(others) for y in others[:k])
+    tiny = [_sketches({"y": np.array([1e-9, y])})["y"] for y in (1e-9, 2e-9)]
+    assert not _alike(*tiny)
+    assert _alike(*[_sketches({"y": np.zeros(0)})["y"]] * 2)
+
+
+def test_an_event_has_one_density_and_its_axes_keep_their_names(key):
+    """ArviZ leaves the axes of an event out of the log likelihoods, where they are named too."""
+
+    @vipl.gen
+    def pairs():
+        a = sample("a", dist.Normal(0.0, 1.0))
+        jax.vmap(lambda: sample("y", dist.MultivariateNormal(a * jnp.ones(2), jnp.eye(2))), axis_size=3)()
+
+    found = vipl.infer(pairs(), {"y": jnp.ones((3, 2))}, key=key)
+    tree = found.to_arviz(key, num_samples=30, dims={"y": ["row", "side"]}, coords={"side": ["left", "right"]})
+    assert tree["posterior_predictive"]["y"].dims == ("chain", "draw", "row", "side")
+    assert tree["log_likelihood"]["y"].dims == ("chain", "draw", "row")
+    assert tree["observed_data"]["y"].dims == ("row", "side")
 
 
 def test_a_guide_of_a_program_without_data_stands_in_a_posterior_and_is_not_fitted(key):

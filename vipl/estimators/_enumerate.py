@@ -12,6 +12,7 @@ import numpyro.distributions as dist
 from jax import lax
 
 from vipl._types import Array, PRNGKeyArray
+from vipl.distributions._integers import CategoricalFrom
 from vipl.errors import EstimatorError
 from vipl.gen import Estimator, Law, Points
 from vipl.ir.rows import rows_p
@@ -107,9 +108,9 @@ def finite_support(law: Law, who: str) -> tuple[Array, Array]:
             expected="Bernoulli, Categorical, Binomial, DiscreteUniform, ... with sizes that are Python integers",
             fix="use Score(), or MeasureValued() where it exists; pass sizes as Python integers",
         ) from error
-    if isinstance(d, (dist.CategoricalLogits, dist.CategoricalProbs)):  # the row itself, instead of a gather
+    if isinstance(d, (dist.CategoricalLogits, dist.CategoricalProbs, CategoricalFrom)):  # the row, instead of a gather
         row: Any = d.logits
-        if isinstance(d, dist.CategoricalLogits):  # as NumPyro does, so that the compiler finds one and the same
+        if not isinstance(d, dist.CategoricalProbs):  # as NumPyro does, so that the compiler finds one and the same
             row = row - jax.nn.logsumexp(row, axis=-1, keepdims=True)
         return values.reshape(-1), jnp.moveaxis(row, -1, 0)
     if values.shape[0] == 2:  # one by one, so that lanes come last, of which there may be many

@@ -12,12 +12,13 @@ from jax import lax
 
 from vipl._types import Array, PRNGKeyArray
 from vipl.distributions._draws import Point, Steps, in_support, innermost, transformed
+from vipl.distributions._integers import CategoricalFrom
 from vipl.errors import EstimatorError
 from vipl.estimators._alternatives import Others, change, one_at_a_time, stacked
 from vipl.estimators._local import LocalEnumerate
 from vipl.gen import Draw, Estimator, Law
 
-FINITE = (dist.BernoulliProbs, dist.BernoulliLogits, dist.CategoricalProbs, dist.CategoricalLogits)
+FINITE = (dist.BernoulliProbs, dist.BernoulliLogits, dist.CategoricalProbs, dist.CategoricalLogits, CategoricalFrom)
 """Families with d/dp_i E[k] = k(i): all values are alternatives."""
 
 

@@ -336,6 +336,8 @@ def _of_result(value: Any) -> str:
     """What makes a float scalar of what an objective returns."""
     if isinstance(value, Source):
         return "return a number: program.assess(choices).log_prob, or objectives such as vipl.objectives.elbo"
+    if getattr(value, "shape", None) == () and jnp.issubdtype(value.dtype, jnp.complexfloating):
+        return "take value.real, or jnp.abs(value)"
     if getattr(value, "shape", None) == ():
         return "make it a float: 1.0 * value, or value.astype(float)"
     return "reduce it with jnp.sum or jnp.mean; return aux with @vipl.expectation(has_aux=True)"

@@ -197,7 +197,7 @@ def _of_wrong_kind(array: Array, site: Site, expected: str) -> ChoiceError:
         if np.isrealobj(numbers) and (missing := int(np.isnan(numbers).sum())):
             shown += f" with {missing} NaN"
             fix = "if these are not observed, write program, data = vipl.partly_observed(program, data), and pass both"
-        elif np.isrealobj(numbers) and (others := numbers[numbers != np.round(numbers)]).size:
+        elif np.isrealobj(numbers) and (others := numbers[~np.isfinite(numbers) | (numbers != np.round(numbers))]).size:
             shown += f" {others[0]}" if not numbers.ndim else f", among them {others[0]}"
             fix = "round them, if that is meant: jnp.round(value); or take a distribution over real numbers"
         elif not numbers.ndim:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from vipl._jax import ShapedArray
 from vipl._types import Array, ArrayLike
 from vipl.distributions._draws import draw, innermost, log_density, total
 from vipl.distributions._flips import BernoulliLogits
-from vipl.distributions._special_functions import floating
+from vipl.distributions._special_functions import floating, inexact
 from vipl.errors import DistributionError, show_aval
 from vipl.gen._equivalents import equivalent, library_of
 from vipl.gen._supports import joins_zero, names_its_support, steps_of
@@ -127,7 +128,8 @@ def check_distribution(
             fix="use a proper distribution, and put the ratio of densities into vipl.factor",
         ) from None
     except (TypeError, ValueError) as error:
-        if not any(jnp.issubdtype(jnp.result_type(x), jnp.integer) for x in jax.tree.leaves(source)):
+        has_integers = any(jnp.issubdtype(jnp.result_type(x), jnp.integer) for x in jax.tree.leaves(source))
+        if not (has_integers and re.search("must (be|have) a float", str(error))):
             raise
         raise DistributionError(
             "a distribution with integers for parameters cannot be drawn from.",
@@ -221,12 +223,12 @@ def _lies_in(d: dist.Distribution, value: ArrayLike) -> Array:
 
 
 def _satisfies(constraint: Any, value: ArrayLike) -> Array:
-    """NumPyro's answer, but for the sum over a simplex: its rounding grows with the number of terms."""
+    """NumPyro's answer, but for the sum over a simplex: its rounding grows as the root of the number of terms."""
     if not isinstance(constraint, type(dist.constraints.simplex)):
         return constraint(value)
-    x = floating(value)
-    tolerance = 1e-6 + jnp.finfo(x.dtype).eps * x.shape[-1]
-    return jnp.all(x >= 0, axis=-1) & (jnp.abs(jnp.sum(x, axis=-1) - 1) <= tolerance)
+    x = inexact(value)
+    tolerance = 1e-6 + 10 * float(jnp.finfo(x.dtype).eps) * x.shape[-1] ** 0.5
+    return jnp.all(x >= 0, axis=-1) & (jnp.abs(jnp.sum(floating(x), axis=-1) - 1) <= tolerance)
 
 
 def _comes_from(d: dist.TransformedDistribution, value: ArrayLike) -> Array:

@@ -124,7 +124,7 @@ def partly_observed(
     """
     where = f"partly_observed in {user_frame()}"
     check_source(program, "program", "partly_observed", program=True)
-    if not isinstance(suffix, str) or not suffix:
+    if not isinstance(suffix, str):
         raise ProgramError(
             "the suffix of missing elements is not a text.",
             at=where,

@@ -36,7 +36,10 @@ _NUM_OTHERS = 4
 """For how many draws of choices that a guide leaves out its start is tried."""
 
 _START = 'pass values to begin with: init(key, start={"x": ...}); or mend the prior of that site'
-_DATA = "compare the data with the support: a number outside it, or infinite, has density zero whatever the choices are"
+_DATA = (
+    "compare the data with the support: what lies outside has density zero; if the support depends on choices, pass "
+    'values to begin with: start={"x": ...}'
+)
 _OTHERS = (
     "if {} can be impossible, alone or with the data, sum it out of the model: vipl.marginal(model, keep, "
     "vipl.inference.Enumeration()), or ForwardBackward() of a chain"

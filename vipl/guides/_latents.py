@@ -221,7 +221,7 @@ class Latents(Coordinates):
     def located(self, choices: Mapping[Address, Array]) -> tuple[dict[Address, Array], Array, Array]:
         """As `unconstrain`, and f[]: 0, or -inf where a choice lies outside its support, or NaN where one is NaN.
 
-        All coordinates are then zero, so that densities and their derivatives there are numbers.
+        All coordinates are then zero, so that densities there, and their derivatives in parameters, are numbers.
         """
         u, log_det, log_inside = self._inverse(choices)
         inside = log_inside == 0

@@ -153,8 +153,9 @@ def show_frame(code: CodeType, line: int) -> str:
 
 def show_function(fn: Any) -> str:
     """A function as messages write it, with the line of its definition where that is known."""
-    inner = inspect.unwrap(fn) if callable(fn) else fn
-    code = getattr(inner, "__code__", None)
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    code = getattr(inspect.unwrap(fn), "__code__", None)
     name = getattr(fn, "__name__", repr(fn))
     return name if code is None else f"{name} ({pathlib.Path(code.co_filename).name}:{code.co_firstlineno})"
 

@@ -201,7 +201,7 @@ _KIND = re.compile(r"traced array with shape ([\w\[\],]+)")
 # Errors of other classes that say the same; believed only where a traced value is in the failing frame.
 _TEXTS = (
     (r"^unhashable type: '\w*Tracer", "a key of a dict, an element of a set, or a size",
-     "use jax.numpy indexing: table[x]; sizes must not depend on it"),
+     "sizes must not depend on it; for a table use jax.numpy indexing: table[x]"),
     (r"^len\(\) of unsized|^iteration over a 0-d", "a sequence, though it is one number",
      "give it an axis: jax.numpy.atleast_1d(x)"),
     (r"^unsupported format string passed to \w*Tracer", "a formatted number", "print it with jax.debug.print"),
@@ -259,18 +259,21 @@ def _use_of(error: Exception, traced: bool) -> tuple[str, str] | None:
 
 
 def _tracers_in(traceback: TracebackType | None, kind: re.Match[str] | None) -> list[Tracer]:
-    """The traced values of the innermost frame that holds any, of the kind that the error names where some are."""
+    """The traced values that the failing frames hold, innermost first: those of the kind that the error names.
+
+    Of an error that names none, those of the innermost frame that holds any.
+    """
     frames = []
     while traceback is not None:
         frames.append(traceback.tb_frame)
         traceback = traceback.tb_next
-    for frame in reversed(frames[-6:]):
-        tracers = [x for value in frame.f_locals.values() for x in _flat(value) if isinstance(x, Tracer)]
-        if kind is not None:
-            tracers = [x for x in tracers if x.aval.str_short() == kind[1]]
-        if tracers:
-            return tracers
-    return []
+    held = [
+        [x for value in frame.f_locals.values() for x in _flat(value) if isinstance(x, Tracer)]
+        for frame in reversed(frames[-6:])
+    ]
+    if kind is None:
+        return next(filter(None, held), [])
+    return [x for tracers in held for x in tracers if x.aval.str_short() == kind[1]]
 
 
 def _flat(value: object) -> Iterator[object]:

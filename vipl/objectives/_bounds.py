@@ -337,8 +337,8 @@ def fivo(model: Source, data: Choices, algorithm: Algorithm) -> Float[Array, ""]
 
 def _is_path(betas: np.ndarray) -> bool:
     """Whether numbers increase, and lie between 0 and below 1."""
-    steps = np.append(np.atleast_1d(betas), 1.0)
-    return steps[0] >= 0 and bool(np.all(steps[1:] > steps[:-1]))
+    steps = np.append(betas, 1.0)
+    return betas.ndim <= 1 and betas.size > 0 and steps[0] >= 0 and bool(np.all(steps[1:] > steps[:-1]))
 
 
 def exact_guide(guide: Source, who: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from vipl.errors import AddressError, ChoiceError, show_address, show_addresses
@@ -121,20 +122,21 @@ def _check_lengths(
     """Raises where names of dimensions are more than axes, or coordinates are not as many as elements."""
     for name, x in tree.items():
         shape, given = x.shape[_axes_before(group) :], list(dims.get(name) or ())
-        if len(given) > len(shape):
+        if len(given) > len(shape) and group != "log_likelihood":  # an event has one density: ArviZ leaves its axes out
             raise ChoiceError(
                 "more dimensions are named than a variable has.",
                 at=at,
                 got=f"{given!r} for {name!r} of shape {shape} in {group}",
-                expected=f"{len(shape)} names or fewer: one for each axis beyond chains and draws",
+                expected=f"at most {len(shape)}: one for each axis beyond chains and draws",
                 fix=f"write dims={{{name!r}: {given[: len(shape)]!r}}}",
             )
         for dim, length in zip(given, shape, strict=False):
-            if dim in coords and np.shape(coords[dim])[:1] != (length,):
+            labels = coords.get(dim)
+            if isinstance(labels, (list, range, np.ndarray, jax.Array)) and len(labels) != length:
                 raise ChoiceError(
                     "coordinates are not as many as the elements along their dimension.",
                     at=at,
-                    got=f"coordinates of shape {np.shape(coords[dim])} for {dim!r}",
+                    got=f"{len(labels)} coordinates for {dim!r}",
                     expected=f"{length}, the length of {name!r} along {dim!r} in {group}",
                     fix=f"pass coords={{{dim!r}: ...}} with {length} labels",
                 )

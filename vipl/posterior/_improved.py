@@ -2,8 +2,8 @@
 
 With w_i = p(z_i, data) / q(z_i) and z_i ~ q, q is close to the posterior where nothing tells the two apart:
 
-    k-hat, ESS      the weights have no heavy tail, and few draws do not outweigh the rest: q is nowhere much too small
-    log Z - ELBO    KL(q || p), with log Z from the weights: q is nowhere much too large
+    k-hat, ESS          the weights have no heavy tail, and few draws do not outweigh the rest
+    log Z - ELBO        KL(q || p), with log Z from the weights
     sup_x |F_p - F_q|   the distance of Kolmogorov and Smirnov of each latent number, F_p by the weights
 
 The first alone would call a guide good that is ten times too wide: its weights are bounded.
@@ -33,6 +33,8 @@ _CLOSE = 0.5
 """KL(q || p), in nats, up to which a guide is called close."""
 _DISTANCE = 0.05
 """The distance of distribution functions of one latent number up to which a guide is called close."""
+_NOISE = 0.1
+"""Three standard errors of that distance, above which it tells nothing, and no guide is called close."""
 _COLUMNS = 4096
 """Latent numbers that are looked at together."""
 
@@ -46,12 +48,14 @@ class Improved:
       weights: the smoothed weights, with `k_hat`, `ess` and `limit`.
       bound: f[], the mean of log p(z, data) - log q(z): the evidence lower bound.
       spread: f[], the standard deviation of that.
+      impossible: how many draws have density zero in the model.
     """
 
     choices: Choices
     weights: Smoothed
     bound: Float[Array, ""]
     spread: Float[Array, ""]
+    impossible: int = 0
 
     def sample(self, key: PRNGKeyArray, num_samples: SupportsIndex = 1000) -> Choices:
         """Draws with replacement by the weights."""
@@ -68,18 +72,24 @@ class Improved:
 
     @property
     def divergence(self) -> float:
-        """KL(q || posterior) = log Z - E_q[log p(z, data) - log q(z)] in nats, with log Z from the weights."""
+        """KL(q || posterior) = log Z - E_q[log p(z, data) - log q(z)] in nats, with log Z from the weights.
+
+        It is too small where log Z is, as where k-hat is above its limit; infinite where draws are impossible.
+        """
         return self.weights.log_mean - float(self.bound)
 
     def verdict(self) -> str:
         """Whether the guide is close to the posterior, and what to try where it is not."""
         w, n = self.weights, len(self.weights.log_weights)
-        bound = f"{float(self.bound):.3f} +- {float(self.spread) / math.sqrt(n):.3f}" if self.is_finite else "-inf"
+        error = float(self.spread) / math.sqrt(n)
+        bound = "-inf" if self.impossible else f"{float(self.bound):.3f} +- {error:.3f}"
         k_hat = "none" if w.k_hat == -math.inf else f"{w.k_hat:.2f}"
         said = f"evidence lower bound {bound}; k-hat {k_hat}, ESS {w.ess:.0f} of {n}. "
+        if self.impossible:
+            said += f"{self.impossible} draws are impossible in the model: its density there is zero. "
         if w.k_hat <= w.limit:
             return said + self._of_good_weights()
-        if w.ess > n / 2:
+        if w.ess > n / 2 and not self.impossible:
             return said + (
                 "Usable but for tails: most weights are nearly equal, and a few are large, where the guide's tails are "
                 "too light. Means and central intervals can be trusted; for tails try vipl.guides.Flow or Mixture."
@@ -90,27 +100,22 @@ class Improved:
             "centred (effect ~ N(mean, sd)) where it has many; or run NUTS from posterior.sample."
         )
 
-    @property
-    def is_finite(self) -> bool:
-        """Whether the model has a density at every draw."""
-        return math.isfinite(float(self.bound))
-
     def _of_good_weights(self) -> str:
         """The verdict where weighted draws can be trusted: on the guide's own."""
         w, n = self.weights, len(self.weights.log_weights)
-        if not self.is_finite:
+        if self.impossible:
             return (
-                "Usable by weights alone: the guide draws values that are impossible in the model (its density there "
-                "is zero). Take draws from improve(key), or a guide that keeps to what is possible: a program with "
-                "the model's supports, or the model's discrete choices summed out by vipl.marginal."
+                "Usable by weights alone: take draws from improve(key), or a guide that keeps to what is possible: a "
+                "program with the model's supports, or the model's discrete choices summed out by vipl.marginal."
             )
         if self.divergence > _CLOSE:
             return (
-                f"Usable by weights alone: the guide reaches too far (KL {self.divergence:.2f} nats), its own draws "
-                "are not the posterior's. Take draws from improve(key); fit for more steps, or a more flexible guide."
+                f"Usable by weights alone: the guide's own draws are not the posterior's (KL {self.divergence:.2f} "
+                "nats). Take draws from improve(key); fit for more steps, or a more flexible guide."
             )
-        noise = math.sqrt(max(1 / w.ess - 1 / n, 0.0))  # twice the largest standard error of a weighted probability
-        if w.k_hat < 0.5 and w.ess > n / 10 and self._distance() <= _DISTANCE + 3 * noise:
+        noise = 1.5 * math.sqrt(max(1 / w.ess - 1 / n, 0.0))  # a weighted probability has at most a third as error
+        is_seen = noise <= _NOISE and self._distance() <= _DISTANCE + noise
+        if w.k_hat < 0.5 and w.ess > n / 10 and is_seen:
             return "Fine: the guide is close to the posterior."
         return "Usable: take draws from improve(key), or a more flexible guide, for tails and small effects."
 
@@ -127,8 +132,10 @@ class Improved:
 
 def improved(choices: Choices, log_weights: np.ndarray) -> Improved:
     """Draws and the logarithms of their weights, with the largest smoothed."""
-    spread = log_weights.std() if np.isfinite(log_weights).all() else np.asarray(np.inf, log_weights.dtype)
-    return Improved(choices, smooth(log_weights), jax.device_put(log_weights.mean()), jax.device_put(spread))
+    impossible = int(np.isneginf(log_weights).sum())
+    smoothed = smooth(log_weights)  # raises where they are no numbers
+    spread = np.asarray(np.inf, log_weights.dtype) if impossible else log_weights.std()
+    return Improved(choices, smoothed, jax.device_put(log_weights.mean()), jax.device_put(spread), impossible)
 
 
 def _apart(columns: np.ndarray, weights: np.ndarray) -> float:
