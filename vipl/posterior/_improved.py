@@ -148,6 +148,7 @@ def _apart(columns: np.ndarray, weights: np.ndarray) -> float:
 
 
 def check_function(fn: object, at: str) -> None:
+    """Raises where what is to be averaged is not a function."""
     if not callable(fn):
         raise ProgramError(
             "what is to be averaged is not a function.",
