@@ -313,6 +313,81 @@ def test_values_outside_the_support_have_density_zero(d, inside, outside):
     assert assess(outside) == -jnp.inf
 
 
+AFFINE = dist.transforms.AffineTransform
+HALVES = dist.Categorical(jnp.ones(2) / 2)
+
+
+@pytest.mark.parametrize(
+    ("make", "outside"),
+    [
+        (lambda t: dist.TransformedDistribution(dist.Gamma(2.0, t), AFFINE(t, 1.0)), 1.0),
+        (lambda t: dist.TransformedDistribution(dist.LogNormal(t, 1.0), AFFINE(t, 1.0)), 1.0),
+        (lambda t: dist.TransformedDistribution(dist.LogNormal(0.0, 1.0), AFFINE(t, -1.0)), 2.0),
+        (lambda t: dist.TransformedDistribution(dist.Beta(2.0, t), AFFINE(t, 2.0)), 4.0),
+        (lambda t: dist.TransformedDistribution(dist.Weibull(2.0, t), AFFINE(t, 1.0)), 1.0),
+        (lambda t: dist.TransformedDistribution(dist.InverseGamma(2.0, t), AFFINE(t, 1.0)), 1.0),
+        (
+            lambda t: dist.TransformedDistribution(dist.Gamma(2.0 * jnp.ones(2), t), AFFINE(t, 1.0)).to_event(1),
+            [2.0, 1],
+        ),
+        (
+            lambda t: dist.TransformedDistribution(
+                dist.Normal(t, 1.0), [dist.transforms.ExpTransform(), AFFINE(t, 1.0)]
+            ),
+            1,
+        ),
+        (lambda t: dist.LogNormal(t, 1.0), -1.0),
+        (lambda t: dist.LogNormal(t * jnp.ones(2), 1.0).mask(FIRST), [-1.0, -1.0]),
+        (lambda t: dist.Weibull(1.5, t), -1.0),
+        (lambda t: dist.Pareto(t, 1.5), 0.1),
+        (lambda t: dist.Kumaraswamy(1.5, t), 1.5),
+        (lambda t: dist.Gamma(t, 1.0).expand([2]).to_event(1), [1.0, -1.0]),
+        (lambda t: dist.Dirichlet(jnp.stack([t, t, t])), [0.5, 0.7, -0.2]),
+        (lambda t: dist.LogUniform(t, 2.0 * t), -1.0),
+        (lambda t: dist.NegativeBinomial2(1.0, t), -1),
+        (lambda t: dist.TruncatedNormal(t, 1.0, low=0.0), -1.0),
+        (lambda t: dist.ZeroInflatedDistribution(dist.NegativeBinomial2(1.0, t), gate=0.3), -1),
+        (lambda t: dist.LKJCholesky(2, t), [[1.0, 0.0], [0.6, 1.8]]),
+        (lambda t: dist.MixtureSameFamily(HALVES, dist.LogNormal(jnp.stack([t, 2.0 * t]), 1.0)), -1.0),
+        (lambda t: dist.MixtureSameFamily(HALVES, dist.Dirichlet(jnp.stack([jnp.stack([t, t])] * 2))), [0.5, -0.2]),
+        (lambda t: dist.MixtureGeneral(HALVES, [dist.LogNormal(t, 1.0), dist.Gamma(t, 1.0)]), -1.0),
+    ],
+)
+def test_outside_the_support_derivatives_are_numbers(make, outside):
+    """Those of the -inf, in parameters and in the value: a particle there has no weight, and NaN is not nothing."""
+
+    def log_prob(t, x):
+        return vipl.gen(lambda: sample("x", make(t)))().assess({"x": x}).log_prob
+
+    x = jnp.asarray(outside)
+    numbers = (0, 1) if jnp.issubdtype(x.dtype, jnp.floating) else 0
+    value, slopes = jax.jit(jax.value_and_grad(log_prob, numbers))(1.7, x)
+    assert value == -jnp.inf
+    assert all(bool(jnp.all(jnp.isfinite(slope))) for slope in jax.tree.leaves(slopes)), slopes
+
+
+def test_particles_outside_a_shifted_support_have_no_say():
+    """The derivative of an evidence by importance sampling; a third of the draws cannot have made y."""
+
+    @vipl.gen
+    def model(m):
+        z = sample("z", dist.Normal(m, 1.0))
+        sample("y", dist.TransformedDistribution(dist.Gamma(2.0, 1.0), AFFINE(z, 1.0)))
+
+    guide = vipl.gen(lambda: sample("z", dist.Normal(0.0, 1.0)))
+
+    def evidence(m):
+        trace = guide().simulate()
+        return jnp.exp(model(m).assess({**trace.choices, "y": 0.5}).log_prob - trace.log_prob)
+
+    def exact(m):
+        z = jnp.linspace(-12.0, 0.5, 100_001)
+        return jnp.trapezoid(jnp.exp(dist.Normal(m, 1.0).log_prob(z)) * (0.5 - z) * jnp.exp(z - 0.5), z)
+
+    expected = jax.grad(exact)(0.3)
+    assert_unbiased(gradient(vipl.expectation(evidence), 0.3), expected, key=KEY, resolution=0.01)
+
+
 MIXED = dist.MixtureGeneral(dist.Categorical(jnp.ones(2) / 2), [dist.Normal(0.0, 1.0), dist.Normal(1.0, 1.0)])
 
 

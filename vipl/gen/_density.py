@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jax import lax
 from numpyro.distributions import transforms as t
 
 from vipl import _jax
@@ -288,14 +289,58 @@ def site_log_prob(site: Site, operands: Sequence[ArrayLike], value: Array, *, ch
       ndim: how many axes stay.
     """
     d = without_event(site.distribution.combine(operands[: site.num_distribution]))
+    judged = verdict(d, value) if check and not _checks_itself(innermost(d), value) else None
     try:
-        log_prob = d.log_prob(value)
+        log_prob = d.log_prob(value if judged is None else _kept_inside(d, value, judged.inside | judged.nan))
     except NotImplementedError:
         raise _no_density(site, d) from None
-    if check and not _checks_itself(innermost(d), value):
-        inside, nan = verdict(d, value)
-        log_prob = jnp.where(nan, jnp.nan, jnp.where(inside | nan, log_prob, -jnp.inf))
+    if judged is not None:
+        log_prob = jnp.where(judged.nan, jnp.nan, jnp.where(judged.inside | judged.nan, log_prob, -jnp.inf))
     return total(log_prob, ndim)
+
+
+def _kept_inside(d: dist.Distribution, value: Array, stays: Array) -> Array:
+    """The value where it stays, and a point of the support elsewhere.
+
+    Outside a support a formula may have no derivative, as log(y - z) below z: the derivative of the -inf that is the
+    density there would be NaN, which is 0.
+    """
+    point = _some_point(d, value)
+    if point is None:
+        return value
+    stays = jnp.expand_dims(stays, tuple(range(jnp.ndim(stays), jnp.ndim(value))))
+    return jnp.where(stays, value, lax.stop_gradient(jnp.asarray(point, value.dtype)))
+
+
+def _some_point(d: dist.Distribution, value: ArrayLike) -> ArrayLike | None:
+    """A point of the support, of the shape and type of a value; None where none is known."""
+    if isinstance(d, (dist.MaskedDistribution, dist.Independent, dist.ExpandedDistribution)):
+        return _some_point(d.base_dist, value)
+    if isinstance(d, dist.MixtureGeneral):
+        return _some_point(d.component_distributions[0], value)
+    if isinstance(d, dist.MixtureSameFamily):
+        axis, values = d.mixture_dim, jnp.stack([value] * d.mixture_size, d.mixture_dim)
+        points = _some_point(d.component_distribution, values)
+        return None if points is None else jnp.take(jnp.asarray(points), 0, axis=axis)
+    if joins_zero(d):
+        return jnp.zeros_like(value)
+    try:
+        if isinstance(d, dist.TransformedDistribution) and not names_its_support(d):
+            return _some_image(d, value)
+        return d.support.feasible_like(value)  # type: ignore[union-attr]
+    except (AttributeError, NotImplementedError, TypeError, ValueError):  # no support, or none that names a point
+        return None
+
+
+def _some_image(d: dist.TransformedDistribution, value: ArrayLike) -> ArrayLike | None:
+    """What transforms make of a point of the base's support."""
+    steps = [step for x in d.transforms for step in steps_of(x)]
+    point = _some_point(d.base_dist, jax.eval_shape(functools.partial(_undone, steps), value))
+    return None if point is None else functools.reduce(lambda x, step: step(x), steps, point)
+
+
+def _undone(steps: Sequence[t.Transform], value: ArrayLike) -> ArrayLike:
+    return functools.reduce(lambda y, step: step.inv(y), reversed(steps), value)
 
 
 def without_event(d: dist.Distribution | Factor) -> Any:
