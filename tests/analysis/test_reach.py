@@ -1,5 +1,6 @@
 """What a site reaches, and along which axis its lanes run, against what changes when its value does."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -22,15 +23,17 @@ N = 4
 
 
 class Rows(NamedTuple):
-    """An axis along which element i depends on lane lanes[i]."""
+    """An axis along which element i depends on lane lanes[i], or on the lanes lanes[i]."""
 
     axis: int
-    lanes: tuple[int, ...]
+    lanes: tuple[int | tuple[int, ...], ...]
 
 
 # A function of values drawn in N lanes, f[N, 2], and the axis along which the lanes run in what it returns.
 ROW = jnp.arange(1.0, 3.0)
 GROUP = jnp.array([0, 3, 3, 1, 1, 1])
+PAIRS, TWO = jnp.array([1, 0, 2, 1]), jnp.array([1, 0, 1])  # the groups of four lanes, and those of three groups
+PAIRED, OF_TWO = ((1,), (0, 3), (2,)), ((0, 3), (1, 2))
 LOGITS = jnp.zeros(N)
 MIXES = jnp.arange(16.0).reshape(N, N) + 1.0
 FUNCTIONS = {
@@ -110,7 +113,39 @@ FUNCTIONS = {
     "sums by group, added in place": (lambda x: jnp.zeros((N, 2)).at[GROUP].add(x[GROUP]), 0),
     "sums by group from the end": (lambda x: jnp.zeros((N, 2)).at[GROUP - N].add(x[GROUP - N]), 0),
     "sums by another group": (lambda x: jax.ops.segment_sum(x[GROUP], GROUP[::-1], N), None),
-    "sums by lane": (lambda x: jax.ops.segment_sum(x, jnp.array([0, 0, 1, 1]), 2), None),
+    "more sums than lanes": (lambda x: jax.ops.segment_sum(x[GROUP], GROUP, N + 2)[:, 0], 0),
+    "sums of lanes": (lambda x: jax.ops.segment_sum(x, PAIRS, 3), Rows(0, PAIRED)),
+    "sums of lanes, added in place": (lambda x: jnp.ones((3, 2)).at[PAIRS].add(x), Rows(0, PAIRED)),
+    "sums of lanes, from the end": (lambda x: jnp.ones((3, 2)).at[PAIRS - 3].add(x), Rows(0, PAIRED)),
+    "sums of lanes, some dropped": (lambda x: jax.ops.segment_sum(x, PAIRS - 1, 3), Rows(0, ((0, 3), (2,), ()))),
+    "sums of lanes, clipped": (lambda x: jax.ops.segment_sum(x, PAIRS, 2, mode="clip"), None),
+    "maxima of lanes": (lambda x: jax.ops.segment_max(x, PAIRS, 3), Rows(0, PAIRED)),
+    "products of lanes": (lambda x: jax.ops.segment_prod(x, PAIRS, 3) + 1.0, Rows(0, PAIRED)),
+    "lanes set by index": (lambda x: jnp.zeros((3, 2)).at[PAIRS].set(x), Rows(0, PAIRED)),
+    "sums of the second axis": (lambda x: jnp.zeros((2, 3)).at[:, PAIRS].add(x.T), Rows(1, PAIRED)),
+    "sums of a mapped axis": (
+        lambda x: jax.vmap(lambda col: jax.ops.segment_sum(col, PAIRS, 3), in_axes=1)(x),
+        Rows(1, PAIRED),
+    ),
+    "sums of sums": (lambda x: jax.ops.segment_sum(jax.ops.segment_sum(x, PAIRS, 3), TWO, 2), Rows(0, OF_TWO)),
+    "sums of lanes, looked up": (
+        lambda x: jax.ops.segment_sum(x, PAIRS, 3)[PAIRS] * 2.0,
+        Rows(0, ((0, 3), (1,), (2,), (0, 3))),
+    ),
+    "sums of lanes, looked up and put together": (
+        lambda x: jax.ops.segment_sum(jax.ops.segment_sum(x, PAIRS, 3)[TWO], TWO, 3),
+        Rows(0, PAIRED),
+    ),
+    "sums of lanes with the lanes": (lambda x: x[:3] + jax.ops.segment_sum(x, PAIRS, 3), None),
+    "rows of rows": (lambda x: x[GROUP][PAIRS], Rows(0, (3, 0, 3, 3))),
+    "rows of rows, put together": (
+        lambda x: jax.ops.segment_sum(x[GROUP][PAIRS], PAIRS, 6),
+        Rows(0, (0, 3, 3, 1, 1, 1)),
+    ),
+    "events set in place": (lambda x: x.at[:, 0].set(1.0), 0),
+    "lanes set in place": (lambda x: jnp.zeros((N, 3)).at[:, 1:].set(x), 0),
+    "events added by index": (lambda x: jnp.zeros((N, 3)).at[:, jnp.array([2, 0])].add(x), 0),
+    "events set by what is drawn": (lambda x: x.at[:, (x[0, 0] > 0).astype(int)].set(1.0), None),
     "sums by group, clipped": (
         lambda x: jax.ops.segment_sum(x[GROUP - 1], GROUP - 1, N, mode="clip"),
         None,
@@ -211,7 +246,8 @@ def test_a_value_in_one_lane_changes_nothing_outside_its_axis(name):
         for old, new, claim in zip(before, run(x.at[lane].set(-3.0 * x[lane] - 0.1)), claims, strict=True):
             changed = np.asarray(old != new)
             if isinstance(claim, Rows):
-                assert not np.delete(changed, [i for i, own in enumerate(claim.lanes) if own == lane], claim.axis).any()
+                own = [i for i, lanes in enumerate(claim.lanes) if lane in np.atleast_1d(lanes)]
+                assert not np.delete(changed, own, claim.axis).any()
             elif isinstance(claim, Window):
                 ends = -np.inf if claim.first is None else claim.first, np.inf if claim.last is None else claim.last
                 near = [i for i in range(changed.shape[claim.axis]) if i + ends[0] <= lane <= i + ends[1]]
@@ -224,7 +260,17 @@ def _named(jaxpr, axes):
     (axis,) = axes
     if not isinstance(axis, Indexed):
         return axis
-    return Rows(axis.axis, tuple(values_of(jaxpr, [axis.index])[axis.index][:, axis.column].tolist()))
+    values = values_of(jaxpr, [column.index for column in axis.columns])
+    looked_up = [values[index][:, column] for index, column in axis.takes]
+    if not axis.sums:
+        return Rows(axis.axis, tuple(functools.reduce(lambda rows, i: rows[i], looked_up).tolist()))
+    sets: list[tuple[int, ...]] = [(j,) for j in range(N)]
+    for (index, column), size in axis.sums:
+        groups = values[index][:, column].tolist()
+        sets = [sum((own for own, g in zip(sets, groups, strict=True) if g == k), ()) for k in range(size)]
+    for rows in looked_up:
+        sets = [sets[i] for i in rows]
+    return Rows(axis.axis, tuple(tuple(sorted(own)) for own in sets))
 
 
 def test_a_site_does_not_reach_what_is_not_computed_from_it():

@@ -10,6 +10,7 @@ import pytest
 
 import vipl
 from vipl import sample
+from vipl.testing import assert_unbiased
 
 N = 5
 KEY = jax.random.key(3)
@@ -467,6 +468,55 @@ def test_two_groupings_of_the_same_rows():
     per_z, per_w = (jax.ops.segment_sum(rows, g, GROUPS) for g in (GROUP, other))
     expected = per_z * (z - jax.nn.sigmoid(phi)) - per_w * (w - jax.nn.sigmoid(-phi))
     np.testing.assert_allclose(grad, expected, rtol=1e-9)
+
+
+# Elements that are put together by group: for each, the costs, and the groups that each cost sees.
+MEMBER, OF, ON = jnp.array([2, 0, 1, 1, 2, 0]), jnp.array([1, 0, 1]), jnp.array([0, 2, 1, 2, 0])
+TOGETHER = {
+    "sums": (lambda z: jnp.tanh(jax.ops.segment_sum(z, MEMBER, 3) - Y[:3]), jnp.eye(3)),
+    "added in place": (lambda z: jnp.tanh(jnp.ones(3).at[MEMBER].add(z) - Y[:3]), jnp.eye(3)),
+    "maxima": (lambda z: jnp.exp(Y[:3] * jax.ops.segment_max(2.0 * z - Y[:6], MEMBER, 3)), jnp.eye(3)),
+    "columns": (lambda z: jnp.sin(jax.ops.segment_sum(z[:, None] * ROW, MEMBER, 3)).sum(1), jnp.eye(3)),
+    "looked up": (lambda z: jnp.sin(jax.ops.segment_sum(z, MEMBER, 3)[ON] + Y[:5]), jnp.eye(3)[ON]),
+    "sums of sums": (
+        lambda z: jnp.tanh(jax.ops.segment_sum(jnp.sin(jax.ops.segment_sum(z, MEMBER, 3)), OF, 2) + Y[:2]),
+        jnp.array([[0.0, 1.0, 0.0], [1.0, 0.0, 1.0]]),
+    ),
+}
+ROW = jnp.arange(1.0, 3.0)
+
+
+@pytest.mark.parametrize("together", TOGETHER)
+def test_a_group_is_reached_by_its_members_alone(together):
+    """The score of an element multiplies the costs of its own group, term by term; other estimators are exact."""
+    phi = jnp.linspace(-0.5, 0.8, 6)
+    costs, sees = TOGETHER[together]
+
+    def program(phi):
+        return jnp.sum(costs(sample("z", dist.Bernoulli(logits=phi).to_event(1), vipl.Score()) * 1.0))
+
+    objective, p = vipl.expectation(program), jax.nn.sigmoid(phi)
+    z = vipl.seed(lambda: sample("z", dist.Bernoulli(logits=phi).to_event(1)))(KEY) * 1.0
+    grad = jax.jit(jax.grad(objective.estimate, argnums=1))(KEY, phi)
+    np.testing.assert_allclose(grad, (z - p) * (costs(z) @ sees)[MEMBER], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["enumerate", "leave-one-out", "local", "measure-valued", "disarm", "coupled"])
+def test_groups_that_are_looked_up_are_unbiased(name):
+    """By every estimator, with the exact gradient by all joint values."""
+    phi = jnp.linspace(-0.5, 0.8, 6)
+    costs, _ = TOGETHER["looked up"]
+
+    def exact(phi):
+        values = jnp.array(list(np.ndindex((2,) * 6))) * 1.0
+        return jnp.exp(dist.Bernoulli(logits=phi).log_prob(values).sum(1)) @ jax.vmap(costs)(values).sum(1)
+
+    objective = vipl.expectation(
+        lambda phi: jnp.sum(costs(sample("z", dist.Bernoulli(logits=phi).to_event(1), ESTIMATORS[name]) * 1.0))
+    )
+    num = 2 if name == "leave-one-out" else 1
+    estimate = jax.grad(lambda phi, key: objective.estimate(key, phi, num_samples=num))
+    assert_unbiased(lambda key: estimate(phi, key), jax.grad(exact)(phi), key=KEY, resolution=0.03)
 
 
 def test_an_index_that_is_drawn_tells_nothing_apart():

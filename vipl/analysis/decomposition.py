@@ -26,6 +26,7 @@ from vipl import _jax
 from vipl._jax import Atom, ClosedJaxpr, Eqn, Jaxpr, Literal, Var
 from vipl._types import Array
 from vipl.analysis.dependence import Dependence, Dependences, Mark, holds_drawn_values, join, moved
+from vipl.analysis.index import Indexed
 from vipl.analysis.stop_conflicts import Conflicts
 from vipl.analysis.stop_gradients import any_meant
 from vipl.analysis.sums import floats_stacked, summed_after
@@ -251,8 +252,12 @@ def _tells_more(leaf: Dependence, out: Dependence, by_site: bool) -> bool:
 
 
 def _tells(a: Axis | None) -> int:
-    """How much an axis tells apart: each pass, more of them the fewer bounds a window has, or all."""
-    return 0 if a is None else 2 - (a.first, a.last).count(None) if isinstance(a, Window) else 3
+    """How much an axis tells apart: each pass; groups of them, or windows, the less the more are put together; none."""
+    if isinstance(a, Window):
+        return 2 - (a.first, a.last).count(None)
+    if isinstance(a, Indexed):
+        return 3 - min(len(a.sums), 2)
+    return 0 if a is None else 3
 
 
 def _linear_operands(eqn: Eqn, env: Mapping[Var, Dependence], picking: bool) -> list[Var] | None:

@@ -2,8 +2,9 @@
 
 `find_dependence` says for every value of a program, for each of the sites that are asked for and for each loop around
 that site, along which axis of the value the loop runs. Under axis a, element i depends on pass i of the loop alone;
-under an indexed one (`vipl.analysis.index`) on pass index[i]; under a window (`vipl.analysis.window`) on passes near i,
-up to i, or from i on. None: any element may depend on any pass. A site that is not named does not reach the value.
+under an indexed one (`vipl.analysis.index`) on pass index[i], or on those of group i; under a window
+(`vipl.analysis.window`) on passes near i, up to i, or from i on. None: any element may depend on any pass. A site that
+is not named does not reach the value.
 
 Where the user holds values by `stop_gradient`, it is also said of each site whether it reaches a value under one, or
 not, or both (`Mark`).
@@ -25,7 +26,7 @@ from typing import Any, NamedTuple
 
 from vipl import _jax
 from vipl._jax import Eqn, Jaxpr, Primitive, Var
-from vipl.analysis.index import Indexed, Known, known_values, lanes_axis, rows_axis
+from vipl.analysis.index import Indexed, Known, groups_axis, known_values, lanes_axis, rows_axis
 from vipl.analysis.stop_gradients import any_meant, is_meant, line_of, meant_inside
 from vipl.analysis.window import Axis, Window, axis_of, joined, window_of, without_growth
 from vipl.ir.batching import jaxprs_inside
@@ -155,14 +156,15 @@ def join(*parts: Dependence) -> Dependence:
 def moved(
     reach: Dependence,
     to: Callable[[int], Axis | None],
-    of_rows: Callable[[Indexed], int | None] = lambda _: None,
+    of_rows: Callable[[Indexed], Axis | None] = lambda _: None,
 ) -> Dependence:
     """The reach after a change of axes; two loops along one axis are not told apart.
 
     Args:
       reach: the reach before.
       to: an axis -> what becomes of it.
-      of_rows: an indexed axis -> the axis of lanes that it becomes, if it does; else it goes where its axis goes.
+      of_rows: an indexed axis -> what it was before its last index, if it becomes that again; else it goes where its
+        axis goes.
     """
     if not any(reach.values()):  # no site is in a loop
         return reach
@@ -174,7 +176,7 @@ def moved(
     return out
 
 
-def _moved(a: Axis | None, to: Callable[[int], Axis | None], of_rows: Callable[[Indexed], int | None]) -> Axis | None:
+def _moved(a: Axis | None, to: Callable[[int], Axis | None], of_rows: Callable[[Indexed], Axis | None]) -> Axis | None:
     """What becomes of an axis; an indexed one is an axis of a whole value, and tells no lanes apart."""
     if a is None or isinstance(a, int):
         return None if a is None else to(a)
@@ -183,6 +185,8 @@ def _moved(a: Axis | None, to: Callable[[int], Axis | None], of_rows: Callable[[
     new = to(a.axis)
     if isinstance(a, Window):
         return new.after(a) if isinstance(new, Window) else a._replace(axis=new) if isinstance(new, int) else None
+    if isinstance(new, Indexed):
+        return new.after(a)
     return a._replace(axis=new) if isinstance(new, int) and new >= 0 else None
 
 
@@ -343,9 +347,11 @@ def _after_axes_move(eqn: Eqn, operands: list[Dependence], followed: Followed) -
         if a < 0:
             return None if across else a
         kept = None if axes is None else axes(eqn, k, a)
-        return int(kept) if kept is not None else window_of(eqn, k, a) or rows_axis(eqn, k, a, known)
+        if kept is not None:
+            return int(kept)
+        return window_of(eqn, k, a) or rows_axis(eqn, k, a, known) or groups_axis(eqn, k, a, known)
 
-    def of_rows(k: int, a: Indexed) -> int | None:
+    def of_rows(k: int, a: Indexed) -> Axis | None:
         return lanes_axis(eqn, k, a, known)
 
     return [moved(r, functools.partial(to, k), functools.partial(of_rows, k)) for k, r in enumerate(operands)]

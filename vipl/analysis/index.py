@@ -1,4 +1,6 @@
-"""Arrays that are indexed by data, `effect[group]`: row i depends on lane group[i] alone.
+"""Arrays that are indexed by data, `effect[group]`, or added up by them, `segment_sum(effect, group)`.
+
+Row i of the first depends on lane group[i] alone; element k of the second on the lanes j with group[j] = k.
 
 An index is a variable at the top level of a program that no site reaches. Equal computations of an index are one and
 the same: that of `effect[group]`, say, and that of a sum of costs by the same group (JAX's segment_sum).
@@ -20,18 +22,42 @@ from vipl.ir.dataflow import backward, evaluate, maker, plain
 from vipl.ir.purity import is_pure
 
 
+class Column(NamedTuple):
+    """A column of an index i[n, columns] that no site reaches."""
+
+    index: Var
+    column: int
+
+
 class Indexed(NamedTuple):
-    """An axis along which element i depends on pass index[i, column] of a loop alone.
+    """An axis whose elements are made of passes of a loop, by indices: first put together, then looked up.
+
+    Without `sums` element i depends on pass takes[-1][... takes[0][i]] alone. With one, on the passes j for which
+    sums[0][j] is that number; with more, on those whose groups are put together so.
+
+    Each pass is in at most one group: what is looked up is not put together again but by the same index, since a pass
+    would stand in several rows of a group then.
 
     Attributes:
       axis: the axis of the value.
-      index: of integers, i[n, columns], n the length of the axis.
-      column: that of this loop.
+      takes: the indices by which rows are looked up, the first ones first.
+      sums: those by which passes are put together before, and how many groups there are.
     """
 
     axis: int
-    index: Var
-    column: int = 0
+    takes: tuple[Column, ...] = ()
+    sums: tuple[tuple[Column, int], ...] = ()
+
+    def after(self, inner: Indexed) -> Indexed | None:
+        """The axis of a value computed along `self` from one along `inner`; None where a pass would count twice."""
+        if inner.takes and self.sums:
+            return None
+        return Indexed(self.axis, inner.takes + self.takes, inner.sums + self.sums)
+
+    @property
+    def columns(self) -> list[Column]:
+        """All indices."""
+        return [*(column for column, _ in self.sums), *self.takes]
 
 
 class Known(NamedTuple):
@@ -108,28 +134,66 @@ def rows_axis(eqn: Eqn, k: int, a: int, known: Mapping[Var, Known]) -> Indexed |
     one_lane_each = a in d.start_index_map and eqn.params["slice_sizes"][a] == 1
     if not one_lane_each or d.operand_batching_dims or len(rows) != 1:
         return None
-    return Indexed(rows[0], index.first, list(d.start_index_map).index(a))
+    return Indexed(rows[0], (Column(index.first, list(d.start_index_map).index(a)),))
 
 
-def lanes_axis(eqn: Eqn, k: int, a: Indexed, known: Mapping[Var, Known]) -> int | None:
-    """The axis of lanes that rows become again, where they are added up by the same index.
+def groups_axis(eqn: Eqn, k: int, a: int, known: Mapping[Var, Known]) -> Indexed | None:
+    """The axis of groups that axis `a` of operand `k` becomes, if its elements are put together by known integers."""
+    if (found := _groups(eqn, k, a, known)) is None:
+        return None
+    index, axis = found
+    return Indexed(axis, (), ((Column(index.first, 0), eqn.outvars[0].aval.shape[axis]),))
+
+
+def lanes_axis(eqn: Eqn, k: int, a: Indexed, known: Mapping[Var, Known]) -> int | Indexed | None:
+    """What rows become again where they are put together by the index by which they were looked up.
 
     An index that is not counted from the end, as that of segment_sum, drops the rows where it is negative.
     """
-    if eqn.primitive.name != "scatter-add" or k != 2 or (index := _index(eqn, known)) is None:
+    if not a.takes or (found := _groups(eqn, k, a.axis, known)) is None:
         return None
-    d, same = eqn.params["dimension_numbers"], known[a.index]
+    (index, axis), last = found, a.takes[-1]
+    if last.column or index.number not in (known[last.index].number, known[last.index].raw):
+        return None
+    before = Indexed(axis, a.takes[:-1], a.sums)
+    return before if before.columns else axis
+
+
+_SCATTERS = ("scatter", "scatter-add", "scatter-mul", "scatter-min", "scatter-max")
+
+
+def _groups(eqn: Eqn, k: int, a: int, known: Mapping[Var, Known]) -> tuple[Known, int] | None:
+    """The index by which what stands along axis `a` of operand `k` is put together, and the axis of the groups."""
+    if eqn.primitive.name not in _SCATTERS or k != 2 or (index := _index(eqn, known)) is None:
+        return None
+    d = eqn.params["dimension_numbers"]
     rows = [i for i in range(len(eqn.invars[2].aval.shape)) if i not in d.update_window_dims]
-    lanes = tuple(d.scatter_dims_to_operand_dims)
-    if rows != [a.axis] or len(lanes) != 1 or lanes != tuple(d.inserted_window_dims) or d.operand_batching_dims:
+    groups = tuple(d.scatter_dims_to_operand_dims)
+    clips = eqn.params["mode"] == jax.lax.GatherScatterMode.CLIP
+    if clips or rows != [a] or len(groups) != 1 or groups != tuple(d.inserted_window_dims) or d.operand_batching_dims:
         return None
-    drops = eqn.params["mode"] == jax.lax.GatherScatterMode.FILL_OR_DROP
-    return lanes[0] if index.number == same.number or (drops and index.number == same.raw) else None
+    return index, int(groups[0])
 
 
 def _index(eqn: Eqn, known: Mapping[Var, Known]) -> Known | None:
     index = eqn.invars[1]
     return None if isinstance(index, Literal) else known.get(index)
+
+
+def summed_by(x: Array, axis: int, indexed: Indexed, values: Mapping[Var, Array]) -> Array:
+    """Along an axis of passes, the sum over those on which each element depends.
+
+    Args:
+      x: f[..., passes, ...].
+      axis: that of the passes.
+      indexed: how the elements are made of them.
+      values: those of the indices.
+    """
+    for (index, column), size in indexed.sums:
+        x = jnp.moveaxis(jax.ops.segment_sum(jnp.moveaxis(x, axis, 0), values[index][:, column], size), 0, axis)
+    for index, column in indexed.takes:
+        x = jnp.take(x, values[index][:, column], axis=axis, mode="clip")
+    return x
 
 
 def values_of(jaxpr: Jaxpr, wanted: list[Var]) -> dict[Var, Array]:

@@ -18,6 +18,7 @@ from vipl.analysis.dependence import Dependences, find_dependence
 from vipl.analysis.index import Indexed, values_of
 from vipl.analysis.joint_end import JointEnd, find_joint_end
 from vipl.analysis.supports import check_marks
+from vipl.analysis.window import Axis
 from vipl.errors import EstimatorError, ProgramError
 from vipl.estimators._enumerate import MAX_POINTS
 from vipl.estimators._reparam import Reparam
@@ -259,7 +260,8 @@ def _plan(staged: Staged) -> Plan:
     # A control is one number for the whole program: its expected value is one over all joint values.
     apart = {p.path: _apart(p, costs, programs[p.path].shape, bool(whole)) for p in found if p.path in programs}
     axes = [a for cost in (*costs.costs, *costs.aux) for of_site in cost.reach.values() for a in of_site]
-    indices = values_of(staged.jaxpr, list({a.index: None for a in axes if isinstance(a, Indexed)}))
+    columns = {column.index: None for a in axes if isinstance(a, Indexed) for column in a.columns}
+    indices = values_of(staged.jaxpr, list(columns))
     return Plan(staged, found, came_from, programs, reached, costs, apart, indices)
 
 
@@ -366,7 +368,12 @@ def _apart(info: SiteInfo, costs: Costs, points: Draw | Points, has_control: boo
     if has_control and isinstance(points, Points):
         return (False,) * len(info.loops)
     every = [cost.reach[info.path] for cost in (*costs.costs, *costs.aux) if info.path in cost.reach]
-    return tuple(all(isinstance(axes[i], (int, Indexed)) for axes in every) for i in range(len(info.loops)))
+    return tuple(all(_one_each(axes[i]) for axes in every) for i in range(len(info.loops)))
+
+
+def _one_each(a: Axis | None) -> bool:
+    """Whether each element along an axis depends on one pass of the loop."""
+    return isinstance(a, int) or (isinstance(a, Indexed) and not a.sums)
 
 
 def _with_estimator(site: Site, avals: tuple[ShapedArray, ...]) -> Site:

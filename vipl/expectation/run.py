@@ -15,7 +15,7 @@ from vipl._jax import Jaxpr, Var
 from vipl._types import Array, Float, Int, PyTree
 from vipl.analysis.decomposition import Cost
 from vipl.analysis.dependence import Loops
-from vipl.analysis.index import Indexed
+from vipl.analysis.index import Indexed, summed_by
 from vipl.analysis.joint_end import JointEnd
 from vipl.analysis.stop_conflicts import conflict_error
 from vipl.analysis.window import Window, axis_of, summed_over
@@ -314,7 +314,7 @@ def along(plan: Plan, x: Array, axes: Loops, shape: tuple[int, ...]) -> Array:
     """The sum of f[*loops] over the passes that reach each element of an array of a shape, broadcasting to it."""
     for i, a in enumerate(axes):
         if isinstance(a, Indexed):
-            x = jnp.take(x, plan.indices[a.index][:, a.column], axis=i, mode="clip")
+            x = summed_by(x, i, a, plan.indices)
         elif isinstance(a, Window):
             x = summed_over(x, i, a, shape[a.axis])
     x = jnp.sum(x, axis=tuple(i for i, a in enumerate(axes) if a is None))

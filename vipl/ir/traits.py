@@ -183,6 +183,18 @@ def _gather(eqn: Eqn, k: int, a: int) -> int | None:
     return d.offset_dims[a - sum(g < a for g in gone)]
 
 
+def _scatter(eqn: Eqn, k: int, a: int) -> int | None:
+    """An element of the operand stays in its place; of an update, along the axes of a window that is whole."""
+    d = eqn.params["dimension_numbers"]
+    if k == 0:
+        return a
+    if k == 1 or a not in d.update_window_dims or d.operand_batching_dims:
+        return None
+    whole = [i for i in range(len(_out(eqn))) if i not in d.inserted_window_dims]
+    to = whole[list(d.update_window_dims).index(a)]
+    return to if _shape(eqn, 2)[a] == _out(eqn)[to] and to not in d.scatter_dims_to_operand_dims else None
+
+
 def _conv(eqn: Eqn, k: int, a: int) -> int | None:
     d = eqn.params["dimension_numbers"]
     batch = k == 0 and a == d.lhs_spec[0] and eqn.params["batch_group_count"] == 1
@@ -253,6 +265,8 @@ _row(
     "dynamic_update_slice",
     Traits(axes=_dynamic_update_slice, linear=lambda numbers: set(numbers) <= {0, 1}, leaves_out=True),
 )
+_row("scatter scatter-max scatter-min scatter-mul", Traits(axes=_scatter))
+_row("scatter-add", Traits(axes=_scatter, linear=lambda numbers: set(numbers) <= {0, 2}, leaves_out=True))
 
 # along axes
 _row("reduce_sum", _COSTLY._replace(axes=_dropped("axes"), linear=_in_first, any_length=True))
@@ -275,7 +289,7 @@ _row(
     from_edtype geqp3 geqrf hessenberg householder_product le_to lt_to lu lu_pivots_to_permutation mesh_cast mulhi name
     ormqr platform_index population_count pvary qr ragged_dot_general random_bits random_gamma random_seed random_unwrap
     random_wrap reduce reduce_window reduce_window_max reduce_window_min reduce_window_sum reshard rng_bit_generator
-    scatter scatter-add scatter-max scatter-min scatter-mul scatter-sub schur select_and_gather_add select_and_scatter
+    scatter-sub schur select_and_gather_add select_and_scatter
     select_and_scatter_add sharding_constraint svd symmetric_product threefry2x32 to_edtype tridiagonal
     tridiagonal_solve zeros_like vipl_alarm vipl_guard vipl_mark vipl_row""",
     Traits(),
