@@ -24,7 +24,7 @@ class Encoder(nnx.Module):
     def __init__(self, rngs):
         self.hidden, self.out = nnx.Linear(64, 256, rngs=rngs), nnx.Linear(256, 16, rngs=rngs)
 
-    def __call__(self, images):
+    def __call__(self, images) -> Any:
         return jnp.split(self.out(nnx.gelu(self.hidden(images / 16 - 0.5))), 2, axis=-1)
 
 
@@ -34,7 +34,7 @@ class Decoder(nnx.Module):
     def __init__(self, rngs):
         self.hidden, self.out = nnx.Linear(8, 256, rngs=rngs), nnx.Linear(256, 64, rngs=rngs)
 
-    def __call__(self, z):
+    def __call__(self, z) -> Any:
         return self.out(nnx.gelu(self.hidden(z)))
 
 
@@ -48,21 +48,16 @@ def with_vipl(key, train, held_out):
     params, networks = functional(nnx.Dict(encoder=Encoder(nnx.Rngs(0)), decoder=Decoder(nnx.Rngs(1))))
 
     @vipl.gen
-    def model(params, num_rows):
-        z = sample("z", dist.Normal(jnp.zeros((num_rows, 8)), 1.0))
-        decode: Any = networks(params).decoder
-        sample("image", dist.Binomial(16, logits=decode(z)))
+    def model(params, images):
+        z = sample("z", dist.Normal(jnp.zeros((len(images), 8)), 1.0))
+        sample("image", dist.Binomial(16, logits=networks(params).decoder(z)))
 
     @vipl.gen
     def guide(params, images):
         loc, log_scale = networks(params).encoder(images)
         sample("z", dist.Normal(loc, jnp.exp(log_scale)))
 
-    @vipl.expectation
-    def bound(params, images):
-        rows = len(images)
-        return vipl.objectives.elbo(model(params, rows), guide(params, images), {"image": images}) / rows
-
+    bound = vipl.expectation(lambda p, x: vipl.objectives.elbo(model(p, x), guide(p, x), {"image": x}) / len(x))
     options = {"data": train, "batch_size": 100, "num_steps": 5000, "progress": False}
     fitted = vipl.fit(bound, params, optax.adam(1e-3), key=key, **options)
     return bound.estimate(key, fitted.params, held_out, num_samples=10)
