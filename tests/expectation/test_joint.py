@@ -324,3 +324,83 @@ def test_large_logits_lose_no_digits(coefficient):
         logits = jnp.asarray(np.append(small, np.array(certain, np.float32)))
         got = total_log_bernoulli(values, logits[None], c, (0,), (1,), ())
         np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+# --- sites in branches that enumerated sites choose ---------------------------------------------------------------
+
+
+def one_branch(flip, branch, c, x):
+    return branch(flip("k", x), lambda: 2.0 * flip("u", c), lambda: 0.5 * c)
+
+
+def nested_branches(flip, branch, c, x):
+    inner = lambda: branch(flip("m", x - c), lambda: 3.0 * flip("u", c), lambda: c * x)  # noqa: E731
+    return branch(flip("k", x), inner, lambda: 1.0 + flip("w", -c))
+
+
+def a_branch_in_steps(flip, branch, c, x, scan):
+    def step(carry, y):
+        new = branch(flip("k", x + 0.2 * carry), lambda: 2.0 * flip("u", c + y) + carry, lambda: c * y)
+        return 0.5 * carry + new, new * carry
+
+    last, each = scan(step, 0.3, np.array([0.5, -1.0]))
+    return last + sum(each)
+
+
+ENDS = {
+    "product": lambda v: v[0] * v[1],
+    "square of the sum": lambda v: (v[0] + v[1]) ** 2,
+    "logsumexp": lambda v: jnp.logaddexp(v[0], v[1]),
+}
+
+
+def by_paths(value):
+    """The exact expectation: `value` of a function that gives each flip's value, once for each way through it."""
+    total, ways = 0.0, [()]
+    while ways:
+        way, taken, weight = ways.pop(), [], [1.0]
+
+        def flip(_, logit, way=way, taken=taken, weight=weight):
+            on = way[len(taken)] if len(taken) < len(way) else 0
+            weight[0] *= jax.nn.sigmoid(logit if on else -logit)
+            taken.append(on)
+            return on
+
+        found = value(flip)
+        total += weight[0] * found
+        ways += [(*taken[:i], 1) for i in range(len(way), len(taken))]
+    return total
+
+
+def steps_of_python(step, carry, xs):
+    each = []
+    for x in xs:
+        carry, y = step(carry, x)
+        each.append(y)
+    return carry, each
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("lane", [one_branch, nested_branches, a_branch_in_steps], ids=lambda f: f.__name__)
+def test_a_branch_that_enumerated_lanes_choose(lane, end):
+    """What a site of the branch hands out counts where the branch is taken, at each joint value of the lanes."""
+    xs, in_steps = jnp.array([0.3, -0.8]), lane is a_branch_in_steps
+
+    def program(c):
+        flip = lambda name, logit: sample(name, dist.Bernoulli(logits=logit))  # noqa: E731
+        branch = lambda k, yes, no: jax.lax.cond(k == 1, lambda: 1.0 * yes(), lambda: 1.0 * no())  # noqa: E731
+        scan = {"scan": jax.lax.scan} if in_steps else {}
+        return ENDS[end](jax.vmap(lambda x: lane(flip, branch, c, x, **scan))(xs))
+
+    def exactly(c):
+        branch = lambda k, yes, no: yes() if k else no()  # noqa: E731
+        scan = {"scan": steps_of_python} if in_steps else {}
+        return by_paths(lambda flip: ENDS[end]([lane(flip, branch, c, x, **scan) for x in xs]))
+
+    expected = jax.value_and_grad(exactly)(0.7)
+    names = "kmuw" if lane is nested_branches else "ku"
+    enumerated = vipl.expectation(program).with_estimators(dict.fromkeys(names, Enumerate()))
+    np.testing.assert_allclose(enumerated.value_and_grad(KEY, 0.7), expected, rtol=1e-9)
+    if lane is one_branch:  # the score of a site in a branch, too
+        scored = vipl.expectation(program).with_estimators({"k": Enumerate(), "u": Score()})
+        assert_unbiased(lambda key: scored.value_and_grad(key, 0.7), expected, key=KEY, resolution=0.05)

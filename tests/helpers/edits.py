@@ -58,6 +58,10 @@ EDITS: list[Edit] = [
          "analysis/test_reach.py -k 'scan and adds'"),
         ("an index decides on nothing", "join(moved(index, _in_lane), *outs)", "join(*outs)",
          "analysis/test_reach.py -k 'cond and sum'"),
+        ("no site depends on the choice of its branch", "join(followed.branch, decides)", "followed.branch",
+         "expectation/test_joint.py -k 'branch'"),
+        ("a branch depends on the innermost choice alone", "join(followed.branch, decides)", "decides",
+         "expectation/test_joint.py -k 'nested'"),
         ("collectives stay in their lane", "in_lane and _crosses_lanes(eqn)", "False", f"{_EXACT} collectives"),
     ),
     *_in(

@@ -60,7 +60,8 @@ class Dependences(NamedTuple):
     Attributes:
       values: the reach of every variable at the top level of a program; None where it has effects through which values
         could pass unseen.
-      sites: the reach of every site's value, in which a loop's axis is the number of the loop around the site.
+      sites: the reach of every site's value, and of whether it is visited, in which a loop's axis is the number of the
+        loop around the site.
       stops: the sites that a meant `stop_gradient` may hold, and a line where one does.
     """
 
@@ -101,6 +102,7 @@ class Followed(NamedTuple):
       known: what no site reaches, at the top level (`known_values`).
       path: the position of the program or equation.
       loops: the loops around it, as their axes are written inside.
+      branch: what reaches the choice of the branch in which it stands.
     """
 
     wanted: Mapping[Path, int]
@@ -110,6 +112,7 @@ class Followed(NamedTuple):
     known: Mapping[Var, Known]
     path: Path = ()
     loops: Loops = ()
+    branch: Dependence = {}
 
     def below(self, number: int) -> Followed:
         """At an equation or branch of where this stands."""
@@ -223,7 +226,7 @@ def _site(eqn: Eqn, operands: list[Dependence], followed: Followed) -> list[Depe
         if not site.makes_float:  # no law depends on its estimator
             operands = operands[: site.num_distribution]
     reach = join(*(moved(r, _in_lane) for r in operands), own)
-    followed.sites[path] = moved(reach, loops.index)
+    followed.sites[path] = moved(join(reach, followed.branch), loops.index)
     return [reach] * len(eqn.outvars)
 
 
@@ -270,8 +273,10 @@ def _cond(eqn: Eqn, operands: list[Dependence], followed: Followed) -> list[Depe
     index, *rest = operands
     if "branches_platforms" in eqn.params:
         return _plain(eqn, operands, followed)
-    branches = [_run(b, rest, followed.below(k)) for k, b in enumerate(eqn.params["branches"])]
-    return [join(moved(index, _in_lane), *outs) for outs in zip(*branches, strict=True)]
+    decides = moved(index, _in_lane)
+    inside = followed._replace(branch=join(followed.branch, decides))
+    branches = [_run(b, rest, inside.below(k)) for k, b in enumerate(eqn.params["branches"])]
+    return [join(decides, *outs) for outs in zip(*branches, strict=True)]
 
 
 def _composite(eqn: Eqn, operands: list[Dependence], followed: Followed) -> list[Dependence]:

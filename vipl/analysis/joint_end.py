@@ -29,7 +29,8 @@ class JointEnd(NamedTuple):
       lanes: the enumerated sites whose lanes meet only there, and which of the loops around each are these lanes.
       eqns: the equations of the end; none of them holds a site, all are pure.
       leaves: the variables that the end reads, and what reaches them.
-      sites: the sites in whose values these lanes are apart, and what reaches them; no other reaches the end.
+      sites: the sites in whose values these lanes are apart, and what reaches these, and whether they are visited; no
+        other reaches the end.
     """
 
     lanes: dict[Path, tuple[int, ...]]
@@ -50,7 +51,7 @@ def find_joint_end(
     Args:
       jaxpr: the program.
       values: what reaches its variables.
-      sites: what reaches its sites' values.
+      sites: what reaches its sites' values, and whether they are visited.
       outs: the variables that are wanted.
       lanes: the loops to look for, of each site; those that meet before or at another site are left out.
     """
