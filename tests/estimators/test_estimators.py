@@ -53,6 +53,41 @@ class Uncoupled(vipl.estimators.Estimator):
         return vipl.estimators.Draw(lax.stop_gradient(law.sample(draw_key)), alternatives=others)
 
 
+class BothValues(vipl.estimators.Estimator):
+    """A user's sum over a flip's values; neither these nor an even flip's weights depend on anything."""
+
+    even: bool = False
+
+    def points(self, law, key):
+        values = jnp.array([0, 1])
+        return vipl.estimators.Points(
+            values, jnp.full(2, jnp.log(0.5)) if self.even else jax.vmap(law.log_prob)(values)
+        )
+
+
+@pytest.mark.parametrize("estimator", [BothValues(), BothValues(even=True)])
+def test_points_that_depend_on_nothing_in_a_scan(estimator):
+    """E[Π (1 + x_t)] over two even flips: (3/2)^2; by the law's own weights also its derivative, 2 (3/2) / 4."""
+
+    def program(logit):
+        step = lambda c, _: (c * (1.0 + sample("x", dist.Bernoulli(logits=logit), estimator)), None)  # noqa: E731
+        return lax.scan(step, 1.0, None, length=2)[0]
+
+    value, slope = vipl.expectation(program).value_and_grad(KEY, 0.0)
+    np.testing.assert_allclose(value, 2.25, rtol=1e-12)
+    np.testing.assert_allclose(slope, 0.0 if estimator.even else 0.75, rtol=1e-12)
+
+
+@pytest.mark.parametrize("estimator", [MeasureValued(), LocalEnumerate(), CoupledAlternative(), DisARM(), ARM()])
+def test_the_value_is_that_at_the_draw_whatever_the_alternatives_are(estimator):
+    """Alternatives have weight 0 in value, also where the objective is infinite at one of them, or at the draw."""
+    program = lambda logit: jnp.where(sample("x", dist.Bernoulli(logits=logit)) == 1, -jnp.inf, 1.0)  # noqa: E731
+    objective = vipl.expectation(program).with_estimators({"x": estimator})
+    values = jax.vmap(lambda key: objective.estimate(key, -1.0))(jax.random.split(KEY, 2000))
+    assert set(np.unique(values)) == {-np.inf, 1.0}
+    np.testing.assert_allclose(np.mean(values == 1.0), jax.nn.sigmoid(1.0), atol=5 * 0.45 / 2000**0.5)
+
+
 def test_variances_at_one_site():
     """d/dm E[x²], x ~ Normal(m, 1), m = 1: reparametrized 4, score 30, score with the best baseline 14."""
     objective = vipl.expectation(lambda m: sample("x", dist.Normal(m, 1.0)) ** 2)

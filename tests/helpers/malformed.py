@@ -2734,3 +2734,40 @@ def betas_that_decrease():
 @malformed
 def a_suffix_that_is_no_text():
     vipl.partly_observed(location(), {"y": jnp.array([1.0, jnp.nan, 2.0])}, suffix=3)  # type: ignore[arg-type]
+
+
+class TooManyWeights(Estimator):
+    """Returns two values, and three weights."""
+
+    def points(self, law, key):
+        return vipl.estimators.Points(jnp.array([0, 1]), jnp.log(jnp.array([0.5, 0.3, 0.2])))
+
+
+class WeightOfVector(Estimator):
+    """Returns a log weight for each of three elements that there are not."""
+
+    def points(self, law, key):
+        return vipl.estimators.Draw(law.sample(key), log_weight=jnp.zeros(3))
+
+
+class WeightsInRows(Estimator):
+    """Returns one alternative, with a row of weights."""
+
+    def points(self, law, key):
+        x = law.sample(key)
+        return vipl.estimators.Draw(x, alternatives=vipl.estimators.Alternatives((1 - x)[None], jnp.zeros((1, 2))))
+
+
+@malformed
+def more_weights_than_values():
+    seeded(lambda: jax.vmap(lambda p: sample("x", dist.Bernoulli(p), TooManyWeights()))(jnp.array([0.2, 0.3])))
+
+
+@malformed
+def a_log_weight_that_is_no_number():
+    seeded(lambda: sample("x", dist.Bernoulli(0.2), WeightOfVector()))
+
+
+@malformed
+def weights_of_alternatives_in_rows():
+    seeded(lambda: sample("x", dist.Bernoulli(0.2), WeightsInRows()))

@@ -173,8 +173,8 @@ def _first_order(names: str) -> Callable[[Array, Array, list[Array]], Array]:
     """
 
     @jax.custom_jvp
-    def first_order(weights, differences, inputs):
-        return weights * differences
+    def first_order(weights, differences, inputs):  # weights are 0 in value, whatever comes out at the other values
+        return jnp.where(weights != 0, weights * differences, 0)
 
     @first_order.defjvp
     def _(primals, tangents):
@@ -183,7 +183,7 @@ def _first_order(names: str) -> Callable[[Array, Array, list[Array]], Array]:
         # The zero keeps the guard in the program where only the inputs are differentiated, weights later.
         zero = guard(jnp.zeros((), differences.dtype), (weights, inputs))
         kept = sum((jnp.sum(zero * dx.astype(zero.dtype)) for dx in tangents[2]), jnp.zeros((), zero.dtype))
-        return weights * differences, tangents[0] * guard(differences, (weights, inputs)) + kept
+        return first_order(*primals), tangents[0] * guard(differences, (weights, inputs)) + kept
 
     return first_order
 

@@ -213,8 +213,8 @@ def _at_digit(
 ) -> tuple[Array, Emitted]:
     """One of a site's values, and what the site hands out: by the digit of all visits, or by this visit's own."""
     values, known = possible_values(points), None
-    if common is None:
-        value, log_weight = values[digit], points.log_weights[digit]
+    if common is None:  # an estimator's own arrays may be NumPy's
+        value, log_weight = jnp.asarray(values)[digit], jnp.asarray(points.log_weights)[digit]
     else:
         axis = values_axis(path)
         value, log_weight = (row_p.bind(x, common, axis=axis) for x in (values, points.log_weights))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax.numpy as jnp
@@ -81,11 +81,36 @@ def points_of(site: Site, avals: tuple[ShapedArray, ...]) -> SiteProgram:
             fix=f'write sample("{site.address[-1]}", ..., {name}(...)) in the program itself',
         )
     if shape != site.shape or values.dtype != site.dtype:
-        expected = f"{jnp.dtype(site.dtype)}[{','.join(map(str, site.shape))}]"
+        expected = _show(site.dtype, site.shape)
         if isinstance(points, Points):
             expected += " with a leading axis over the points"
         raise _malformed(site, name, f"a value {show_aval(values)}", expected)
+    for part, x, dtype, wanted in _parts(points, site):
+        if x is not None and (x.shape != wanted or not jnp.issubdtype(x.dtype, dtype)):
+            raise _malformed(site, name, f"{part} {show_aval(x)}", _show(dtype, wanted))
     return program
+
+
+def _parts(points: Draw | Points, site: Site) -> Iterator[tuple[str, Any, Any, tuple[int, ...]]]:
+    """What stands in points besides the value: its name, shape and dtype, and the dtype and shape that it must have."""
+    if isinstance(points, Points):
+        yield "log weights", points.log_weights, jnp.floating, points.values.shape[:1]
+        yield "`possible`", points.possible, jnp.bool_, points.values.shape[:1]
+        return
+    for name in ("log_weight", "control", "shared_control"):
+        yield f"`{name}`", getattr(points, name), jnp.floating, ()
+    for name in ("alternatives", "pruned"):
+        if (others := getattr(points, name)) is not None:
+            number = jnp.shape(others.weights)[:1]
+            yield f"values of `{name}`", others.values, site.dtype, (*number, *site.shape)
+            yield f"weights of `{name}`", others.weights, jnp.floating, number
+            yield f"`possible` of `{name}`", others.possible, jnp.bool_, number
+
+
+def _show(dtype: Any, shape: tuple[int, ...]) -> str:
+    """A type of arrays as messages write it."""
+    name = "float" if dtype is jnp.floating else jnp.dtype(dtype).name
+    return f"{name}[{','.join(map(str, shape))}]"
 
 
 def _malformed(site: Site, name: str, got: str, expected: str) -> EstimatorError:
@@ -94,5 +119,6 @@ def _malformed(site: Site, name: str, got: str, expected: str) -> EstimatorError
         at=site.at(),
         got=got,
         expected=expected,
-        fix="return Draw(value, ...) or Points(values, log_weights) of vipl.estimators, of the site's shape and dtype",
+        fix="return vipl.estimators.Draw(value, ...) or Points(values, log_weights), values of the site's shape and "
+        "dtype, and one weight for each",
     )
