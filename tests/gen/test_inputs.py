@@ -223,3 +223,37 @@ def test_a_site_of_no_numbers(estimator):
 
     assert objective.estimate(KEY, 0.3) == 0.6
     assert jax.grad(objective.estimate, 1)(KEY, 0.3) == 2.0
+
+
+# --- integers that are too large for JAX's -------------------------------------------------------------------------
+
+LARGE = np.array([3_000_000_000, 3_100_000_000, -2_900_000_000])
+
+
+@pytest.mark.parametrize("given", [LARGE, LARGE.tolist(), tuple(LARGE)], ids=["NumPy", "list", "tuple"])
+def test_large_integers_at_a_site_of_floats_are_floats(given):
+    """In single precision JAX would wrap them in silence."""
+    with jax.enable_x64(False):
+        model = vipl.gen(lambda: sample("y", dist.Normal(jnp.zeros(3), 1e9)))()
+        wanted = model.assess({"y": LARGE.astype(np.float32)}).log_prob
+        assert model.assess({"y": given}).log_prob == wanted
+        objective = vipl.expectation(lambda y: model.assess({"y": y}).log_prob)
+        assert objective.estimate(KEY, LARGE) == wanted
+
+
+def test_large_integers_of_other_types():
+    with jax.enable_x64(False):
+        model = vipl.gen(lambda: sample("y", dist.Normal(0.0, 1e9)))()
+        for x in (3_000_000_000, np.int64(3_000_000_000), np.uint32(3_000_000_000)):
+            np.testing.assert_allclose(model.assess({"y": x}).log_prob, dist.Normal(0.0, 1e9).log_prob(3e9), rtol=1e-6)
+        fitted = vipl.fit(
+            vipl.expectation(lambda m, y: -((m - jnp.mean(y) / 1e9) ** 2)),
+            0.0, optax.sgd(0.25), key=KEY, num_steps=60, data=LARGE[:2], progress=False,
+        )  # fmt: skip
+        np.testing.assert_allclose(fitted.params, 3.05, rtol=1e-5)
+
+
+@pytest.mark.parametrize("large", [np.array(4_294_967_303), np.uint32(3_000_000_000), 4_294_967_303.0])
+def test_integers_that_a_site_of_integers_cannot_hold_are_refused(large):
+    with jax.enable_x64(False), pytest.raises(vipl.errors.ChoiceError, match="jax_enable_x64"):
+        vipl.gen(lambda: sample("k", dist.Poisson(3.0)))().assess({"k": large})

@@ -397,3 +397,22 @@ def test_a_density_that_knows_what_is_missing_may_be_given_nan():
 
     posterior = vipl.infer(model(), {"y": jnp.array([0.3, NAN, 0.9])}, key=KEY)
     assert_equal(posterior.params["loc"], [0.4], atol=1e-6)
+
+
+def test_the_mask_of_a_masked_array_says_what_is_missing():
+    """As NaN, or a mask beside, says it; for counts, too."""
+
+    @vipl.gen
+    def model():
+        sample("y", dist.Normal(jnp.zeros(3), 1.0))
+        sample("k", dist.Poisson(jnp.ones(3)))
+
+    y = np.ma.masked_array([0.3, 1000.0, 1.1], mask=[False, True, False])
+    k = np.ma.masked_array([2, 0, -1], mask=[False, False, True])
+    program, data = vipl.partly_observed(model(), {"y": y, "k": k})
+    np.testing.assert_array_equal(data["y"], [0.3, 1.1])
+    np.testing.assert_array_equal(data["k"], [2, 0])
+    assert data["k"].dtype == jnp.int64
+    assert program.simulate(jax.random.key(0)).choices["y_missing"].shape == (1,)
+    whole = np.ma.masked_array([0.3, 0.4, 1.1])
+    assert model().assess({"y": whole, "k": jnp.ones(3)}).log_prob < 0.0  # nothing is masked

@@ -2771,3 +2771,30 @@ def a_log_weight_that_is_no_number():
 @malformed
 def weights_of_alternatives_in_rows():
     seeded(lambda: sample("x", dist.Bernoulli(0.2), WeightsInRows()))
+
+
+@malformed
+def a_count_beyond_the_integers():
+    vipl.gen(lambda: sample("k", dist.Poisson(3.0)))().assess({"k": np.array([2**63 + 5], np.uint64)[0]})
+
+
+@malformed
+def counts_beyond_the_integers():
+    vipl.gen(lambda: sample("k", dist.Poisson(jnp.ones(2))))().assess({"k": np.array([1.0, 1e30])})
+
+
+@malformed
+def a_masked_array_as_choices():
+    location().assess({"m": 0.0, "y": np.ma.masked_array([1.0, 2.0, 3.0], mask=[0, 0, 1])})
+
+
+@malformed
+def a_masked_array_as_an_argument():
+    vipl.expectation(lambda y: jnp.sum(y)).estimate(KEY, np.ma.masked_array([1.0, 2.0], mask=[0, 1]))
+
+
+@malformed
+def a_masked_array_as_data_of_fit():
+    masked = np.ma.masked_array([1.0, 2.0, 3.0], mask=[0, 0, 1])
+    objective = vipl.expectation(lambda m, y: -((m - y.mean()) ** 2))
+    vipl.fit(objective, 0.0, optax.adam(0.1), key=KEY, data=masked, num_steps=2)

@@ -12,9 +12,10 @@ import numpy as np
 import optax
 
 from vipl._types import PyTree
-from vipl.errors import ProgramError, shortened, show_aval
+from vipl.errors import ChoiceError, ProgramError, shortened, show_aval
 from vipl.expectation import Expectation
 from vipl.fit._order import MOST_ROWS
+from vipl.ir.partition import canonical
 
 
 def _error(summary: str, got: str, expected: str, fix: str) -> ProgramError:
@@ -60,7 +61,9 @@ def as_arrays(tree: PyTree, what: str) -> PyTree:
     for path, leaf in leaves:
         try:
             number = isinstance(leaf, (bool, int, float, complex, jax.Array))  # NumPy would change its dtype
-            arrays.append(jnp.asarray(leaf if number else np.asarray(leaf)))
+            arrays.append(jnp.asarray(canonical(leaf if number else np.asanyarray(leaf))))
+        except ChoiceError as error:
+            raise error.located(f"{what}{jax.tree_util.keystr(path)} of vipl.fit") from None
         except (TypeError, ValueError):
             raise _error(
                 f"the {what} are not arrays.",

@@ -14,7 +14,7 @@ from vipl._types import Array, PyTree
 from vipl.analysis.supports import OfSite, origin
 from vipl.errors import AddressError, ChoiceError, show_address, show_addresses, show_aval
 from vipl.ir.batching import sites_of_value
-from vipl.ir.partition import as_array
+from vipl.ir.partition import as_array, canonical
 from vipl.ir.primitives import Site
 from vipl.ir.sites import SiteInfo
 
@@ -94,8 +94,15 @@ def flatten(choices: object, what: str) -> dict[Address, Any]:
         if isinstance(value, dict):
             out |= {(name, *rest): x for rest, x in flatten(value, what).items()}
         else:
-            out[(name,)] = value
+            out[(name,)] = _canonical(value, f"{show_address((name,))} of {what}")
     return out
+
+
+def _canonical(value: object, at: str) -> object:
+    try:
+        return canonical(value)
+    except ChoiceError as error:
+        raise error.located(at) from None
 
 
 def _drawn(value: object) -> OfSite | None:
@@ -181,7 +188,7 @@ def _checked(value: object, info: SiteInfo) -> Array:
             expected=f"{expected}{', of which the leading axes are ' + loops if loops else ''}",
             fix="give one event per site; more data want jax.vmap around the site, or .expand in the distribution",
         )
-    if _fits(array.dtype, site.dtype):
+    if _fits(array.dtype, site.dtype) and _in_range(array, site.dtype):
         return array if array.dtype == site.dtype else array.astype(site.dtype)
     whole = _whole(array, site.dtype)
     if whole is None:
@@ -200,6 +207,10 @@ def _of_wrong_kind(array: Array, site: Site, expected: str) -> ChoiceError:
         elif np.isrealobj(numbers) and (others := numbers[~np.isfinite(numbers) | (numbers != np.round(numbers))]).size:
             shown += f" {others[0]}" if not numbers.ndim else f", among them {others[0]}"
             fix = "round them, if that is meant: jnp.round(value); or take a distribution over real numbers"
+        elif np.isrealobj(numbers) and numbers.size and (most := np.abs(numbers).max()) > jnp.iinfo(site.dtype).max:
+            shown += f" {numbers}" if not numbers.ndim else f", among them {most}"
+            more = "" if jax.config.jax_enable_x64 else 'call jax.config.update("jax_enable_x64", True) first; or '
+            fix = f"{more}take a distribution over real numbers"
         elif not numbers.ndim:
             shown += f" {numbers}"
     return ChoiceError(
@@ -228,6 +239,15 @@ def _whole(array: Array, dtype: np.dtype) -> Array | None:
         return None
     whole = (array == jnp.round(array)) & (jnp.abs(array) < most)
     return jnp.where(whole, array.astype(dtype), jnp.iinfo(dtype).min)
+
+
+def _in_range(array: Array, dtype: np.dtype) -> bool:
+    """Whether integers stay what they are as integers of another dtype; of traced ones this is not known."""
+    integers = jnp.issubdtype(array.dtype, jnp.integer) and jnp.issubdtype(dtype, jnp.integer)
+    if not integers or isinstance(array, _jax.Tracer) or jnp.can_cast(array.dtype, dtype) or not array.size:
+        return True
+    numbers, kind = np.asarray(array), jnp.iinfo(dtype)
+    return bool(kind.min <= numbers.min() and numbers.max() <= kind.max)
 
 
 def _fits(given: np.dtype, wanted: np.dtype) -> bool:

@@ -95,8 +95,8 @@ def partly_observed(
 
     Args:
       program: a generative function with its arguments.
-      data: observed choices, by address; NaN stands for what is not observed. Addresses without holes stay what they
-        are.
+      data: observed choices, by address; NaN, or an element that a masked array of NumPy masks, stands for what is not
+        observed. Addresses without holes stay what they are.
       mask: bool, True where an element is observed: an array for data at one address, else a dict by address. A mask
         without the last axes of y holds for all along these. Known when the program is staged. None: where no NaN is.
       suffix: of the addresses of missing elements.
@@ -132,7 +132,8 @@ def partly_observed(
             expected="text that is added to an address",
             fix='leave suffix out; it is "_missing" then',
         )
-    given = flatten(dict(data) if isinstance(data, Mapping) else data, f"the data of {where}")
+    data = _with_nan(dict(data) if isinstance(data, Mapping) else data)
+    given = flatten(data, f"the data of {where}")
     found = valued(program.staged()[1])
     by_address = {info.site.address: info for info in found}
     masks = _masks(given, mask, where)
@@ -191,6 +192,13 @@ def _masks(given: dict[Address, Any], mask: Any, where: str) -> dict[Address, np
         if not observed.all():
             out[address] = observed
     return out
+
+
+def _with_nan(x: Any) -> Any:
+    """Data, with NaN for what masked arrays mask."""
+    if isinstance(x, dict):
+        return {name: _with_nan(y) for name, y in x.items()}
+    return np.ma.filled(x.astype(float), np.nan) if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x) else x
 
 
 def _told(given: dict[Address, Any], mask: Any, where: str) -> dict[Address, Any]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from vipl._jax import Tracer
 from vipl._types import ArrayLike, PyTree
+from vipl.errors import ChoiceError
 
 
 @dataclass(frozen=True)
@@ -94,16 +95,55 @@ def is_array(leaf: object) -> TypeGuard[ArrayLike]:
 def as_array(x: object) -> ArrayLike | None:
     """What is an array or is made of numbers (a list, a data frame) as an array; None of anything else."""
     if is_array(x):
-        return x
+        return canonical(x)
     try:
         if isinstance(x, (list, tuple)):
-            return jnp.asarray(x)
+            try:
+                return jnp.asarray(x)
+            except OverflowError:
+                x = np.asarray(x)
         if hasattr(x, "__array__") and not isinstance(x, type):
             x = np.asarray(x)
-            return x if is_array(x) else None
+            return canonical(x) if is_array(x) else None
     except (TypeError, ValueError):
         return None
     return None
+
+
+def canonical(x: Any) -> Any:
+    """The same numbers, as an array that JAX takes as it is.
+
+    Integers that are too large for JAX's are floats: it would wrap them in silence, as 3_000_000_000 at 32 bits.
+
+    Raises:
+      ChoiceError: a masked array of NumPy has masked elements, whose numbers JAX would take.
+    """
+    if isinstance(x, np.ma.MaskedArray):
+        if np.ma.is_masked(x):
+            raise _masked(x)
+        x = x.data
+    if isinstance(x, (bool, np.bool_)) or not isinstance(x, (int, np.integer, np.ndarray)):
+        return x
+    kind = np.dtype(int) if isinstance(x, int) else x.dtype
+    if kind.kind not in "iu" or (kind == (own := jax.dtypes.canonicalize_dtype(kind)) and not isinstance(x, int)):
+        return x
+    least, most = np.iinfo(own).min, np.iinfo(own).max
+    if np.size(x) == 0 or (least <= np.min(x) and np.max(x) <= most):
+        return x
+    return np.asarray(x, np.float64) if isinstance(x, np.ndarray) else float(x)
+
+
+def _masked(x: np.ma.MaskedArray) -> ChoiceError:
+    from vipl.ir.primitives import user_frame  # which is made of partitions
+
+    return ChoiceError(
+        "a masked array stands where its mask is not looked at.",
+        at=user_frame(),
+        got=f"{int(np.ma.getmaskarray(x).sum())} masked of {x.size} elements",
+        expected="an array of numbers",
+        fix="for data with holes write program, data = vipl.partly_observed(program, data), and pass both; elsewhere "
+        "pass x.filled(0.0), and ~x.mask as an array of its own",
+    )
 
 
 def is_real(x: object) -> bool:
@@ -124,7 +164,7 @@ def partition(tree: PyTree, *, keep: Callable[[object], bool] | None = None) -> 
         if not is_array(leaf) and hasattr(leaf, "__array__") and (array := as_array(leaf)) is not None:
             leaf = array
         if is_array(leaf) and not (keep is not None and keep(leaf)):
-            leaves.append(leaf)
+            leaves.append(canonical(leaf))
             static.append((False, None))
         else:
             static.append((True, _hashable(leaf)))
