@@ -49,6 +49,41 @@ EDITS: list[Edit] = [
         "vipl/gen/_choices.py",
         ("integers wrap at a site", " and _in_range(array, site.dtype):", ":", "gen/test_inputs.py -k 'integers_that'"),
     ),
+    # --- posteriors ---------------------------------------------------------------------------------------------------
+    *_in(
+        "vipl/interpret/interpreter.py",
+        ("branches that are not taken are not visited", "if interpreter.every_branch:", "if False:",
+         "posterior/test_posterior.py -k 'positive_choices'"),
+    ),
+    *_in(
+        "vipl/guides/_guide.py",
+        ("the prior begins at the branch of zeros", "for x in (*real, *guide.latents.discrete)", "for x in real",
+         "posterior/test_posterior.py -k 'positive_choices'"),
+        ("branches begin at zero", "reversed(first) if self.latents.in_branch else first", "first",
+         "posterior/test_posterior.py -k 'far_from_zero'"),
+    ),
+    *_in(
+        "vipl/posterior/_made.py",
+        ("a branch that is not taken counts as zeros", "if address in made and not made[address].all():", "if False:",
+         "posterior/test_posterior.py -k 'does_not_have'"),
+        ("elements that are no data are observations", "        if address in present:\n", "        if False:\n",
+         "posterior/test_posterior.py -k 'no_observations'"),
+    ),
+    *_in(
+        "vipl/posterior/_summary.py",
+        ("rows are of all draws", "slice(None) if own is None else own", "slice(None) if True else own",
+         "posterior/test_posterior.py -k 'does_not_have'"),
+    ),
+    *_in(
+        "vipl/posterior/_infer.py",
+        ("a point that still moves has converged", "gain > _GAIN or", "False or",
+         "posterior/test_posterior.py -k 'no_mode'"),
+    ),
+    *_in(
+        "vipl/posterior/_files.py",
+        ("another model is taken", "if not np.allclose(was, its, rtol=1e-5, atol=0.01, equal_nan=True):", "if False:",
+         "posterior/test_posterior.py -k 'model_that_was_fitted'"),
+    ),
     # --- densities ----------------------------------------------------------------------------------------------------
     *_in(
         "vipl/gen/_density.py",

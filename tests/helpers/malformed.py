@@ -2798,3 +2798,52 @@ def a_masked_array_as_data_of_fit():
     masked = np.ma.masked_array([1.0, 2.0, 3.0], mask=[0, 0, 1])
     objective = vipl.expectation(lambda m, y: -((m - y.mean()) ** 2))
     vipl.fit(objective, 0.0, optax.adam(0.1), key=KEY, data=masked, num_steps=2)
+
+
+@malformed
+def a_guide_of_three_arguments():
+    vipl.infer(location(), SEEN, key=KEY, guide=lambda model, data, rank: vipl.guides.LowRank(model, data, rank))
+
+
+@malformed
+def a_guide_that_needs_a_rank():
+    vipl.infer(location(), SEEN, key=KEY, guide=vipl.guides.LowRank)
+
+
+@malformed
+def a_program_of_ones_own_as_a_guide_of_infer():
+    @vipl.gen
+    def mine(loc, scale, more):
+        sample("m", dist.Normal(loc, scale + more))
+
+    vipl.infer(location(), SEEN, key=KEY, guide=mine)
+
+
+@malformed
+def guides_in_a_list():
+    vipl.guides.combine([vipl.guides.FullRank(location(), SEEN)])  # type: ignore[arg-type]
+
+
+@malformed
+def a_direction_that_is_a_text():
+    vipl.fit(
+        vipl.expectation(lambda m: -(m**2)), 0.0, optax.adam(0.1), key=KEY, num_steps=2, maximize="no",  # type: ignore
+    )  # fmt: skip
+
+
+@malformed
+def a_dimension_called_draw():
+    posterior = vipl.infer(location(), SEEN, key=KEY)
+    posterior.to_arviz(KEY, num_samples=4, dims={"y": ["draw"]})
+
+
+@malformed
+def coordinates_of_a_dimension_that_arviz_names():
+    posterior = vipl.infer(location(), SEEN, key=KEY)
+    posterior.to_arviz(KEY, num_samples=4, coords={"y_dim_0": [1, 2]})
+
+
+@malformed
+def parameters_of_another_network():
+    params, apply = vipl.interop.flax.functional(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
+    apply({"x": 1.0})

@@ -775,3 +775,131 @@ def test_a_guide_of_a_program_without_data_stands_in_a_posterior_and_is_not_fitt
     assert "Fine" in vipl.Posterior(line(X), Y, guide, params).improve(key, 1000).verdict()
     with pytest.raises(ProgramError, match="made with other data"):
         vipl.infer(line(X), Y, key=key, guide=guide)
+
+
+def test_a_file_is_of_the_model_that_was_fitted(key, tmp_path):
+    """Another prior, or other covariates, have other densities at the draws in the file."""
+
+    @vipl.gen
+    def model(scale, x):
+        a = sample("a", dist.Normal(0.0, scale))
+        sample("y", dist.Normal(a * x, 1.0))
+
+    x, data = jnp.array([1.0, 2.0]), {"y": jnp.array([2.0, 3.0])}
+    vipl.infer(model(1.0, x), data, key=key).save(tmp_path / "fit")
+    loaded = vipl.load(tmp_path / "fit", model(1.0, x), data)
+    with jax.enable_x64(False):
+        vipl.load(tmp_path / "fit", model(1.0, x.astype(jnp.float32)), data)
+    for other in (model(1.5, x), model(1.0, 1.1 * x)):
+        with pytest.raises(ProgramError, match="log joint density"):
+            vipl.load(tmp_path / "fit", other, data)
+    assert loaded.sample(key, 2)["a"].shape == (2,)
+
+
+# --- branches, and elements that are no data -----------------------------------------------------------------------
+
+
+@vipl.gen
+def in_branches(far, near):
+    k = sample("k", dist.Bernoulli(0.4))
+    m = jax.lax.cond(k == 1, lambda: sample("a", dist.Normal(far, 1.0)), lambda: sample("b", dist.Normal(near, 1.0)))
+    sample("y", dist.Normal(m, 1.0).expand([3]))
+
+
+def of_branches(far, near, y):
+    """P(k = 1), and the log evidence."""
+    of = lambda mean: dist.MultivariateNormal(mean * jnp.ones(3), jnp.eye(3) + 1.0).log_prob(y)  # noqa: E731
+    logs = jnp.stack([of(near) + jnp.log(0.6), of(far) + jnp.log(0.4)])
+    return float(jax.nn.softmax(logs)[1]), float(jax.nn.logsumexp(logs))
+
+
+@pytest.mark.parametrize("start", [None, {"a": 19.0, "b": 19.0}, {"a": 19.0}], ids=str)
+def test_a_branch_far_from_zero_is_not_lost(start, key):
+    """A fit begins at the prior in branches, and where a start says, whichever branch is taken there."""
+    y = jnp.array([18.9, 18.4, 18.8])
+    share, log_evidence = of_branches(20.0, 18.0, y)
+    posterior = vipl.infer(in_branches(20.0, 18.0), {"y": y}, key=key, start=start)
+    np.testing.assert_allclose(posterior.sample(key, 4000)["k"].mean(), share, atol=0.04)
+    np.testing.assert_allclose(posterior.improve(key, 4000).bound, log_evidence, atol=0.01)
+
+
+def test_starts_of_positive_choices_in_branches(key):
+    """In coordinates; of an address in two branches, by the support of the branch that is taken at the start."""
+
+    @vipl.gen
+    def model():
+        k = sample("k", dist.Bernoulli(0.4))
+        yes = lambda: sample("s", dist.Gamma(2.0, 1.0)) + sample("both", dist.Normal(0.0, 1.0))  # noqa: E731
+        no = lambda: sample("t", dist.LogNormal(3.0, 1.0)) + sample("both", dist.Normal(5.0, 1.0))  # noqa: E731
+        sample("y", dist.Normal(jax.lax.cond(k == 1, yes, no), 1.0))
+
+    guide = guides.MeanField(model(), {"y": 20.0})
+    loc = {a: float(x["loc"]) for a, x in guide.init(key, start={"s": 4.0, "t": 9.0, "both": 1.5}).items() if a != "k"}
+    np.testing.assert_allclose([loc["s"], loc["t"], loc["both"]], [np.log(4.0), np.log(9.0), 1.5], rtol=1e-6)
+    loc = {a: float(x["loc"]) for a, x in guide.init(key).items() if a != "k"}
+    np.testing.assert_allclose([loc["s"], loc["t"]], [np.log(1.68), 3.0], atol=0.3)  # medians of the priors
+    with pytest.raises(ChoiceError, match="outside the support"):
+        guide.init(key, start={"s": -1.0})
+
+
+def test_what_a_draw_does_not_have_is_not_counted(key):
+    """Rows and variables are of the draws that take the branch; a branch that none takes is named."""
+    model, y = in_branches(2.0, -2.0), jnp.array([-0.3, -0.8, -1.1])
+    share, _ = of_branches(2.0, -2.0, y)
+    posterior = vipl.infer(model, {"y": y}, key=key)
+    table = posterior.summary(key)
+    mean, sd = (float(x) for x in next(row for row in table.rows if row[0] == "a")[1:3])
+    np.testing.assert_allclose([mean, sd], [(2.0 + float(y.sum())) / 4, 0.5], atol=0.15)
+    assert '"a" in ' in table.foot[0]
+    tree = posterior.to_arviz(key, num_samples=2000, prior=False)
+    a, k = tree["posterior"]["a"].values, tree["posterior"]["k"].values
+    np.testing.assert_array_equal(np.isnan(a), k == 0)
+    np.testing.assert_allclose(k.mean(), share, atol=0.05)
+    posterior.params["k"]["logits"] = jnp.array(-40.0)
+    assert 'No draw takes the branch of "a"' in posterior.summary(key).foot[0]
+
+
+def test_elements_in_a_scan_that_are_no_data_are_no_observations(key):
+    """Where data have holes the tree has the observed elements, and the missing ones, as vectors."""
+
+    @vipl.gen
+    def level(n):
+        def step(z, _):
+            z = sample("z", dist.Normal(z, 0.4))
+            return z, sample("y", dist.Normal(z, 0.5))
+
+        jax.lax.scan(step, 0.0, None, length=n)
+
+    y = np.array([1.0, 0.6, np.nan, np.nan, 1.3, 0.9])
+    program, data = vipl.partly_observed(level(6), {"y": y})
+    tree = vipl.infer(program, data, key=key).to_arviz(key, num_samples=200)
+    np.testing.assert_allclose(tree["observed_data"]["y"].values, y[~np.isnan(y)])
+    for group, name, number in [
+        ("posterior", "y_missing", 2),
+        ("log_likelihood", "y", 4),
+        ("posterior_predictive", "y", 4),
+    ]:
+        values = tree[group][name].values
+        assert values.shape == (1, 200, number)
+        assert np.all(values.std(1) > 0)
+    assert tree["posterior"]["z"].shape == (1, 200, 6)
+
+
+def test_a_point_where_there_is_no_mode_has_not_converged(key):
+    """A density that rises without end as the deviation falls to the data; one with a mode has converged."""
+
+    @vipl.gen
+    def without_end():
+        s = sample("s", dist.HalfNormal(1.0))
+        z = sample("z", dist.Normal(jnp.zeros(5), 1.0))
+        sample("y", dist.Normal(z, s))
+
+    y = jnp.array([1.0, -1.0, 0.5, 2.0, 0.0])
+    with pytest.warns(RuntimeWarning, match="the point is no mode"):
+        posterior = vipl.infer(without_end(), {"y": y}, key=key, guide=guides.Delta)
+    assert posterior.report is not None
+    assert posterior.report.converged is False
+    good = vipl.infer(line(X), Y, key=key, guide=guides.Delta)
+    assert good.report is not None
+    assert good.report.converged
+    np.testing.assert_allclose([good.sample(key, 1)[a][0] for a in "ab"], exact()[0], atol=0.02)

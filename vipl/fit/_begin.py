@@ -18,6 +18,7 @@ from vipl.expectation import Expectation
 from vipl.fit._check import (
     as_arrays,
     check_arguments,
+    check_direction,
     check_fraction,
     check_is_fit,
     check_names,
@@ -50,8 +51,8 @@ def directions(maximize: object, names: tuple[str, ...] | None) -> tuple[bool, .
     """Whether each objective is maximized."""
     if isinstance(maximize, Mapping):
         check_names("objectives", dict.fromkeys(names or ()), "directions in `maximize`", maximize)
-        return tuple(bool(maximize[name]) for name in names or ())
-    return (bool(maximize),) * len(names or (None,))
+        return tuple(check_direction(maximize[name]) for name in names or ())
+    return (check_direction(maximize),) * len(names or (None,))
 
 
 def turns_of(turns: Any, names: tuple[str, ...] | None) -> tuple[int, ...] | None:

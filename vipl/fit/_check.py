@@ -222,6 +222,15 @@ def check_restarts(found: int | None, wanted: int | None) -> None:
         )
 
 
+def check_direction(maximize: object) -> bool:
+    """Whether an objective is maximized; raises where that is not True or False."""
+    if not isinstance(maximize, (bool, np.bool_)):
+        raise _error(
+            "maximize is not True or False.", shortened(maximize), "True, or False to minimize", "leave it out"
+        )
+    return bool(maximize)
+
+
 def check_between(callback: object, checkpoint_every: object) -> None:
     """Raises where what is to be done between steps is not a function, or not at a time."""
     if callback is not None and not callable(callback):
@@ -368,6 +377,7 @@ _OF_CHECKPOINT = {
     "key": "of a fit with another key",
     "batches": "of a fit with other batches",
     "restarts": "of a fit with another number of starts",
+    "options": "of a fit with other options",
     "params": "of a fit with other parameters",
     "opt_state": "of a fit with another optimizer",
     "state": "of a fit with another state",
@@ -380,7 +390,7 @@ _OF_CHECKPOINT = {
 def check_checkpoint(here: dict[str, list[str]], there: dict[str, list[str]]) -> None:
     """Raises where a checkpoint is not of the fit that is asked for: what has to be equal, by name, in words."""
     for name, what in _OF_CHECKPOINT.items():
-        if here[name] != there[name]:
+        if name in there and here[name] != there[name]:
             got, expected = _first_texts(here[name], there[name])
             if name == "program":
                 (objective,) = here["objective"]

@@ -142,6 +142,7 @@ def _about(job: Job, begun: Any, records: PyTree, digest: str) -> dict[str, list
 
     return {
         "objective": [job.name()],
+        "options": [f"num_samples={job.num_samples}", f"maximize={job.maximize}", f"turns={job.turns}"],
         "program": [digest],
         "key": [f"the {begun.impl} key {np.asarray(begun.key).tolist()}"],
         "batches": [

@@ -209,7 +209,11 @@ def _of_wrong_kind(array: Array, site: Site, expected: str) -> ChoiceError:
             fix = "round them, if that is meant: jnp.round(value); or take a distribution over real numbers"
         elif np.isrealobj(numbers) and numbers.size and (most := np.abs(numbers).max()) > jnp.iinfo(site.dtype).max:
             shown += f" {numbers}" if not numbers.ndim else f", among them {most}"
-            more = "" if jax.config.jax_enable_x64 else 'call jax.config.update("jax_enable_x64", True) first; or '
+            more = (
+                ""
+                if jax.dtypes.canonicalize_dtype(np.int64) == np.int64
+                else 'call jax.config.update("jax_enable_x64", True) first; or '
+            )
             fix = f"{more}take a distribution over real numbers"
         elif not numbers.ndim:
             shown += f" {numbers}"

@@ -178,7 +178,7 @@ def combine(parts: Mapping[str, Any]) -> Combined:
         raise ProgramError(
             "what is to be combined are not guides.",
             at="combine",
-            got=", ".join(map(repr, wrong)) or "no parts",
+            got=", ".join(map(repr, wrong)) or "no parts" if isinstance(parts, Mapping) else type(parts).__name__,
             expected="a dict of guides, or of generative functions of their parameters",
             fix='write combine({"a": FullRank(..., addresses="a"), "b": my_program})',
         )

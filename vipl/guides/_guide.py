@@ -21,6 +21,7 @@ from vipl.errors import ChoiceError, ProgramError, shortened, show_address, show
 from vipl.gen import GenerativeFunction, Program
 from vipl.gen._check_arguments import check_source
 from vipl.gen._choices import Address, flatten, match, nest
+from vipl.gen._visits import visits
 from vipl.gen._without_choice import valued
 from vipl.guides._latents import Latents
 from vipl.guides._once import NotMade, Remade, run_once
@@ -208,7 +209,10 @@ class ModelGuide(Guide):
         if isinstance(start, str):
             tries = {"zero": [self._zero], "prior": [lambda: self._prior(key)], "uniform": uniform}[start]
         else:
-            tries = [self._zero, lambda: self._prior(key), *uniform]
+            # Where the probability of a branch is fitted beside what is drawn there, a branch whose choices lie far
+            # away is given up before these have moved.
+            first = [self._zero, lambda: self._prior(key)]
+            tries = [*(reversed(first) if self.latents.in_branch else first), *uniform]
         wrong = None
         for make in tries:
             u = self._with_values(make(), given)
@@ -259,8 +263,7 @@ class ModelGuide(Guide):
             return u
         found = [info for info in valued(self.model.staged()[1]) if info.site.address in u]
         values = match(nest(given), found, f"the start of {self!r}", complete=False)
-        choices, _ = self.latents.constrain(u)
-        moved, _ = self.latents.unconstrain(choices | values)
+        moved = self.latents.with_choices(u, values)
         for info in found:
             address, x = info.site.address, values.get(info.site.address)
             if x is None or isinstance(moved[address], Tracer) or jnp.all(jnp.isfinite(moved[address])):
@@ -339,13 +342,25 @@ def _made_of(fixed: tuple[type, dict[str, Any], Program], data: dict[str, Any]) 
 
 
 def _median_of_prior(guide: ModelGuide, key: PRNGKeyArray) -> list[Array]:
-    """The coordinates of each choice at the median of 256 draws from the model."""
+    """The coordinates of each choice at the median of those of 256 draws from the model that make it."""
+    real = guide.latents.real
 
-    def one(key: PRNGKeyArray) -> list[Array]:
+    def one(key: PRNGKeyArray) -> tuple[list[Array], dict[Address, Array]]:
         drawn = flatten(guide.model.simulate(key).choices, guide.model.name)
-        return list(guide.latents.unconstrain({x.address: drawn[x.address] for x in guide.latents.real})[0].values())
+        u = guide.latents.unconstrain({x.address: drawn[x.address] for x in (*real, *guide.latents.discrete)})[0]
+        made = visits(guide.model, drawn) if guide.latents.in_branch else {}
+        return [u[x.address] for x in real], {x.address: made[x.address] for x in real if x.address in made}
 
-    return [jnp.median(v, axis=0) for v in jax.vmap(one)(jax.random.split(key, 256))]
+    coordinates, made = jax.vmap(one)(jax.random.split(key, 256))
+    return [_median(u, made.get(x.address)) for x, u in zip(real, coordinates, strict=True)]
+
+
+def _median(u: Array, made: Array | None) -> Array:
+    """The median of the first axis; of the rows alone in which a choice was made, and 0 where it never was."""
+    if made is None or made.ndim > u.ndim:
+        return jnp.median(u, axis=0)
+    made = jnp.expand_dims(made, tuple(range(made.ndim, u.ndim)))
+    return jnp.where(made.any(0), jnp.nanmedian(jnp.where(made, u, jnp.nan), axis=0), 0)
 
 
 def _density_and_gradient(guide: ModelGuide, values: list[Array]) -> tuple[Array, list[Array]]:

@@ -16,6 +16,7 @@ passes that are present.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -213,6 +214,21 @@ class Latents(Coordinates):
         out = self._run(u, lambda seen: seen.value if seen.coordinates is not None else None)
         return self._by_address(out.emits), out.totals["log_det"]
 
+    def with_choices(self, u: Mapping[Address, Array], choices: Mapping[Address, Array]) -> dict[Address, Array]:
+        """The coordinates u, with those of some choices in their places; those of branches that are not taken, too.
+
+        Of an address that several branches share, the coordinates are those of the branch that is taken.
+        """
+        taken = self.unconstrain({**self.constrain(u)[0], **choices})[0]
+        if not self.in_place:
+            return taken
+        there = self._run(u, lambda seen: seen.value if seen.coordinates is not None else None, every_branch=True)
+        every = self._run(
+            {**self._by_address(there.emits), **choices}, lambda seen: seen.coordinates, inverse=True, every_branch=True
+        )
+        number = Counter(info.site.address for info in self._found)
+        return {a: x if number[a] == 1 else taken[a] for a, x in self._passes(every.emits).items()}
+
     def unconstrain(self, choices: Mapping[Address, Array]) -> tuple[dict[Address, Array], Array]:
         """T's inverse: the coordinates by address, and f[], log |det dT/du| there; not finite outside the supports."""
         u, log_det, _ = self._inverse(choices)
@@ -311,9 +327,12 @@ class Latents(Coordinates):
 
     def _inverse(self, choices: Mapping[Address, Array]) -> tuple[dict[Address, Array], Array, Array]:
         out = self._run(choices, lambda seen: seen.coordinates, inverse=True)
-        u = self._by_address(out.emits)
-        u = {a: x[self._present[a]] if a in self._present else x for a, x in u.items()}
-        return u, out.totals["log_det"], out.totals["log_inside"]
+        return self._passes(out.emits), out.totals["log_det"], out.totals["log_inside"]
+
+    def _passes(self, emits: dict[Path, Array]) -> dict[Address, Array]:
+        """Coordinates by address, those of the passes alone that make a choice."""
+        u = self._by_address(emits)
+        return {a: x[self._present[a]] if a in self._present else x for a, x in u.items()}
 
     def _run(
         self,
@@ -322,6 +341,7 @@ class Latents(Coordinates):
         *,
         inverse: bool = False,
         weigh: bool = False,
+        every_branch: bool = False,
     ) -> Outcome:
         """Runs the program at coordinates, or at choices.
 
@@ -330,6 +350,7 @@ class Latents(Coordinates):
           emit: what is collected at a site; None: nothing.
           inverse: whether coordinates are made of choices.
           weigh: whether densities are added up.
+          every_branch: whether it is collected in branches that are not taken, too.
         """
 
         def handle(visit: Visit, operands: Sequence[Array], x: Any) -> Outcome:
@@ -347,15 +368,18 @@ class Latents(Coordinates):
             return Outcome(given, {"log_p": log_p if weight is None else weight * log_p}, {})
 
         values = values if inverse else {a: self._spread(a, x) for a, x in values.items()}
-        out = self._interpret(values, handle, compose)
+        out = self._interpret(values, handle, compose, every_branch=every_branch)
         zero = jnp.zeros(())
         return out._replace(totals={"log_det": zero, "log_p": zero, "log_inside": zero} | out.totals)
 
-    def _interpret(self, values: Mapping[Address, Any], handle: Callable, compose: Callable) -> Outcome:
+    def _interpret(
+        self, values: Mapping[Address, Any], handle: Callable, compose: Callable, *, every_branch: bool = False
+    ) -> Outcome:
         """Runs the program with data, with what is given for latent choices, and with some value for the others."""
         values = self._given | self._placeholders() | dict(values)
         paths = {info.path: values[info.site.address] for info in self._found}
-        return run(self._staged.jaxpr, [], Interpreter(handle, None, "a guide", compose), paths)
+        interpreter = Interpreter(handle, None, "a guide", compose, every_branch=every_branch)
+        return run(self._staged.jaxpr, [], interpreter, paths)
 
     def _see(self, site: Site, operands: Sequence[Array], x: Any, *, inverse: bool, weigh: bool) -> _Seen:
         zero = jnp.zeros(())

@@ -16,8 +16,11 @@ import functools
 from collections.abc import Callable
 from typing import Any, Generic, Literal, TypeVar, overload
 
+import jax
+
 from vipl._types import PyTree
 from vipl.errors import ProgramError
+from vipl.ir.primitives import user_frame
 
 M = TypeVar("M")
 
@@ -95,18 +98,40 @@ def functional(module: Any, *, state: bool = False) -> Any:
             fix="pass a module, e.g. nnx.Linear(3, 2, rngs=nnx.Rngs(0))",
         )
     graph, params, rest = nnx.split(module, nnx.Param, ...)
+    kind, wanted = type(module).__name__, jax.tree.structure(nnx.to_pure_dict(params))
+
+    def merged(params: PyTree, *more: PyTree) -> Any:
+        try:
+            return nnx.merge(graph, params, *more)
+        except ValueError:
+            if jax.tree.structure(params) == wanted:
+                raise
+            raise ProgramError(
+                "the parameters are not those of the network.",
+                at=f"what vipl.interop.flax.functional of {kind} returned, in {user_frame()}",
+                got=_paths(params),
+                expected=_paths(jax.tree.unflatten(wanted, range(wanted.num_leaves))),
+                fix="pass the parameters that `functional` returned, or others of the same structure",
+            ) from None
+
     _refuse_state(module, rest, only_random=state)
     if state:
         return (
             nnx.to_pure_dict(params),
             nnx.to_pure_dict(rest),
-            lambda params, state: Stateful(lambda: nnx.merge(graph, params, state)),
+            lambda params, state: Stateful(lambda: merged(params, state)),
         )
 
     def apply(params: PyTree) -> Any:
-        return nnx.merge(graph, params)
+        return merged(params)
 
     return nnx.to_pure_dict(params), apply
+
+
+def _paths(tree: PyTree) -> str:
+    """Where the leaves of a pytree stand."""
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    return ", ".join(f"params{path}" for path in paths[:4]) + (f", and {len(paths) - 4} more" if len(paths) > 4 else "")
 
 
 def _refuse_state(module: object, rest: PyTree, *, only_random: bool) -> None:

@@ -81,6 +81,8 @@ class Interpreter(NamedTuple):
         one entry for each of its values, at `(*path, number)`. None: only the sites of its `draw` are seen.
       lanes: `(equation, operands, given, path) -> Outcome | None` takes the lanes of a `vmap` as a whole, or says by
         None that they are to be interpreted one by one. None: they always are.
+      every_branch: whether sites of all branches of a `cond` are visited and hand out what they do, although the value
+        and the totals are those of the branch that is taken.
     """
 
     handle: Callable[[Visit, Sequence[Array], Any], Outcome]
@@ -88,6 +90,7 @@ class Interpreter(NamedTuple):
     name: str
     compose: Callable[[Composite, list[Array], list[Any], Path], Outcome] | None = None
     lanes: Callable[[Eqn, list[Array], Inputs, Path], Outcome | None] | None = None
+    every_branch: bool = False
 
 
 # --- the loop ---------------------------------------------------------------------------------------------
@@ -249,7 +252,11 @@ def _cond_rule(eqn: Eqn, values: list[Array], interpreter: Interpreter, given: I
         return branch
 
     branches = [padded(j, s) for j, s in zip(staged, structures, strict=True)]
-    return lax.switch(index, branches, operands, given)
+    out = lax.switch(index, branches, operands, given)
+    if interpreter.every_branch:
+        each = [branch(operands, given).emits for branch in branches]
+        out.emits.update({p: each[p[len(path)]][p] for p in emits})
+    return out
 
 
 def _while_rule(eqn: Eqn, values: list[Array], interpreter: Interpreter, given: Inputs, path: Path) -> Outcome:

@@ -15,6 +15,9 @@ import numpy as np
 from vipl.errors import AddressError, ChoiceError, show_address, show_addresses
 from vipl.gen._choices import Address, Choices, flatten
 
+_OF_ARVIZ = ("chain", "draw", "sample")
+"""The names of dimensions of every draw."""
+
 _OF_DATA = ("observed_data", "constant_data")
 """The groups whose arrays have no axes of chains and draws."""
 
@@ -85,6 +88,20 @@ def check_named(dims: Mapping[str, Any], known: list[str], at: str) -> None:
         )
 
 
+def check_dims(dims: Mapping[str, Any], at: str) -> None:
+    """Raises where a dimension has a name that ArviZ has for its own."""
+    taken = [(name, dim) for name, given in dims.items() for dim in given or () if dim in _OF_ARVIZ]
+    if taken:
+        (name, dim), *_ = taken
+        raise AddressError(
+            "a dimension has a name that ArviZ takes for its own.",
+            at=at,
+            got=f"{dim!r} of {name!r}",
+            expected="other names than 'chain', 'draw' and 'sample'",
+            fix=f"rename it, as in dims={{{name!r}: ['row']}}",
+        )
+
+
 def _name(address: Address) -> str:
     """As xarray takes it."""
     return ".".join(address).replace("/", ".")
@@ -130,7 +147,10 @@ def _check_lengths(
                 expected=f"at most {len(shape)}: one for each axis beyond chains and draws",
                 fix=f"write dims={{{name!r}: {given[: len(shape)]!r}}}",
             )
-        for dim, length in zip(given, shape, strict=False):
+        if group == "log_likelihood":  # an event has one density, and ArviZ names the axes that are left
+            given = given[: len(shape)]
+        named = [f"{name}_dim_{k}" if dim is None else dim for k, dim in enumerate([*given, *[None] * len(shape)])]
+        for dim, length in zip(named, shape, strict=False):
             labels = coords.get(dim)
             if isinstance(labels, (list, range, np.ndarray, jax.Array)) and len(labels) != length:
                 raise ChoiceError(

@@ -21,6 +21,7 @@ from vipl.errors import ProgramError
 from vipl.gen import Program
 from vipl.gen._choices import Address, Choices, flatten
 from vipl.guides._combine import Combined, parts_of
+from vipl.posterior._draws import addresses_of, at_draws, log_densities
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,25 @@ class Report:
 
 
 def write(
-    path: str | pathlib.Path, guide: Any, params: PyTree, model: str, data: Choices, report: Report | None
+    path: str | pathlib.Path,
+    guide: Any,
+    params: PyTree,
+    model: Program,
+    data: Choices,
+    report: Report | None,
+    draws: Choices,
 ) -> None:
-    """See `Posterior.save`."""
+    """See `Posterior.save`; by the log joint densities at a few draws the model is known again."""
     said, arrays = _describe(guide)
-    said |= {"version": 1, "model": model, "data": sorted(keyed(flatten(data, "data")))}
+    said |= {"version": 1, "model": model.name, "data": sorted(keyed(flatten(data, "data")))}
     said |= {"shapes": _shapes(data), "latent": sorted(keyed(dict.fromkeys(guide.addresses)))}
     said |= {"supports": _supports(guide), "sketches": _sketches(data)}
     arrays |= {f"params/{k}": np.asarray(x) for k, x in enumerate(jax.tree.leaves(params))}
+    known = flatten(draws, "draws")
+    if model.is_exact() and set(addresses_of(model)) <= {*known, *flatten(data, "data")}:
+        said["drawn"] = list(map(list, known))
+        arrays |= {f"drawn/{k}": np.asarray(x) for k, x in enumerate(known.values())}
+        arrays["log_p"] = _log_p(model, data, known)
     if report is not None:
         r = report
         converged = None if r.converged is None else bool(r.converged)
@@ -142,7 +154,27 @@ def read(path: str | pathlib.Path, program: Program, data: Choices) -> tuple[Any
             was, its = (f"{address}: {name or measure} from {low} to {high}"
                         for measure, name, low, high in (support, supports[address]))  # fmt: skip
             raise _not_loaded(at, was, its)
+    if "drawn" in said and not is_traced((data, program)):
+        _check_density(said, arrays, program, data, at)
     return guide, _params_of(guide, arrays, at), _report_of(said, arrays)
+
+
+def _log_p(model: Program, data: Choices, values: Mapping[Address, Any]) -> np.ndarray:
+    """f64[n], log joint densities at n values of the latent choices."""
+    number = len(next(iter(values.values())))
+    return np.asarray(at_draws("log densities", log_densities, model, data, jax.random.key(0), values, number), float)
+
+
+def _check_density(
+    said: dict[str, Any], arrays: Mapping[str, np.ndarray], program: Program, data: Choices, at: str
+) -> None:
+    """Raises where the log joint densities at the draws in a file are others."""
+    values = {tuple(address): jnp.asarray(arrays[f"drawn/{k}"]) for k, address in enumerate(said["drawn"])}
+    was, its = arrays["log_p"], _log_p(program, data, values)
+    if not np.allclose(was, its, rtol=1e-5, atol=0.01, equal_nan=True):
+        k = int(np.argmax(~np.isclose(was, its, rtol=1e-5, atol=0.01, equal_nan=True)))
+        got = f"log joint density {was[k]:.6g} of a draw, which is {its[k]:.6g} in this model"
+        raise _not_loaded(at, got, "the same density: other priors, covariates or arguments are another model")
 
 
 def _shapes(data: Choices) -> dict[str, list[int]]:

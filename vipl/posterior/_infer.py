@@ -17,18 +17,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.flatten_util import ravel_pytree
 
 from vipl._checks import check_known, is_traced, whole_number
 from vipl._types import Array, PRNGKeyArray, PyTree
 from vipl.errors import ProgramError, ViplError
 from vipl.expectation import Expectation, expectation
 from vipl.fit import fit
-from vipl.gen import Program
+from vipl.gen import GenerativeFunction, Program
 from vipl.gen._check_arguments import check_source
 from vipl.gen._choices import Address, nest
 from vipl.guides import (
     Amortized,
     Boosted,
+    Delta,
     Flow,
     FullRank,
     Guide,
@@ -48,6 +50,7 @@ from vipl.guides._natural import TOLERANCE
 from vipl.guides._once import can_make, run_once, take_apart
 from vipl.guides._structured import FoundBlocks
 from vipl.inference._forward_backward import posterior_tables
+from vipl.interpret.seed import seed
 from vipl.ir.keys import as_key
 from vipl.objectives import elbo, elbo_with_chain, sticking_the_landing
 from vipl.posterior._discrete import framed
@@ -62,6 +65,9 @@ _CHUNK = 250
 
 _GROWTH = 1e-5
 """Nats by which a bound without noise has to grow in `_CHUNK` steps; it may grow for ever, ever more slowly."""
+
+_GAIN, _FLAT = 0.05, 1e-2
+"""Nats that a Newton step may still gain at a mode; curvatures below the second are taken for that, as flat ones."""
 
 _AVERAGE = 0.25
 """The last part of the steps of a rate over which the parameters are averaged, about; see `vipl.fit`."""
@@ -226,7 +232,9 @@ def infer(
         objective, numbers = _objective(model, data, family, params)
         options = {"data": numbers, "num_samples": num_samples, "progress": progress}
         params, values, converged, steps = _stochastic(objective, params, key_fit, optimizer, most, options)
-        report = Report("stochastic gradients", values, converged, steps, time.perf_counter() - begun)
+        note = _no_mode(family, model, data, params) if converged and isinstance(family, Delta) else ""
+        seconds = time.perf_counter() - begun
+        report = Report("stochastic gradients", values, converged and not note, steps, seconds, note)
     if not is_traced(report.converged) and report.converged is not None and not report.converged:
         warnings.warn(
             f"vipl.infer of {model.name} did not meet its stopping rule in {report.steps} steps{_why(report)}; see "
@@ -244,6 +252,29 @@ def _begin(family: Guide, gaussian: Moments | None, start: Start, key: PRNGKeyAr
     assert isinstance(family, ModelGuide)
     family = family.with_options(frame=(gaussian.loc, lower_triangular(gaussian.factor)))
     return family, family._init(family.latents.split(gaussian.loc), jnp.ones(()), key)
+
+
+def _no_mode(guide: Delta, model: Program, data: Any, params: PyTree) -> str:
+    """Why a point is no mode, as far as a Hessian can tell; nothing where it is one, or has too many coordinates.
+
+    The bound may stop to grow where steps swing from side to side, as in a density that rises without end.
+    """
+    if guide.latents.size > MOST_COORDINATES or not guide(params).is_exact():
+        return ""
+    g, h = run_once("slope and curvature at a point", _derivatives, (guide, model, dict(data)), (params,))
+    curvature, axes = np.linalg.eigh(-np.asarray(h, np.float64))
+    gain = float(np.sum((axes.T @ np.asarray(g, np.float64)) ** 2 / np.maximum(np.abs(curvature), _FLAT)) / 2)
+    least, most = float(curvature[0]), float(curvature[-1])
+    if not np.isfinite(gain) or gain > _GAIN or least < -max(_FLAT, 1e-6 * most):
+        return f"the point is no mode: a step may gain {gain:.2g} nats, and the least curvature is {least:.2g}"
+    return ""
+
+
+def _derivatives(guide: Delta, model: Program, data: Any, params: PyTree) -> tuple[Array, Array]:
+    """Gradient and Hessian of the bound of a point in its coordinates."""
+    flat, unravel = ravel_pytree(params)
+    bound = lambda x: seed(lambda: _bound(unravel(x), guide, model, data))(jax.random.key(0))  # noqa: E731
+    return jax.grad(bound)(flat), jax.hessian(bound)(flat)
 
 
 def _why(report: Report) -> str:
@@ -289,12 +320,17 @@ def _check_makes(guide: Any) -> None:
         signature.bind(None, None)
     except TypeError as error:
         name = getattr(guide, "__name__", type(guide).__name__)
+        fix = "write guide=lambda model, data: vipl.guides.LowRank(model, data, 5), say"
+        if inspect.isclass(guide) and issubclass(guide, Guide) and not inspect.isabstract(guide):
+            fix = f"write guide=lambda model, data: vipl.guides.{name}(model, data, ...)"
+        elif isinstance(guide, GenerativeFunction):
+            fix = "fit a program of your own by vipl.fit and vipl.objectives.elbo, and make a vipl.Posterior of it"
         raise ProgramError(
             "the guide of infer wants more than a model and its data.",
             at="vipl.infer",
             got=f"{name}: {error}",
             expected="a function (model, data) -> guide",
-            fix=f"write guide=lambda model, data: vipl.guides.{name}(model, data, ...)",
+            fix=fix,
         ) from None
 
 

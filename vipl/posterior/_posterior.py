@@ -30,7 +30,7 @@ from vipl.guides._combine import Combined, parts_of
 from vipl.guides._once import run_once
 from vipl.interpret.seed import seed
 from vipl.ir.keys import as_key, key_or_first
-from vipl.posterior._arviz import check_named, tree_of, variables
+from vipl.posterior._arviz import check_dims, check_named, tree_of, variables
 from vipl.posterior._draws import (
     addresses_of,
     at_draws,
@@ -45,13 +45,18 @@ from vipl.posterior._draws import (
 from vipl.posterior._evidence import Evidence, evidence_of
 from vipl.posterior._files import Report, read, write
 from vipl.posterior._improved import Improved, check_function, improved, mean_over_draws, values_of
+from vipl.posterior._made import made_at, said_of, without_unmade
 from vipl.posterior._psis import smooth
-from vipl.posterior._table import Table, label, number
+from vipl.posterior._summary import COLUMNS, rows_of
+from vipl.posterior._table import Table, label
 
 _OF_A_POINT = (
     "A point tells where the density is high, not how far the posterior reaches; nothing is known of the fit. For "
     "deviations and quantiles fit vipl.guides.Laplace, which is a Gaussian at a mode, or FullRank."
 )
+
+_OF_FILE = 3
+"""How many draws a file has, at which the model's density is looked at when it is read."""
 
 _OUTSIDE = "return what it is made of, and call it outside, on vipl.Posterior(model, data, guide, params)"
 G = TypeVar("G", bound=Guide, covariant=True)
@@ -421,7 +426,8 @@ class Posterior(Generic[G]):
         Rows stand in the order of the model's sites.
         `k-hat` is that of the importance weights between guide and posterior, `ESS` what the draws are worth after
         weighting; `moved` is how far weighting moves a mean, in posterior deviations. The last line is a verdict. Draws
-        of a guide that is a point, in whole or in part, have no weights.
+        of a guide that is a point, in whole or in part, have no weights. A choice in a branch has the draws that take
+        the branch for a row.
 
         Raises:
           ProgramError: it is called inside a transformation of JAX.
@@ -434,22 +440,9 @@ class Posterior(Generic[G]):
         else:
             better = self.improve(key_or_first(key), num_samples)
             draws, verdict, weights = better.choices, better.verdict(), np.exp(better.weights.log_weights)
-        rows = []
-        there = {info.site.address: info.present for info in self.model.staged()[1]}
-        for address, x in flatten(draws, "draws").items():
-            flat = np.asarray(x, np.float64).reshape(num_samples, -1)
-            present = there.get(address)
-            for k, index in enumerate(np.ndindex(x.shape[1:])):
-                if present is not None and not present[index[: present.ndim]]:
-                    continue
-                column = flat[:, k]
-                mean, sd = column.mean(), column.std()
-                moved = "-" if weights is None else f"{(weights @ column - mean) / sd if sd > 0 else 0.0:+.2f}"
-                quantiles = np.quantile(column, [0.055, 0.5, 0.945])
-                rows.append((label(address, index), *map(number, (mean, sd, *quantiles)), moved))
-        at = f"{self!r}"
-        columns = ("", "mean", "sd", "5.5%", "50%", "94.5%", "moved")
-        return Table((at, *self._said_of_fit()), columns, tuple(rows), (verdict,))
+        made = made_at(self.model, self.data, key_or_first(key), draws)
+        rows = tuple(rows_of(self.model, draws, weights, made))
+        return Table((f"{self!r}", *self._said_of_fit()), COLUMNS, rows, (*said_of(made), verdict))
 
     def _said_of_fit(self) -> tuple[str, ...]:
         r = self.report
@@ -477,7 +470,8 @@ class Posterior(Generic[G]):
         prior_predictive; log_likelihood; sample_stats (`lp`, the log joint density, and `log_q`, that of the guide);
         observed_data; constant_data. The parts of a nested address are joined by ".", which also stands for a "/":
         xarray's names hold none. Log likelihoods are float64: ArviZ takes exponentials of them, which differ by less
-        than a float32 shows where an observation is nearly certain.
+        than a float32 shows where an observation is nearly certain. A choice in a branch is NaN where the branch is not
+        taken. Where a site in a `scan` is observed in part (`partly_observed`), its observed elements are a vector.
 
         Args:
           key: PRNG key.
@@ -496,6 +490,7 @@ class Posterior(Generic[G]):
         at, dims, constant = f"to_arviz of {self!r}", dims or {}, constant_data or {}
         known = variables(dict.fromkeys([*addresses_of(self.model), *recorded_by(self.model)]))
         check_named(dims, [*known, *constant], at)
+        check_dims(dims, at)
         keys = jax.random.split(key_or_first(key), 4)
         drawn, log_p, log_q = self._draw(keys[0], num_samples)
         groups: dict[str, Choices] = {
@@ -507,6 +502,9 @@ class Posterior(Generic[G]):
         }
         check_known(groups, "Posterior.to_arviz", _OUTSIDE)
         groups["log_likelihood"] = jax.tree.map(lambda x: np.asarray(x, np.float64), groups["log_likelihood"])
+        made = made_at(self.model, self.data, keys[3], drawn)
+        for name, choices in groups.items():
+            groups[name] = without_unmade(self.model, choices, made, axes=0 if name == "observed_data" else 1)
         if prior:
             before = flatten(predict(keys[2], self.model, num_samples), "prior")
             latent = flatten(drawn, "draws")
@@ -547,7 +545,8 @@ class Posterior(Generic[G]):
             inside a transformation of JAX.
         """
         check_known((self.params, self.data), "Posterior.save", _OUTSIDE)
-        write(path, self.guide, self.params, self.model.name, self.data, self.report)
+        draws = self.sample(jax.random.key(0), _OF_FILE)
+        write(path, self.guide, self.params, self.model, self.data, self.report, draws)
 
     # --- inside -------------------------------------------------------------------------------------------------
 
@@ -630,8 +629,8 @@ def load(path: str | pathlib.Path, program: Program, data: Choices) -> Posterior
       data: the observed choices.
 
     Raises:
-      ProgramError: the file is not a posterior's; or it is that of another model, of other data, or of latent choices
-        of other shapes or supports.
+      ProgramError: the file is not a posterior's; or it is that of another model, with another log joint density at
+        draws that the file holds, of other data, or of latent choices of other shapes or supports.
     """
     check_source(program, "program", "vipl.load", program=True)
     guide, params, report = read(path, program, data)
