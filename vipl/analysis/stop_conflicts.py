@@ -10,7 +10,8 @@ from vipl.analysis.stop_gradients import line_of
 from vipl.errors import EstimatorError
 from vipl.ir.batching import has_site
 from vipl.ir.dataflow import maker
-from vipl.ir.primitives import NOWHERE, Path
+from vipl.ir.frames import NOWHERE
+from vipl.ir.primitives import Path
 
 
 class Conflicts:

@@ -22,8 +22,8 @@ from vipl._jax import Eqn, Jaxpr
 from vipl._types import PyTree
 from vipl.ir.batching import jaxprs_inside
 from vipl.ir.dataflow import plain, walk
+from vipl.ir.frames import NOWHERE, is_users_file, show_frame
 from vipl.ir.partition import Skeleton, partition
-from vipl.ir.primitives import NOWHERE, is_users_file, show_frame
 from vipl.ir.traits import Move, traits_of
 
 T = TypeVar("T")

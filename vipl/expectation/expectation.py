@@ -26,10 +26,10 @@ from vipl.gen import Estimator, Source
 from vipl.gen._choices import flatten
 from vipl.gen._program import with_estimators
 from vipl.gen._sample import check_estimator
+from vipl.ir.frames import show_function, user_frame
 from vipl.ir.functions import check_function
 from vipl.ir.keys import as_key, key_by_keyword
 from vipl.ir.partition import Skeleton, is_array, not_arrays, partition, python_integer
-from vipl.ir.primitives import show_function, user_frame
 from vipl.ir.purity import check_unordered
 from vipl.ir.stage import Staged, stage_program
 from vipl.passes.cse import cse

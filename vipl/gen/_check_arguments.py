@@ -21,8 +21,8 @@ from vipl.errors import ProgramError, shortened, show_aval
 from vipl.gen._choices import Choices, flatten
 from vipl.gen._program import GenerativeFunction, Program
 from vipl.gen._source import Source, Trace
+from vipl.ir.frames import user_frame
 from vipl.ir.partition import is_real
-from vipl.ir.primitives import user_frame
 
 Real = Shaped[ArrayLike, "..."]
 """A real number, or an array of them; `checked` looks at it."""

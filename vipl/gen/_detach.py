@@ -24,8 +24,8 @@ from vipl.gen._choices import Address, Choices
 from vipl.gen._density import ScaledDistribution
 from vipl.gen._program import GenerativeFunction, Program
 from vipl.gen._source import Source, Trace
+from vipl.ir.frames import user_frame
 from vipl.ir.partition import concrete_integer, partition
-from vipl.ir.primitives import user_frame
 
 S = TypeVar("S", Program, Source, dist.Distribution)
 

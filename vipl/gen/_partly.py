@@ -47,8 +47,9 @@ from vipl.gen._supports import describe
 from vipl.gen._without_choice import valued
 from vipl.interpret.interpreter import Inputs, Interpreter, Outcome, Visit, run
 from vipl.interpret.subprograms import bind_whole
+from vipl.ir.frames import user_frame
 from vipl.ir.partition import Integers, as_array, concrete_integer, partition
-from vipl.ir.primitives import Path, Site, bind_site, lanes_p, sample_p, split_weight, user_frame
+from vipl.ir.primitives import Path, Site, bind_site, lanes_p, sample_p, split_weight
 from vipl.ir.sites import SiteInfo, list_sites
 from vipl.ir.stage import stage_program
 

@@ -33,9 +33,10 @@ from vipl.gen._without_choice import check_no_choice, is_random_key, is_record, 
 from vipl.interpret.interpreter import Interpreter, run
 from vipl.interpret.seed import violations
 from vipl.interpret.subprograms import rewrite
+from vipl.ir.frames import user_frame
 from vipl.ir.functions import check_function
 from vipl.ir.partition import partition, python_integer
-from vipl.ir.primitives import Path, Site, split_weight, user_frame
+from vipl.ir.primitives import Path, Site, split_weight
 from vipl.ir.probe import tally_sites
 from vipl.ir.sites import SiteInfo, check_unique, list_sites
 from vipl.ir.stage import Staged, stage_program

@@ -16,8 +16,9 @@ from vipl.gen._each import check_points
 from vipl.gen._estimator import Estimator
 from vipl.gen._source import Source
 from vipl.gen._supports import describe
+from vipl.ir.frames import user_frame
 from vipl.ir.partition import concrete_integer, is_array, partition, python_integer
-from vipl.ir.primitives import Site, bind_site, user_frame
+from vipl.ir.primitives import Site, bind_site
 from vipl.ir.staging_rules import check_context
 
 

@@ -26,8 +26,9 @@ from vipl.gen._source import Source
 from vipl.gen._without_choice import is_random_key, is_record
 from vipl.interpret.interpreter import Interpreter, Outcome, run
 from vipl.interpret.subprograms import bind_whole
+from vipl.ir.frames import user_frame
 from vipl.ir.partition import is_array
-from vipl.ir.primitives import Site, bind_site, split_weight, user_frame
+from vipl.ir.primitives import Site, bind_site, split_weight
 from vipl.ir.stage import stage_program
 
 

@@ -21,9 +21,10 @@ from vipl.errors import ProgramError, show_aval
 from vipl.gen._choices import Address, Choices
 from vipl.interpret.seed import seed
 from vipl.ir.batching import sites_in
+from vipl.ir.frames import user_frame
 from vipl.ir.keys import as_key, is_key
 from vipl.ir.partition import not_arrays, partition, python_integer
-from vipl.ir.primitives import outside, sample_effect, user_frame
+from vipl.ir.primitives import outside, sample_effect
 from vipl.ir.staging_rules import in_program
 
 

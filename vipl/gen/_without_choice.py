@@ -19,8 +19,9 @@ from vipl.errors import AddressError, ChoiceError, show_address, show_addresses,
 from vipl.gen._choices import check_address, flatten
 from vipl.gen._density import is_factor
 from vipl.interpret.subprograms import rewrite
+from vipl.ir.frames import user_frame
 from vipl.ir.partition import as_array, partition
-from vipl.ir.primitives import Site, bind_site, user_frame
+from vipl.ir.primitives import Site, bind_site
 from vipl.ir.sites import SiteInfo, list_sites
 from vipl.ir.stage import Staged, stage
 from vipl.ir.staging_rules import check_context

@@ -32,7 +32,7 @@ from vipl.gen._check_arguments import call_maker, check_source, check_takes_know
 from vipl.gen._choices import Address, Choices, flatten, merge, nest
 from vipl.gen._program import as_program
 from vipl.inference._particles import Particles, log_mean_exp, positive
-from vipl.ir.primitives import user_frame
+from vipl.ir.frames import user_frame
 from vipl.ir.sites import SiteInfo
 
 

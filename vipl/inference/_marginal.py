@@ -23,7 +23,7 @@ from vipl.inference._algorithms import (
     the_algorithm,
 )
 from vipl.inference._particles import Particles, positive
-from vipl.ir.primitives import user_frame
+from vipl.ir.frames import user_frame
 
 
 @jax.tree_util.register_dataclass

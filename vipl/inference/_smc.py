@@ -29,8 +29,9 @@ from vipl.inference._resampling import Multinomial, MultinomialDropped, Resampli
 from vipl.interpret.interpreter import Interpreter, run, run_equations
 from vipl.ir.batching import has_site
 from vipl.ir.dataflow import evaluate, plain, read
+from vipl.ir.frames import user_frame
 from vipl.ir.partition import is_real
-from vipl.ir.primitives import Path, sample_p, user_frame
+from vipl.ir.primitives import Path, sample_p
 from vipl.ir.sites import SiteInfo
 
 

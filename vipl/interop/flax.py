@@ -20,7 +20,7 @@ import jax
 
 from vipl._types import PyTree
 from vipl.errors import ProgramError
-from vipl.ir.primitives import user_frame
+from vipl.ir.frames import user_frame
 
 M = TypeVar("M")
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpyro.distributions as dist
 
 from vipl.errors import EstimatorError, ProgramError, show_aval
-from vipl.ir.primitives import user_frame
+from vipl.ir.frames import user_frame
 
 
 def check_function(fn: Any, who: str) -> None:

@@ -25,7 +25,7 @@ import numpy as np
 
 from vipl._types import ArrayLike, PRNGKeyArray
 from vipl.errors import AddressError, ProgramError, shortened, show_address, show_aval
-from vipl.ir.primitives import user_frame
+from vipl.ir.frames import user_frame
 from vipl.ir.sites import Loop, SiteInfo
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from vipl._jax import Tracer
 from vipl._types import ArrayLike, PyTree
 from vipl.errors import ChoiceError
+from vipl.ir.frames import user_frame
 
 
 @dataclass(frozen=True)
@@ -134,8 +135,6 @@ def canonical(x: Any) -> Any:
 
 
 def _masked(x: np.ma.MaskedArray) -> ChoiceError:
-    from vipl.ir.primitives import user_frame  # which is made of partitions
-
     return ChoiceError(
         "a masked array stands where its mask is not looked at.",
         at=user_frame(),

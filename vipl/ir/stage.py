@@ -10,9 +10,9 @@ import jax
 from vipl._jax import ClosedJaxpr, by_site, wants_by_site
 from vipl._types import PyTree
 from vipl.errors import ProgramError
+from vipl.ir.frames import user_frame
 from vipl.ir.inline import inline_jits
 from vipl.ir.partition import Skeleton, partition
-from vipl.ir.primitives import user_frame
 from vipl.ir.staging_rules import staging
 
 

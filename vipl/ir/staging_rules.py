@@ -32,7 +32,7 @@ from vipl import _jax
 from vipl._jax import Tracer
 from vipl.errors import ProgramError, ViplError, show_address, show_addresses, show_aval
 from vipl.ir.batching import sites_of_value
-from vipl.ir.primitives import failing_line, user_frame
+from vipl.ir.frames import failing_line, user_frame
 
 Message = dict[str, Any]
 """What NumPyro's statements hand to its handlers."""

@@ -20,7 +20,7 @@ from vipl.gen._choices import Addresses, Choices, check_address, flatten, merge,
 from vipl.inference import Importance
 from vipl.inference._marginal import normalize
 from vipl.inference._particles import weighted_sum
-from vipl.ir.primitives import user_frame
+from vipl.ir.frames import user_frame
 
 
 @checked
