@@ -103,7 +103,7 @@ EDITS: list[Edit] = [
          "analysis/test_reach.py -k 'scan and end'"),
         ("the last carry has the steps", "lambda a: None if a == mark else a", "lambda a: 0 if a == mark else a",
          "analysis/test_reach.py -k 'scan and adds'"),
-        ("an index decides on nothing", "join(moved(index, _in_lane), *outs)", "join(*outs)",
+        ("an index decides on nothing", "join(decides, *outs) for outs", "join(*outs) for outs",
          "analysis/test_reach.py -k 'cond and sum'"),
         ("no site depends on the choice of its branch", "join(followed.branch, decides)", "followed.branch",
          "expectation/test_joint.py -k 'branch'"),
