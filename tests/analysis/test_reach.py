@@ -113,7 +113,12 @@ FUNCTIONS = {
     "sums by group, added in place": (lambda x: jnp.zeros((N, 2)).at[GROUP].add(x[GROUP]), 0),
     "sums by group from the end": (lambda x: jnp.zeros((N, 2)).at[GROUP - N].add(x[GROUP - N]), 0),
     "sums by another group": (lambda x: jax.ops.segment_sum(x[GROUP], GROUP[::-1], N), None),
-    "more sums than lanes": (lambda x: jax.ops.segment_sum(x[GROUP], GROUP, N + 2)[:, 0], 0),
+    "more sums than lanes": (lambda x: jax.ops.segment_sum(x[GROUP], GROUP, N + 2)[:, 0], None),
+    "fewer sums than lanes": (lambda x: jax.ops.segment_sum(x[GROUP], GROUP, 1), None),
+    "fewer sums than groups": (
+        lambda x: jax.ops.segment_sum(jax.ops.segment_sum(x, PAIRS, 3)[TWO], TWO, 2),
+        None,
+    ),
     "sums of lanes": (lambda x: jax.ops.segment_sum(x, PAIRS, 3), Rows(0, PAIRED)),
     "sums of lanes, added in place": (lambda x: jnp.ones((3, 2)).at[PAIRS].add(x), Rows(0, PAIRED)),
     "sums of lanes, from the end": (lambda x: jnp.ones((3, 2)).at[PAIRS - 3].add(x), Rows(0, PAIRED)),
@@ -261,7 +266,7 @@ def _named(jaxpr, axes):
     if not isinstance(axis, Indexed):
         return axis
     values = values_of(jaxpr, [column.index for column in axis.columns])
-    looked_up = [values[index][:, column] for index, column in axis.takes]
+    looked_up = [values[index][:, column] for (index, column), _ in axis.takes]
     if not axis.sums:
         return Rows(axis.axis, tuple(functools.reduce(lambda rows, i: rows[i], looked_up).tolist()))
     sets: list[tuple[int, ...]] = [(j,) for j in range(N)]

@@ -315,6 +315,7 @@ def test_values_outside_the_support_have_density_zero(d, inside, outside):
 
 AFFINE = dist.transforms.AffineTransform
 HALVES = dist.Categorical(jnp.ones(2) / 2)
+SHIFTED_GAMMAS = lambda t: dist.MixtureSameFamily(HALVES, dist.Gamma(jnp.array([2.0, 3.0]), t))  # noqa: E731
 
 
 @pytest.mark.parametrize(
@@ -350,6 +351,7 @@ HALVES = dist.Categorical(jnp.ones(2) / 2)
         (lambda t: dist.LKJCholesky(2, t), [[1.0, 0.0], [0.6, 1.8]]),
         (lambda t: dist.MixtureSameFamily(HALVES, dist.LogNormal(jnp.stack([t, 2.0 * t]), 1.0)), -1.0),
         (lambda t: dist.MixtureSameFamily(HALVES, dist.Dirichlet(jnp.stack([jnp.stack([t, t])] * 2))), [0.5, -0.2]),
+        (lambda t: dist.TransformedDistribution(SHIFTED_GAMMAS(t), AFFINE(t, 1.0)), 0.3),
         (lambda t: dist.MixtureGeneral(HALVES, [dist.LogNormal(t, 1.0), dist.Gamma(t, 1.0)]), -1.0),
     ],
 )

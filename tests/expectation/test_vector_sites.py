@@ -446,6 +446,26 @@ def test_data_of_other_groups_change_nothing(around, name):
     assert jnp.any(jnp.abs(grad[1:] - other[1:]) > 1e-6)
 
 
+@pytest.mark.parametrize("name", ["enumerate", "score", "disarm", "local"])
+@pytest.mark.parametrize("number", [1, 2, 7])
+def test_rows_that_come_back_in_another_number_of_places(name, number):
+    """Rows that are added up by their index in fewer or more places than there are elements: exact by all values."""
+    phi, group = jnp.linspace(-0.7, 0.9, 5), jnp.array([0, 3, 3, 1, 1, 4, 2])
+
+    def cost(z):
+        return jnp.sum(jnp.exp(0.3 * jax.ops.segment_sum(z[group], group, number)))
+
+    def exact(phi):
+        values = jnp.array(list(np.ndindex((2,) * 5))) * 1.0
+        return jnp.exp(dist.Bernoulli(logits=phi).log_prob(values).sum(1)) @ jax.vmap(cost)(values)
+
+    objective = vipl.expectation(
+        lambda phi: cost(sample("z", dist.Bernoulli(logits=phi).to_event(1), ESTIMATORS[name]) * 1.0)
+    )
+    estimate = jax.grad(lambda phi, key: objective.estimate(key, phi))
+    assert_unbiased(lambda key: estimate(phi, key), jax.grad(exact)(phi), key=KEY, resolution=0.05)
+
+
 def test_two_groupings_of_the_same_rows():
     """Crossed effects: each row is reached by one element of each; each of them by enumeration needs the other."""
     other = (jnp.arange(ROWS) // 4) % GROUPS

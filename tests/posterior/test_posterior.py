@@ -791,9 +791,33 @@ def test_a_file_is_of_the_model_that_was_fitted(key, tmp_path):
     with jax.enable_x64(False):
         vipl.load(tmp_path / "fit", model(1.0, x.astype(jnp.float32)), data)
     for other in (model(1.5, x), model(1.0, 1.1 * x)):
-        with pytest.raises(ProgramError, match="log joint density"):
+        with pytest.raises(ProgramError, match="log density"):
             vipl.load(tmp_path / "fit", other, data)
     assert loaded.sample(key, 2)["a"].shape == (2,)
+
+
+def test_a_file_of_double_precision_is_read_in_single(key, tmp_path):
+    """Covariates of thousands round; a prior beside 200,000 data is known again all the same."""
+
+    @vipl.gen
+    def line(x):
+        a, b = sample("a", dist.Normal(0.0, 10.0)), sample("b", dist.Normal(0.0, 1e3))
+        sample("y", dist.Normal(b + a * x, 0.05))
+
+    x = np.linspace(1990.0, 2020.0, 400)
+    y = 0.5 * x + 0.05 * np.random.default_rng(0).normal(size=400)
+    vipl.infer(line(x), {"y": y}, key=key, guide=guides.FullRank).save(tmp_path / "line")
+    with jax.enable_x64(False):
+        vipl.load(tmp_path / "line", line(jnp.asarray(x, jnp.float32)), {"y": jnp.asarray(y, jnp.float32)})
+
+    @vipl.gen
+    def many(scale):
+        sample("y", dist.Normal(sample("a", dist.Normal(0.0, scale)), 1.0).expand([200_000]))
+
+    data = {"y": np.random.default_rng(1).normal(size=200_000)}
+    vipl.infer(many(1.0), data, key=key).save(tmp_path / "many")
+    with pytest.raises(ProgramError, match="log density .* of 'a'"):
+        vipl.load(tmp_path / "many", many(3.0), data)
 
 
 # --- branches, and elements that are no data -----------------------------------------------------------------------
@@ -883,10 +907,48 @@ def test_elements_in_a_scan_that_are_no_data_are_no_observations(key):
         assert values.shape == (1, 200, number)
         assert np.all(values.std(1) > 0)
     assert tree["posterior"]["z"].shape == (1, 200, 6)
+    assert tree["prior_predictive"]["y"].shape == (1, 200, 4)
+    assert tree["prior"]["y_missing"].shape == (1, 200, 2)
+    assert tree["posterior"]["y_missing_dim_0"].values.tolist() == [2, 3]
+
+
+def test_dimensions_of_data_with_holes_keep_their_coordinates(key):
+    @vipl.gen
+    def level(n):
+        def step(z, _):
+            z = sample("z", dist.Normal(z, 0.4))
+            return z, sample("y", dist.Normal(z, 0.5))
+
+        jax.lax.scan(step, 0.0, None, length=n)
+
+    program, data = vipl.partly_observed(level(4), {"y": np.array([1.0, np.nan, 1.3, 0.9])})
+    posterior = vipl.infer(program, data, key=key)
+    years = [2001, 2002, 2003, 2004]
+    tree = posterior.to_arviz(key, num_samples=9, dims={"y": ["t"], "z": ["t"]}, coords={"t": years}, prior=False)
+    assert tree["posterior"]["z"].dims == ("chain", "draw", "t")
+    assert tree["observed_data"]["y"].dims == ("y_dim_0",)
+    assert tree["log_likelihood"]["y_dim_0"].values.tolist() == [2001, 2003, 2004]
+
+
+def test_observed_choices_in_branches_have_a_density_where_they_are_taken(key):
+    @vipl.gen
+    def lanes():
+        def one(x):
+            k = sample("k", dist.Bernoulli(0.3))
+            yes = lambda: sample("u", dist.Normal(1.0, 1.0))  # noqa: E731
+            sample("y", dist.Normal(jax.lax.cond(k == 1, yes, lambda: 0.0) + x, 1.0))
+
+        jax.vmap(one)(jnp.arange(3.0))
+
+    data = {"u": jnp.array([1.0, 0.5, 0.2]), "y": jnp.array([1.0, 2.0, 2.5])}
+    tree = vipl.infer(lanes(), data, key=key).to_arviz(key, num_samples=100)
+    for group, name in [("log_likelihood", "posterior"), ("prior_predictive", "prior")]:
+        np.testing.assert_array_equal(np.isnan(tree[group]["u"].values), tree[name]["k"].values == 0)
+    np.testing.assert_allclose(tree["observed_data"]["u"].values, data["u"])
 
 
 def test_a_point_where_there_is_no_mode_has_not_converged(key):
-    """A density that rises without end as the deviation falls to the data; one with a mode has converged."""
+    """A density that rises without end as the deviation falls to the data; a mode, or a kink, has converged."""
 
     @vipl.gen
     def without_end():
@@ -899,6 +961,10 @@ def test_a_point_where_there_is_no_mode_has_not_converged(key):
         posterior = vipl.infer(without_end(), {"y": y}, key=key, guide=guides.Delta)
     assert posterior.report is not None
     assert posterior.report.converged is False
+    kinks = vipl.gen(lambda: sample("y", dist.Normal(sample("a", dist.Laplace(0.0, 1.0).expand([3])), 1.0)))
+    lasso = vipl.infer(kinks(), {"y": jnp.array([0.2, 3.0, -0.1])}, key=key, guide=guides.Delta)
+    assert lasso.report is not None
+    assert lasso.report.converged
     good = vipl.infer(line(X), Y, key=key, guide=guides.Delta)
     assert good.report is not None
     assert good.report.converged

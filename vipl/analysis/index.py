@@ -32,7 +32,7 @@ class Column(NamedTuple):
 class Indexed(NamedTuple):
     """An axis whose elements are made of passes of a loop, by indices: first put together, then looked up.
 
-    Without `sums` element i depends on pass takes[-1][... takes[0][i]] alone. With one, on the passes j for which
+    Without `sums` element i depends on pass takes[0][... takes[-1][i]] alone. With one, on the passes j for which
     sums[0][j] is that number; with more, on those whose groups are put together so.
 
     Each pass is in at most one group: what is looked up is not put together again but by the same index, since a pass
@@ -40,12 +40,12 @@ class Indexed(NamedTuple):
 
     Attributes:
       axis: the axis of the value.
-      takes: the indices by which rows are looked up, the first ones first.
+      takes: the indices by which rows are looked up, the first ones first, and how many elements there are to look up.
       sums: those by which passes are put together before, and how many groups there are.
     """
 
     axis: int
-    takes: tuple[Column, ...] = ()
+    takes: tuple[tuple[Column, int], ...] = ()
     sums: tuple[tuple[Column, int], ...] = ()
 
     def after(self, inner: Indexed) -> Indexed | None:
@@ -57,7 +57,7 @@ class Indexed(NamedTuple):
     @property
     def columns(self) -> list[Column]:
         """All indices."""
-        return [*(column for column, _ in self.sums), *self.takes]
+        return [column for column, _ in (*self.sums, *self.takes)]
 
 
 class Known(NamedTuple):
@@ -134,7 +134,8 @@ def rows_axis(eqn: Eqn, k: int, a: int, known: Mapping[Var, Known]) -> Indexed |
     one_lane_each = a in d.start_index_map and eqn.params["slice_sizes"][a] == 1
     if not one_lane_each or d.operand_batching_dims or len(rows) != 1:
         return None
-    return Indexed(rows[0], (Column(index.first, list(d.start_index_map).index(a)),))
+    column = Column(index.first, list(d.start_index_map).index(a))
+    return Indexed(rows[0], ((column, eqn.invars[0].aval.shape[a]),))
 
 
 def groups_axis(eqn: Eqn, k: int, a: int, known: Mapping[Var, Known]) -> Indexed | None:
@@ -146,14 +147,16 @@ def groups_axis(eqn: Eqn, k: int, a: int, known: Mapping[Var, Known]) -> Indexed
 
 
 def lanes_axis(eqn: Eqn, k: int, a: Indexed, known: Mapping[Var, Known]) -> int | Indexed | None:
-    """What rows become again where they are put together by the index by which they were looked up.
+    """What rows become again where they are put together by the index by which they were looked up, in their places.
 
-    An index that is not counted from the end, as that of segment_sum, drops the rows where it is negative.
+    An index that is not counted from the end, as that of segment_sum, leaves out the rows where it is negative.
     """
     if not a.takes or (found := _groups(eqn, k, a.axis, known)) is None:
         return None
-    (index, axis), last = found, a.takes[-1]
+    (index, axis), (last, size) = found, a.takes[-1]
     if last.column or index.number not in (known[last.index].number, known[last.index].raw):
+        return None
+    if eqn.outvars[0].aval.shape[axis] != size:
         return None
     before = Indexed(axis, a.takes[:-1], a.sums)
     return before if before.columns else axis
@@ -191,7 +194,7 @@ def summed_by(x: Array, axis: int, indexed: Indexed, values: Mapping[Var, Array]
     """
     for (index, column), size in indexed.sums:
         x = jnp.moveaxis(jax.ops.segment_sum(jnp.moveaxis(x, axis, 0), values[index][:, column], size), 0, axis)
-    for index, column in indexed.takes:
+    for (index, column), _ in indexed.takes:
         x = jnp.take(x, values[index][:, column], axis=axis, mode="clip")
     return x
 

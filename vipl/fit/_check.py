@@ -224,9 +224,11 @@ def check_restarts(found: int | None, wanted: int | None) -> None:
 
 def check_direction(maximize: object) -> bool:
     """Whether an objective is maximized; raises where that is not True or False."""
+    if isinstance(maximize, jax.Array) and maximize.shape == () and maximize.dtype == bool:
+        return bool(maximize)
     if not isinstance(maximize, (bool, np.bool_)):
         raise _error(
-            "maximize is not True or False.", shortened(maximize), "True, or False to minimize", "leave it out"
+            "maximize is not True or False.", shortened(maximize), "True, or False to minimize", "pass maximize=False"
         )
     return bool(maximize)
 

@@ -324,9 +324,9 @@ def _some_point(d: dist.Distribution, value: ArrayLike) -> ArrayLike | None:
         return None if points is None else jnp.take(jnp.asarray(points), 0, axis=axis)
     if joins_zero(d):
         return jnp.zeros_like(value)
+    if isinstance(d, dist.TransformedDistribution) and not names_its_support(d):
+        return _some_image(d, value)
     try:
-        if isinstance(d, dist.TransformedDistribution) and not names_its_support(d):
-            return _some_image(d, value)
         return d.support.feasible_like(value)  # type: ignore[union-attr]
     except (AttributeError, NotImplementedError, TypeError, ValueError):  # no support, or none that names a point
         return None
@@ -335,12 +335,12 @@ def _some_point(d: dist.Distribution, value: ArrayLike) -> ArrayLike | None:
 def _some_image(d: dist.TransformedDistribution, value: ArrayLike) -> ArrayLike | None:
     """What transforms make of a point of the base's support."""
     steps = [step for x in d.transforms for step in steps_of(x)]
-    point = _some_point(d.base_dist, jax.eval_shape(functools.partial(_undone, steps), value))
+    try:
+        aval = jax.eval_shape(lambda y: functools.reduce(lambda y, step: step.inv(y), reversed(steps), y), value)
+    except NotImplementedError:  # a transform without an inverse
+        return None
+    point = _some_point(d.base_dist, jnp.zeros(aval.shape, aval.dtype))
     return None if point is None else functools.reduce(lambda x, step: step(x), steps, point)
-
-
-def _undone(steps: Sequence[t.Transform], value: ArrayLike) -> ArrayLike:
-    return functools.reduce(lambda y, step: step.inv(y), reversed(steps), value)
 
 
 def without_event(d: dist.Distribution | Factor) -> Any:

@@ -62,12 +62,12 @@ def variables(flat: Mapping[Address, Any]) -> dict[str, Any]:
     """By the names that xarray takes."""
     named: dict[str, Any] = {}
     for address, value in flat.items():
-        name = _name(address)
+        name = variable(address)
         if name in named:
             raise AddressError(
                 "two addresses have one name in ArviZ.",
                 at=f"{show_address(address)}",
-                got=f"the name {name!r} for {show_addresses([a for a in flat if _name(a) == name])}",
+                got=f"the name {name!r} for {show_addresses([a for a in flat if variable(a) == name])}",
                 expected="addresses that differ when their parts are joined by '.'",
                 fix=f"rename {show_address(address)}",
             )
@@ -102,8 +102,8 @@ def check_dims(dims: Mapping[str, Any], at: str) -> None:
         )
 
 
-def _name(address: Address) -> str:
-    """As xarray takes it."""
+def variable(address: Address) -> str:
+    """The name of an address, as xarray takes it."""
     return ".".join(address).replace("/", ".")
 
 

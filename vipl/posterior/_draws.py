@@ -196,6 +196,24 @@ def log_densities(
     return _assessed(model, flatten(data, "data"), key, numbers, values, names, lambda trace: trace.log_prob)
 
 
+def sizes_by_site(
+    model: Program,
+    data: Choices,
+    key: PRNGKeyArray,
+    numbers: Int[Array, " n"],
+    values: list[Array],
+    *,
+    names: tuple[Address, ...],
+) -> dict[Address, Float[Array, "n 2"]]:
+    """The log density of each site, and the sum of its terms' absolute values; see `log_likelihoods`."""
+
+    def of_sites(trace: Trace) -> dict[Address, Array]:
+        terms = flatten(trace.log_probs, model.name)
+        return {a: jnp.stack([jnp.sum(x), jnp.sum(jnp.abs(x))]) for a, x in terms.items()}
+
+    return _assessed(model, flatten(data, "data"), key, numbers, values, names, of_sites)
+
+
 def log_likelihoods(
     program: Program,
     data: Choices,

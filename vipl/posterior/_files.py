@@ -21,7 +21,7 @@ from vipl.errors import ProgramError
 from vipl.gen import Program
 from vipl.gen._choices import Address, Choices, flatten
 from vipl.guides._combine import Combined, parts_of
-from vipl.posterior._draws import addresses_of, at_draws, log_densities
+from vipl.posterior._draws import addresses_of, at_draws, sizes_by_site
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def write(
     report: Report | None,
     draws: Choices,
 ) -> None:
-    """See `Posterior.save`; by the log joint densities at a few draws the model is known again."""
+    """See `Posterior.save`; by the log densities of its sites at a few draws the model is known again."""
     said, arrays = _describe(guide)
     said |= {"version": 1, "model": model.name, "data": sorted(keyed(flatten(data, "data")))}
     said |= {"shapes": _shapes(data), "latent": sorted(keyed(dict.fromkeys(guide.addresses)))}
@@ -64,7 +64,9 @@ def write(
     if model.is_exact() and set(addresses_of(model)) <= {*known, *flatten(data, "data")}:
         said["drawn"] = list(map(list, known))
         arrays |= {f"drawn/{k}": np.asarray(x) for k, x in enumerate(known.values())}
-        arrays["log_p"] = _log_p(model, data, known)
+        weighed = _weighed(model, data, known)
+        said["weighed"] = list(weighed)
+        arrays |= {f"log_p/{name}": x for name, x in weighed.items()}
     if report is not None:
         r = report
         converged = None if r.converged is None else bool(r.converged)
@@ -159,22 +161,36 @@ def read(path: str | pathlib.Path, program: Program, data: Choices) -> tuple[Any
     return guide, _params_of(guide, arrays, at), _report_of(said, arrays)
 
 
-def _log_p(model: Program, data: Choices, values: Mapping[Address, Any]) -> np.ndarray:
-    """f64[n], log joint densities at n values of the latent choices."""
+def _weighed(model: Program, data: Choices, values: Mapping[Address, Any]) -> dict[str, np.ndarray]:
+    """By site f64[n, 2], the log densities at n values of the latent choices, and the sum of their terms' sizes."""
     number = len(next(iter(values.values())))
-    return np.asarray(at_draws("log densities", log_densities, model, data, jax.random.key(0), values, number), float)
+    found = at_draws("log densities by site", sizes_by_site, model, data, jax.random.key(0), values, number)
+    return {name: np.asarray(x, np.float64) for name, x in keyed(found).items()}
 
 
 def _check_density(
     said: dict[str, Any], arrays: Mapping[str, np.ndarray], program: Program, data: Choices, at: str
 ) -> None:
-    """Raises where the log joint densities at the draws in a file are others."""
+    """Raises where a site's log densities at the draws in a file are others than rounding makes them.
+
+    In another precision draws and data are rounded, too, which moves a log density by what its slope says: a hundredth
+    of the terms' sizes is allowed for then, and what is not finite is passed over.
+    """
     values = {tuple(address): jnp.asarray(arrays[f"drawn/{k}"]) for k, address in enumerate(said["drawn"])}
-    was, its = arrays["log_p"], _log_p(program, data, values)
-    if not np.allclose(was, its, rtol=1e-5, atol=0.01, equal_nan=True):
-        k = int(np.argmax(~np.isclose(was, its, rtol=1e-5, atol=0.01, equal_nan=True)))
-        got = f"log joint density {was[k]:.6g} of a draw, which is {its[k]:.6g} in this model"
-        raise _not_loaded(at, got, "the same density: other priors, covariates or arguments are another model")
+    moved = [x.dtype != arrays[f"drawn/{k}"].dtype for k, x in enumerate(values.values())]
+    share, least = (0.01, 0.1) if any(moved) else (1e-5, 0.01)
+    there = {name: arrays[f"log_p/{name}"] for name in said["weighed"]}
+    for name, its in _weighed(program, data, values).items():
+        was = there.get(name)
+        if was is None:
+            raise _not_loaded(at, f"no choice {name!r}", "the choices of this model")
+        known = np.isfinite(was[:, 0]) & np.isfinite(its[:, 0])
+        far = np.abs(was[:, 0] - its[:, 0]) > least + share * was[:, 1]
+        wrong = np.where(known, far, (was[:, 0] != its[:, 0]) & ~np.isnan(was[:, 0]) & (not any(moved)))
+        if wrong.any():
+            k = int(np.argmax(wrong))
+            got = f"log density {was[k, 0]:.6g} of {name!r} at a draw, which is {its[k, 0]:.6g} in this model"
+            raise _not_loaded(at, got, "the same density: other priors, covariates or arguments are another model")
 
 
 def _shapes(data: Choices) -> dict[str, list[int]]:

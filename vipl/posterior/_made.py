@@ -16,6 +16,7 @@ from vipl.errors import show_addresses
 from vipl.gen import Program
 from vipl.gen._choices import Address, Choices, flatten, nest
 from vipl.gen._visits import visits
+from vipl.posterior._arviz import variable
 from vipl.posterior._draws import at_draws
 
 Made = Mapping[Address, Bool[np.ndarray, "..."]]
@@ -23,15 +24,19 @@ Made = Mapping[Address, Bool[np.ndarray, "..."]]
 
 
 def made_at(model: Program, data: Choices, key: PRNGKeyArray, draws: Choices) -> Made:
-    """Which of the draws make the choices that stand in branches; nothing where a choice of the model has no value."""
+    """Which of the draws make the choices that stand in branches, data included.
+
+    Nothing where no site stands in a branch that only some passes take, or a choice of the model has no value.
+    """
     found = model.staged()[1]
     values, given = flatten(draws, "draws"), flatten(data, "data")
     known = all(a in values or a in given for a in (info.site.address for info in model.unknown({})))
-    if not known or not any(i.in_branch and i.present is None and i.site.address in values for i in found):
+    if not known or not any(i.in_branch and i.present is None for i in found):
         return {}
     number = len(next(iter(values.values())))
     made = at_draws("which choices are made", _visited, model, data, key, values, number)
-    return {a: np.asarray(x) for a, x in made.items() if a in values}
+    present = {i.site.address for i in found if i.present is not None}
+    return {a: np.asarray(x) for a, x in made.items() if a not in present}
 
 
 def _visited(
@@ -55,14 +60,14 @@ def without_unmade(model: Program, choices: Choices, made: Made, axes: int) -> C
       model: the model.
       choices: with some leading axes.
       made: which draws make a choice.
-      axes: how many leading axes there are.
+      axes: how many leading axes there are; without one, choices are data, and stay what they are.
     """
     present = {i.site.address: i.present for i in model.staged()[1] if i.present is not None}
 
     def of(address: Address, x: Any) -> Any:
         if address in present:
             return np.asarray(x)[(*[slice(None)] * axes, present[address])]
-        if address in made and not made[address].all():
+        if axes and address in made and not made[address].all():
             here = made[address].reshape(*made[address].shape, *[1] * (np.ndim(x) - made[address].ndim))
             return np.where(here, np.asarray(x), np.nan)
         return x
@@ -70,9 +75,36 @@ def without_unmade(model: Program, choices: Choices, made: Made, axes: int) -> C
     return nest({a: of(a, x) for a, x in flatten(choices, "choices").items()})
 
 
-def said_of(made: Made) -> tuple[str, ...]:
-    """A sentence on the choices that only some draws make, and one on those that none does."""
-    share = {a: float(x.mean()) for a, x in made.items()}
+def dimensions(
+    model: Program, dims: Mapping[str, Any], coords: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Names and coordinates of dimensions, for choices of which it is known which passes make one.
+
+    These are vectors in place of the axes of loops; a vector has a dimension of its own, with the positions of its
+    elements, or their coordinates, along it.
+    """
+    dims, coords = dict(dims), dict(coords)
+    for info in model.staged()[1]:
+        present = info.present
+        if present is None:
+            continue
+        name = variable(info.site.address)
+        given, own = list(dims.get(name) or ()), f"{name}_dim_0"
+        along = given[: present.ndim]
+        places = [tuple(map(int, i)) for i in np.argwhere(present)]
+        if len(along) == present.ndim == 1 and len(coords.get(along[0], ())) == present.size:
+            labels: list[Any] = [np.asarray(coords[along[0]])[i].item() for (i,) in places]
+        else:
+            labels = [i[0] if len(i) == 1 else ", ".join(map(str, i)) for i in places]
+        dims[name] = [own, *given[present.ndim :]]
+        coords.setdefault(own, labels)
+    return dims, coords
+
+
+def said_of(made: Made, draws: Choices) -> tuple[str, ...]:
+    """A sentence on the latent choices that only some draws make, and one on those that none does."""
+    latent = flatten(draws, "draws")
+    share = {a: float(x.mean()) for a, x in made.items() if a in latent}
     some = [f"{show_addresses([a])} in {100 * p:.3g} %" for a, p in share.items() if 0 < p < 1]
     none = [a for a, p in share.items() if p == 0]
     out = [f"A row is of the draws that make its choice: {', '.join(some)} of them."] if some else []

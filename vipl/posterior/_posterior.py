@@ -45,7 +45,7 @@ from vipl.posterior._draws import (
 from vipl.posterior._evidence import Evidence, evidence_of
 from vipl.posterior._files import Report, read, write
 from vipl.posterior._improved import Improved, check_function, improved, mean_over_draws, values_of
-from vipl.posterior._made import made_at, said_of, without_unmade
+from vipl.posterior._made import dimensions, made_at, said_of, without_unmade
 from vipl.posterior._psis import smooth
 from vipl.posterior._summary import COLUMNS, rows_of
 from vipl.posterior._table import Table, label
@@ -442,7 +442,7 @@ class Posterior(Generic[G]):
             draws, verdict, weights = better.choices, better.verdict(), np.exp(better.weights.log_weights)
         made = made_at(self.model, self.data, key_or_first(key), draws)
         rows = tuple(rows_of(self.model, draws, weights, made))
-        return Table((f"{self!r}", *self._said_of_fit()), COLUMNS, rows, (*said_of(made), verdict))
+        return Table((f"{self!r}", *self._said_of_fit()), COLUMNS, rows, (*said_of(made, draws), verdict))
 
     def _said_of_fit(self) -> tuple[str, ...]:
         r = self.report
@@ -471,7 +471,9 @@ class Posterior(Generic[G]):
         observed_data; constant_data. The parts of a nested address are joined by ".", which also stands for a "/":
         xarray's names hold none. Log likelihoods are float64: ArviZ takes exponentials of them, which differ by less
         than a float32 shows where an observation is nearly certain. A choice in a branch is NaN where the branch is not
-        taken. Where a site in a `scan` is observed in part (`partly_observed`), its observed elements are a vector.
+        taken (floats then, of discrete choices, too). Where a site in a `scan` is observed in part (`partly_observed`),
+        its observed elements are a vector, along a dimension of its own with their positions, or the coordinates of
+        these, for coordinates.
 
         Args:
           key: PRNG key.
@@ -502,16 +504,20 @@ class Posterior(Generic[G]):
         }
         check_known(groups, "Posterior.to_arviz", _OUTSIDE)
         groups["log_likelihood"] = jax.tree.map(lambda x: np.asarray(x, np.float64), groups["log_likelihood"])
-        made = made_at(self.model, self.data, keys[3], drawn)
-        for name, choices in groups.items():
-            groups[name] = without_unmade(self.model, choices, made, axes=0 if name == "observed_data" else 1)
+        before: dict[Address, Any] = {}
         if prior:
             before = flatten(predict(keys[2], self.model, num_samples), "prior")
             latent = flatten(drawn, "draws")
             recorded = self._recorded(keys[2], {}, nest(before)) if deterministics else {}
             groups["prior"] = _beside(nest({a: x for a, x in before.items() if a in latent}), recorded)
             groups["prior_predictive"] = nest({a: x for a, x in before.items() if a not in latent})
-        return tree_of(groups, constant, at, coords=coords or {}, dims=dims)
+        made = {False: made_at(self.model, self.data, keys[3], drawn)}
+        made[True] = made_at(self.model, {}, keys[2], nest(before)) if prior else {}
+        for name, choices in groups.items():
+            axes = 0 if name == "observed_data" else 1
+            groups[name] = without_unmade(self.model, choices, made[name.startswith("prior")], axes)
+        dims, coords = dimensions(self.model, dims, coords or {})
+        return tree_of(groups, constant, at, coords=coords, dims=dims)
 
     def plot_fit(self, ax: Any = None) -> Any:
         """Draws the estimates of the bound against the steps; returns matplotlib's axes."""
@@ -629,8 +635,8 @@ def load(path: str | pathlib.Path, program: Program, data: Choices) -> Posterior
       data: the observed choices.
 
     Raises:
-      ProgramError: the file is not a posterior's; or it is that of another model, with another log joint density at
-        draws that the file holds, of other data, or of latent choices of other shapes or supports.
+      ProgramError: the file is not a posterior's; or it is that of another model, with other log densities at draws
+        that the file holds, of other data, or of latent choices of other shapes or supports.
     """
     check_source(program, "program", "vipl.load", program=True)
     guide, params, report = read(path, program, data)
