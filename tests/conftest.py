@@ -30,6 +30,15 @@ def key(request):
     return jax.random.fold_in(jax.random.key(SEED), sum(map(ord, request.node.name)))
 
 
+@pytest.fixture
+def typed_face(monkeypatch):
+    """Public functions and methods look at their signatures, in each call of a test."""
+    from tests.helpers.typed import typed_functions
+
+    for place, name, fn in typed_functions():
+        monkeypatch.setattr(place, name, fn)
+
+
 def pytest_addoption(parser):
     parser.addoption("--share", choices=shares.SHARES, help="the tests alone that the whole check runs on that JAX")
 

@@ -15,6 +15,8 @@ from vipl import objectives as ob
 from vipl import sample
 from vipl.testing import assert_unbiased
 
+pytestmark = pytest.mark.usefixtures("typed_face")
+
 KEY = jax.random.key(31)
 Y = {"y": jnp.array(0.7)}
 THETA, PHI = jnp.array([0.4, -0.3]), jnp.array([0.2, -0.4])
