@@ -289,8 +289,8 @@ def site_log_prob(site: Site, operands: Sequence[ArrayLike], value: Array, *, ch
       ndim: how many axes stay.
     """
     d = without_event(site.distribution.combine(operands[: site.num_distribution]))
-    judged = verdict(d, value) if check and not _checks_itself(innermost(d), value) else None
     try:
+        judged = verdict(d, value) if check and not _checks_itself(innermost(d), value) else None
         log_prob = d.log_prob(value if judged is None else _kept_inside(d, value, judged.inside | judged.nan))
     except NotImplementedError:
         raise _no_density(site, d) from None
