@@ -102,14 +102,15 @@ def _parts(points: Draw | Points, site: Site) -> Iterator[tuple[str, Any, Any, t
     for name in ("alternatives", "pruned"):
         if (others := getattr(points, name)) is not None:
             number = jnp.shape(others.weights)[:1]
-            yield f"values of `{name}`", others.values, site.dtype, (*number, *site.shape)
+            kind = next((k for k in (jnp.integer, jnp.floating) if jnp.issubdtype(site.dtype, k)), site.dtype)
+            yield f"values of `{name}`", others.values, kind, (*number, *site.shape)
             yield f"weights of `{name}`", others.weights, jnp.floating, number
             yield f"`possible` of `{name}`", others.possible, jnp.bool_, number
 
 
 def _show(dtype: Any, shape: tuple[int, ...]) -> str:
     """A type of arrays as messages write it."""
-    name = "float" if dtype is jnp.floating else jnp.dtype(dtype).name
+    name = {jnp.floating: "float", jnp.integer: "int"}.get(dtype) or jnp.dtype(dtype).name
     return f"{name}[{','.join(map(str, shape))}]"
 
 
