@@ -59,6 +59,8 @@ EDITS: list[Edit] = [
         "vipl/guides/_guide.py",
         ("the prior begins at the branch of zeros", "for x in (*real, *guide.latents.discrete)", "for x in real",
          "posterior/test_posterior.py -k 'positive_choices'"),
+        ("passes that are known are taken for a branch", "for x in real if x.present is None]", "for x in real]",
+         "posterior/test_posterior.py -k 'beside_a_scan'"),
         ("branches begin at zero", "reversed(first) if self.latents.in_branch else first", "first",
          "posterior/test_posterior.py -k 'far_from_zero'"),
     ),

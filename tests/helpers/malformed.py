@@ -2826,9 +2826,8 @@ def guides_in_a_list():
 
 @malformed
 def a_direction_that_is_a_text():
-    vipl.fit(
-        vipl.expectation(lambda m: -(m**2)), 0.0, optax.adam(0.1), key=KEY, num_steps=2, maximize="no",  # type: ignore
-    )  # fmt: skip
+    objective, wrong = vipl.expectation(lambda m: -(m**2)), {"maximize": "no"}
+    vipl.fit(objective, 0.0, optax.adam(0.1), key=KEY, num_steps=2, **wrong)  # type: ignore[arg-type]
 
 
 @malformed

@@ -866,6 +866,23 @@ def test_starts_of_positive_choices_in_branches(key):
         guide.init(key, start={"s": -1.0})
 
 
+def test_a_branch_beside_a_scan_with_holes(key):
+    """The prior's median is of the draws that take the branch; which steps are missing is known."""
+
+    @vipl.gen
+    def model():
+        k = sample("k", dist.Bernoulli(0.4))
+        m = jax.lax.cond(k == 1, lambda: sample("a", dist.Normal(9.0, 1.0)), lambda: 0.0)
+        sample("level", level(4))
+        sample("x", dist.Normal(m, 1.0))
+
+    program, data = vipl.partly_observed(model(), {"x": 8.0, "level": {"y": np.array([1.0, np.nan, np.nan, 0.9])}})
+    params = guides.MeanField(program, data).init(key)
+    np.testing.assert_allclose(params["a"]["loc"], 9.0, atol=0.5)
+    assert params["level"]["y_missing"]["loc"].shape == (2,)
+    np.testing.assert_allclose(vipl.infer(program, data, key=key).sample(key, 500)["a"].mean(), 8.5, atol=0.3)
+
+
 def test_what_a_draw_does_not_have_is_not_counted(key):
     """Rows and variables are of the draws that take the branch; a branch that none takes is named."""
     model, y = in_branches(2.0, -2.0), jnp.array([-0.3, -0.8, -1.1])
@@ -883,16 +900,17 @@ def test_what_a_draw_does_not_have_is_not_counted(key):
     assert 'No draw takes the branch of "a"' in posterior.summary(key).foot[0]
 
 
+@vipl.gen
+def level(n):
+    def step(z, _):
+        z = sample("z", dist.Normal(z, 0.4))
+        return z, sample("y", dist.Normal(z, 0.5))
+
+    jax.lax.scan(step, 0.0, None, length=n)
+
+
 def test_elements_in_a_scan_that_are_no_data_are_no_observations(key):
     """Where data have holes the tree has the observed elements, and the missing ones, as vectors."""
-
-    @vipl.gen
-    def level(n):
-        def step(z, _):
-            z = sample("z", dist.Normal(z, 0.4))
-            return z, sample("y", dist.Normal(z, 0.5))
-
-        jax.lax.scan(step, 0.0, None, length=n)
 
     y = np.array([1.0, 0.6, np.nan, np.nan, 1.3, 0.9])
     program, data = vipl.partly_observed(level(6), {"y": y})
@@ -913,14 +931,6 @@ def test_elements_in_a_scan_that_are_no_data_are_no_observations(key):
 
 
 def test_dimensions_of_data_with_holes_keep_their_coordinates(key):
-    @vipl.gen
-    def level(n):
-        def step(z, _):
-            z = sample("z", dist.Normal(z, 0.4))
-            return z, sample("y", dist.Normal(z, 0.5))
-
-        jax.lax.scan(step, 0.0, None, length=n)
-
     program, data = vipl.partly_observed(level(4), {"y": np.array([1.0, np.nan, 1.3, 0.9])})
     posterior = vipl.infer(program, data, key=key)
     years = [2001, 2002, 2003, 2004]

@@ -162,7 +162,7 @@ def lanes_axis(eqn: Eqn, k: int, a: Indexed, known: Mapping[Var, Known]) -> int 
     return before if before.columns else axis
 
 
-_SCATTERS = ("scatter", "scatter-add", "scatter-mul", "scatter-min", "scatter-max")
+_SCATTERS = ("scatter", "scatter-add", "scatter-mul", "scatter-min", "scatter-max", "scatter-sub")
 
 
 def _groups(eqn: Eqn, k: int, a: int, known: Mapping[Var, Known]) -> tuple[Known, int] | None:

@@ -344,12 +344,13 @@ def _made_of(fixed: tuple[type, dict[str, Any], Program], data: dict[str, Any]) 
 def _median_of_prior(guide: ModelGuide, key: PRNGKeyArray) -> list[Array]:
     """The coordinates of each choice at the median of those of 256 draws from the model that make it."""
     real = guide.latents.real
+    branches = [x.address for x in real if x.present is None]  # of the others the passes that make one are known
 
     def one(key: PRNGKeyArray) -> tuple[list[Array], dict[Address, Array]]:
         drawn = flatten(guide.model.simulate(key).choices, guide.model.name)
         u = guide.latents.unconstrain({x.address: drawn[x.address] for x in (*real, *guide.latents.discrete)})[0]
         made = visits(guide.model, drawn) if guide.latents.in_branch else {}
-        return [u[x.address] for x in real], {x.address: made[x.address] for x in real if x.address in made}
+        return [u[x.address] for x in real], {a: made[a] for a in branches if a in made}
 
     coordinates, made = jax.vmap(one)(jax.random.split(key, 256))
     return [_median(u, made.get(x.address)) for x, u in zip(real, coordinates, strict=True)]
@@ -357,7 +358,7 @@ def _median_of_prior(guide: ModelGuide, key: PRNGKeyArray) -> list[Array]:
 
 def _median(u: Array, made: Array | None) -> Array:
     """The median of the first axis; of the rows alone in which a choice was made, and 0 where it never was."""
-    if made is None or made.ndim > u.ndim:
+    if made is None:
         return jnp.median(u, axis=0)
     made = jnp.expand_dims(made, tuple(range(made.ndim, u.ndim)))
     return jnp.where(made.any(0), jnp.nanmedian(jnp.where(made, u, jnp.nan), axis=0), 0)

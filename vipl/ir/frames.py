@@ -15,6 +15,7 @@ import jax
 import numpyro
 
 _PACKAGE = pathlib.Path(__file__).resolve().parent.parent
+# Frames that are not the user's; programs in the package's own demo and zoo are users.
 _SKIPPED = (
     *(str(pathlib.Path(str(package.__file__)).resolve().parent) for package in (jax, numpyro)),
     contextlib.__file__,

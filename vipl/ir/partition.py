@@ -123,10 +123,13 @@ def canonical(x: Any) -> Any:
         if np.ma.is_masked(x):
             raise _masked(x)
         x = x.data
-    if isinstance(x, (bool, np.bool_)) or not isinstance(x, (int, np.integer, np.ndarray)):
+    if isinstance(x, bool) or not isinstance(x, (int, np.integer, np.ndarray)):
         return x
     kind = np.dtype(int) if isinstance(x, int) else x.dtype
-    if kind.kind not in "iu" or (kind == (own := jax.dtypes.canonicalize_dtype(kind)) and not isinstance(x, int)):
+    if kind.kind not in "iu":
+        return x
+    own = jax.dtypes.canonicalize_dtype(kind)
+    if own == kind and not isinstance(x, int):
         return x
     least, most = np.iinfo(own).min, np.iinfo(own).max
     if np.size(x) == 0 or (least <= np.min(x) and np.max(x) <= most):

@@ -30,8 +30,6 @@ from vipl.errors import ControlFlowError, ProgramError, show_address
 from vipl.ir.frames import user_frame
 from vipl.ir.partition import Integers, Skeleton
 
-# Frames that are not the user's; programs in the package's own demo and zoo are users.
-
 
 @dataclass(frozen=True)
 class Lane:

@@ -265,7 +265,7 @@ _row(
     "dynamic_update_slice",
     Traits(axes=_dynamic_update_slice, linear=lambda numbers: set(numbers) <= {0, 1}, leaves_out=True),
 )
-_row("scatter scatter-max scatter-min scatter-mul", Traits(axes=_scatter))
+_row("scatter scatter-max scatter-min scatter-mul scatter-sub", Traits(axes=_scatter))
 _row("scatter-add", Traits(axes=_scatter, linear=lambda numbers: set(numbers) <= {0, 2}, leaves_out=True))
 
 # along axes
@@ -289,8 +289,8 @@ _row(
     from_edtype geqp3 geqrf hessenberg householder_product le_to lt_to lu lu_pivots_to_permutation mesh_cast mulhi name
     ormqr platform_index population_count pvary qr ragged_dot_general random_bits random_gamma random_seed random_unwrap
     random_wrap reduce reduce_window reduce_window_max reduce_window_min reduce_window_sum reshard rng_bit_generator
-    scatter-sub schur select_and_gather_add select_and_scatter
-    select_and_scatter_add sharding_constraint svd symmetric_product threefry2x32 to_edtype tridiagonal
+    schur select_and_gather_add select_and_scatter select_and_scatter_add sharding_constraint svd symmetric_product
+    threefry2x32 to_edtype tridiagonal
     tridiagonal_solve zeros_like vipl_alarm vipl_guard vipl_mark vipl_row""",
     Traits(),
 )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, SupportsIndex
 
 import jax
@@ -166,16 +166,36 @@ def _check_choices(flat: Mapping[Address, Any], has: list[Address], num_samples:
 
 def at_draws(
     kind: str,
-    fn: Callable[..., PyTree],
+    read: Callable[[Program, Trace], PyTree],
     program: Program,
     data: Choices,
     key: PRNGKeyArray,
     values: Mapping[Address, Array],
     num_samples: SupportsIndex,
 ) -> Any:
-    """`log_densities`, `log_likelihoods` or `records` at values with a leading axis of draws, compiled, in chunks."""
+    """What is read of the traces of a program at data and the other choices, compiled, in chunks.
+
+    Args:
+      kind: of what is read; equal for equal functions `read`.
+      read: `log_density`, `sizes_by_site`, `log_likelihoods` or `records`, for one.
+      program: over all choices.
+      data: the observed choices.
+      key: of what the program draws without a choice, such as dropout.
+      values: the other choices, with a leading axis of draws.
+      num_samples: how many draws there are.
+    """
     names, rows = tuple(values), list(values.values())
-    of_rows = functools.partial(fn, names=names)
+
+    def of_rows(
+        program: Program, data: Choices, key: PRNGKeyArray, numbers: Int[Array, " n"], rows: list[Array]
+    ) -> PyTree:
+        given = {a: jnp.asarray(x) for a, x in flatten(data, "the data").items()}
+
+        def one(key: PRNGKeyArray, row: list[Array]) -> PyTree:
+            choices = nest(dict(zip(names, row, strict=True)) | given)
+            return seed(lambda: read(program, program.assess(choices)))(key)
+
+        return jax.vmap(one)(keys_of(key, numbers), rows)
 
     def some(numbers: Array, rows: list[Array]) -> PyTree:
         return run_once(kind, of_rows, (program, data), (key, numbers, rows), static=names)
@@ -183,94 +203,22 @@ def at_draws(
     return in_chunks(num_samples, some, rows, (key, program, data))
 
 
-def log_densities(
-    model: Program,
-    data: Choices,
-    key: PRNGKeyArray,
-    numbers: Int[Array, " n"],
-    values: list[Array],
-    *,
-    names: tuple[Address, ...],
-) -> Float[Array, " n"]:
-    """The log joint densities of data and the values of the other choices; see `log_likelihoods`."""
-    return _assessed(model, flatten(data, "data"), key, numbers, values, names, lambda trace: trace.log_prob)
+def log_density(_: Program, trace: Trace) -> Float[Array, ""]:
+    """The log joint density."""
+    return trace.log_prob
 
 
-def sizes_by_site(
-    model: Program,
-    data: Choices,
-    key: PRNGKeyArray,
-    numbers: Int[Array, " n"],
-    values: list[Array],
-    *,
-    names: tuple[Address, ...],
-) -> dict[Address, Float[Array, "n 2"]]:
-    """The log density of each site, and the sum of its terms' absolute values; see `log_likelihoods`."""
-
-    def of_sites(trace: Trace) -> dict[Address, Array]:
-        terms = flatten(trace.log_probs, model.name)
-        return {a: jnp.stack([jnp.sum(x), jnp.sum(jnp.abs(x))]) for a, x in terms.items()}
-
-    return _assessed(model, flatten(data, "data"), key, numbers, values, names, of_sites)
+def sizes_by_site(program: Program, trace: Trace) -> dict[Address, Float[Array, "2"]]:
+    """The log density of each site, and the sum of its terms' absolute values."""
+    terms = flatten(trace.log_probs, program.name)
+    return {a: jnp.stack([jnp.sum(x), jnp.sum(jnp.abs(x))]) for a, x in terms.items()}
 
 
-def log_likelihoods(
-    program: Program,
-    data: Choices,
-    key: PRNGKeyArray,
-    numbers: Int[Array, " n"],
-    values: list[Array],
-    *,
-    names: tuple[Address, ...],
-) -> dict[Address, Array]:
-    """The log densities of observed choices given all others, elementwise where elements are independent.
-
-    Args:
-      program: over all choices.
-      data: the observed choices.
-      key: of what the program draws without a choice, such as dropout.
-      numbers: of the draws.
-      values: the other choices, with a leading axis of draws.
-      names: their addresses.
-    """
-    given = {a: jnp.asarray(x) for a, x in flatten(data, "the data").items()}
-
-    def of_data(trace: Trace) -> dict[Address, Array]:
-        return {a: x for a, x in flatten(trace.log_probs, program.name).items() if a in given}
-
-    return _assessed(program, given, key, numbers, values, names, of_data)
+def log_likelihoods(program: Program, trace: Trace, *, of: Collection[Address]) -> dict[Address, Array]:
+    """The log densities of observed choices given all others, elementwise where elements are independent."""
+    return {a: x for a, x in flatten(trace.log_probs, program.name).items() if a in of}
 
 
-def records(
-    program: Program,
-    data: Choices,
-    key: PRNGKeyArray,
-    numbers: Int[Array, " n"],
-    values: list[Array],
-    *,
-    names: tuple[Address, ...],
-) -> dict[Address, Array]:
-    """The values that a program records, at data and the values of the other choices; see `log_likelihoods`."""
-
-    def of_records(trace: Trace) -> dict[Address, Array]:
-        return flatten(trace.deterministics, program.name)
-
-    return _assessed(program, flatten(data, "data"), key, numbers, values, names, of_records)
-
-
-def _assessed(
-    program: Program,
-    given: Mapping[Address, Any],
-    key: PRNGKeyArray,
-    numbers: Int[Array, " n"],
-    values: list[Array],
-    names: tuple[Address, ...],
-    read: Callable[[Trace], PyTree],
-) -> Any:
-    """What is read of the traces of a program at each row of the values, beside what is given."""
-
-    def one(key: PRNGKeyArray, values: list[Array]) -> PyTree:
-        choices = nest(dict(zip(names, values, strict=True)) | dict(given))
-        return seed(lambda: read(program.assess(choices)))(key)
-
-    return jax.vmap(one)(keys_of(key, numbers), values)
+def records(program: Program, trace: Trace) -> dict[Address, Array]:
+    """The values that a program records."""
+    return flatten(trace.deterministics, program.name)

@@ -11,46 +11,39 @@ from typing import Any
 import jax
 import numpy as np
 
-from vipl._types import Array, Bool, Int, PRNGKeyArray
+from vipl._types import Array, Bool
 from vipl.errors import show_addresses
-from vipl.gen import Program
+from vipl.gen import Program, Trace
 from vipl.gen._choices import Address, Choices, flatten, nest
 from vipl.gen._visits import visits
 from vipl.posterior._arviz import variable
-from vipl.posterior._draws import at_draws
+from vipl.posterior._draws import addresses_of, at_draws
 
 Made = Mapping[Address, Bool[np.ndarray, "..."]]
 """By address bool[draws, *loops], which draws make a choice in which passes of the loops; of others all do."""
 
 
-def made_at(model: Program, data: Choices, key: PRNGKeyArray, draws: Choices) -> Made:
+def known_passes(model: Program) -> dict[Address, np.ndarray]:
+    """By address bool[*loops], which passes make a choice, where that is known without a draw."""
+    return {info.site.address: info.present for info in model.staged()[1] if info.present is not None}
+
+
+def made_at(model: Program, data: Choices, draws: Choices) -> Made:
     """Which of the draws make the choices that stand in branches, data included.
 
     Nothing where no site stands in a branch that only some passes take, or a choice of the model has no value.
     """
-    found = model.staged()[1]
-    values, given = flatten(draws, "draws"), flatten(data, "data")
-    known = all(a in values or a in given for a in (info.site.address for info in model.unknown({})))
-    if not known or not any(i.in_branch and i.present is None for i in found):
+    values, given, known = flatten(draws, "draws"), flatten(data, "data"), known_passes(model)
+    unknown = any(info.in_branch and info.site.address not in known for info in model.staged()[1])
+    if not unknown or not all(a in values or a in given for a in addresses_of(model)):
         return {}
-    number = len(next(iter(values.values())))
-    made = at_draws("which choices are made", _visited, model, data, key, values, number)
-    present = {i.site.address for i in found if i.present is not None}
-    return {a: np.asarray(x) for a, x in made.items() if a not in present}
+    key, number = jax.random.key(0), len(next(iter(values.values())))
+    made = at_draws("which choices are made", _visits, model, data, key, values, number)
+    return {a: np.asarray(x) for a, x in made.items() if a not in known}
 
 
-def _visited(
-    model: Program,
-    data: Choices,
-    key: PRNGKeyArray,
-    numbers: Int[Array, " n"],
-    values: list[Array],
-    *,
-    names: tuple[Address, ...],
-) -> dict[Address, Array]:
-    del key, numbers
-    given = flatten(data, "data")
-    return jax.vmap(lambda values: visits(model, given | dict(zip(names, values, strict=True))))(values)
+def _visits(program: Program, trace: Trace) -> dict[Address, Array]:
+    return visits(program, flatten(trace.choices, program.name))
 
 
 def without_unmade(model: Program, choices: Choices, made: Made, axes: int) -> Choices:
@@ -62,7 +55,7 @@ def without_unmade(model: Program, choices: Choices, made: Made, axes: int) -> C
       made: which draws make a choice.
       axes: how many leading axes there are; without one, choices are data, and stay what they are.
     """
-    present = {i.site.address: i.present for i in model.staged()[1] if i.present is not None}
+    present = known_passes(model)
 
     def of(address: Address, x: Any) -> Any:
         if address in present:
@@ -84,11 +77,8 @@ def dimensions(
     elements, or their coordinates, along it.
     """
     dims, coords = dict(dims), dict(coords)
-    for info in model.staged()[1]:
-        present = info.present
-        if present is None:
-            continue
-        name = variable(info.site.address)
+    for address, present in known_passes(model).items():
+        name = variable(address)
         given, own = list(dims.get(name) or ()), f"{name}_dim_0"
         along = given[: present.ndim]
         places = [tuple(map(int, i)) for i in np.argwhere(present)]

@@ -36,7 +36,7 @@ from vipl.posterior._draws import (
     at_draws,
     in_chunks,
     keys_of,
-    log_densities,
+    log_density,
     log_likelihoods,
     predict,
     recorded_by,
@@ -247,7 +247,9 @@ class Posterior(Generic[G]):
         self._check_whole(program, drawn | given, "log_likelihood")
         has = addresses_of(program)
         values = {a: x for a, x in drawn.items() if a in has}
-        found = at_draws("log likelihoods", log_likelihoods, program, data, key, values, _number(draws))
+        found = at_draws(
+            "log likelihoods", functools.partial(log_likelihoods, of=given), program, data, key, values, _number(draws)
+        )
         return nest({a: found[a] for a in has if a in found})
 
     def _check_whole(self, program: Program, values: Mapping[Address, Any], what: str) -> None:
@@ -440,7 +442,7 @@ class Posterior(Generic[G]):
         else:
             better = self.improve(key_or_first(key), num_samples)
             draws, verdict, weights = better.choices, better.verdict(), np.exp(better.weights.log_weights)
-        made = made_at(self.model, self.data, key_or_first(key), draws)
+        made = made_at(self.model, self.data, draws)
         rows = tuple(rows_of(self.model, draws, weights, made))
         return Table((f"{self!r}", *self._said_of_fit()), COLUMNS, rows, (*said_of(made, draws), verdict))
 
@@ -511,8 +513,8 @@ class Posterior(Generic[G]):
             recorded = self._recorded(keys[2], {}, nest(before)) if deterministics else {}
             groups["prior"] = _beside(nest({a: x for a, x in before.items() if a in latent}), recorded)
             groups["prior_predictive"] = nest({a: x for a, x in before.items() if a not in latent})
-        made = {False: made_at(self.model, self.data, keys[3], drawn)}
-        made[True] = made_at(self.model, {}, keys[2], nest(before)) if prior else {}
+        made = {False: made_at(self.model, self.data, drawn)}
+        made[True] = made_at(self.model, {}, nest(before)) if prior else {}
         for name, choices in groups.items():
             axes = 0 if name == "observed_data" else 1
             groups[name] = without_unmade(self.model, choices, made[name.startswith("prior")], axes)
@@ -573,7 +575,7 @@ class Posterior(Generic[G]):
         """Draws, their log joint densities with the data, and the guide's."""
         values, log_q = self._drawn(key, num_samples)
         by_address = dict(zip(self._addresses, values, strict=True))
-        log_p = at_draws("log densities", log_densities, self.model, self.data, as_key(key), by_address, num_samples)
+        log_p = at_draws("log densities", log_density, self.model, self.data, as_key(key), by_address, num_samples)
         return nest(by_address), log_p, log_q
 
     @functools.cached_property

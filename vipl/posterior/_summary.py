@@ -9,7 +9,7 @@ import numpy as np
 from vipl._types import Float
 from vipl.gen import Program
 from vipl.gen._choices import Choices, flatten
-from vipl.posterior._made import Made
+from vipl.posterior._made import Made, known_passes
 from vipl.posterior._table import label, number
 
 COLUMNS = ("", "mean", "sd", "5.5%", "50%", "94.5%", "moved")
@@ -26,7 +26,7 @@ def rows_of(
       weights: of the draws, which sum to 1; None where there are none.
       made: which draws make the choices that stand in branches.
     """
-    there = {info.site.address: info.present for info in model.staged()[1]}
+    there = known_passes(model)
     for address, x in flatten(draws, "draws").items():
         flat = np.asarray(x, np.float64).reshape(len(x), -1)
         present, own = there.get(address), made.get(address)
