@@ -1,8 +1,8 @@
 """A step of `vipl.fit` beside one of a loop that is written by hand: `python -m benchmarks fits`.
 
 The problem is a linear regression with four coefficients and a Gaussian guide, 256 rows in a batch, by Adam. The
-hand-written twins are one compiled `lax.scan` each: they make all keys before the loop, hand the rows on from step to
-step, check nothing, and record nothing but the estimates.
+hand-written twins are one compiled `lax.scan` each: they make the keys and the numbers of the rows of many steps at
+once, as `vipl.fit` does, check nothing, and record nothing but the estimates.
 
 - loop: the loop by hand; the gradient is that of the same objective, the rows are those that `vipl.fit` draws.
 - all: the bound by hand, too, with all draws of a step from one key and nothing computed twice.
@@ -83,27 +83,34 @@ def by_hand(n: int, num_steps: int, draws: str, elbo: vipl.Expectation | None = 
         return -(prior + n / BATCH * rows + entropy)
 
     def run(key, phi, data):
-        steps = jnp.arange(num_steps)
         per_epoch = max(1, n // BATCH)
-        keys = jax.vmap(functools.partial(jax.random.fold_in, key))(steps)
-        orders = jax.vmap(lambda i: order_of(key, i // per_epoch, n))(steps + 1) if draws == "same" else None
+        keys_of = jax.vmap(functools.partial(jax.random.fold_in, key))
 
         def step(carry, given):
-            phi, state, rows = carry
-            key, order, i = given
+            phi, state = carry
+            key, rows = given
             if draws == "randint":
                 rows = jax.random.randint(jax.random.fold_in(key, 1), (BATCH,), 0, n)
             batch = data if draws == "none" else {name: x[rows] for name, x in data.items()}
             value, grads = jax.value_and_grad(loss)(phi, key, batch)
             updates, state = OPTIMIZER.update(grads, state, phi)
-            if order is not None:
-                rows = rows_at(order, (i + 1) % per_epoch * BATCH, BATCH, n)
-            return (optax.apply_updates(phi, updates), state, rows), -value
+            return (optax.apply_updates(phi, updates), state), -value
 
-        rows = rows_at(order_of(key, jnp.uint32(0), n), jnp.uint32(0), BATCH, n) if draws == "same" else None
-        if draws == "randint":
-            rows = jnp.zeros(BATCH, jnp.int32)
-        (phi, _, _), values = lax.scan(step, (phi, OPTIMIZER.init(phi), rows), (keys, orders, steps))
+        def steps_ahead(carry, numbers):
+            rows = jax.vmap(rows_of)(numbers) if draws == "same" else None
+            return lax.scan(step, carry, (keys_of(numbers), rows))
+
+        def rows_of(i):
+            return rows_at(order_of(key, i // per_epoch, n), i % per_epoch * BATCH, BATCH, n)
+
+        carry, numbers = (phi, OPTIMIZER.init(phi)), jnp.arange(num_steps)
+        if draws != "same":
+            (phi, _), values = steps_ahead(carry, numbers)
+        else:
+            whole = numbers[: num_steps // AHEAD * AHEAD].reshape(-1, AHEAD)
+            carry, first = lax.scan(steps_ahead, carry, whole)
+            (phi, _), last = steps_ahead(carry, numbers[whole.size :])
+            values = jnp.concatenate([first.ravel(), last])
         return phi, values
 
     return run

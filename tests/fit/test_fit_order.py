@@ -216,7 +216,8 @@ def test_epochs_of_a_fit_are_orders_of_their_own(restarts):
         np.testing.assert_array_equal(each[0], rows_of(7, range(4), 6))
 
 
-def test_steps_do_not_depend_on_how_many_are_prepared_together(monkeypatch):
+@pytest.mark.parametrize(("bound", "size"), [("AHEAD", 7), ("_ROWS", 14), ("_ROWS", 1)])
+def test_steps_do_not_depend_on_how_many_are_prepared_together(monkeypatch, bound, size):
     def run():
         @vipl.expectation
         def mean(params, batch):
@@ -227,7 +228,7 @@ def test_steps_do_not_depend_on_how_many_are_prepared_together(monkeypatch):
 
     whole = run()
     forget()
-    monkeypatch.setattr(STEPS, "AHEAD", 7)
+    monkeypatch.setattr(STEPS, bound, size)
     jax.tree.map(np.testing.assert_array_equal, whole, run())
 
 

@@ -24,7 +24,7 @@ from vipl._types import Array, ArrayLike, PRNGKeyArray, PyTree
 from vipl.cache.programs import keep
 from vipl.expectation import Expectation
 from vipl.fit._check import check_new_state
-from vipl.fit._order import Order, order_of, rows_at
+from vipl.fit._order import order_of, rows_at
 from vipl.fit._parts import FROZEN, Owners, own, put
 from vipl.fit._rows import unscaled_rows
 from vipl.ir.keys import fold_tag, is_key
@@ -40,7 +40,10 @@ _BYTES = 1 << 24
 """The most bytes that these arrays take: where metrics are large, fewer steps are taken in one call."""
 
 AHEAD = 128
-"""For how many steps what does not depend on the parameters is computed at once."""
+"""For how many steps, at most, what does not depend on the parameters is computed at once."""
+
+_ROWS = 1 << 16
+"""Of how many rows the numbers are computed at once, at most, where a step takes fewer."""
 
 CAUSES = ("", "the objective's value", "the gradient", "the optimizer's update", "the new state")
 """What is not finite, by the number `kind_of_cause(State.cause)`."""
@@ -162,7 +165,7 @@ def take_steps(job: Job, key: PRNGKeyArray, state: State, args: Args, stop: Arra
     room = room_for(job, records)
     start = _number(job, state)
     end = jnp.minimum(stop, start + room)
-    several = min(room, AHEAD)
+    several = _several(job, room)
 
     def goes_on(until):
         def goes(loop):
@@ -177,19 +180,13 @@ def take_steps(job: Job, key: PRNGKeyArray, state: State, args: Args, stop: Arra
         ahead = jax.vmap(lambda i: _ahead(job, key, args, i))(first + jnp.arange(several, dtype=first.dtype))
 
         def take_one(loop):
-            state, history, rows = loop
+            state, history = loop
             i = _number(job, state)
-            after, record = step(job, _entry(ahead.key, i - first), state, args, rows, i)
-            history = jax.tree.map(functools.partial(_with_entry, i - start), history, record)
-            # The rows of the next step: what is carried is computed once, and not for each array of the data.
-            return after, history, rows_of(jnp.minimum(i + 1 - first, several - 1), i + 1)
+            after, record = step(job, _entry(ahead, i - first), state, args, i)
+            return after, jax.tree.map(functools.partial(_with_entry, i - start), history, record)
 
-        def rows_of(number, i):
-            return _rows(job, _entry(ahead.order, number), args, i)
-
-        rows = rows_of(0, first)
         until = jnp.minimum(end, first + several)
-        return lax.while_loop(goes_on(until), take_one, (state, history, rows))[:2]
+        return lax.while_loop(goes_on(until), take_one, (state, history))
 
     history = jax.tree.map(lambda x: jnp.full((room, *x.shape), missing(x.dtype), x.dtype), records)
     return lax.while_loop(goes_on(end), take_several, (state, history))
@@ -221,8 +218,7 @@ def record_kinds(job: Job, key: PRNGKeyArray, state: State, args: Args) -> PyTre
 
     def one() -> PyTree:
         i = _number(job, state)
-        ahead = _ahead(job, key, args, i)
-        return step(job, ahead.key, state, args, _rows(job, ahead.order, args, i), i)[1]
+        return step(job, _ahead(job, key, args, i), state, args, i)[1]
 
     return jax.eval_shape(one)
 
@@ -231,6 +227,12 @@ def room_for(job: Job, records: PyTree) -> int:
     """The most steps of one call, by the size of what each records."""
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(records))
     return max(1, min(job.room, _BYTES // size))
+
+
+def _several(job: Job, room: int) -> int:
+    """For how many steps what does not depend on the parameters is computed at once."""
+    rows = (job.batch_size or 0) * (job.num_restarts or 1)
+    return min(room, AHEAD, max(1, _ROWS // max(1, rows)))
 
 
 def missing(dtype: np.dtype) -> float:
@@ -252,19 +254,17 @@ def _number(job: Job, state: State) -> Array:
     return state.taken if job.num_restarts is None else jnp.max(state.taken)
 
 
-def _step_of_all(
-    job: Job, keys: PRNGKeyArray, states: State, args: Args, rows: Array | None, i: Array
-) -> tuple[State, PyTree]:
+def _step_of_all(job: Job, ahead: _Ahead, states: State, args: Args, i: Array) -> tuple[State, PyTree]:
     """One step of all starts that have not stopped; those that have record nothing and stay what they are."""
 
-    def one(key, state, rows):
-        after, record = _step(job, key, state, args, rows, i)
+    def one(ahead, state):
+        after, record = _step(job, ahead, state, args, i)
         goes = state.cause == 0
         record = jax.tree.map(lambda x: jnp.where(goes, x, jnp.full((), missing(x.dtype), x.dtype)), record)
         kept = jax.tree.map(functools.partial(jnp.where, goes & (after.cause == 0)), after, state)
         return kept._replace(cause=jnp.where(goes, after.cause, state.cause)), record
 
-    return jax.vmap(one)(keys, states, rows)
+    return jax.vmap(one)(ahead, states)
 
 
 class _Moving(NamedTuple):
@@ -276,12 +276,12 @@ class _Moving(NamedTuple):
     cause: Array
 
 
-def _step(job: Job, key: PRNGKeyArray, state: State, args: Args, rows: Array | None, i: Array) -> tuple[State, PyTree]:
-    """Step i, with the key of the step; what it makes where a number is not finite is to be thrown away."""
-    batch = _batch(args, rows)
+def _step(job: Job, ahead: _Ahead, state: State, args: Args, i: Array) -> tuple[State, PyTree]:
+    """Step i; what it makes where a number is not finite is to be thrown away."""
+    batch = _batch(args, ahead.rows)
     moving, records = _before_step(job, state), []
     for number in range(len(job.objectives)):
-        moving, record = _updates(job, number, key, moving, state.params, batch)
+        moving, record = _updates(job, number, ahead.key, moving, state.params, batch)
         records.append(record)
     cause = moving.cause.astype(state.cause.dtype)
     taken = i + (cause == 0).astype(i.dtype)
@@ -369,7 +369,7 @@ def _learning_rate(opt_state: PyTree) -> Array | None:
 def what_is_not_finite(job: Job, key: PRNGKeyArray, state: State, args: Args) -> str | None:
     """The sentence that names the site at which the step after `state` is not finite; runs the step once more."""
     ahead = _ahead(job, key, args, state.taken)
-    batch, step_key = _batch(args, _rows(job, ahead.order, args, state.taken)), ahead.key
+    batch, step_key = _batch(args, ahead.rows), ahead.key
     number = number_of_cause(state.cause)
     turns = 1 if job.turns is None else job.turns[number]
 
@@ -476,11 +476,11 @@ class _Ahead(NamedTuple):
 
     Attributes:
       key: of the step.
-      order: of the rows in the step's epoch; None without batches.
+      rows: i32[batch_size], the numbers of the batch's rows; None without batches.
     """
 
     key: PRNGKeyArray
-    order: Order | None
+    rows: Array | None
 
 
 def _ahead(job: Job, key: PRNGKeyArray, args: Args, i: Array) -> _Ahead:
@@ -490,25 +490,9 @@ def _ahead(job: Job, key: PRNGKeyArray, args: Args, i: Array) -> _Ahead:
     step_key = jax.random.fold_in(fold_tag(key, "step"), i.astype(jnp.uint32))
     if job.batch_size is None:
         return _Ahead(step_key, None)
-    n = _num_rows(args)
-    return _Ahead(step_key, order_of(key, i // (n // job.batch_size), n))
-
-
-def _rows(job: Job, order: Order | None, args: Args, i: Array) -> Array | None:
-    """The rows of step i in the order of its epoch; of all starts, where there are several. None without batches."""
-    if order is None or job.batch_size is None:
-        return None
-    n, count = _num_rows(args), job.batch_size
-    first = i % (n // count) * count
-
-    def of_one(order):
-        return rows_at(order, first, count, n)
-
-    return of_one(order) if job.num_restarts is None else jax.vmap(of_one)(order)
-
-
-def _num_rows(args: Args) -> int:
-    return jax.tree.leaves(args)[0].shape[0]
+    n = jax.tree.leaves(args)[0].shape[0]
+    epoch, place = jnp.divmod(i, n // job.batch_size)
+    return _Ahead(step_key, rows_at(order_of(key, epoch, n), place * job.batch_size, job.batch_size, n))
 
 
 def _batch(args: Args, rows: Array | None) -> Args:
