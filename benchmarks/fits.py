@@ -30,8 +30,9 @@ from jax import lax
 
 import vipl
 from benchmarks.measure import DisagreementError, count_equations
+from vipl.fit._ahead import MOST as AHEAD
 from vipl.fit._order import order_of, rows_at
-from vipl.fit._steps import AHEAD, Job, State, take_steps
+from vipl.fit._steps import Job, State, take_steps
 
 BATCH, SIZE, KEYS = 256, 4, 12
 LOG_2PI = float(np.log(2 * np.pi))

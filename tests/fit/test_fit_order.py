@@ -10,7 +10,6 @@ import optax
 import pytest
 
 import vipl
-from vipl.cache.programs import forget
 from vipl.fit import fit
 from vipl.fit._check import check_batches
 from vipl.fit._order import MOST_ROWS, order_of, rows_at, shape_of
@@ -214,22 +213,6 @@ def test_epochs_of_a_fit_are_orders_of_their_own(restarts):
     assert len({tuple(epoch) for start in each for epoch in start}) == 4 * (restarts or 1)
     if restarts is None:
         np.testing.assert_array_equal(each[0], rows_of(7, range(4), 6))
-
-
-@pytest.mark.parametrize(("bound", "size"), [("AHEAD", 7), ("_ROWS", 14), ("_ROWS", 1)])
-def test_steps_do_not_depend_on_how_many_are_prepared_together(monkeypatch, bound, size):
-    def run():
-        @vipl.expectation
-        def mean(params, batch):
-            return -jnp.sum((params - batch) ** 2)
-
-        options = {"data": jnp.arange(11.0), "batch_size": 3, "num_steps": 40, "key": KEY, "progress": False}
-        return fit(mean, 0.3, optax.adam(0.1), **options)
-
-    whole = run()
-    forget()
-    monkeypatch.setattr(STEPS, bound, size)
-    jax.tree.map(np.testing.assert_array_equal, whole, run())
 
 
 def test_steps_that_are_undone_on_a_device_whose_numbers_vary():

@@ -23,8 +23,8 @@ from jax import lax
 from vipl._types import Array, ArrayLike, PRNGKeyArray, PyTree
 from vipl.cache.programs import keep
 from vipl.expectation import Expectation
+from vipl.fit._ahead import Ahead, ahead_of, of_many, split
 from vipl.fit._check import check_new_state
-from vipl.fit._order import order_of, rows_at
 from vipl.fit._parts import FROZEN, Owners, own, put
 from vipl.fit._rows import unscaled_rows
 from vipl.ir.keys import fold_tag, is_key
@@ -38,12 +38,6 @@ MOST = 1 << 15
 
 _BYTES = 1 << 24
 """The most bytes that these arrays take: where metrics are large, fewer steps are taken in one call."""
-
-AHEAD = 128
-"""For how many steps, at most, what does not depend on the parameters is computed at once."""
-
-_ROWS = 1 << 16
-"""Of how many rows the numbers are computed at once, at most, where a step takes fewer."""
 
 CAUSES = ("", "the objective's value", "the gradient", "the optimizer's update", "the new state")
 """What is not finite, by the number `kind_of_cause(State.cause)`."""
@@ -160,12 +154,12 @@ def take_steps(job: Job, key: PRNGKeyArray, state: State, args: Args, stop: Arra
       Where a number is not finite, `taken` does not count its step, and the rest of the state is what that step has
       made; `steps_before` undoes it. Of several starts each keeps the state before its step.
     """
-    step = _step if job.num_restarts is None else _step_of_all
-    records = record_kinds(job, key, state, args)
-    room = room_for(job, records)
     start = _number(job, state)
+    step = split(functools.partial(_any_step, job), _ahead(job, key, args, start), state, args, start)
+    records = step.kinds[1]
+    room = room_for(job, records)
     end = jnp.minimum(stop, start + room)
-    several = _several(job, room)
+    several = min(room, step.several)
 
     def goes_on(until):
         def goes(loop):
@@ -177,12 +171,13 @@ def take_steps(job: Job, key: PRNGKeyArray, state: State, args: Args, stop: Arra
     def take_several(loop):
         state, history = loop
         first = _number(job, state)
-        ahead = jax.vmap(lambda i: _ahead(job, key, args, i))(first + jnp.arange(several, dtype=first.dtype))
+        numbers = first + jnp.arange(several, dtype=first.dtype)
+        early = of_many(lambda i: step.early(_ahead(job, key, args, i)), key, numbers)
 
         def take_one(loop):
             state, history = loop
             i = _number(job, state)
-            after, record = step(job, _entry(ahead, i - first), state, args, i)
+            after, record = step.late(_entry(early, i - first), state, args, i)
             return after, jax.tree.map(functools.partial(_with_entry, i - start), history, record)
 
         until = jnp.minimum(end, first + several)
@@ -214,25 +209,13 @@ def steps_before(take: Callable, key: PRNGKeyArray, before: State, args: Args, a
 
 def record_kinds(job: Job, key: PRNGKeyArray, state: State, args: Args) -> PyTree:
     """The shapes and dtypes of what a step records."""
-    step = _step if job.num_restarts is None else _step_of_all
-
-    def one() -> PyTree:
-        i = _number(job, state)
-        return step(job, _ahead(job, key, args, i), state, args, i)[1]
-
-    return jax.eval_shape(one)
+    return jax.eval_shape(lambda: _any_step(job, _ahead(job, key, args, i := _number(job, state)), state, args, i)[1])
 
 
 def room_for(job: Job, records: PyTree) -> int:
     """The most steps of one call, by the size of what each records."""
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(records))
     return max(1, min(job.room, _BYTES // size))
-
-
-def _several(job: Job, room: int) -> int:
-    """For how many steps what does not depend on the parameters is computed at once."""
-    rows = (job.batch_size or 0) * (job.num_restarts or 1)
-    return min(room, AHEAD, max(1, _ROWS // max(1, rows)))
 
 
 def missing(dtype: np.dtype) -> float:
@@ -254,7 +237,16 @@ def _number(job: Job, state: State) -> Array:
     return state.taken if job.num_restarts is None else jnp.max(state.taken)
 
 
-def _step_of_all(job: Job, ahead: _Ahead, states: State, args: Args, i: Array) -> tuple[State, PyTree]:
+def _ahead(job: Job, key: PRNGKeyArray, args: Args, i: Array) -> Ahead:
+    return ahead_of(key, i, args, job.batch_size)
+
+
+def _any_step(job: Job, ahead: Ahead, state: State, args: Args, i: Array) -> tuple[State, PyTree]:
+    """Step i, of one start or of all."""
+    return (_step if job.num_restarts is None else _step_of_all)(job, ahead, state, args, i)
+
+
+def _step_of_all(job: Job, ahead: Ahead, states: State, args: Args, i: Array) -> tuple[State, PyTree]:
     """One step of all starts that have not stopped; those that have record nothing and stay what they are."""
 
     def one(ahead, state):
@@ -276,7 +268,7 @@ class _Moving(NamedTuple):
     cause: Array
 
 
-def _step(job: Job, ahead: _Ahead, state: State, args: Args, i: Array) -> tuple[State, PyTree]:
+def _step(job: Job, ahead: Ahead, state: State, args: Args, i: Array) -> tuple[State, PyTree]:
     """Step i; what it makes where a number is not finite is to be thrown away."""
     batch = _batch(args, ahead.rows)
     moving, records = _before_step(job, state), []
@@ -466,33 +458,6 @@ def _cause(number: int, value: Array, grads: PyTree, moved: PyTree, model: PyTre
             finite = functools.reduce(operator.and_, (jnp.all(jnp.isfinite(x)) for x in floats))
             cause = lax.select(finite, cause, jnp.int32(kind + 4 * number))
     return cause
-
-
-# --- what does not depend on the parameters -----------------------------------------------------------------
-
-
-class _Ahead(NamedTuple):
-    """What a step needs that its key and number alone decide; with several starts each has an axis of them.
-
-    Attributes:
-      key: of the step.
-      rows: i32[batch_size], the numbers of the batch's rows; None without batches.
-    """
-
-    key: PRNGKeyArray
-    rows: Array | None
-
-
-def _ahead(job: Job, key: PRNGKeyArray, args: Args, i: Array) -> _Ahead:
-    """What step i needs; of all starts, where the key is that of each."""
-    if key.ndim:
-        return jax.vmap(lambda key: _ahead(job, key, args, i))(key)
-    step_key = jax.random.fold_in(fold_tag(key, "step"), i.astype(jnp.uint32))
-    if job.batch_size is None:
-        return _Ahead(step_key, None)
-    n = jax.tree.leaves(args)[0].shape[0]
-    epoch, place = jnp.divmod(i, n // job.batch_size)
-    return _Ahead(step_key, rows_at(order_of(key, epoch, n), place * job.batch_size, job.batch_size, n))
 
 
 def _batch(args: Args, rows: Array | None) -> Args:

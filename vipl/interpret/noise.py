@@ -36,8 +36,8 @@ from vipl.errors import ProgramError, show_aval
 from vipl.ir.dataflow import backward, evaluate, plain, read
 from vipl.ir.fence import fence_of
 from vipl.ir.keys import fold_loop, fold_tag, is_key, site_digest
+from vipl.ir.levels import DRAWN, FIXED, KEY, OTHER, by_level, read_by
 from vipl.ir.primitives import Path
-from vipl.ir.purity import is_pure
 from vipl.ir.sites import Loop, SiteInfo
 from vipl.ir.stage import stage
 from vipl.ir.traits import RANDOM_BITS, Move, traits_of
@@ -72,29 +72,28 @@ def _split_program(build: Callable, config: Hashable, avals: tuple[ShapedArray, 
     constvars, consts, invars, eqns, outvars = _jax.parts(jaxpr)
     _check_closed([c for c in consts if isinstance(c, _jax.Tracer)])
     treedef = jax.tree.structure(shape)
-    levels = dict.fromkeys(constvars, FIXED) | {invars[0]: KEY} | dict.fromkeys(invars[1:], OTHER)
-    levels, (constant, made, shaped, other) = _by_level(eqns, levels)
-    residuals = [v for v in _read_by(other, outvars) if levels[v] in (KEY, DRAWN)]
+    parts = by_level(eqns, dict.fromkeys(constvars, FIXED) | {invars[0]: KEY} | dict.fromkeys(invars[1:], OTHER))
+    made, residuals = parts.made, [v for v in read_by(parts.other, outvars) if parts.levels[v] in (KEY, DRAWN)]
     base = dict(zip(constvars, consts, strict=True))
-    ends = _ends(made, levels, _read_by(shaped, residuals))
+    ends = parts.ends(read_by(parts.drawn, residuals))
     alone = len(made) == len(ends) == 1 and made[0].primitive.name == RANDOM_BITS and not ends[0].aval.shape
 
     def bits(key, loops):
         if alone and not loops and _is_hash(key):
             return [_as_number(key, ends[0].aval.dtype)]
-        env = evaluate(constant, base | {invars[0]: key}, plain)
+        env = evaluate(parts.constant, base | {invars[0]: key}, plain)
         env = evaluate(made, env, functools.partial(_for_passes, loops))
         return [_in_front(_folded(x, loops), len(loops)) if is_key(x) else x for x in read(env, ends)]
 
     def noise(bits):
         env = base | dict(zip(ends, bits, strict=True))
-        return read(evaluate([*constant, *shaped], env, plain), residuals)
+        return read(evaluate([*parts.constant, *parts.drawn], env, plain), residuals)
 
     def rest(noise, operands):
         env = base | dict(zip(residuals, noise, strict=True)) | dict(zip(invars[1:], operands, strict=True))
-        return jax.tree.unflatten(treedef, read(evaluate([*constant, *other], env, plain), outvars))
+        return jax.tree.unflatten(treedef, read(evaluate([*parts.constant, *parts.other], env, plain), outvars))
 
-    fixed = jax.tree.unflatten(treedef, _constants(constant, base, levels, outvars))
+    fixed = jax.tree.unflatten(treedef, _constants(parts.constant, base, parts.levels, outvars))
     text = str(jax.make_jaxpr(lambda key: noise(bits(key, ())))(key))
     return SiteProgram(bits, noise, rest, text if not consts else (text, object()), shape, fixed)
 
@@ -109,24 +108,6 @@ def _check_closed(traced: list[Tracer]) -> None:
             fix="write jax.tree_util.Partial(fn, value) for a function that closes over it, such as the network of a "
             "flow; for a baseline pass the value itself, Score(baseline=value)",
         )
-
-
-# The levels of a variable: a constant, evaluated wherever it is read; a key, made of the key and constants alone; what
-# depends on the key otherwise, not on operands; what depends on operands, or is not known to be pure.
-FIXED, KEY, DRAWN, OTHER = range(4)
-
-
-def _by_level(eqns: Sequence[Eqn], levels: dict[Var, int]) -> tuple[dict[Var, int], tuple[list[Eqn], ...]]:
-    """The levels of all variables, and the equations of each; bits of keys are drawn by those that make keys."""
-    parts: tuple[list[Eqn], ...] = ([], [], [], [])
-
-    def visit(_, eqn, levels):
-        here = max(levels, default=FIXED) if is_pure(eqn) else OTHER
-        out = DRAWN if here == KEY and not traits_of(eqn).makes_keys else here
-        parts[here if eqn.primitive.name == RANDOM_BITS else out].append(eqn)
-        return [out] * len(eqn.outvars)
-
-    return evaluate(eqns, levels, visit, constant=lambda _: FIXED), parts
 
 
 def _constants(
@@ -144,18 +125,6 @@ def _constants(
             return np.asarray(read(evaluate(behind, env, plain), [v])[0])
 
     return [constant(v) for v in outs]
-
-
-def _ends(made: Sequence[Eqn], levels: dict[Var, int], used: dict[Var, None]) -> list[Var]:
-    """All bits that are made, and the keys that are used otherwise."""
-    bits = [v for eqn in made if eqn.primitive.name == RANDOM_BITS for v in eqn.outvars]
-    return bits + [v for v, level in levels.items() if level == KEY and v in used]
-
-
-def _read_by(eqns: Sequence[Eqn], outs: Sequence[Atom]) -> dict[Var, None]:
-    """The variables that equations read, and those among `outs`."""
-    variables = [v for eqn in eqns for v in eqn.invars] + list(outs)
-    return dict.fromkeys(v for v in variables if not isinstance(v, _jax.Literal))
 
 
 def _for_passes(loops: Sequence[Loop], number: int, eqn: Eqn, values: list[Array]) -> list[Array]:

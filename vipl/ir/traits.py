@@ -69,6 +69,9 @@ CALLBACKS = ("pure_callback", "io_callback", "debug_callback", "debug_print")
 RANDOM_BITS = "random_bits"
 """The primitive that makes bits of a key."""
 
+HASHES = (RANDOM_BITS, "random_fold_in", "random_split")
+"""The primitives that take a hash for each key or number that they make."""
+
 
 # --- where lanes go -------------------------------------------------------------------------------------------
 
