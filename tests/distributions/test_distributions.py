@@ -9,10 +9,12 @@ import numpyro.distributions as dist
 import pytest
 import scipy.special
 from jax import lax
+from jax.tree_util import Partial
 
 import vipl
 from vipl import sample
 from vipl.distributions import HiddenMarkov, LinearGaussian
+from vipl.distributions._sums import log_total
 from vipl.testing import assert_unbiased
 
 KEY = jax.random.key(61)
@@ -277,3 +279,66 @@ def test_integers_for_parameters_are_numbers(name, key):
     for convert in (jnp.asarray, lambda x: x if isinstance(x, int) else jnp.asarray(x)):
         for got, want in zip(trace(convert), of_floats, strict=True):
             np.testing.assert_allclose(got, want, rtol=1e-12)
+
+
+# --- zero probabilities -----------------------------------------------------------------------------------
+
+
+def test_steps_that_cannot_be_have_no_part_in_a_derivative():
+    """A chain that goes from left to right, by tables with zeros, against a sum over all paths."""
+    ys = jnp.array([0.5, 1.5, 0.9])
+
+    def tables(t):
+        last = jnp.array([-jnp.inf, -jnp.inf, 0.0])
+        return jnp.stack([jnp.stack([t, -t, -jnp.inf]), jnp.stack([-jnp.inf, t, -t]), last])
+
+    def chain(t):
+        return HiddenMarkov(tables(t)[0], tables(t), dist.Normal(jnp.arange(3.0), 1.0), 3)
+
+    def exact(t):
+        rows, total = jax.nn.softmax(tables(t), axis=-1), 0.0
+        for path in itertools.product(range(3), repeat=3):
+            p = rows[0, path[0]] * rows[path[0], path[1]] * rows[path[1], path[2]]
+            total += p * jnp.exp(jnp.sum(dist.Normal(jnp.array(path), 1.0).log_prob(ys)))
+        return jnp.log(total)
+
+    slope = (exact(0.4 + 1e-5) - exact(0.4 - 1e-5)) / 2e-5
+    np.testing.assert_allclose(chain(0.4).log_prob(ys), exact(0.4), rtol=1e-12)
+    np.testing.assert_allclose(jax.grad(lambda t: chain(t).log_prob(ys))(0.4), slope, rtol=1e-8)
+    marginals = chain(0.4).posterior_marginals(ys)
+    np.testing.assert_allclose(jnp.sum(marginals, axis=1), jnp.ones(3), rtol=1e-12)
+    assert marginals[0, 2] == 0 < marginals[1, 2]
+    assert np.all(np.diff(jax.vmap(lambda key: chain(0.4).posterior_sample(key, ys))(jax.random.split(KEY, 50))) >= 0)
+    with pytest.raises(ValueError, match="invalid initial_logits"):
+        HiddenMarkov(jnp.full(3, -jnp.inf), tables(0.4), dist.Normal(jnp.arange(3.0), 1.0), 3)
+
+
+def test_a_sum_of_nothing_is_nothing_and_nan_stays():
+    terms = jnp.array([[-jnp.inf, 0.3, jnp.nan], [-jnp.inf, -jnp.inf, -jnp.inf]])
+    np.testing.assert_array_equal(log_total(terms), [-jnp.inf, 0.3, jnp.nan])
+    np.testing.assert_array_equal(log_total(terms, axis=1)[1], -jnp.inf)
+    np.testing.assert_array_equal(jax.grad(lambda x: log_total(x)[0])(terms)[:, 0], [0.0, 0.0])
+
+
+def test_a_function_that_a_distribution_holds_may_have_parameters():
+    """x_2 = x_1 - 0.3 t x_1 + noise, so that E[x_2] = (1 - 0.3 t) m; and the density is NumPyro's."""
+    times = jnp.array([0.0, 0.3])
+
+    def drift(t, x, _):
+        return -t * x, 0.5 + 0.0 * x
+
+    def process(t):
+        return dist.EulerMaruyama(times, Partial(drift, t), dist.Normal(2.0, 1.0))
+
+    @vipl.gen
+    def program(t):
+        sample("x", process(t))
+
+    drawn = program(0.7).simulate(KEY)
+    np.testing.assert_allclose(drawn.log_prob, process(0.7).log_prob(drawn.choices["x"]), rtol=1e-12)
+    many = jax.vmap(lambda key: program(0.7).simulate(key).choices["x"])(jax.random.split(KEY, 40_000))
+    error = np.std(many[:, 1]) / 200
+    assert abs(np.mean(many[:, 1]) - (1 - 0.3 * 0.7) * 2.0) <= 5 * error
+    objective = vipl.expectation(lambda t: sample("x", process(t), vipl.Score())[1])
+    exact = 2.0 * (1 - 0.3 * 0.7), -0.6
+    assert_unbiased(lambda key: objective.value_and_grad(key, 0.7), exact, key=KEY, resolution=0.1)

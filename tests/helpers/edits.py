@@ -443,6 +443,18 @@ EDITS: list[Edit] = [
          "expectation/test_control_flow.py::test_while_loop_draws_differ_between_passes_and_in_its_condition"),
     ),
     *_in(
+        "vipl/distributions/_sums.py",
+        ("a sum of nothing has a slope of 0 / 0", "safe = jnp.where(jnp.expand_dims(some, axis), log_terms, 0.0)",
+         "safe = log_terms", "distributions/test_distributions.py -k 'cannot_be or of_nothing'"),
+        ("NaN is nothing", "log_terms != -jnp.inf", "log_terms > -jnp.inf",
+         "distributions/test_distributions.py -k of_nothing"),
+    ),
+    *_in(
+        "vipl/distributions/_flows.py",
+        ("functions of distributions are static", "    if not functions:\n        return d\n    new",
+         "    return d\n    new", "distributions/test_distributions.py -k that_a_distribution_holds"),
+    ),
+    *_in(
         "vipl/ir/dataflow.py",
         ("the way back goes through everything", "if i is not None and enter(i, v):", "if i is not None:",
          "expectation/test_control_flow.py -k what_a_loop_keeps"),

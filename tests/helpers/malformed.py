@@ -2846,3 +2846,32 @@ def coordinates_of_a_dimension_that_arviz_names():
 def parameters_of_another_network():
     params, apply = vipl.interop.flax.functional(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
     apply({"x": 1.0})
+
+
+@malformed
+def a_function_in_a_distribution_that_closes_over_an_argument():
+    @vipl.gen
+    def process(t):
+        sample("x", dist.EulerMaruyama(jnp.array([0.0, 0.3]), lambda x, _: (-t * x, 1.0), dist.Normal(0.0, 1.0)))
+
+    process(0.5).simulate(KEY)
+
+
+@malformed
+def a_distribution_that_needs_a_library():
+    @vipl.gen
+    def cut(scale):
+        sample("x", dist.TruncatedDistribution(dist.StudentT(4.0, 0.0, scale), low=-1.0, high=2.0))
+
+    cut(1.0).assess({"x": 0.3})
+
+
+@malformed
+def a_marginal_as_its_own_proposal():
+    @vipl.gen
+    def pairs():
+        k = sample("k", dist.Bernoulli(0.3))
+        sample("x", dist.Normal(k + sample("j", dist.Bernoulli(0.6)), 1.0))
+
+    inner = vipl.marginal(pairs(), ("k", "x"), vipl.inference.Enumeration())
+    vipl.marginal(inner, "x", vipl.inference.Importance(2)).assess({"x": 0.7}, key=KEY)

@@ -400,3 +400,89 @@ def test_a_filter_keeps_a_trajectory_whose_steps_draw_from_an_exact_posterior():
         return sum(jnp.exp(kept.assess({"s": {"k": v}}, key=key).log_prob) for v in values)
 
     assert_unbiased(total, 1.0, key=KEY, resolution=0.02)
+
+
+# --- states that cannot be --------------------------------------------------------------------------------
+
+
+@vipl.gen
+def left_to_right(t):
+    """The last state cannot be reached in one step, and the first cannot be come back to."""
+    rows = jnp.stack([jnp.stack([t, -t, -jnp.inf]), jnp.stack([-jnp.inf, t, -t]), jnp.array([-jnp.inf, -jnp.inf, 0.0])])
+
+    def step(z, _):
+        z = sample("z", dist.Categorical(logits=rows[z]))
+        sample("y", dist.Normal(1.0 * z, 1.0))
+        return z, None
+
+    lax.scan(step, 0, None, length=3)
+
+
+@vipl.gen
+def narrow(t):
+    """State 0 cannot give a datum above one."""
+
+    def step(z, _):
+        z = sample("z", dist.Categorical(logits=jnp.stack([t, -t, t * z])))
+        sample("y", dist.Uniform(0.0, jnp.array([1.0, 2.0, 3.0])[z]))
+        return z, None
+
+    lax.scan(step, 0, None, length=3)
+
+
+@pytest.mark.parametrize("program", [left_to_right, narrow], ids=lambda p: p.name)
+@pytest.mark.parametrize("algorithm", [ForwardBackward(), Enumeration()], ids=lambda a: type(a).__name__)
+def test_states_that_cannot_be_have_no_part_in_a_derivative(program, algorithm):
+    given = {"y": jnp.array([0.5, 1.5, 0.9])}
+
+    def exact(t):
+        values = jnp.array(list(itertools.product(range(3), repeat=3)))
+        weights = jax.vmap(lambda v: jnp.exp(program(t).assess({"z": v} | given).log_prob))(values)
+        shares = weights / jnp.sum(weights)
+        return jnp.log(jnp.sum(weights)), jnp.einsum("n,nts->ts", shares, values[..., None] == jnp.arange(3))
+
+    def got(t):
+        posterior = normalize(program(t), given, algorithm)
+        return algorithm.log_evidence(program(t), given), posterior.marginals("z").probs
+
+    h = 1e-5
+    slopes = jax.tree.map(lambda a, b: (a - b) / (2 * h), exact(0.4 + h), exact(0.4 - h))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-12), got(0.4), exact(0.4))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-8), jax.jacfwd(got)(0.4), slopes)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-8), jax.jacrev(got)(0.4), slopes)
+
+
+def test_a_marginal_of_density_zero_has_no_part_in_a_derivative():
+    """Of two cases the second gives no such datum: log p(y) = log σ(t) + log N(y; t)."""
+    coin = vipl.gen(lambda: sample("z", dist.Bernoulli(0.3)))
+
+    @vipl.gen
+    def inner(case, t):
+        z = sample("z", dist.Bernoulli(logits=t))
+        sample("y", dist.Uniform(0.0, 1.0 + t + 0.1 * z) if case else dist.Normal(t + 0.0 * z, 1.0))
+
+    def log_prob(t, algorithm, key):
+        cases = [marginal(inner(case, t), "y", algorithm).assess({"y": 1.7}, key=key).log_prob for case in (0, 1)]
+        return jnp.logaddexp(jax.nn.log_sigmoid(t) + cases[0], jax.nn.log_sigmoid(-t) + cases[1])
+
+    slope = jax.grad(lambda t: jax.nn.log_sigmoid(t) + dist.Normal(t, 1.0).log_prob(1.7))(0.4)
+    np.testing.assert_allclose(jax.grad(log_prob)(0.4, Enumeration(), KEY), slope, rtol=1e-10)
+    estimated = jax.vmap(lambda key: jax.grad(log_prob)(0.4, Importance(3, coin()), key))(jax.random.split(KEY, 5))
+    assert np.all(np.isfinite(estimated))
+
+
+def test_a_chain_without_inputs():
+    """A scan without xs and known sites, as the prior of a chain is."""
+
+    @vipl.gen
+    def prior(t, length):
+        def step(z, _):
+            return sample("z", dist.Categorical(logits=jnp.stack([t, -t]) * (1 + z))), None
+
+        lax.scan(step, 0, None, length=length)
+
+    for length in (1, 3):
+        by_chain, by_sum = (normalize(prior(0.4, length), {}, a) for a in (ForwardBackward(), Enumeration()))
+        np.testing.assert_allclose(by_chain.marginals("z").probs, by_sum.marginals("z").probs, rtol=1e-10)
+        drawn = by_chain.simulate(KEY)
+        np.testing.assert_allclose(drawn.log_prob, prior(0.4, length).assess(drawn.choices).log_prob, rtol=1e-10)

@@ -232,6 +232,26 @@ def test_estimators_of_choices_of_particles_arrive():
     assert found(normalize(coins(), given, SMC(3, resampling=there), estimator=pick)) == (pick, there.estimator)
 
 
+def test_ancestors_can_be_enumerated():
+    """The evidence is then that of all choices of ancestors, in double precision, too; its mean is exact."""
+    objective = vipl.expectation(lambda t, smc: jnp.exp(smc.log_evidence(walk(t), {"y": YS[:2]})))
+
+    @vipl.gen
+    def walk(t):
+        def step(z, _):
+            z = sample("z", dist.Normal(t * z, 1.0))
+            sample("y", dist.Normal(z, 0.7))
+            return z, None
+
+        lax.scan(step, 0.5, None, length=2)
+
+    def draw(key):
+        summed = objective.estimate(key, 0.8, SMC(2, resampling=Multinomial(vipl.Enumerate())))
+        return summed - jnp.exp(Kalman().log_evidence(walk(0.8), {"y": YS[:2]}))
+
+    assert_unbiased(draw, 0.0, key=KEY, resolution=0.03)
+
+
 def test_the_threshold_of_a_filter_arrives():
     """Below 0 nothing is resampled: a weight is that of its own trajectory. At 1 always: that of its last step."""
 

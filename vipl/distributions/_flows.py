@@ -1,7 +1,8 @@
-"""Transforms that hold functions with parameters: the parameters become a part of the pytree.
+"""Transforms and distributions that hold functions with parameters: the parameters become a part of the pytree.
 
-NumPyro keeps the network of a flow as static data, out of sight of every derivative. Here a function that is a
-`functools.partial`, or a pytree that can be called (`jax.tree_util.Partial`, a module of equinox), is kept as a pytree.
+NumPyro keeps the network of a flow, and the drift of an EulerMaruyama, as static data, out of sight of every
+derivative. Here a function that is a `functools.partial`, or a pytree that can be called (`jax.tree_util.Partial`, a
+module of equinox), is kept as a pytree.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpyro.distributions as dist
 from jax.tree_util import Partial
 from numpyro.distributions import constraints, transforms
 
@@ -90,9 +92,30 @@ def with_functions(t: transforms.Transform) -> transforms.Transform:
     return WithFunctions(_replaced(t, dict.fromkeys(functions)), functions) if functions else t
 
 
+def with_parameters(d: dist.Distribution) -> dist.Distribution:
+    """The same distribution, with the parameters of its functions in the pytree; itself where there are none."""
+    static = {name: vars(d).get(name) for name in type(d).gather_pytree_aux_fields()}
+    functions = {name: f for name, v in static.items() if (f := _as_pytree(v)) is not None}
+    if not functions:
+        return d
+    new = copy.copy(d)
+    vars(new).update(functions)
+    new.__class__ = _class_with(type(d), frozenset(functions))
+    return new
+
+
+@functools.lru_cache(maxsize=256)
+def _class_with(cls: type[dist.Distribution], names: frozenset[str]) -> type[dist.Distribution]:
+    """The class with some static fields as a part of the pytree."""
+    data = (*cls.gather_pytree_data_fields(), *names)
+    static = tuple(name for name in cls.gather_pytree_aux_fields() if name not in names)
+    fields = {"gather_pytree_data_fields": lambda: data, "gather_pytree_aux_fields": lambda: static}
+    return type(cls.__name__, (cls,), {name: staticmethod(fn) for name, fn in fields.items()})
+
+
 def _as_pytree(f: object) -> Callable | None:
     """A function with parameters as a pytree; None for anything else."""
-    if isinstance(f, (transforms.Transform, constraints.Constraint)) or not callable(f):
+    if isinstance(f, (transforms.Transform, constraints.Constraint, dist.Distribution)) or not callable(f):
         return None
     if isinstance(f, functools.partial) and not isinstance(f, Partial):
         return Partial(f.func, *f.args, **f.keywords)

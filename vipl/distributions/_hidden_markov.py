@@ -12,6 +12,7 @@ from numpyro.distributions import constraints
 
 from vipl._checks import whole_number
 from vipl._types import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, Shaped
+from vipl.distributions._sums import log_total, log_weights
 
 
 class HiddenMarkov(dist.Distribution):
@@ -23,8 +24,8 @@ class HiddenMarkov(dist.Distribution):
     O(log T) steps of O(T S³) operations.
 
     Args:
-      initial_logits: f[S].
-      transition_logits: f[S, S], or f[T - 1, S, S]; rows are normalized.
+      initial_logits: f[S]; -inf where the chain does not begin.
+      transition_logits: f[S, S], or f[T - 1, S, S]; rows are normalized; -inf for steps that cannot be.
       observation: a distribution of batch shape [S], or [T, S].
       num_steps: T.
       observed: bool[T]: where it is False the datum is missing: it does not count, whatever its value, NaN included.
@@ -34,7 +35,7 @@ class HiddenMarkov(dist.Distribution):
     inference in hidden Markov models".
     """
 
-    arg_constraints = {"initial_logits": constraints.real_vector}
+    arg_constraints = {"initial_logits": log_weights}
     pytree_data_fields = ("initial_logits", "transition_logits", "observation", "observed")
     pytree_aux_fields = ("num_steps",)
     observation: Any  # a distribution; NumPyro does not say that what it returns are arrays
@@ -112,9 +113,9 @@ class HiddenMarkov(dist.Distribution):
         first = jax.nn.log_softmax(self.initial_logits) + log_likelihoods[0]
         steps = self._log_transitions() + log_likelihoods[1:, None, :]
         if self.num_steps == 1:
-            return jax.nn.logsumexp(first)
+            return log_total(first)
         total = lax.associative_scan(_log_product, steps)[-1]
-        return jax.nn.logsumexp(first[:, None] + total)
+        return log_total(jnp.ravel(first[:, None] + total))
 
     def _draw_path(
         self,
@@ -131,7 +132,7 @@ class HiddenMarkov(dist.Distribution):
             return jax.random.categorical(key, first)[None]
         steps = log_transitions + log_likelihoods[1:, None, :]
         products = lax.associative_scan(_log_product, steps)  # of the first t steps
-        filtered = jnp.concatenate([first[None], jax.nn.logsumexp(first[None, :, None] + products, axis=1)])  # f[T, S]
+        filtered = jnp.concatenate([first[None], log_total(first[None, :, None] + products, axis=1)])  # f[T, S]
         last_key, key = jax.random.split(key)
         last = jax.random.categorical(last_key, filtered[-1])
         # for each next state (row), a state drawn from p(z_t | z_{t+1}, y_1..t)
@@ -144,4 +145,4 @@ class HiddenMarkov(dist.Distribution):
 
 def _log_product(a: Float[Array, "*n S S"], b: Float[Array, "*n S S"]) -> Float[Array, "*n S S"]:
     """Log (exp a @ exp b), for stacks of matrices."""
-    return jax.nn.logsumexp(a[..., :, :, None] + b[..., None, :, :], axis=-2)
+    return log_total(a[..., :, :, None] + b[..., None, :, :], axis=-2)

@@ -1,5 +1,7 @@
 """NumPyro's distributions, with stable densities in the place of those that lose digits or have wrong derivatives.
 
+Parameters of the functions that they hold are a part of the pytree (`_flows`).
+
 What is wrong with a family, and what is done instead, stands in the file of its kind: `_flips`, `_counts`, `_inflated`,
 `_gammas`, `_tails`, `_truncated`, `_censored`. `tests/distributions/test_families.py` holds them to it.
 """
@@ -13,7 +15,7 @@ import numpyro.distributions as dist
 from numpyro.distributions.transforms import Transform
 
 from vipl.distributions import _censored, _counts, _flips, _gammas, _inflated, _tails, _truncated
-from vipl.distributions._flows import with_functions
+from vipl.distributions._flows import with_functions, with_parameters
 
 T = TypeVar("T")
 
@@ -33,13 +35,13 @@ def stabilize(d: T) -> T:
     changes = {name: new for name, part in vars(d).items() if (new := _stable_part(part)) is not part}
     cls = _STABLE.get(type(d))
     if cls is None and not changes:
-        return d
+        return with_parameters(d)
     new = copy.copy(d)
     for name, part in changes.items():
         setattr(new, name, part)
     if cls is not None:
         new.__class__ = cls
-    return new
+    return with_parameters(new)
 
 
 def _stable_part(part: object) -> object:

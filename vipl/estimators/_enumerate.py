@@ -106,7 +106,8 @@ def finite_support(law: Law, who: str) -> tuple[Array, Array]:
             at="",
             got=f"{who} for {type(law.dist).__name__}",
             expected="Bernoulli, Categorical, Binomial, DiscreteUniform, ... with sizes that are Python integers",
-            fix="use Score(), or MeasureValued() where it exists; pass sizes as Python integers",
+            fix="use Score(), or MeasureValued() where it exists; pass sizes as Python integers, and write sites of "
+            "their own for sizes that differ",
         ) from error
     if isinstance(d, (dist.CategoricalLogits, dist.CategoricalProbs, CategoricalFrom)):  # the row, instead of a gather
         row: Any = d.logits

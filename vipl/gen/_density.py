@@ -128,6 +128,14 @@ def check_distribution(
             expected="a distribution with a sampler",
             fix="use a proper distribution, and put the ratio of densities into vipl.factor",
         ) from None
+    except ImportError as error:
+        raise DistributionError(
+            "a distribution needs a library that is not installed.",
+            at=at,
+            got=f"{type(source).__name__}, of which NumPyro says: {str(error).splitlines()[0]}",
+            expected="the library that it names, or a distribution that NumPyro draws from by itself",
+            fix="install the library; or use another family, such as a truncated Normal",
+        ) from error
     except (TypeError, ValueError) as error:
         has_integers = any(jnp.issubdtype(jnp.result_type(x), jnp.integer) for x in jax.tree.leaves(source))
         if not (has_integers and re.search("must (be|have) a float", str(error))):

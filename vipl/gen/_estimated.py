@@ -83,10 +83,20 @@ class Estimated(Source):
         return Trace(choices, log_w, self._value(choices), {}, joint)
 
     def _generate(self, choices: Choices) -> tuple[Trace, Float[Array, ""]]:
-        if flatten(choices, self.name):
+        if not flatten(choices, self.name):
+            return self._simulate(), jax.numpy.zeros(())
+        try:
             trace = self._assess(choices)
-            return trace, trace.log_prob
-        return self._simulate(), jax.numpy.zeros(())
+        except AddressError as error:
+            raise AddressError(
+                error.summary,
+                at=f"generate of {self.name}",
+                got=error.got,
+                expected=f"{error.expected}, or none: others are not drawn given some",
+                fix="give all of them; in an algorithm write Enumeration(), or Importance(K, proposal) with a program "
+                "for the others",
+            ) from None
+        return trace, trace.log_prob
 
     def inline(self, address: Address, where: str) -> Any:
         """Binds one composite, whose values are the choices, below `address`."""

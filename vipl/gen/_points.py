@@ -10,7 +10,7 @@ import numpyro.distributions as dist
 
 from vipl._jax import ShapedArray
 from vipl.distributions._draws import in_support, log_density
-from vipl.errors import EstimatorError, ViplError, show_aval
+from vipl.errors import EstimatorError, show_aval
 from vipl.gen._density import without_event
 from vipl.gen._estimator import Draw, Law, Points
 from vipl.interpret.noise import SiteProgram, site_program
@@ -18,12 +18,13 @@ from vipl.ir.partition import Skeleton
 from vipl.ir.primitives import Site
 
 
-def points_program(config: tuple[Skeleton, Skeleton, int, bool, bool]) -> Callable[..., Draw | Points]:
+def points_program(config: tuple[Skeleton, Skeleton, int, bool, bool, Any]) -> Callable[..., Draw | Points]:
     """The site program of an estimator: `(key, *operands) -> Draw | Points`.
 
     The point of a draw becomes the log densities of its parts, f[batch], where the site `weighs`; otherwise None.
+    Values of the site's kind get its width: a distribution may draw int32 and tell its support in int64.
     """
-    source, estimator, num_distribution, makes_float, weighs = config
+    source, estimator, num_distribution, makes_float, weighs, dtype = config
 
     def floating(x):
         return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(float)
@@ -33,6 +34,8 @@ def points_program(config: tuple[Skeleton, Skeleton, int, bool, bool]) -> Callab
         points = estimator.combine(operands[num_distribution:]).points(Law(d), key)
         if isinstance(points, Draw):
             points = _inside(points, without_event(d), weighs)
+        if isinstance(points, Points) and _is_alike(points.values.dtype, dtype):
+            points = points._replace(values=points.values.astype(dtype))
         if not makes_float:
             return points
         if isinstance(points, Points):
@@ -48,6 +51,11 @@ def points_program(config: tuple[Skeleton, Skeleton, int, bool, bool]) -> Callab
     return points
 
 
+def _is_alike(one: Any, other: Any) -> bool:
+    """Whether both are integers, or both are floats."""
+    return any(jnp.issubdtype(one, kind) and jnp.issubdtype(other, kind) for kind in (jnp.integer, jnp.floating))
+
+
 def _inside(points: Draw, d: dist.Distribution, weighs: bool) -> Draw:
     if points.point is None:
         return points._replace(value=in_support(d, points.value))
@@ -56,11 +64,8 @@ def _inside(points: Draw, d: dist.Distribution, weighs: bool) -> Draw:
 
 def points_of(site: Site, avals: tuple[ShapedArray, ...]) -> SiteProgram:
     """The estimator of a site, traced and checked; errors of the estimator are given the site's place."""
-    config = (site.distribution, site.estimator, site.num_distribution, site.makes_float, site.weighs)
-    try:
-        program = site_program(points_program, config, avals)
-    except ViplError as error:
-        raise error.located(site.at()) if not error.at else error from None
+    config = (site.distribution, site.estimator, site.num_distribution, site.makes_float, site.weighs, site.dtype)
+    program = site_program(points_program, config, avals, site.at())
     points = program.shape
     estimator: Any = site.estimator.combine(avals[site.num_distribution :])  # type: ignore[union-attr]
     name = type(estimator).__name__

@@ -24,7 +24,8 @@ import numpy as np
 import numpyro.distributions as dist
 
 from vipl._checks import whole_number
-from vipl._types import Array, ArrayLike, Float
+from vipl._types import Array, Float
+from vipl.distributions._sums import log_total
 from vipl.errors import EstimatorError, ProgramError, shortened, show_address
 from vipl.estimators._enumerate import MAX_POINTS, finite_support
 from vipl.gen import Law, Program, Source
@@ -178,7 +179,7 @@ class Enumeration(ExactAlgorithm):
         require_exact(program, "Enumeration()")
         choices = joint_values(as_program(program), known)
         log_weights = jax.vmap(lambda z: program.assess(merge(known, z)).log_prob)(choices)
-        return Particles(choices, log_weights, jax.nn.logsumexp(log_weights))
+        return Particles(choices, log_weights, log_total(log_weights))
 
     def marginals(self, program: Source, known: Choices, info: SiteInfo) -> dist.CategoricalLogits:
         """Categorical, of the choice's shape as batch shape."""
@@ -187,15 +188,8 @@ class Enumeration(ExactAlgorithm):
         choice = flatten(particles.choices, program.name)[info.site.address]  # [n, ...]
         here = choice[..., None] == jnp.asarray(values)
         log_w = particles.log_weights - positive(particles.log_normalizer, program.name)
-        return categorical(values, log_total(log_w.reshape(-1, *[1] * choice.ndim), here), info)
-
-
-def log_total(log_w: Array, counts: ArrayLike = True) -> Array:
-    """Log of the sum of exp log_w over the first axis, where it counts; -inf, without derivative, where all is zero."""
-    log_w = jnp.where(counts, log_w, -jnp.inf)
-    some = jnp.any(log_w > -jnp.inf, axis=0)
-    safe = jnp.where(some, log_w, 0.0)
-    return jnp.where(some, jax.nn.logsumexp(safe, axis=0), -jnp.inf)
+        log_w = jnp.where(here, log_w.reshape(-1, *[1] * choice.ndim), -jnp.inf)
+        return categorical(values, log_total(log_w), info)
 
 
 def categorical(values: np.ndarray, log_probs: Array, info: SiteInfo) -> dist.CategoricalLogits:

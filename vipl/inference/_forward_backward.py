@@ -10,9 +10,10 @@ import numpyro.distributions as dist
 from jax import lax
 
 from vipl._types import Array, Float
+from vipl.distributions._sums import log_total
 from vipl.gen import Source, sample
 from vipl.gen._choices import Choices, nest
-from vipl.inference._algorithms import ExactAlgorithm, categorical, finite_values, log_total
+from vipl.inference._algorithms import ExactAlgorithm, categorical, finite_values
 from vipl.inference._chain import Chain, chain_of, not_a_chain
 from vipl.inference._particles import Particles, positive
 from vipl.ir.sites import SiteInfo
@@ -40,7 +41,7 @@ class ForwardBackward(ExactAlgorithm):
 
     def log_evidence(self, program: Source, known: Choices) -> Float[Array, ""]:
         """Log Z, without any draw."""
-        return jax.nn.logsumexp(_forward(*finite_chain(program, known))[0][-1])
+        return log_total(_forward(*finite_chain(program, known))[0][-1])
 
     def particles(self, program: Source, known: Choices) -> Particles:
         """One particle, an exact posterior draw."""
@@ -56,7 +57,7 @@ class ForwardBackward(ExactAlgorithm):
         _, states = lax.scan(back, last, (alphas[:-1], steps[1:]), reverse=True)
         path = values[jnp.append(states, last)]
         path = path[::-1] if chain.reverse else path
-        return Particles(nest({chain.info.site.address: path[None]}), jnp.zeros(1), jax.nn.logsumexp(alphas[-1]))
+        return Particles(nest({chain.info.site.address: path[None]}), jnp.zeros(1), log_total(alphas[-1]))
 
     def marginals(self, program: Source, known: Choices, info: SiteInfo) -> dist.CategoricalLogits:
         """Categorical of batch shape [T]: p(z_t | known) is in proportion to α_t β_t."""
@@ -64,12 +65,12 @@ class ForwardBackward(ExactAlgorithm):
         alphas, steps = _forward(chain, values)
 
         def back(beta, logits):
-            before = log_total(jnp.swapaxes(logits + beta, 0, 1))  # over the values of t + 1
+            before = log_total(logits + beta, axis=1)  # over the values of t + 1
             return before, beta
 
         first, betas = lax.scan(back, jnp.zeros(values.shape[0], alphas.dtype), steps[1:], reverse=True)
         log_probs = alphas + jnp.concatenate([first[None], betas])
-        log_probs = log_probs - positive(jax.nn.logsumexp(alphas[-1]), program.name)
+        log_probs = log_probs - positive(log_total(alphas[-1]), program.name)
         log_probs = log_probs[::-1] if chain.reverse else log_probs
         return categorical(finite_values(chain.info, "ForwardBackward()"), log_probs, info)
 
@@ -105,12 +106,12 @@ def posterior_tables(program: Source, known: Choices) -> tuple[Float[Array, " S"
 
     def back(after: Array, pair: Array) -> tuple[Array, Array]:
         logits = pair + after
-        total = log_total(jnp.swapaxes(logits, 0, 1))
+        total = log_total(logits, axis=1)
         return total, jnp.where(total[:, None] > -jnp.inf, logits - total[:, None], 0.0)
 
     after, transition = lax.scan(back, last, pairs, reverse=True)
     initial = first + after
-    return initial - positive(jax.nn.logsumexp(initial), program.name), transition
+    return initial - positive(log_total(initial), program.name), transition
 
 
 def _forward(chain: Chain, values: Array) -> tuple[Array, Array]:
@@ -124,8 +125,8 @@ def _forward(chain: Chain, values: Array) -> tuple[Array, Array]:
     def step(state, inputs):
         carries, alpha = state
         after, logits = jax.vmap(each, in_axes=(0, None, None))(carries, inputs, values)  # [u, v, ...]
-        new = jax.nn.logsumexp(alpha[:, None] + logits, axis=0)
+        new = log_total(alpha[:, None] + logits)
         return (jax.tree.map(lambda c: c[0], after), new), (new, logits)
 
-    _, (alphas, steps) = lax.scan(step, (carries, start), chain.inputs)
+    _, (alphas, steps) = lax.scan(step, (carries, start), chain.inputs, length=chain.info.loops[0].size)
     return alphas, steps

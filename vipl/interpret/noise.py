@@ -32,7 +32,7 @@ from jax.typing import DTypeLike
 from vipl import _jax
 from vipl._jax import Atom, Eqn, Literal, ShapedArray, Tracer, Var
 from vipl._types import Array, PRNGKeyArray, Shaped
-from vipl.errors import ProgramError, show_aval
+from vipl.errors import ProgramError, ViplError, show_aval
 from vipl.ir.dataflow import backward, evaluate, plain, read
 from vipl.ir.fence import fence_of
 from vipl.ir.keys import fold_loop, fold_tag, is_key, site_digest
@@ -162,15 +162,19 @@ def _in_front(x: PRNGKeyArray, axes: int) -> PRNGKeyArray:
     return jax.random.clone(jnp.moveaxis(x, range(x.ndim - axes, x.ndim), range(axes)))
 
 
-def site_program(build: Callable, config: Hashable, avals: Sequence[ShapedArray]) -> SiteProgram:
+def site_program(build: Callable, config: Hashable, avals: Sequence[ShapedArray], at: str) -> SiteProgram:
     """Splits the site program `build(config)` for operands of the given abstract values; cached.
 
     Args:
       build: a module-level function; with `config` it decides the program.
       config: hashable.
       avals: the operands in one lane.
+      at: the site, for errors that know no place.
     """
-    return _split_program(build, config, tuple(avals), _jax.numeric_mode())
+    try:
+        return _split_program(build, config, tuple(avals), _jax.numeric_mode())
+    except ViplError as error:
+        raise error.located(at) if not error.at else error from None
 
 
 def draw_noise(

@@ -130,7 +130,10 @@ def _drawn(key: PRNGKeyArray, jaxpr: Jaxpr, check: bool = False) -> Outcome:
     check_digests(found)
     programs = {
         p.path: site_program(
-            draw_program, (p.site.distribution, p.site.weighs, len(p.site.log_shape)), p.distribution_avals
+            draw_program,
+            (p.site.distribution, p.site.weighs, len(p.site.log_shape)),
+            p.distribution_avals,
+            p.site.at(),
         )
         for p in found
     }
