@@ -107,6 +107,8 @@ def markdown(result: dict[str, Any]) -> str:
             )
     if "growth" in result:
         lines += ["", "## Growth", scaling(result)]
+    if "fits" in result:
+        lines += ["", *steps(result["fits"])]
     if "air" in result:
         lines += ["", *training(result["air"])]
     lines += long_runs()
@@ -116,6 +118,23 @@ def markdown(result: dict[str, Any]) -> str:
 def _again(part: dict[str, Any]) -> str:
     made = f"{part['machine']['date']} at commit {part['machine']['commit']}"
     return f"\nMeasured again on {made}: {'; '.join(part['workloads'])}."
+
+
+def steps(fits: list[dict[str, Any]]) -> list[str]:
+    """A step of a fit beside loops that are written by hand."""
+    lines = [
+        "## A step of a fit",
+        "",
+        "Microseconds of a step, of whole calls with 20,000 steps (`benchmarks/fits.py`).",
+        "",
+        "| rows | vipl.fit | loop by hand | all by hand | rows by randint | over the loop | of CPU time |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for f in fits:
+        each = [f"{f[name]['wall_us']:.2f}" if name in f else "-" for name in ("vipl", "loop", "all", "randint")]
+        over = [f"{f['vipl'][kind] / f['loop'][kind]:.2f}" for kind in ("wall_us", "cpu_us")]
+        lines.append(f"| {f['rows'] or 'no batches'} | " + " | ".join([*each, *over]) + " |")
+    return lines
 
 
 def training(air: dict[str, Any]) -> list[str]:
