@@ -77,3 +77,16 @@ def test_random_bits_are_drawn_outside_the_loop(impl):
     outer = next(eqn for eqn in jaxpr.eqns if eqn.primitive.name == "while").params["body_jaxpr"].jaxpr
     inner = next(eqn for eqn in reversed(outer.eqns) if eqn.primitive.name == "while").params["body_jaxpr"].jaxpr
     assert sum(eqn.primitive.name == "random_bits" for eqn in inner.eqns) == 1
+
+
+def test_a_fit_without_nan_has_none_for_jax_to_find():
+    with jax.debug_nans(True):
+        found = run("threefry2x32", num_restarts=2, num_steps=3)
+        natural = vipl.infer(model(), {"y": 0.7}, key=jax.random.key(1))
+    assert np.all(np.isfinite(found.values))
+    assert np.isfinite(natural.evidence(jax.random.key(2), 50).elbo)
+
+
+@vipl.gen
+def model():
+    vipl.sample("y", dist.Normal(vipl.sample("m", dist.Normal(0.0, 1.0)), 1.0))

@@ -78,6 +78,8 @@ EDITS: list[Edit] = [
     ),
     *_in(
         "vipl/posterior/_infer.py",
+        ("the density of a flow is held", "program.is_exact() and not _has_flow(guide)", "program.is_exact()",
+         "guides/test_flows.py -k 'moving_bounds and coupling'"),
         ("a point that still moves has converged", "if gain > _GAIN else", "if False else",
          "posterior/test_posterior.py -k 'no_mode'"),
     ),
@@ -431,6 +433,9 @@ EDITS: list[Edit] = [
          "analysis/test_costs.py::test_what_has_an_effect_is_neither_merged_nor_dropped"),
         ("parameters do not tell equations apart", "(eqn.primitive, params, avals,", "(eqn.primitive, avals,",
          "analysis/test_costs.py::test_equations_of_different_numbers_are_not_merged"),
+        ("a row is the part after it", "self.parts[self.cuts.index(start)]", "self.parts[self.cuts.index(start) - 1]",
+         "passes/test_rows.py -k both_axes"),
+        ("rows are read one by one", "> _FEW", "> 10 * _FEW", "passes/test_rows.py"),
         ("zeros have no sign", "return number.dtype, number.tobytes()", "return number.dtype, number.item()",
          "analysis/test_costs.py::test_equations_of_different_numbers_are_not_merged"),
     ),
@@ -987,8 +992,6 @@ EDITS: list[Edit] = [
         "vipl/guides/_flow_layers.py",
         ("a spline ends with any slope", "([ends, inside, ends], -1)", "([2 * ends, inside, ends], -1)",
          "guides/test_flows.py -k jump"),
-        ("an inverse is thought to be costly", "has_cheap_inverse: ClassVar[bool] = True",
-         "has_cheap_inverse: ClassVar[bool] = False", "guides/test_flows.py -k costly"),
         ("masks are made where they are used",
          "with jax.ensure_compile_time_eval():  # its masks are arrays, and stay\n"
          "            return AutoregressiveNN", "if True:\n            return AutoregressiveNN",

@@ -150,7 +150,8 @@ def take_steps(job: Job, key: PRNGKeyArray, state: State, args: Args, stop: Arra
     """Takes steps up to number `stop`, but no more than there is room for, and none after a number that is not finite.
 
     Returns:
-      The state, and the record of each step, with a leading axis; NaN (0 where there is none) where no step was tried.
+      The state, and the record of each step, with a leading axis; zeros where no step was tried (`jax.debug_nans` takes
+      any NaN for a fault).
       Where a number is not finite, `taken` does not count its step, and the rest of the state is what that step has
       made; `steps_before` undoes it. Of several starts each keeps the state before its step.
     """
@@ -183,7 +184,7 @@ def take_steps(job: Job, key: PRNGKeyArray, state: State, args: Args, stop: Arra
         until = jnp.minimum(end, first + several)
         return lax.while_loop(goes_on(until), take_one, (state, history))
 
-    history = jax.tree.map(lambda x: jnp.full((room, *x.shape), missing(x.dtype), x.dtype), records)
+    history = jax.tree.map(lambda x: jnp.zeros((room, *x.shape), x.dtype), records)
     return lax.while_loop(goes_on(end), take_several, (state, history))
 
 

@@ -241,9 +241,9 @@ class Amortized(ModelGuide):
         return self._one._shapes()
 
     @property
-    def has_cheap_inverse(self) -> bool:
-        """Whether the density of a given value costs what that of a draw does."""
-        return not isinstance(self._one, Flow) or self._one.has_cheap_inverse
+    def has_flow(self) -> bool:
+        """Whether the guide of one row is a flow."""
+        return isinstance(self._one, Flow)
 
     def _no_start(self, got: str) -> ProgramError:
         return self._wrong(

@@ -120,11 +120,6 @@ class Flow(JointGuide):
     def _layers(self) -> Layers:
         return ARCHITECTURES[self.architecture](self.latents.size, self.hidden, self.num_bins)
 
-    @property
-    def has_cheap_inverse(self) -> bool:
-        """Whether the density of a given value costs what that of a draw does."""
-        return self._layers.has_cheap_inverse
-
     def _init(self, u: dict[Address, Array], scale: Float[Array, ""], key: PRNGKeyArray) -> PyTree:
         layers = [self._layers.init(k) for k in jax.random.split(key, self.num_layers)]
         return {"loc": self.center(u), "log_scale": jnp.full(self.latents.size, jnp.log(scale)), "layers": layers}

@@ -26,11 +26,9 @@ class Layers(abc.ABC):
 
     Attributes:
       num_layers: how many layers a flow has that says nothing else.
-      has_cheap_inverse: whether the inverse costs what the map does.
     """
 
     num_layers: ClassVar[int] = 2
-    has_cheap_inverse: ClassVar[bool] = False
 
     def __init__(self, size: int, hidden: Any, num_bins: Any):
         """`hidden` and `num_bins` as `Flow` takes them."""
@@ -117,7 +115,6 @@ class Coupling(Layers):
     """Splines, then a shift and a scale, of one half of the numbers, by a network of the other half: flowjax's."""
 
     num_layers: ClassVar[int] = 4
-    has_cheap_inverse: ClassVar[bool] = True
     edge: ClassVar[float] = 4.0
     """Where the splines end."""
 

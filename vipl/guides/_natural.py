@@ -35,7 +35,7 @@ class Progress(NamedTuple):
     """How far a fit is.
 
     Attributes:
-      bounds: f[steps], the bound that each step estimates; NaN after the last.
+      bounds: f[steps], the bound that each step estimates; zeros after the last.
       phase: i[], 0 for the step that only finds the scale of each coordinate, 1 for the search, 2 for the average.
       count: i[], steps taken in search and average.
       num_search: i[], steps taken in the search.
@@ -58,7 +58,7 @@ class Progress(NamedTuple):
     def begin(cls, n: int, dtype: Any, max_steps: int) -> Progress:
         """Before the first step."""
         zero, sums = jnp.int32(0), jnp.zeros(n, dtype)
-        bounds = jnp.full(SEARCH_STEPS + max_steps, jnp.nan, dtype)
+        bounds = jnp.zeros(SEARCH_STEPS + max_steps, dtype)
         return cls(bounds, zero, zero, zero, zero, sums, sums, zero)
 
     def num_average(self) -> Int[Array, ""]:

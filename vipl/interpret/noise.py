@@ -34,7 +34,7 @@ from vipl._jax import Atom, Eqn, Literal, ShapedArray, Tracer, Var
 from vipl._types import Array, PRNGKeyArray, Shaped
 from vipl.errors import ProgramError, ViplError, show_aval
 from vipl.ir.dataflow import backward, evaluate, plain, read
-from vipl.ir.fence import fence_of
+from vipl.ir.fence import FEW, fence_of
 from vipl.ir.keys import fold_loop, fold_tag, is_key, site_digest
 from vipl.ir.levels import DRAWN, FIXED, KEY, OTHER, by_level, read_by
 from vipl.ir.primitives import Path
@@ -187,7 +187,8 @@ def draw_noise(
 ) -> dict[Path, list[Array]]:
     """What each site of a program is handed: its noise, with one leading axis for each loop around it.
 
-    Loops `around` the program come first. `once`: it is computed once, whatever reads it (`vipl.ir.fence`).
+    Loops `around` the program come first. `once`: it is computed once, whatever reads it (`vipl.ir.fence`), as is that
+    which more than a few sites share: each would compute all of it.
 
     A site inside a `while` loop is handed its key instead, with the axes of the loops outside that `while`.
     Sites with the same noise program and loops draw in one call.
@@ -206,7 +207,7 @@ def draw_noise(
         keys = every[start : start + len(members)] if len(members) > 1 else every[start]
         start += len(members)
         noise = [_folded(keys, loops)] if kind == "key" else _noise(programs[members[0].path], keys, loops)
-        noise = [fence_of(key)(x) for x in noise] if once else noise
+        noise = [fence_of(key)(x) for x in noise] if once or len(members) > FEW else noise
         for i, info in enumerate(members):
             out[info.path] = [_own(x[i] if len(members) > 1 else x) for x in noise]
     return out

@@ -10,8 +10,8 @@
    Where no elements of a vector are told apart it begins at 2 again, with that site whole.
 6. The program is run (`vipl.expectation.run`, by `vipl.interpret.interpreter`). Each scan is split in what has to be
    done step by step, and the rest (`vipl.passes.scan_fission`).
-7. `cse` (called by `vipl.expectation.expectation`) evaluates equal equations of all runs once, and unread ones not at
-   all. Only then does JAX differentiate.
+7. `cse` (called by `vipl.expectation.expectation`) evaluates equal equations of all runs once, unread ones not at all,
+   and many rows of one array together. Only then does JAX differentiate.
 """
 
 from __future__ import annotations
