@@ -1,8 +1,8 @@
 """A step of `vipl.fit` beside one of a loop that is written by hand: `python -m benchmarks fits`.
 
 The problem is a linear regression with four coefficients and a Gaussian guide, 256 rows in a batch, by Adam. The
-hand-written twins are one compiled `lax.scan` each: they make the keys and the numbers of the rows of many steps at
-once, as `vipl.fit` does, check nothing, and record nothing but the estimates.
+hand-written twins are compiled `lax.scan`s: they make the keys and the numbers of the rows of many steps at once, draw
+the noise in each step, check nothing, and record nothing but the estimates.
 
 - loop: the loop by hand; the gradient is that of the same objective, the rows are those that `vipl.fit` draws.
 - all: the bound by hand, too, with all draws of a step from one key and nothing computed twice.

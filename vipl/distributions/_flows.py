@@ -107,7 +107,7 @@ def with_parameters(d: dist.Distribution) -> dist.Distribution:
 @functools.lru_cache(maxsize=256)
 def _class_with(cls: type[dist.Distribution], names: frozenset[str]) -> type[dist.Distribution]:
     """The class with some static fields as a part of the pytree."""
-    data = (*cls.gather_pytree_data_fields(), *names)
+    data = (*cls.gather_pytree_data_fields(), *sorted(names))
     static = tuple(name for name in cls.gather_pytree_aux_fields() if name not in names)
     fields = {"gather_pytree_data_fields": lambda: data, "gather_pytree_aux_fields": lambda: static}
     return type(cls.__name__, (cls,), {name: staticmethod(fn) for name, fn in fields.items()})

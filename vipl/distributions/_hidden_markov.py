@@ -25,7 +25,8 @@ class HiddenMarkov(dist.Distribution):
 
     Args:
       initial_logits: f[S]; -inf where the chain does not begin.
-      transition_logits: f[S, S], or f[T - 1, S, S]; rows are normalized; -inf for steps that cannot be.
+      transition_logits: f[S, S], or f[T - 1, S, S]; rows are normalized; -inf for steps that cannot be,
+        but not for all of a row: a state that is never reached needs one, too.
       observation: a distribution of batch shape [S], or [T, S].
       num_steps: T.
       observed: bool[T]: where it is False the datum is missing: it does not count, whatever its value, NaN included.
