@@ -15,7 +15,7 @@ def log_total(log_terms: Array, axis: int = 0) -> Array:
     The derivative of `jax.nn.logsumexp` is 0 / 0 there: NaN for all that reads it, also where it has no weight.
     """
     some = jnp.any(log_terms != -jnp.inf, axis=axis)
-    safe = jnp.where(some if axis == 0 else jnp.expand_dims(some, axis), log_terms, 0.0)
+    safe = jnp.where(jnp.expand_dims(some, axis), log_terms, 0.0)
     return jnp.where(some, jax.nn.logsumexp(safe, axis=axis), -jnp.inf)
 
 
