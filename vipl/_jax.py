@@ -397,9 +397,14 @@ def move_to_front(x: Array, dim: int | None) -> Array:
 def rebind(eqn: Eqn, values: Sequence[ArrayLike]) -> list[Array]:
     """Evaluates one equation as JAX's own evaluator does: same parameters, context, source line."""
     params = eqn.primitive.get_bind_params(eqn.params)
-    with eqn_context(eqn), eqn.ctx.manager:
-        out = eqn.primitive.bind(*values, **params)
+    out = in_place_of(eqn, lambda: eqn.primitive.bind(*values, **params))
     return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def in_place_of(eqn: Eqn, bind: Callable[[], T]) -> T:
+    """What `bind` makes under the settings and at the source line of an equation."""
+    with eqn_context(eqn), eqn.ctx.manager:
+        return bind()
 
 
 def eqn_context(eqn: Eqn) -> AbstractContextManager[object]:

@@ -433,7 +433,7 @@ EDITS: list[Edit] = [
          "analysis/test_costs.py::test_what_has_an_effect_is_neither_merged_nor_dropped"),
         ("parameters do not tell equations apart", "(eqn.primitive, params, avals,", "(eqn.primitive, avals,",
          "analysis/test_costs.py::test_equations_of_different_numbers_are_not_merged"),
-        ("a row is the part after it", "self.parts[self.cuts.index(start)]", "self.parts[self.cuts.index(start) - 1]",
+        ("a row is the part after it", "self.parts[self.number[start]]", "self.parts[self.number[start] - 1]",
          "passes/test_rows.py -k both_axes"),
         ("rows are read one by one", "> _FEW", "> 10 * _FEW", "passes/test_rows.py"),
         ("zeros have no sign", "return number.dtype, number.tobytes()", "return number.dtype, number.item()",

@@ -31,8 +31,8 @@ from vipl.ir.traits import HASHES
 MOST = 128
 """For how many steps, at most, `early` is computed at once."""
 
-_NUMBERS = 1 << 17
-"""How many numbers that makes, at most, where one step has fewer."""
+_NUMBERS = 1 << 15
+"""How many numbers that makes, at most, where one step has fewer: a call for one step makes them all the same."""
 
 
 class Ahead(NamedTuple):

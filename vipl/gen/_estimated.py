@@ -88,6 +88,8 @@ class Estimated(Source):
         try:
             trace = self._assess(choices)
         except AddressError as error:
+            if error.at != f"the choices for {self.name}":  # it is raised inside the program
+                raise
             raise AddressError(
                 error.summary,
                 at=f"generate of {self.name}",

@@ -34,7 +34,7 @@ def points_program(config: tuple[Skeleton, Skeleton, int, bool, bool, Any]) -> C
         points = estimator.combine(operands[num_distribution:]).points(Law(d), key)
         if isinstance(points, Draw):
             points = _inside(points, without_event(d), weighs)
-        if isinstance(points, Points) and _is_alike(points.values.dtype, dtype):
+        if isinstance(points, Points) and _kind(points.values.dtype) == _kind(dtype):
             points = points._replace(values=points.values.astype(dtype))
         if not makes_float:
             return points
@@ -51,9 +51,9 @@ def points_program(config: tuple[Skeleton, Skeleton, int, bool, bool, Any]) -> C
     return points
 
 
-def _is_alike(one: Any, other: Any) -> bool:
-    """Whether both are integers, or both are floats."""
-    return any(jnp.issubdtype(one, kind) and jnp.issubdtype(other, kind) for kind in (jnp.integer, jnp.floating))
+def _kind(dtype: Any) -> Any:
+    """Integers or floats of any width; anything else is a kind of its own."""
+    return next((kind for kind in (jnp.integer, jnp.floating) if jnp.issubdtype(dtype, kind)), dtype)
 
 
 def _inside(points: Draw, d: dist.Distribution, weighs: bool) -> Draw:
@@ -107,8 +107,7 @@ def _parts(points: Draw | Points, site: Site) -> Iterator[tuple[str, Any, Any, t
     for name in ("alternatives", "pruned"):
         if (others := getattr(points, name)) is not None:
             number = jnp.shape(others.weights)[:1]
-            kind = next((k for k in (jnp.integer, jnp.floating) if jnp.issubdtype(site.dtype, k)), site.dtype)
-            yield f"values of `{name}`", others.values, kind, (*number, *site.shape)
+            yield f"values of `{name}`", others.values, _kind(site.dtype), (*number, *site.shape)
             yield f"weights of `{name}`", others.weights, jnp.floating, number
             yield f"`possible` of `{name}`", others.possible, jnp.bool_, number
 

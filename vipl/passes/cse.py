@@ -49,7 +49,7 @@ def cse(fn: Callable[..., T], *args: PyTree) -> T:
 
     def visit(i, eqn, values):
         if i in rows:
-            return [rows[i](values[0])]
+            return [_jax.in_place_of(eqn, lambda: rows[i](values[0]))]
         if (identity := _identity(eqn, values)) is None:
             return plain(i, eqn, values)
         if identity not in done:  # the operands are kept, so that no other object has their `id`
@@ -74,14 +74,14 @@ class _Rows:
     def __init__(self, axis: int, size: int, starts: Sequence[int]):
         """Plans parts of the array: each row that is read, and what lies between."""
         cuts = sorted({0, size, *starts, *(start + 1 for start in starts)})
-        self.axis, self.cuts = axis, cuts
+        self.axis, self.number = axis, {start: i for i, start in enumerate(cuts)}
         self.sizes = [after - before for before, after in itertools.pairwise(cuts)]
         self.parts: list[Array] = []
 
     def read(self, start: int, x: Array) -> Array:
         """The row that begins at `start`."""
         self.parts = self.parts or list(lax.split(x, self.sizes, axis=self.axis))
-        return self.parts[self.cuts.index(start)]
+        return self.parts[self.number[start]]
 
 
 def _rows(eqns: Sequence[Eqn]) -> dict[int, Callable[[Array], Array]]:
