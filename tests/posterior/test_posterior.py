@@ -499,6 +499,15 @@ def test_a_light_tail_of_a_good_guide_is_told_from_a_bad_guide(key):
         assert said in Improved({}, weights, jnp.zeros(()), jnp.ones(())).verdict()
 
 
+@pytest.mark.parametrize(("shape", "said"), [(0.35, "Fine"), (0.6, "Usable with care")])
+def test_tails_that_are_a_little_too_light_are_named(shape, said):
+    """Weights of a generalized Pareto distribution whose shape is between 1/2 and the limit: their variance is infinite."""
+    at = (jnp.arange(4000) + 0.5) / 4000
+    weights = smooth(np.asarray(jnp.log(1 + 0.4 * ((1 - at) ** -shape - 1) / shape)))
+    assert weights.k_hat < weights.limit
+    assert said in Improved({}, weights, jnp.asarray(weights.log_mean), jnp.ones(())).verdict()
+
+
 def test_a_model_may_take_lengths_and_have_random_keys(key):
     @vipl.gen
     def network(n):

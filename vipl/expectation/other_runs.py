@@ -173,8 +173,10 @@ def _first_order(names: str) -> Callable[[Array, Array, list[Array]], Array]:
     """
 
     @jax.custom_jvp
-    def first_order(weights, differences, inputs):  # weights are 0 in value, whatever comes out at the other values
-        return jnp.where(weights != 0, weights * differences, 0)
+    def first_order(weights, differences, inputs):
+        # Weights are 0 in value, whatever comes out at the other values. Of these nothing is joined to them, which the
+        # compiler drops, so that a `vmap` over differences alone is one of the value, too.
+        return jnp.concatenate([weights, differences[:0]])
 
     @first_order.defjvp
     def _(primals, tangents):

@@ -117,6 +117,12 @@ class Improved:
         is_seen = noise <= _NOISE and self._distance() <= _DISTANCE + noise
         if w.k_hat < 0.5 and w.ess > n / 10 and is_seen:
             return "Fine: the guide is close to the posterior."
+        if w.k_hat >= 0.5 and w.ess <= n / 2:
+            return (
+                "Usable with care: the guide's tails are too light, and weights mend that in part. Take draws from "
+                "improve(key); their standard deviations may still be too small, and means a few tenths of one off. "
+                "Where that matters, try vipl.guides.Flow or Mixture."
+            )
         return "Usable: take draws from improve(key), or a more flexible guide, for tails and small effects."
 
     def _distance(self) -> float:
