@@ -250,6 +250,7 @@ INTEGERS = {
     "gamma": (dist.Gamma, (2, 1)),
     "inverse gamma": (dist.InverseGamma, (2, 1)),
     "beta": (dist.Beta, (2, 3)),
+    "uniform beta": (dist.Beta, (1, 1)),
     "dirichlet": (dist.Dirichlet, ([1, 2, 3],)),
     "chi2": (dist.Chi2, (3,)),
     "student t": (dist.StudentT, (3, 0, 1)),
@@ -267,13 +268,15 @@ INTEGERS = {
 
 @pytest.mark.parametrize("name", INTEGERS)
 def test_integers_for_parameters_are_numbers(name, key):
-    """As NumPyro takes them: draws and densities are those of the same floats."""
+    """As NumPyro takes them: draws, densities and their slopes are those of the same floats."""
     family, given = INTEGERS[name]
 
     def trace(convert):
         program = vipl.gen(lambda: sample("x", family(*map(convert, given))))()
         drawn = program.simulate(key)
-        return drawn.choices["x"], drawn.log_prob, program.assess(drawn.choices).log_prob
+        x = drawn.choices["x"]
+        slope = jax.grad(lambda x: program.assess({"x": x}).log_prob) if jnp.issubdtype(x.dtype, jnp.floating) else abs
+        return x, drawn.log_prob, program.assess(drawn.choices).log_prob, slope(x)
 
     of_floats = trace(lambda x: jnp.asarray(x, float))
     for convert in (jnp.asarray, lambda x: x if isinstance(x, int) else jnp.asarray(x)):

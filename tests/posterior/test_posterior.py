@@ -501,11 +501,55 @@ def test_a_light_tail_of_a_good_guide_is_told_from_a_bad_guide(key):
 
 @pytest.mark.parametrize(("shape", "said"), [(0.35, "Fine"), (0.6, "Usable with care")])
 def test_tails_that_are_a_little_too_light_are_named(shape, said):
-    """Weights of a generalized Pareto distribution whose shape is between 1/2 and the limit: their variance is infinite."""
+    """Weights of a generalized Pareto distribution; above a shape of 1/2 their variance is infinite."""
     at = (jnp.arange(4000) + 0.5) / 4000
     weights = smooth(np.asarray(jnp.log(1 + 0.4 * ((1 - at) ** -shape - 1) / shape)))
     assert weights.k_hat < weights.limit
     assert said in Improved({}, weights, jnp.asarray(weights.log_mean), jnp.ones(())).verdict()
+
+
+def test_a_fit_that_differs_far_out_alone_is_fine(key):
+    """Largest weights with a long tail, all within a factor of 1.2."""
+    raw = 0.001 * jax.random.normal(key, (4000,))
+    weights = smooth(raw.at[:20].set(0.2 * jnp.linspace(0.1, 1.0, 20) ** 8))
+    assert weights.k_hat > weights.limit
+    assert "Fine but for far tails" in Improved({}, weights, jnp.zeros(()), jnp.ones(())).verdict()
+
+
+@pytest.mark.parametrize(
+    "setting", [("jax_numpy_rank_promotion", "raise"), ("jax_numpy_dtype_promotion", "strict")], ids=lambda s: s[1]
+)
+def test_settings_that_forbid_promotion_are_of_the_users_own_code(setting, key):
+    name, value = setting
+    before = getattr(jax.config, name)
+    x, y = jnp.ones(12), jnp.asarray(Y["y"], float)
+
+    @vipl.gen
+    def model(x):
+        a, s = sample("a", dist.Normal(0.0, 2.0)), sample("s", dist.HalfNormal(1.0))
+        sample("y", dist.Normal(a * x, s * x).to_event(1))
+
+    try:
+        jax.config.update(name, value)
+        found = vipl.infer(model(x), {"y": y}, key=key)
+        assert found.report is not None
+        assert found.report.converged
+        assert "k-hat" in str(found.summary())
+    finally:
+        jax.config.update(name, before)
+
+
+def test_dimensions_by_a_word_and_by_an_address_with_a_slash(key):
+    @vipl.gen
+    def model():
+        b = sample("b", dist.Normal(0.0, 1.0))
+        sample("obs/y", dist.Normal(b, 1.0).expand([4]))
+        sample("w", dist.Normal(b, 1.0).expand([3, 2]))
+
+    found = vipl.infer(model(), {"obs/y": jnp.zeros(4), "w": jnp.zeros((3, 2))}, key=key)
+    tree = found.to_arviz(key, num_samples=5, dims={"obs/y": "row", "w": "side"}, prior=False)
+    assert tree["observed_data"]["obs.y"].dims == ("row",)
+    assert tree["observed_data"]["w"].dims[0] == "side"
 
 
 def test_a_model_may_take_lengths_and_have_random_keys(key):

@@ -51,7 +51,7 @@ class Beta(dist.Beta):
     def log_prob(self, value: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
         """f[...], the log density."""
         edge = (value == 0) | (value == 1)
-        a, b = jnp.broadcast_arrays(*map(jnp.asarray, (self.concentration1, self.concentration0)))
+        a, b = jnp.broadcast_arrays(*map(inexact, (self.concentration1, self.concentration0)))
         at_edge = xlogy(a - 1, value) + xlogy(b - 1, 1 - value) - betaln(a, b)
         x = jnp.where(edge, 0.5, value)
         parts, logs = jnp.stack([x, 1 - x], axis=-1), jnp.stack([jnp.log(x), jnp.log1p(-x)], axis=-1)

@@ -18,6 +18,16 @@ For a diagonal A only the diagonal of M is used for A; the step in m uses all of
 
 Exact for a Gaussian log density after two steps, whatever the draws (they come in pairs ± e).
 
+A kink of log p, as of |x|, has a curvature that no Hessian at a point sees. The bound sees it: by Stein's identity
+E[e_i (Aᵀ ∇ log p)_i] = (Aᵀ E[∇² log p] A)_ii with kinks and all, beside which the mean of the Hessians is looked at.
+Where the two differ, by more than `MISSED` of the whole, the fit is made again with the curvature of secants, which in
+the frame of A has the columns
+
+    E[(Aᵀ ∇ log p(m + A e⁺) - Aᵀ ∇ log p(m + A e⁻)) / (2 s)],   e⁺ and e⁻ with ± s as i-th coordinate,  s ~ chi(3)
+
+That is Stein's identity, too, since ∫ ∇f(s) s φ(s) ds is half the mean of (∇f(s) - ∇f(-s)) / s over s of density
+∝ s² φ(s): unbiased for every log density that is continuous, and without noise for a Gaussian one.
+
 Reference: Opper and Archambeau (2009), "The variational Gaussian approximation revisited", eqs. (8) and (9); Khan and
 Rue (2023), "The Bayesian learning rule", section 3; Dauphin et al. (2014) for |λ|.
 """
@@ -36,7 +46,7 @@ from jax import lax
 
 from vipl import _jax
 from vipl._types import Array, Bool, Float, Int, PRNGKeyArray
-from vipl.guides._natural import RATES, SEARCH_STEPS, TOLERANCE, Progress
+from vipl.guides._natural import MISSED, PAIRS, RATES, SEARCH_STEPS, TOLERANCE, Progress
 
 _LEAST, _MOST = 0.04, 25.0  # of λ: S changes by no more than that in one step of the search
 _COLUMNS = 16
@@ -60,6 +70,7 @@ class Moments(NamedTuple):
       error: f[], the largest standard error, of m in units of sd and of log sd; infinite where the average took fewer
         than 10 steps.
       skipped: i[], steps of which an estimate was not finite, and that were not taken.
+      has_kinks: bool[], whether Hessians at points miss a part of the curvature.
     """
 
     loc: Float[Array, " n"]
@@ -69,6 +80,7 @@ class Moments(NamedTuple):
     num_average: Int[Array, ""]
     error: Float[Array, ""]
     skipped: Int[Array, ""]
+    has_kinks: Bool[Array, ""]
 
 
 class _State(NamedTuple):
@@ -78,12 +90,14 @@ class _State(NamedTuple):
       loc: f[n], m.
       factor: f[n, n], A.
       inverse: f[n, n], the inverse of the curvature at the last step of the search.
+      missed: f[n], the mean over the last steps of the average of the curvature that Hessians miss.
       progress: how far the fit is.
     """
 
     loc: Array
     factor: Array
     inverse: Array
+    missed: Array
     progress: Progress
 
 
@@ -99,29 +113,71 @@ def fit_gaussian(
     """Fits a Gaussian to a log density; see the module.
 
     Args:
-      log_density: twice differentiable, finite at the start.
+      log_density: differentiable almost everywhere, finite at the start.
       start: where to begin.
       key: PRNG key.
       diagonal: whether S is diagonal.
       tolerance: standard errors below which the average ends.
       max_steps: the most steps of the average.
     """
+    options = {"diagonal": diagonal, "tolerance": tolerance, "max_steps": max_steps}
+    return refit(fit_by_hessians(log_density, start, key, **options), log_density, start, key, **options)
+
+
+def fit_by_hessians(
+    log_density: Callable[[Float[Array, " n"]], Float[Array, ""]],
+    start: Float[Array, " n"],
+    key: PRNGKeyArray,
+    *,
+    diagonal: bool = False,
+    tolerance: float = TOLERANCE,
+    max_steps: int = 2000,
+) -> Moments:
+    """The Gaussian by Hessians at points, right where they do not miss a kink; see `fit_gaussian`."""
+    return _fitted(log_density, _by_hessians, start, key, jnp.asarray(True), diagonal, tolerance, max_steps)
+
+
+def refit(
+    found: Moments,
+    log_density: Callable[[Float[Array, " n"]], Float[Array, ""]],
+    start: Float[Array, " n"],
+    key: PRNGKeyArray,
+    *,
+    diagonal: bool = False,
+    tolerance: float = TOLERANCE,
+    max_steps: int = 2000,
+) -> Moments:
+    """What Hessians have found; where these miss kinks, the Gaussian by secants. See `fit_gaussian`."""
+    again = _fitted(log_density, _by_secants, start, key, found.has_kinks, diagonal, tolerance, max_steps)
+    return jax.tree.map(functools.partial(jnp.where, found.has_kinks), again._replace(has_kinks=True), found)
+
+
+def _fitted(
+    log_density: Callable,
+    estimated: Callable[[Callable, Array, Array, Array, PRNGKeyArray], _Expected],
+    start: Array,
+    key: PRNGKeyArray,
+    wanted: Array,
+    diagonal: bool,
+    tolerance: float,
+    max_steps: int,
+) -> Moments:
     n, dtype = start.shape[0], start.dtype
 
     def goes_on(s: _State) -> Bool[Array, ""]:
-        return s.progress.goes_on(tolerance, max_steps)
+        return wanted & s.progress.goes_on(tolerance, max_steps)
 
     def body(s: _State) -> _State:
-        noise, _ = s.progress.noise(key, n, dtype)
-        gradient, hessian = _expected(log_density, s.loc, s.factor, noise)
-        step = _step(s.factor, gradient, hessian, diagonal)
-        return lax.switch(s.progress.phase, (_scaled, _searched, _averaged), s, step, gradient, hessian, noise)
+        noise, own = s.progress.noise(key, n, dtype)
+        seen = estimated(log_density, s.loc, s.factor, noise, own)
+        step = _step(s.factor, seen, diagonal)
+        return lax.switch(s.progress.phase, (_scaled, _searched, _averaged), s, step, seen, noise)
 
-    def _scaled(s: _State, step: _Step, gradient: Array, hessian: Array, noise: Array) -> _State:
+    def _scaled(s: _State, step: _Step, seen: _Expected, noise: Array) -> _State:
         """A = diag(|H_ii|^(-1/2)), at the start."""
-        return s._replace(factor=_diagonal_frame(hessian), progress=s.progress.scaled())
+        return s._replace(factor=_diagonal_frame(seen.curvature), progress=s.progress.scaled())
 
-    def _searched(s: _State, step: _Step, gradient: Array, hessian: Array, noise: Array) -> _State:
+    def _searched(s: _State, step: _Step, seen: _Expected, noise: Array) -> _State:
         here = _bound(log_density, s.loc, s.factor, noise)
         rates = jnp.asarray(RATES, dtype)
         locs, factors = jax.vmap(lambda rate: _moved(s.loc, s.factor, step, rate))(rates)
@@ -129,29 +185,31 @@ def fit_gaussian(
         best = jnp.argmax(jnp.where(jnp.isfinite(bounds), bounds, -jnp.inf))  # no step leads to where it is not
         better = bounds[best] > here
         loc, factor = jax.tree.map(functools.partial(jnp.where, better), (locs[best], factors[best]), (s.loc, s.factor))
-        return _State(loc, factor, step.inverse, s.progress.searched(here, bounds[best]))
+        return _State(loc, factor, step.inverse, s.missed, s.progress.searched(here, bounds[best]))
 
-    def _averaged(s: _State, step: _Step, gradient: Array, hessian: Array, noise: Array) -> _State:
+    def _averaged(s: _State, step: _Step, seen: _Expected, noise: Array) -> _State:
         rate = s.progress.rate()
-        move = s.inverse @ gradient
-        size = jnp.sqrt(jnp.abs(gradient @ move))
+        move = s.inverse @ seen.gradient
+        size = jnp.sqrt(jnp.abs(seen.gradient @ move))
         move = move * jnp.minimum(1.0, jnp.sqrt(n) / jnp.maximum(size, 1.0))
         errors = step.values - 1
         change = jnp.exp(-jnp.clip(rate / 2 * errors, -_CHANGE, _CHANGE))
-        loc, factor = s.loc + rate * move, s.factor @ ((step.vectors * change) @ step.vectors.T)
+        loc, factor = s.loc + rate * move, s.factor @ ((step.vectors * change[None]) @ step.vectors.T)
         bound = _bound(log_density, s.loc, s.factor, noise)
         sds = jnp.linalg.norm(s.factor, axis=1)
         logs = step.vectors**2 @ (errors / 2) ** 2  # to first order
         progress = s.progress.averaged(bound, (move / sds) ** 2, logs)
-        after = _State(loc, factor, s.inverse, progress)
-        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in (loc, factor, bound)]))
+        missed = s.missed + s.progress.recent() * (seen.missed - s.missed)
+        after = _State(loc, factor, s.inverse, missed, progress)
+        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in (loc, factor, bound, missed)]))
         before = s._replace(progress=s.progress.left_out())
         return jax.tree.map(functools.partial(jnp.where, finite), after, before)
 
     identity = jnp.eye(n, dtype=dtype)
-    s = lax.while_loop(goes_on, body, _State(start, identity, identity, Progress.begin(n, dtype, max_steps)))
-    p = s.progress
-    return Moments(s.loc, s.factor, p.bounds, p.num_search, p.num_average(), p.error(), p.skipped)
+    first = _State(start, identity, identity, jnp.zeros(n, dtype), Progress.begin(n, dtype, max_steps))
+    s = lax.while_loop(goes_on, body, first)
+    p, has_kinks = s.progress, jnp.max(jnp.abs(s.missed)) > MISSED
+    return Moments(s.loc, s.factor, p.bounds, p.num_search, p.num_average(), p.error(), p.skipped, has_kinks)
 
 
 class Density(NamedTuple):
@@ -214,11 +272,53 @@ def _along(gradient: Callable[[Array], Array], u: Array, coordinates: np.ndarray
     return value, rows.reshape(turns * each, -1)[:n]
 
 
-def _expected(log_density: Callable, loc: Array, factor: Array, noise: Array) -> tuple[Array, Array]:
-    """Means over the draws of the gradient and the Hessian."""
+class _Expected(NamedTuple):
+    """Means over the draws.
+
+    Attributes:
+      gradient: f[n], of log p.
+      curvature: f[n, n], Aᵀ E[-∇² log p] A.
+      missed: f[n], of the diagonal of that, what the gradients say more.
+    """
+
+    gradient: Array
+    curvature: Array
+    missed: Array
+
+
+def _by_hessians(log_density: Callable, loc: Array, factor: Array, noise: Array, key: PRNGKeyArray) -> _Expected:
+    gradients, hessians = _derivatives(log_density, loc, factor, noise)
+    curvature = -factor.T @ jnp.mean(hessians, 0) @ factor
+    # Beside the gradients of a pair of draws stand the Hessians of the others, which are independent of it.
+    others = (jnp.sum(hessians, 0) - hessians - jnp.roll(hessians, PAIRS, 0)) / (2 * PAIRS - 2)
+    rest = gradients - jnp.einsum("dij,dj->di", others, noise @ factor.T)
+    return _Expected(jnp.mean(gradients, 0), curvature, -jnp.mean(noise * (rest @ factor), 0))
+
+
+def _derivatives(log_density: Callable, loc: Array, factor: Array, noise: Array) -> tuple[Array, Array]:
+    """Gradient and Hessian at each draw."""
     density = log_density if isinstance(log_density, Density) else Density(lambda x: log_density(x[0]), loc.shape)
-    gradients, hessians = lax.map(lambda e: density.derivatives(loc + factor @ e), noise)
-    return jnp.mean(gradients, 0), jnp.mean(hessians, 0)
+    return lax.map(lambda e: density.derivatives(loc + factor @ e), noise)
+
+
+def _by_secants(log_density: Callable, loc: Array, factor: Array, noise: Array, key: PRNGKeyArray) -> _Expected:
+    n = loc.shape[0]
+
+    def slope(e: Array) -> Array:
+        return jax.grad(log_density)(loc + factor @ e)
+
+    def at(x: tuple[Array, PRNGKeyArray]) -> tuple[Array, Array]:
+        e, key = x
+        widths = jnp.sqrt(jax.random.chisquare(key, 3, (n,), loc.dtype))
+
+        def column(i: Array) -> Array:
+            up, down = slope(e.at[i].set(widths[i])), slope(e.at[i].set(-widths[i]))
+            return (up - down) @ factor / (-2 * widths[i])
+
+        return slope(e), lax.map(column, jnp.arange(n), batch_size=min(n, _COLUMNS))
+
+    slopes, curvatures = lax.map(at, (noise, jax.random.split(key, noise.shape[0])))
+    return _Expected(jnp.mean(slopes, 0), jnp.mean(curvatures, 0), jnp.zeros_like(loc))
 
 
 class _Step(NamedTuple):
@@ -237,20 +337,19 @@ class _Step(NamedTuple):
     vectors: Array
 
 
-def _step(factor: Array, gradient: Array, hessian: Array, diagonal: bool) -> _Step:
-    scaled = -factor.T @ hessian @ factor
-    values, vectors = jnp.linalg.eigh((scaled + scaled.T) / 2)
+def _step(factor: Array, seen: _Expected, diagonal: bool) -> _Step:
+    values, vectors = jnp.linalg.eigh((seen.curvature + seen.curvature.T) / 2)
     sizes = jnp.maximum(jnp.abs(values), _LEAST)
-    inverse = (factor @ vectors / sizes) @ (factor @ vectors).T
-    move = vectors @ ((vectors.T @ (factor.T @ gradient)) / sizes)
+    inverse = (factor @ (vectors / sizes[None])) @ (factor @ vectors).T
+    move = vectors @ ((vectors.T @ (factor.T @ seen.gradient)) / sizes)
     if diagonal:
-        values, vectors = jnp.diagonal(scaled), jnp.eye(factor.shape[0], dtype=factor.dtype)
+        values, vectors = jnp.diagonal(seen.curvature), jnp.eye(factor.shape[0], dtype=factor.dtype)
     return _Step(move, inverse, values, vectors)
 
 
 def _moved(loc: Array, factor: Array, step: _Step, rate: Array | float) -> tuple[Array, Array]:
     logs = jnp.log(jnp.clip(step.values, _LEAST, _MOST))
-    change = (step.vectors * jnp.exp(-rate / 2 * logs)) @ step.vectors.T
+    change = (step.vectors * jnp.exp(-rate / 2 * logs)[None]) @ step.vectors.T
     return loc + rate * (factor @ step.move), factor @ change
 
 
@@ -294,12 +393,12 @@ def find_mode(log_density: Callable[[Float[Array, " n"]], Float[Array, ""]], sta
     at_mode = jnp.zeros((1, n), dtype)
 
     def look(loc: Array, factor: Array) -> tuple[Array, Array, Array, Array]:
-        gradient, hessian = _expected(log_density, loc, factor, at_mode)
+        (gradient,), (hessian,) = _derivatives(log_density, loc, factor, at_mode)
         values, vectors = jnp.linalg.eigh(-(factor.T @ hessian @ factor))
         sizes = jnp.maximum(jnp.abs(values), jnp.finfo(dtype).eps)
         move = vectors @ ((vectors.T @ (factor.T @ gradient)) / sizes)
         decrement = jnp.linalg.norm(jnp.sqrt(sizes) * (vectors.T @ move))
-        return factor @ move, (factor @ vectors) / jnp.sqrt(sizes), values, decrement
+        return factor @ move, (factor @ vectors) / jnp.sqrt(sizes)[None], values, decrement
 
     def goes_on(s: tuple[Array, Array, Array, Array]) -> Bool[Array, ""]:
         return (s[2] < SEARCH_STEPS) & s[3]
@@ -312,7 +411,7 @@ def find_mode(log_density: Callable[[Float[Array, " n"]], Float[Array, ""]], sta
         best = jnp.argmax(jnp.where(jnp.isfinite(values), values, -jnp.inf))
         return loc + rates[best] * move, factor, count + 1, (rates[best] > 0) & (decrement > 1e-3)
 
-    scale = _expected(log_density, start, jnp.eye(n, dtype=dtype), at_mode)[1]
+    (scale,) = _derivatives(log_density, start, jnp.eye(n, dtype=dtype), at_mode)[1]
     first = (start, _diagonal_frame(scale), jnp.int32(0), jnp.asarray(True))
     loc, factor, _, _ = lax.while_loop(goes_on, body, first)
     for _ in range(2):
@@ -323,8 +422,8 @@ def find_mode(log_density: Callable[[Float[Array, " n"]], Float[Array, ""]], sta
     return Mode(loc, factor, values, decrement)
 
 
-def _diagonal_frame(hessian: Array) -> Array:
-    """diag(|H_ii|^(-1/2))."""
-    curvature = jnp.abs(jnp.diagonal(hessian))
+def _diagonal_frame(curvature: Array) -> Array:
+    """diag(|H_ii|^(-1/2)), of a curvature in the frame of the coordinates."""
+    curvature = jnp.abs(jnp.diagonal(curvature))
     usable = jnp.isfinite(curvature) & (curvature > 0)
     return jnp.diag(jnp.where(usable, 1 / jnp.sqrt(jnp.where(usable, curvature, 1.0)), 1.0))

@@ -20,6 +20,8 @@ PAIRS = 4
 """Pairs of draws in each step."""
 RATES = (1.0, 0.5, 0.2, 0.05, 0.01)
 """The steps that the line search compares."""
+MISSED = 0.1
+"""The part of the curvature of a direction from which it is not left to Hessians at points, which miss kinks."""
 SEARCH_STEPS, LEAST_STEPS, STALLS = 200, 10, 3
 MOST_SKIPPED = 100
 """How many more steps of the average may be skipped than taken before it ends."""
@@ -69,6 +71,10 @@ class Progress(NamedTuple):
         """Of the next step of the average."""
         return 1.0 / (self.num_average() + 2)
 
+    def recent(self) -> Float[Array, ""]:
+        """The weight of the next step in a mean over about the last half of the steps of the average."""
+        return 2.0 / (self.num_average() + 2)
+
     def error(self) -> Float[Array, ""]:
         """The largest standard error of an average of so many independent steps; infinite for too few of them."""
         taken = self.num_average()
@@ -105,7 +111,7 @@ class Progress(NamedTuple):
 
     def averaged(self, here: Float[Array, ""], moves: Float[Array, " n"], logs: Float[Array, " n"]) -> Progress:
         """After a step of the average: its bound, and the squared steps of means and of log sds for a rate of one."""
-        recent = 2.0 / (self.num_average() + 2)  # a mean over about the last half of the steps
+        recent = self.recent()
         return self._replace(
             bounds=self.bounds.at[self.count].set(here),
             count=self.count + 1,

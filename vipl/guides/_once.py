@@ -10,7 +10,8 @@ is compiled once for all that are equal.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,6 +93,13 @@ def can_make(shape: Shape, numbers: tuple[list[Any], list[Any]]) -> bool:
     return True
 
 
+@contextlib.contextmanager
+def promotion() -> Iterator[None]:
+    """Arithmetic that promotes ranks and types, whatever the settings of JAX: the checks are of the user's own code."""
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        yield
+
+
 def run_once(
     kind: str,
     fn: Callable[..., PyTree],
@@ -101,7 +109,7 @@ def run_once(
     static: Hashable = None,
     roots: Sequence[object] = (),
 ) -> Any:
-    """`fn(*things, *args)`, compiled.
+    """`fn(*things, *args)`, compiled; its arithmetic promotes ranks and types, whatever the settings of JAX.
 
     Args:
       kind: of the computation.
@@ -111,6 +119,18 @@ def run_once(
       static: what else the function depends on.
       roots: functions that it calls, which are read.
     """
+    with promotion():
+        return _run_once(kind, fn, things, args, static, roots)
+
+
+def _run_once(
+    kind: str,
+    fn: Callable[..., PyTree],
+    things: Sequence[Thing],
+    args: Sequence[PyTree],
+    static: Hashable,
+    roots: Sequence[object],
+) -> Any:
     taken = take_apart(things)
     if is_traced((args, taken and taken[1])):
         return fn(*things, *args)

@@ -15,6 +15,7 @@ from vipl._types import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 from vipl.gen import Program
 from vipl.gen._choices import Address
 from vipl.guides._blocks import (
+    Block,
     BlockGaussian,
     blocks_of,
     curvature,
@@ -29,7 +30,7 @@ from vipl.guides._blocks import (
     unit_precision,
 )
 from vipl.guides._joint import JointGuide
-from vipl.guides._natural import RATES, TOLERANCE, Progress
+from vipl.guides._natural import MISSED, PAIRS, RATES, TOLERANCE, Progress
 
 _MOST_NUMBERS = 2**20
 """How many numbers of products with the Hessian are computed together."""
@@ -89,11 +90,12 @@ class Structured(JointGuide):
         keys = jax.random.split(key, 3)
         near = u + 0.5 * jax.random.normal(keys[0], u.shape, u.dtype)
         none, block = jnp.zeros((1, *u.shape), u.dtype), blocks_of(self._layout)
-        _, precision = _expected(self._log_density, self._layout, near, none, keys[1])
+        _, each = _derivatives(self._log_density, self._layout, near, none, keys[1])
+        precision = jax.tree.map(lambda x: x[0], each)
         unit = 1 / jnp.sqrt(to_vector(block, _sizes(precision), u.shape[0]))  # in which the diagonal is one
         v = unit * jax.random.normal(keys[2], u.shape, u.dtype)
         product = -unit * jax.jvp(jax.grad(self._log_density), (near,), (v,))[1]
-        read = unit * jax.grad(lambda x: quadratic(block, precision, to_tree(block, x)))(v)
+        read = unit * _product(block, precision, v)
         return jnp.all(jnp.abs(product - read) <= jnp.sqrt(jnp.finfo(u.dtype).eps))
 
     def _log_density(self, u: Float[Array, " n"]) -> Float[Array, ""]:
@@ -116,6 +118,7 @@ class FoundBlocks(NamedTuple):
       num_average: i[], steps of the average.
       error: f[], the largest standard error, of loc in units of sd and of log sd.
       skipped: i[], steps of which an estimate was not finite, and that were not taken.
+      has_kinks: bool[], whether Hessians at points miss a part of the curvature, so that this is not the best Gaussian.
     """
 
     params: PyTree
@@ -124,6 +127,7 @@ class FoundBlocks(NamedTuple):
     num_average: Int[Array, ""]
     error: Float[Array, ""]
     skipped: Int[Array, ""]
+    has_kinks: Bool[Array, ""]
 
 
 class _State(NamedTuple):
@@ -134,6 +138,7 @@ class _State(NamedTuple):
       precision: Λ, as a tree.
       factors: those of Λ.
       curved: those at the end of the search.
+      missed: f[n], the mean over the last steps of the average of the curvature that Hessians miss.
       progress: how far the fit is.
     """
 
@@ -141,6 +146,7 @@ class _State(NamedTuple):
     precision: PyTree
     factors: PyTree
     curved: PyTree
+    missed: Array
     progress: Progress
 
 
@@ -192,22 +198,22 @@ def fit_blocks(
     def body(s: _State) -> _State:
         noise, own = s.progress.noise(key, n, dtype)
         q = of(s.loc, s.factors)
-        gradient, new = _expected(log_density, layout, s.loc, q.of_noise(noise) - s.loc, own)
-        return lax.switch(s.progress.phase, (scaled, searched, averaged), s, q, gradient, new, noise)
+        seen = _expected(log_density, layout, s.loc, q.of_noise(noise) - s.loc, own)
+        return lax.switch(s.progress.phase, (scaled, searched, averaged), s, q, seen, noise)
 
-    def scaled(s: _State, q: BlockGaussian, gradient: Array, new: PyTree, noise: Array) -> _State:
+    def scaled(s: _State, q: BlockGaussian, seen: _Expected, noise: Array) -> _State:
         """Λ = |diag H|, at the start."""
-        precision = _diagonal(new)
+        precision = _diagonal(seen.precision)
         return s._replace(precision=precision, factors=factorize(block, precision), progress=s.progress.scaled())
 
-    def searched(s: _State, q: BlockGaussian, gradient: Array, new: PyTree, noise: Array) -> _State:
+    def searched(s: _State, q: BlockGaussian, seen: _Expected, noise: Array) -> _State:
         here = bound(q, noise)
         rates = jnp.asarray([(r, r) for r in RATES] + [(r, 0.0) for r in RATES], dtype)
 
         def tried(rate: Array) -> tuple[tuple[Array, PyTree, PyTree], Array]:
-            precision = _mixed(s.precision, new, rate[1])
+            precision = _mixed(s.precision, seen.precision, rate[1])
             factors = factorize(block, precision)
-            loc = s.loc + rate[0] * _inverse(of(s.loc, factors), gradient)
+            loc = s.loc + rate[0] * _inverse(of(s.loc, factors), seen.gradient)
             return (loc, precision, factors), bound(of(loc, factors), noise)
 
         found, bounds = lax.map(tried, rates)
@@ -215,33 +221,65 @@ def fit_blocks(
         better = bounds[best] > here
         old = s.loc, s.precision, s.factors
         loc, precision, factors = jax.tree.map(lambda x, y: jnp.where(better, x[best], y), found, old)
-        return _State(loc, precision, factors, factors, s.progress.searched(here, bounds[best]))
+        return _State(loc, precision, factors, factors, s.missed, s.progress.searched(here, bounds[best]))
 
-    def averaged(s: _State, q: BlockGaussian, gradient: Array, new: PyTree, noise: Array) -> _State:
+    def averaged(s: _State, q: BlockGaussian, seen: _Expected, noise: Array) -> _State:
         rate = s.progress.rate()
-        move = _inverse(of(s.loc, s.curved), gradient)
-        move = move * jnp.minimum(1.0, jnp.sqrt(n / jnp.maximum(jnp.abs(gradient @ move), n)))
-        precision = _mixed(s.precision, new, rate)
+        move = _inverse(of(s.loc, s.curved), seen.gradient)
+        move = move * jnp.minimum(1.0, jnp.sqrt(n / jnp.maximum(jnp.abs(seen.gradient @ move), n)))
+        precision = _mixed(s.precision, seen.precision, rate)
         after = of(s.loc + rate * move, factorize(block, precision))
         here, variance = bound(after, noise), after.variance
         change = jnp.log(variance / q.variance) / (2 * rate)
         progress = s.progress.averaged(here, move**2 / variance, change**2)
-        then = _State(after.loc, precision, after.factors, s.curved, progress)
-        finite = jnp.all(jnp.isfinite(jnp.concatenate([after.loc, variance, here[None]])))
+        missed = s.missed + s.progress.recent() * (seen.missed - s.missed)
+        then = _State(after.loc, precision, after.factors, s.curved, missed, progress)
+        finite = jnp.all(jnp.isfinite(jnp.concatenate([after.loc, variance, missed, here[None]])))
         before = s._replace(progress=s.progress.left_out())
         return jax.tree.map(functools.partial(jnp.where, finite), then, before)
 
     same = identity(block, jnp.ones((), dtype))
-    first = _State(start, unit_precision(block, dtype), same, same, Progress.begin(n, dtype, max_steps))
-    s = lax.while_loop(goes_on, body, first)
-    p = s.progress
-    return FoundBlocks({"loc": s.loc} | s.factors, p.bounds, p.num_search, p.num_average(), p.error(), p.skipped)
+    precision, none = unit_precision(block, dtype), jnp.zeros(n, dtype)
+    s = lax.while_loop(goes_on, body, _State(start, precision, same, same, none, Progress.begin(n, dtype, max_steps)))
+    p, params, has_kinks = s.progress, {"loc": s.loc} | s.factors, jnp.max(jnp.abs(s.missed)) > MISSED
+    return FoundBlocks(params, p.bounds, p.num_search, p.num_average(), p.error(), p.skipped, has_kinks)
 
 
-def _expected(
+class _Expected(NamedTuple):
+    """Means over the draws.
+
+    Attributes:
+      gradient: f[n], of log p.
+      precision: the negative Hessian, as a tree.
+      missed: f[n], the diagonal of S E[-∇² log p] by the gradients, less that by the Hessians; see `fit_gaussian`.
+    """
+
+    gradient: Array
+    precision: PyTree
+    missed: Array
+
+
+def _expected(log_density: Callable, layout: Any, loc: Array, deviations: Array, key: PRNGKeyArray) -> _Expected:
+    """Means over loc + deviations, which come in pairs ± d."""
+    block = blocks_of(layout)
+    gradients, each = _derivatives(log_density, layout, loc, deviations, key)
+    precision = jax.tree.map(lambda x: jnp.mean(x, 0), each)
+    # Beside the gradients of a pair of draws stand the Hessians of the others, which are independent of it.
+    own = jax.tree.map(lambda x: x + jnp.roll(x, PAIRS, 0), each)
+    others = jax.tree.map(lambda mean, x: (2 * PAIRS * mean - x) / (2 * PAIRS - 2), precision, own)
+    products = jax.vmap(functools.partial(_product, block))(others, deviations)
+    return _Expected(jnp.mean(gradients, 0), precision, -jnp.mean(deviations * (gradients + products), 0))
+
+
+def _product(block: Block, precision: PyTree, v: Float[Array, " n"]) -> Float[Array, " n"]:
+    """Λ v."""
+    return jax.grad(lambda v: quadratic(block, precision, to_tree(block, v)))(v)
+
+
+def _derivatives(
     log_density: Callable, layout: Any, loc: Array, deviations: Array, key: PRNGKeyArray
 ) -> tuple[Array, PyTree]:
-    """Means over loc + deviations of the gradient, and of the negative Hessian as a tree."""
+    """The gradient at each loc + deviation, and the negative Hessian as a tree."""
     block, n = blocks_of(layout), loc.shape[0]
     probe = probes(block)
     number = int(probe.max()) + 1
@@ -258,7 +296,7 @@ def _expected(
     draws = deviations.shape[0]
     each = deviations, jax.random.split(key, draws)
     together = draws * min(16, number) * n <= _MOST_NUMBERS
-    return jax.tree.map(lambda x: jnp.mean(x, 0), jax.vmap(at)(each) if together else lax.map(at, each))
+    return jax.vmap(at)(each) if together else lax.map(at, each)
 
 
 def _inverse(q: BlockGaussian, gradient: Array) -> Array:

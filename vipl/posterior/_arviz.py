@@ -75,6 +75,12 @@ def variables(flat: Mapping[Address, Any]) -> dict[str, Any]:
     return named
 
 
+def dims_by_name(dims: Mapping[str, Any], constant: Mapping[str, Any]) -> dict[str, Any]:
+    """The dimensions of each variable by the name that xarray takes; a word is one dimension, as in xarray."""
+    named = {variable((x,)) if isinstance(x, str) and x not in constant else x: given for x, given in dims.items()}
+    return {name: [given] if isinstance(given, str) else given for name, given in named.items()}
+
+
 def check_named(dims: Mapping[str, Any], known: list[str], at: str) -> None:
     """Raises where dimensions are named of something that is not known."""
     unknown = [name for name in dims if name not in known]

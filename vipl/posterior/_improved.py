@@ -89,10 +89,16 @@ class Improved:
             said += f"{self.impossible} draws are impossible in the model: its density there is zero. "
         if w.k_hat <= w.limit:
             return said + self._of_good_weights()
+        if w.ess > 0.99 * n and not self.impossible and self._is_near():
+            return said + (
+                "Fine but for far tails: the weights are nearly equal, and the few that are not lie far out, where the "
+                "guide's tails are too light. What needs these tails needs vipl.guides.Flow or Mixture."
+            )
         if w.ess > n / 2 and not self.impossible:
             return said + (
                 "Usable but for tails: most weights are nearly equal, and a few are large, where the guide's tails are "
-                "too light. Means and central intervals can be trusted; for tails try vipl.guides.Flow or Mixture."
+                "too light. Medians and central halves can be trusted; deviations and wide intervals may be too small: "
+                "for these try vipl.guides.Flow or Mixture."
             )
         return said + (
             "NOT reliable: the posterior differs from the guide. Try vipl.guides.Flow or Mixture; write hierarchical "
@@ -113,9 +119,7 @@ class Improved:
                 f"Usable by weights alone: the guide's own draws are not the posterior's (KL {self.divergence:.2f} "
                 "nats). Take draws from improve(key); fit for more steps, or a more flexible guide."
             )
-        noise = 1.5 * math.sqrt(max(1 / w.ess - 1 / n, 0.0))  # a weighted probability has at most a third as error
-        is_seen = noise <= _NOISE and self._distance() <= _DISTANCE + noise
-        if w.k_hat < 0.5 and w.ess > n / 10 and is_seen:
+        if w.k_hat < 0.5 and w.ess > n / 10 and self._is_near():
             return "Fine: the guide is close to the posterior."
         if w.k_hat >= 0.5 and w.ess <= n / 2:
             return (
@@ -124,6 +128,12 @@ class Improved:
                 "Where that matters, try vipl.guides.Flow or Mixture."
             )
         return "Usable: take draws from improve(key), or a more flexible guide, for tails and small effects."
+
+    def _is_near(self) -> bool:
+        """Whether no latent number is seen to be distributed otherwise by the weights."""
+        w, n = self.weights, len(self.weights.log_weights)
+        noise = 1.5 * math.sqrt(max(1 / w.ess - 1 / n, 0.0))  # a weighted probability has at most a third as error
+        return noise <= _NOISE and self._distance() <= _DISTANCE + noise
 
     def _distance(self) -> float:
         """The largest sup_x |F_p(x) - F_q(x)| over latent numbers."""

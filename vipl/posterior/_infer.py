@@ -43,11 +43,11 @@ from vipl.guides import (
     combine,
 )
 from vipl.guides._combine import parts_of
-from vipl.guides._gaussian import Moments, fit_gaussian, lower_triangular
+from vipl.guides._gaussian import Moments, fit_by_hessians, lower_triangular, refit
 from vipl.guides._guide import Start
 from vipl.guides._joint import CoordinatesGuide
 from vipl.guides._natural import TOLERANCE
-from vipl.guides._once import can_make, run_once, take_apart
+from vipl.guides._once import can_make, promotion, run_once, take_apart
 from vipl.guides._structured import FoundBlocks
 from vipl.inference._forward_backward import posterior_tables
 from vipl.interpret.seed import seed
@@ -210,13 +210,37 @@ def infer(
     num_samples = whole_number(num_samples, "num_samples", "infer")
     most = None if num_steps is None else whole_number(num_steps, "num_steps", "infer")
     family = _the_guide(model, data, guide)
+    with promotion():
+        options = {"num_samples": num_samples, "progress": progress}
+        family, params, report = _fit(family, model, data, key, start, optimizer, most, options)
+    if not is_traced(report.converged) and report.converged is not None and not report.converged:
+        warnings.warn(
+            f"vipl.infer of {model.name} did not meet its stopping rule in {report.steps} steps{_why(report)}; see "
+            "posterior.summary() and posterior.plot_fit().",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return Posterior(model, data, family, params, report)
+
+
+def _fit(
+    family: Guide,
+    model: Program,
+    data: Any,
+    key: PRNGKeyArray,
+    start: Start,
+    optimizer: optax.GradientTransformation | None,
+    most: int | None,
+    options: dict[str, Any],
+) -> tuple[Guide, PyTree, Report]:
+    """The family that was fitted, its parameters and how: by natural or stochastic gradients, or without steps."""
     begun = time.perf_counter()
     key_gaussian, key_init, key_fit = jax.random.split(key, 3)
     gaussian = None
-    params, method, bounds = _without_steps(model, data, family, start, key_init, by_steps=bool(optimizer or num_steps))
+    params, method, bounds = _without_steps(model, data, family, start, key_init, by_steps=bool(optimizer or most))
     if method:
         report = Report(method, np.asarray(bounds), True, len(bounds), time.perf_counter() - begun)
-        return Posterior(model, data, family, params, report)
+        return family, params, report
     blocks = None
     if optimizer is None and isinstance(family, Structured):
         blocks = _blocks(family, start, key_gaussian)
@@ -231,19 +255,12 @@ def infer(
         beside = framed(family, model, data, start, key_gaussian) if optimizer is None else None
         family, params = beside or _begin(family, gaussian, start, key_init)
         objective, numbers = _objective(model, data, family, params)
-        options = {"data": numbers, "num_samples": num_samples, "progress": progress}
-        params, values, converged, steps = _stochastic(objective, params, key_fit, optimizer, most, options)
+        stochastic = options | {"data": numbers}
+        params, values, converged, steps = _stochastic(objective, params, key_fit, optimizer, most, stochastic)
         note = _no_mode(family, model, data, params) if converged and isinstance(family, Delta) else ""
         seconds = time.perf_counter() - begun
         report = Report("stochastic gradients", values, converged and not note, steps, seconds, note)
-    if not is_traced(report.converged) and report.converged is not None and not report.converged:
-        warnings.warn(
-            f"vipl.infer of {model.name} did not meet its stopping rule in {report.steps} steps{_why(report)}; see "
-            "posterior.summary() and posterior.plot_fit().",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-    return Posterior(model, data, family, params, report)
+    return family, params, report
 
 
 def _begin(family: Guide, gaussian: Moments | None, start: Start, key: PRNGKeyArray) -> tuple[Guide, PyTree]:
@@ -366,21 +383,31 @@ def _is_whole(guide: ModelGuide) -> bool:
 
 def _gaussian(guide: ModelGuide, start: Start, key: PRNGKeyArray) -> Moments:
     u = guide.latents.join(guide.start(key, start))
-    return run_once("a Gaussian", _fit_gaussian, (guide,), (u, key))
+    found = run_once("a Gaussian", _fitted, (guide,), (u, key))
+    if not is_traced(found) and not found.has_kinks:
+        return found  # and nothing more is compiled
+    return run_once("a Gaussian by secants", _fitted_again, (guide,), (found, u, key))
 
 
-def _fit_gaussian(guide: ModelGuide, u: Array, key: PRNGKeyArray) -> Moments:
-    return fit_gaussian(guide.latents.density(), u, key, diagonal=isinstance(guide, MeanField))
+def _fitted(guide: ModelGuide, u: Array, key: PRNGKeyArray) -> Moments:
+    return fit_by_hessians(guide.latents.density(), u, key, diagonal=isinstance(guide, MeanField))
+
+
+def _fitted_again(guide: ModelGuide, found: Moments, u: Array, key: PRNGKeyArray) -> Moments:
+    return refit(found, guide.latents.density(), u, key, diagonal=isinstance(guide, MeanField))
 
 
 def _blocks(guide: Structured, start: Start, key: PRNGKeyArray) -> FoundBlocks | None:
-    """The fitted blocks; None where the model's density has not their structure."""
+    """The fitted blocks; None where the model's density has not their structure, or kinks."""
     if not _is_whole(guide):
         return None
     u = guide.latents.join(guide.start(key, start))
     has_structure = run_once("the structure of a density", Structured.has_structure, (guide,), (u, key))
     check_known(has_structure, "vipl.infer", _OUTSIDE)
-    return run_once("blocks", Structured.fit, (guide,), (u, key)) if has_structure else None
+    if not has_structure:
+        return None
+    found = run_once("blocks", Structured.fit, (guide,), (u, key))
+    return None if found.has_kinks else found
 
 
 def _natural(found: Moments | FoundBlocks, seconds: float) -> Report:

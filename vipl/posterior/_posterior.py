@@ -30,7 +30,7 @@ from vipl.guides._combine import Combined, parts_of
 from vipl.guides._once import run_once
 from vipl.interpret.seed import seed
 from vipl.ir.keys import as_key, key_or_first
-from vipl.posterior._arviz import check_dims, check_named, tree_of, variables
+from vipl.posterior._arviz import check_dims, check_named, dims_by_name, tree_of, variables
 from vipl.posterior._draws import (
     addresses_of,
     at_draws,
@@ -492,6 +492,7 @@ class Posterior(Generic[G]):
           ProgramError: it is called inside a transformation of JAX.
         """
         at, dims, constant = f"to_arviz of {self!r}", dims or {}, constant_data or {}
+        dims = dims_by_name(dims, constant)
         known = variables(dict.fromkeys([*addresses_of(self.model), *recorded_by(self.model)]))
         check_named(dims, [*known, *constant], at)
         check_dims(dims, at)
