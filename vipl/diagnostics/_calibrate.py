@@ -9,7 +9,8 @@ Reference: Talts et al. (2018), "Validating Bayesian inference algorithms with s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, SupportsIndex
 
@@ -24,7 +25,7 @@ from vipl.gen import Program
 from vipl.gen._check_arguments import check_source
 from vipl.gen._choices import Address, check_address, flatten, nest
 from vipl.guides import FullRank, MeanField
-from vipl.guides._gaussian import fit_gaussian
+from vipl.guides._gaussian import Moments, fit_by_hessians, fit_gaussian
 from vipl.ir.keys import as_key
 from vipl.posterior._draws import addresses_of
 from vipl.posterior._table import Table, label, number
@@ -155,7 +156,7 @@ def calibrate(
             fix=f"leave {show_addresses(both)} out of given",
         )
 
-    def one(key: PRNGKeyArray) -> tuple[list[Array], Array]:
+    def one(key: PRNGKeyArray, fit: Callable[..., Moments]) -> tuple[list[Array], Array, Array]:
         keys = jax.random.split(key, 3)
         drawn = flatten(program.generate(nest(outer), key=keys[0])[0].choices, program.name)
         family = guide(program, nest({a: x for a, x in drawn.items() if a in of_data or a in outer}))
@@ -163,13 +164,16 @@ def calibrate(
         if latents.discrete:
             raise _discrete(program, [x.address for x in latents.discrete])
         start = jnp.zeros(latents.size, latents.real[0].dtype)
-        found = fit_gaussian(latents.density(), start, keys[1], diagonal=guide is MeanField, max_steps=400)
+        found = fit(latents.density(), start, keys[1], diagonal=guide is MeanField, max_steps=400)
         noise = jax.random.normal(keys[2], (num_draws, latents.size), start.dtype)
         draws = jax.vmap(lambda e: latents.constrain(latents.split(found.loc + found.factor @ e))[0])(noise)
-        return [jnp.sum(draws[x.address] < drawn[x.address], 0) for x in latents.real], found.error
+        return [jnp.sum(draws[x.address] < drawn[x.address], 0) for x in latents.real], found.error, found.has_kinks
 
     names = [x.address for x in guide(program, _zeros(program, of_data, outer)).latents.real]
-    ranks, errors = jax.jit(jax.vmap(one))(jax.random.split(as_key(key), num_datasets))
+    keys = jax.random.split(as_key(key), num_datasets)
+    ranks, errors, has_kinks = jax.jit(jax.vmap(functools.partial(one, fit=fit_by_hessians)))(keys)
+    if has_kinks.any():
+        ranks, errors, _ = jax.jit(jax.vmap(functools.partial(one, fit=fit_gaussian)))(keys)
     return Calibration(nest(dict(zip(names, ranks, strict=True))), num_draws, np.asarray(errors))
 
 

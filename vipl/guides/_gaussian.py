@@ -20,7 +20,7 @@ Exact for a Gaussian log density after two steps, whatever the draws (they come 
 
 A kink of log p, as of |x|, has a curvature that no Hessian at a point sees. The bound sees it: by Stein's identity
 E[e_i (Aᵀ ∇ log p)_i] = (Aᵀ E[∇² log p] A)_ii with kinks and all, beside which the mean of the Hessians is looked at.
-Where the two differ, by more than `MISSED` of the whole, the fit is made again with the curvature of secants, which in
+Where the two differ, by more than a tenth of the whole, the fit is made again with the curvature of secants, which in
 the frame of A has the columns
 
     E[(Aᵀ ∇ log p(m + A e⁺) - Aᵀ ∇ log p(m + A e⁻)) / (2 s)],   e⁺ and e⁻ with ± s as i-th coordinate,  s ~ chi(3)
@@ -46,7 +46,7 @@ from jax import lax
 
 from vipl import _jax
 from vipl._types import Array, Bool, Float, Int, PRNGKeyArray
-from vipl.guides._natural import MISSED, PAIRS, RATES, SEARCH_STEPS, TOLERANCE, Progress
+from vipl.guides._natural import PAIRS, RATES, SEARCH_STEPS, TOLERANCE, Progress
 
 _LEAST, _MOST = 0.04, 25.0  # of λ: S changes by no more than that in one step of the search
 _COLUMNS = 16
@@ -90,14 +90,12 @@ class _State(NamedTuple):
       loc: f[n], m.
       factor: f[n, n], A.
       inverse: f[n, n], the inverse of the curvature at the last step of the search.
-      missed: f[n], the mean over the last steps of the average of the curvature that Hessians miss.
       progress: how far the fit is.
     """
 
     loc: Array
     factor: Array
     inverse: Array
-    missed: Array
     progress: Progress
 
 
@@ -185,7 +183,7 @@ def _fitted(
         best = jnp.argmax(jnp.where(jnp.isfinite(bounds), bounds, -jnp.inf))  # no step leads to where it is not
         better = bounds[best] > here
         loc, factor = jax.tree.map(functools.partial(jnp.where, better), (locs[best], factors[best]), (s.loc, s.factor))
-        return _State(loc, factor, step.inverse, s.missed, s.progress.searched(here, bounds[best]))
+        return _State(loc, factor, step.inverse, s.progress.searched(here, bounds[best]))
 
     def _averaged(s: _State, step: _Step, seen: _Expected, noise: Array) -> _State:
         rate = s.progress.rate()
@@ -198,18 +196,16 @@ def _fitted(
         bound = _bound(log_density, s.loc, s.factor, noise)
         sds = jnp.linalg.norm(s.factor, axis=1)
         logs = step.vectors**2 @ (errors / 2) ** 2  # to first order
-        progress = s.progress.averaged(bound, (move / sds) ** 2, logs)
-        missed = s.missed + s.progress.recent() * (seen.missed - s.missed)
-        after = _State(loc, factor, s.inverse, missed, progress)
-        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in (loc, factor, bound, missed)]))
+        progress = s.progress.averaged(bound, (move / sds) ** 2, logs, seen.missed)
+        after = _State(loc, factor, s.inverse, progress)
+        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in (loc, factor, bound, seen.missed)]))
         before = s._replace(progress=s.progress.left_out())
         return jax.tree.map(functools.partial(jnp.where, finite), after, before)
 
     identity = jnp.eye(n, dtype=dtype)
-    first = _State(start, identity, identity, jnp.zeros(n, dtype), Progress.begin(n, dtype, max_steps))
-    s = lax.while_loop(goes_on, body, first)
-    p, has_kinks = s.progress, jnp.max(jnp.abs(s.missed)) > MISSED
-    return Moments(s.loc, s.factor, p.bounds, p.num_search, p.num_average(), p.error(), p.skipped, has_kinks)
+    s = lax.while_loop(goes_on, body, _State(start, identity, identity, Progress.begin(n, dtype, max_steps)))
+    p = s.progress
+    return Moments(s.loc, s.factor, p.bounds, p.num_search, p.num_average(), p.error(), p.skipped, p.has_kinks())
 
 
 class Density(NamedTuple):

@@ -44,6 +44,8 @@ class Progress(NamedTuple):
       stalls: i[], sets of draws whose bound the search did not make grow any more.
       moves: f[n], the mean over the last steps of the average of the squared steps of the means, in units of their sd.
       logs: f[n], that of the steps of log sd, both for a rate of one.
+      missed: f[n], the mean over the last steps of the average of the curvature that Hessians miss, of one each.
+      squares: f[n], that of its squares.
       skipped: i[], steps of the average not taken.
     """
 
@@ -54,6 +56,8 @@ class Progress(NamedTuple):
     stalls: Int[Array, ""]
     moves: Float[Array, " n"]
     logs: Float[Array, " n"]
+    missed: Float[Array, " n"]
+    squares: Float[Array, " n"]
     skipped: Int[Array, ""]
 
     @classmethod
@@ -61,7 +65,7 @@ class Progress(NamedTuple):
         """Before the first step."""
         zero, sums = jnp.int32(0), jnp.zeros(n, dtype)
         bounds = jnp.zeros(SEARCH_STEPS + max_steps, dtype)
-        return cls(bounds, zero, zero, zero, zero, sums, sums, zero)
+        return cls(bounds, zero, zero, zero, zero, sums, sums, sums, sums, zero)
 
     def num_average(self) -> Int[Array, ""]:
         """Steps taken in the average."""
@@ -71,15 +75,17 @@ class Progress(NamedTuple):
         """Of the next step of the average."""
         return 1.0 / (self.num_average() + 2)
 
-    def recent(self) -> Float[Array, ""]:
-        """The weight of the next step in a mean over about the last half of the steps of the average."""
-        return 2.0 / (self.num_average() + 2)
-
     def error(self) -> Float[Array, ""]:
         """The largest standard error of an average of so many independent steps; infinite for too few of them."""
         taken = self.num_average()
         error = jnp.sqrt(jnp.maximum(jnp.max(self.moves), jnp.max(self.logs)) / jnp.maximum(taken, 1))
         return jnp.where(taken < LEAST_STEPS, jnp.inf, error)
+
+    def has_kinks(self) -> Bool[Array, ""]:
+        """Whether Hessians miss more of a curvature than `MISSED`, by three standard errors."""
+        weight = 4 / (3 * jnp.maximum(self.num_average(), 1))  # Σ w² of weights w_t ∝ t, which `averaged` gives
+        variance = jnp.maximum(self.squares - self.missed**2, 0.0) * weight
+        return jnp.any(jnp.abs(self.missed) > MISSED + 3 * jnp.sqrt(variance))
 
     def goes_on(self, tolerance: float, max_steps: int) -> Bool[Array, ""]:
         """Whether there is another step."""
@@ -109,14 +115,18 @@ class Progress(NamedTuple):
             stalls=stalls,
         )
 
-    def averaged(self, here: Float[Array, ""], moves: Float[Array, " n"], logs: Float[Array, " n"]) -> Progress:
-        """After a step of the average: its bound, and the squared steps of means and of log sds for a rate of one."""
-        recent = self.recent()
+    def averaged(
+        self, here: Float[Array, ""], moves: Float[Array, " n"], logs: Float[Array, " n"], missed: Float[Array, " n"]
+    ) -> Progress:
+        """After a step of the average: its bound, squared steps of means and of log sds at a rate of one, and `missed`."""
+        recent = 2.0 / (self.num_average() + 2)  # a mean over about the last half of the steps
         return self._replace(
             bounds=self.bounds.at[self.count].set(here),
             count=self.count + 1,
             moves=self.moves + recent * (moves - self.moves),
             logs=self.logs + recent * (logs - self.logs),
+            missed=self.missed + recent * (missed - self.missed),
+            squares=self.squares + recent * (missed**2 - self.squares),
         )
 
     def left_out(self) -> Progress:

@@ -30,7 +30,7 @@ from vipl.guides._blocks import (
     unit_precision,
 )
 from vipl.guides._joint import JointGuide
-from vipl.guides._natural import MISSED, PAIRS, RATES, TOLERANCE, Progress
+from vipl.guides._natural import PAIRS, RATES, TOLERANCE, Progress
 
 _MOST_NUMBERS = 2**20
 """How many numbers of products with the Hessian are computed together."""
@@ -138,7 +138,6 @@ class _State(NamedTuple):
       precision: Λ, as a tree.
       factors: those of Λ.
       curved: those at the end of the search.
-      missed: f[n], the mean over the last steps of the average of the curvature that Hessians miss.
       progress: how far the fit is.
     """
 
@@ -146,7 +145,6 @@ class _State(NamedTuple):
     precision: PyTree
     factors: PyTree
     curved: PyTree
-    missed: Array
     progress: Progress
 
 
@@ -221,7 +219,7 @@ def fit_blocks(
         better = bounds[best] > here
         old = s.loc, s.precision, s.factors
         loc, precision, factors = jax.tree.map(lambda x, y: jnp.where(better, x[best], y), found, old)
-        return _State(loc, precision, factors, factors, s.missed, s.progress.searched(here, bounds[best]))
+        return _State(loc, precision, factors, factors, s.progress.searched(here, bounds[best]))
 
     def averaged(s: _State, q: BlockGaussian, seen: _Expected, noise: Array) -> _State:
         rate = s.progress.rate()
@@ -231,18 +229,17 @@ def fit_blocks(
         after = of(s.loc + rate * move, factorize(block, precision))
         here, variance = bound(after, noise), after.variance
         change = jnp.log(variance / q.variance) / (2 * rate)
-        progress = s.progress.averaged(here, move**2 / variance, change**2)
-        missed = s.missed + s.progress.recent() * (seen.missed - s.missed)
-        then = _State(after.loc, precision, after.factors, s.curved, missed, progress)
-        finite = jnp.all(jnp.isfinite(jnp.concatenate([after.loc, variance, missed, here[None]])))
+        progress = s.progress.averaged(here, move**2 / variance, change**2, seen.missed)
+        then = _State(after.loc, precision, after.factors, s.curved, progress)
+        finite = jnp.all(jnp.isfinite(jnp.concatenate([after.loc, variance, seen.missed, here[None]])))
         before = s._replace(progress=s.progress.left_out())
         return jax.tree.map(functools.partial(jnp.where, finite), then, before)
 
     same = identity(block, jnp.ones((), dtype))
-    precision, none = unit_precision(block, dtype), jnp.zeros(n, dtype)
-    s = lax.while_loop(goes_on, body, _State(start, precision, same, same, none, Progress.begin(n, dtype, max_steps)))
-    p, params, has_kinks = s.progress, {"loc": s.loc} | s.factors, jnp.max(jnp.abs(s.missed)) > MISSED
-    return FoundBlocks(params, p.bounds, p.num_search, p.num_average(), p.error(), p.skipped, has_kinks)
+    first = _State(start, unit_precision(block, dtype), same, same, Progress.begin(n, dtype, max_steps))
+    s = lax.while_loop(goes_on, body, first)
+    p, params = s.progress, {"loc": s.loc} | s.factors
+    return FoundBlocks(params, p.bounds, p.num_search, p.num_average(), p.error(), p.skipped, p.has_kinks())
 
 
 class _Expected(NamedTuple):

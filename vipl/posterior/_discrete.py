@@ -30,7 +30,7 @@ from vipl.gen import Program
 from vipl.gen._choices import Choices, flatten, nest
 from vipl.guides import FullRank, MeanField
 from vipl.guides._combine import Combined
-from vipl.guides._gaussian import fit_gaussian, lower_triangular
+from vipl.guides._gaussian import Moments, fit_by_hessians, fit_gaussian, lower_triangular
 from vipl.guides._guide import Start
 from vipl.guides._once import run_once
 from vipl.interpret.seed import seed
@@ -50,12 +50,14 @@ class _Frame(NamedTuple):
       scale_tril: f[n, n].
       logits: of each discrete choice, at loc.
       finite: bool[], whether all of these are numbers.
+      has_kinks: bool[], see `Moments`.
     """
 
     loc: Array
     scale_tril: Array
     logits: list[Array]
     finite: Array
+    has_kinks: Array
 
 
 def framed(
@@ -80,9 +82,13 @@ def framed(
     (real_name, real), (discrete_name, discrete) = parts
     u = real.latents.join(guide.start(key, start))
     num_starts = NUM_STARTS if start is None else 0
-    fn, things = functools.partial(_fit, num_starts=num_starts), (real, discrete, model, dict(data))
+    things = real, discrete, model, dict(data)
     try:
+        fn = functools.partial(_fit, num_starts=num_starts, fit=fit_by_hessians)
         found = run_once("a frame beside discrete choices", fn, things, (u, key), static=num_starts)
+        if found.has_kinks:
+            fn = functools.partial(_fit, num_starts=num_starts, fit=fit_gaussian)
+            found = run_once("a frame beside discrete choices, with kinks", fn, things, (u, key), static=num_starts)
     except Exception:  # no second derivatives, say; what is wrong with the model itself is raised by the fit
         return None
     if not found.finite:
@@ -151,15 +157,16 @@ def _fit(
     key: PRNGKeyArray,
     *,
     num_starts: int,
+    fit: Callable[..., Moments],
 ) -> _Frame:
     density, logits_at = bound_at(real, discrete, model, data, key)
     if num_starts:
         u = _best(density, jnp.concatenate([u[None], _of_prior(real, model, key, num_starts)]))
-    found = fit_gaussian(density, u, key, max_steps=MOST_STEPS)
+    found = fit(density, u, key, max_steps=MOST_STEPS)
     scale_tril, logits = lower_triangular(found.factor), logits_at(found.loc)
     numbers = [density(found.loc), found.loc, scale_tril, *logits]
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in numbers]))
-    return _Frame(found.loc, scale_tril, logits, finite & jnp.all(jnp.diagonal(scale_tril) > 0))
+    return _Frame(found.loc, scale_tril, logits, finite & jnp.all(jnp.diagonal(scale_tril) > 0), found.has_kinks)
 
 
 def _of_prior(real: FullRank, model: Program, key: PRNGKeyArray, num: int) -> Float[Array, "num n"]:
