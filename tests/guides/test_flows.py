@@ -11,7 +11,7 @@ import vipl
 from vipl import guides, sample
 from vipl.distributions._bijections import invert_triangular
 from vipl.guides._flow_layers import Coupling
-from vipl.posterior._infer import _has_flow
+from vipl.posterior._ways import _has_flow
 
 
 @vipl.gen

@@ -17,7 +17,7 @@ from vipl import guides, objectives, sample
 from vipl.errors import DistributionError, ProgramError
 from vipl.estimators import Enumerate, LeaveOneOut, Score
 from vipl.inference import ForwardBackward
-from vipl.posterior._infer import _objective, _with_chain
+from vipl.posterior._ways import _objective, _with_chain
 from vipl.testing import assert_unbiased
 
 FIRST = jnp.array([0.5, 0.2, 0.3])

@@ -77,7 +77,7 @@ EDITS: list[Edit] = [
          "posterior/test_posterior.py -k 'does_not_have'"),
     ),
     *_in(
-        "vipl/posterior/_infer.py",
+        "vipl/posterior/_ways.py",
         ("the density of a flow is held", "program.is_exact() and not _has_flow(guide)", "program.is_exact()",
          "guides/test_flows.py -k 'moving_bounds and coupling'"),
         ("a point that still moves has converged", "if gain > _GAIN else", "if False else",

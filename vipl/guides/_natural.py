@@ -118,7 +118,7 @@ class Progress(NamedTuple):
     def averaged(
         self, here: Float[Array, ""], moves: Float[Array, " n"], logs: Float[Array, " n"], missed: Float[Array, " n"]
     ) -> Progress:
-        """After a step of the average: its bound, squared steps of means and of log sds at a rate of one, and `missed`."""
+        """After a step of the average: its bound, squared steps of means and log sds at a rate of one, and `missed`."""
         recent = 2.0 / (self.num_average() + 2)  # a mean over about the last half of the steps
         return self._replace(
             bounds=self.bounds.at[self.count].set(here),
