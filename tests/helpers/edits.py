@@ -924,6 +924,8 @@ EDITS: list[Edit] = [
         ("no step is a small error", "jnp.where(taken < LEAST_STEPS, jnp.inf, error)", "error",
          "posterior/test_posterior.py -k all_skipped"),
         ("kinks are left to Hessians", "> MISSED + 3", "> jnp.inf + 3", "posterior/test_kinks.py -k made_again"),
+        ("each direction is for itself", "jnp.append(missed, jnp.sum(missed))", "jnp.append(missed, 0)",
+         "posterior/test_kinks.py -k many_coordinates"),
     ),
     *_in(
         "vipl/guides/_gaussian.py",

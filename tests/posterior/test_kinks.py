@@ -54,12 +54,24 @@ def test_secants_of_a_gaussian_have_no_noise(key):
 
 def test_a_fit_is_made_again_only_where_hessians_miss_something(key):
     smooth = fit_gaussian(lambda u: -jnp.sum(jnp.cosh(u)), jnp.ones(2), key)
-    assert not smooth.has_kinks
+    assert not smooth.misses
     found = fit_gaussian(lambda u: -jnp.abs(u[0]) - u[1] ** 2 / 2, jnp.ones(2), key)
-    assert found.has_kinks
+    assert found.misses
     # E[|x|] = sqrt(2 / π) sd: the bound is highest where that of |x| and the logarithm of sd have equal slopes.
     np.testing.assert_allclose(jnp.linalg.norm(found.factor, axis=1), [np.sqrt(np.pi / 2), 1.0], rtol=0.03)
     np.testing.assert_allclose(found.loc, 0.0, atol=0.05)
+
+
+@pytest.mark.parametrize("n", [5, 40])
+def test_a_kink_across_many_coordinates_is_seen(n, key):
+    """Of each coordinate it is a small part. y ~ Laplace(v·b), b ~ N(0, I) and |v| = 1: the rest is free."""
+    v = jnp.ones(n) / jnp.sqrt(n)
+    found = fit_gaussian(lambda u: -u @ u / 2 - jnp.abs(0.5 - v @ u) / 0.3, jnp.zeros(n), key)
+    assert found.misses
+    alone = fit_gaussian(lambda u: -u @ u / 2 - jnp.abs(0.5 - u[0]) / 0.3, jnp.zeros(1), key)
+    sd = jnp.linalg.norm(v @ found.factor)
+    np.testing.assert_allclose(sd, alone.factor[0, 0], rtol=0.15)  # by Hessians it is three times as much
+    np.testing.assert_allclose(v @ found.loc, alone.loc[0], atol=0.15 * sd)
 
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(60, 2)))
@@ -119,4 +131,4 @@ def test_blocks_do_not_take_a_density_with_kinks(key):
     assert found.report is not None
     assert found.report.method == "stochastic gradients"
     blocks = guides.Structured(walk(), data)
-    assert blocks.fit(jnp.zeros(4), key).has_kinks
+    assert blocks.fit(jnp.zeros(4), key).misses

@@ -167,12 +167,12 @@ def calibrate(
         found = fit(latents.density(), start, keys[1], diagonal=guide is MeanField, max_steps=400)
         noise = jax.random.normal(keys[2], (num_draws, latents.size), start.dtype)
         draws = jax.vmap(lambda e: latents.constrain(latents.split(found.loc + found.factor @ e))[0])(noise)
-        return [jnp.sum(draws[x.address] < drawn[x.address], 0) for x in latents.real], found.error, found.has_kinks
+        return [jnp.sum(draws[x.address] < drawn[x.address], 0) for x in latents.real], found.error, found.misses
 
     names = [x.address for x in guide(program, _zeros(program, of_data, outer)).latents.real]
     keys = jax.random.split(as_key(key), num_datasets)
-    ranks, errors, has_kinks = jax.jit(jax.vmap(functools.partial(one, fit=fit_by_hessians)))(keys)
-    if has_kinks.any():
+    ranks, errors, misses = jax.jit(jax.vmap(functools.partial(one, fit=fit_by_hessians)))(keys)
+    if misses.any():
         ranks, errors, _ = jax.jit(jax.vmap(functools.partial(one, fit=fit_gaussian)))(keys)
     return Calibration(nest(dict(zip(names, ranks, strict=True))), num_draws, np.asarray(errors))
 

@@ -18,15 +18,16 @@ For a diagonal A only the diagonal of M is used for A; the step in m uses all of
 
 Exact for a Gaussian log density after two steps, whatever the draws (they come in pairs ± e).
 
-A kink of log p, as of |x|, has a curvature that no Hessian at a point sees. The bound sees it: by Stein's identity
-E[e_i (Aᵀ ∇ log p)_i] = (Aᵀ E[∇² log p] A)_ii with kinks and all, beside which the mean of the Hessians is looked at.
-Where the two differ, by more than a tenth of the whole, the fit is made again with the curvature of secants, which in
-the frame of A has the columns
+A kink of log p, as of |x|, has a curvature that no Hessian at a point sees; and where A has grown far beyond log p, few
+points see any. The bound sees it: by Stein's identity E[e_i (Aᵀ ∇ log p)_i] = (Aᵀ E[∇² log p] A)_ii with kinks and all,
+beside which the mean of the Hessians is looked at, also in the sum over i (`Progress.misses`). Where they differ, the
+fit is made again with the curvature of secants, which in the frame of A has the columns
 
     E[(Aᵀ ∇ log p(m + A e⁺) - Aᵀ ∇ log p(m + A e⁻)) / (2 s)],   e⁺ and e⁻ with ± s as i-th coordinate,  s ~ chi(3)
 
 That is Stein's identity, too, since ∫ ∇f(s) s φ(s) ds is half the mean of (∇f(s) - ∇f(-s)) / s over s of density
-∝ s² φ(s): unbiased for every log density that is continuous, and without noise for a Gaussian one.
+∝ s² φ(s): unbiased for every log density that is continuous, and without noise for a Gaussian one. A jump of log p, as
+at the end of uniform noise, is in no gradient, and neither sees it.
 
 Reference: Opper and Archambeau (2009), "The variational Gaussian approximation revisited", eqs. (8) and (9); Khan and
 Rue (2023), "The Bayesian learning rule", section 3; Dauphin et al. (2014) for |λ|.
@@ -70,7 +71,7 @@ class Moments(NamedTuple):
       error: f[], the largest standard error, of m in units of sd and of log sd; infinite where the average took fewer
         than 10 steps.
       skipped: i[], steps of which an estimate was not finite, and that were not taken.
-      has_kinks: bool[], whether Hessians at points miss a part of the curvature.
+      misses: bool[], whether Hessians at points miss a part of the curvature.
     """
 
     loc: Float[Array, " n"]
@@ -80,7 +81,7 @@ class Moments(NamedTuple):
     num_average: Int[Array, ""]
     error: Float[Array, ""]
     skipped: Int[Array, ""]
-    has_kinks: Bool[Array, ""]
+    misses: Bool[Array, ""]
 
 
 class _State(NamedTuple):
@@ -146,8 +147,8 @@ def refit(
     max_steps: int = 2000,
 ) -> Moments:
     """What Hessians have found; where these miss kinks, the Gaussian by secants. See `fit_gaussian`."""
-    again = _fitted(log_density, _by_secants, start, key, found.has_kinks, diagonal, tolerance, max_steps)
-    return jax.tree.map(functools.partial(jnp.where, found.has_kinks), again._replace(has_kinks=True), found)
+    again = _fitted(log_density, _by_secants, start, key, found.misses, diagonal, tolerance, max_steps)
+    return jax.tree.map(functools.partial(jnp.where, found.misses), again._replace(misses=True), found)
 
 
 def _fitted(
@@ -205,7 +206,7 @@ def _fitted(
     identity = jnp.eye(n, dtype=dtype)
     s = lax.while_loop(goes_on, body, _State(start, identity, identity, Progress.begin(n, dtype, max_steps)))
     p = s.progress
-    return Moments(s.loc, s.factor, p.bounds, p.num_search, p.num_average(), p.error(), p.skipped, p.has_kinks())
+    return Moments(s.loc, s.factor, p.bounds, p.num_search, p.num_average(), p.error(), p.skipped, p.misses(tolerance))
 
 
 class Density(NamedTuple):

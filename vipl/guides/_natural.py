@@ -44,8 +44,9 @@ class Progress(NamedTuple):
       stalls: i[], sets of draws whose bound the search did not make grow any more.
       moves: f[n], the mean over the last steps of the average of the squared steps of the means, in units of their sd.
       logs: f[n], that of the steps of log sd, both for a rate of one.
-      missed: f[n], the mean over the last steps of the average of the curvature that Hessians miss, of one each.
-      squares: f[n], that of its squares.
+      missed: f[n + 1], the mean over the last steps of the average of the curvature that Hessians miss: of each
+        coordinate, whose whole is one, and last the sum, which sees what is missed in any direction.
+      squares: f[n + 1], that of its squares.
       skipped: i[], steps of the average not taken.
     """
 
@@ -56,16 +57,16 @@ class Progress(NamedTuple):
     stalls: Int[Array, ""]
     moves: Float[Array, " n"]
     logs: Float[Array, " n"]
-    missed: Float[Array, " n"]
-    squares: Float[Array, " n"]
+    missed: Float[Array, " n_and_1"]
+    squares: Float[Array, " n_and_1"]
     skipped: Int[Array, ""]
 
     @classmethod
     def begin(cls, n: int, dtype: Any, max_steps: int) -> Progress:
         """Before the first step."""
-        zero, sums = jnp.int32(0), jnp.zeros(n, dtype)
+        zero, sums, more = jnp.int32(0), jnp.zeros(n, dtype), jnp.zeros(n + 1, dtype)
         bounds = jnp.zeros(SEARCH_STEPS + max_steps, dtype)
-        return cls(bounds, zero, zero, zero, zero, sums, sums, sums, sums, zero)
+        return cls(bounds, zero, zero, zero, zero, sums, sums, more, more, zero)
 
     def num_average(self) -> Int[Array, ""]:
         """Steps taken in the average."""
@@ -81,11 +82,16 @@ class Progress(NamedTuple):
         error = jnp.sqrt(jnp.maximum(jnp.max(self.moves), jnp.max(self.logs)) / jnp.maximum(taken, 1))
         return jnp.where(taken < LEAST_STEPS, jnp.inf, error)
 
-    def has_kinks(self) -> Bool[Array, ""]:
-        """Whether Hessians miss more of a curvature than `MISSED`, by three standard errors."""
+    def misses(self, tolerance: float) -> Bool[Array, ""]:
+        """Whether Hessians miss more of a curvature than `MISSED`, by three standard errors.
+
+        Where the average has not met its tolerance it may be too noisy for that: there, whether they miss as much again
+        as they see.
+        """
         weight = 4 / (3 * jnp.maximum(self.num_average(), 1))  # Σ w² of weights w_t ∝ t, which `averaged` gives
         variance = jnp.maximum(self.squares - self.missed**2, 0.0) * weight
-        return jnp.any(jnp.abs(self.missed) > MISSED + 3 * jnp.sqrt(variance))
+        is_lost = ~(self.error() <= tolerance) & jnp.any(jnp.abs(self.missed[:-1]) > 1)
+        return is_lost | jnp.any(jnp.abs(self.missed) > MISSED + 3 * jnp.sqrt(variance))
 
     def goes_on(self, tolerance: float, max_steps: int) -> Bool[Array, ""]:
         """Whether there is another step."""
@@ -119,6 +125,7 @@ class Progress(NamedTuple):
         self, here: Float[Array, ""], moves: Float[Array, " n"], logs: Float[Array, " n"], missed: Float[Array, " n"]
     ) -> Progress:
         """After a step of the average: its bound, squared steps of means and log sds at a rate of one, and `missed`."""
+        missed = jnp.append(missed, jnp.sum(missed))
         recent = 2.0 / (self.num_average() + 2)  # a mean over about the last half of the steps
         return self._replace(
             bounds=self.bounds.at[self.count].set(here),

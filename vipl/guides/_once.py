@@ -95,7 +95,7 @@ def can_make(shape: Shape, numbers: tuple[list[Any], list[Any]]) -> bool:
 
 @contextlib.contextmanager
 def promotion() -> Iterator[None]:
-    """Arithmetic that promotes ranks and types, whatever the settings of JAX: the checks are of the user's own code."""
+    """Arithmetic that promotes ranks and types, whatever the settings of JAX; that of a model that runs inside, too."""
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         yield
 

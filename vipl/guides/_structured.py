@@ -118,7 +118,7 @@ class FoundBlocks(NamedTuple):
       num_average: i[], steps of the average.
       error: f[], the largest standard error, of loc in units of sd and of log sd.
       skipped: i[], steps of which an estimate was not finite, and that were not taken.
-      has_kinks: bool[], whether Hessians at points miss a part of the curvature, so that this is not the best Gaussian.
+      misses: bool[], whether Hessians at points miss a part of the curvature, so that this is not the best Gaussian.
     """
 
     params: PyTree
@@ -127,7 +127,7 @@ class FoundBlocks(NamedTuple):
     num_average: Int[Array, ""]
     error: Float[Array, ""]
     skipped: Int[Array, ""]
-    has_kinks: Bool[Array, ""]
+    misses: Bool[Array, ""]
 
 
 class _State(NamedTuple):
@@ -171,7 +171,7 @@ def fit_blocks(
     passes. Exact for a Gaussian log density after two steps.
 
     Args:
-      log_density: twice differentiable, finite at the start.
+      log_density: differentiable almost everywhere, finite at the start; see `misses` of what is found.
       layout: which makes the blocks.
       start: where to begin.
       key: PRNG key.
@@ -239,7 +239,7 @@ def fit_blocks(
     first = _State(start, unit_precision(block, dtype), same, same, Progress.begin(n, dtype, max_steps))
     s = lax.while_loop(goes_on, body, first)
     p, params = s.progress, {"loc": s.loc} | s.factors
-    return FoundBlocks(params, p.bounds, p.num_search, p.num_average(), p.error(), p.skipped, p.has_kinks())
+    return FoundBlocks(params, p.bounds, p.num_search, p.num_average(), p.error(), p.skipped, p.misses(tolerance))
 
 
 class _Expected(NamedTuple):

@@ -50,14 +50,14 @@ class _Frame(NamedTuple):
       scale_tril: f[n, n].
       logits: of each discrete choice, at loc.
       finite: bool[], whether all of these are numbers.
-      has_kinks: bool[], see `Moments`.
+      misses: bool[], see `Moments`.
     """
 
     loc: Array
     scale_tril: Array
     logits: list[Array]
     finite: Array
-    has_kinks: Array
+    misses: Array
 
 
 def framed(
@@ -86,7 +86,7 @@ def framed(
     try:
         fn = functools.partial(_fit, num_starts=num_starts, fit=fit_by_hessians)
         found = run_once("a frame beside discrete choices", fn, things, (u, key), static=num_starts)
-        if found.has_kinks:
+        if found.misses:
             fn = functools.partial(_fit, num_starts=num_starts, fit=fit_gaussian)
             found = run_once("a frame beside discrete choices, with kinks", fn, things, (u, key), static=num_starts)
     except Exception:  # no second derivatives, say; what is wrong with the model itself is raised by the fit
@@ -166,7 +166,7 @@ def _fit(
     scale_tril, logits = lower_triangular(found.factor), logits_at(found.loc)
     numbers = [density(found.loc), found.loc, scale_tril, *logits]
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in numbers]))
-    return _Frame(found.loc, scale_tril, logits, finite & jnp.all(jnp.diagonal(scale_tril) > 0), found.has_kinks)
+    return _Frame(found.loc, scale_tril, logits, finite & jnp.all(jnp.diagonal(scale_tril) > 0), found.misses)
 
 
 def _of_prior(real: FullRank, model: Program, key: PRNGKeyArray, num: int) -> Float[Array, "num n"]:

@@ -95,8 +95,10 @@ def infer(
     - FullRank and MeanField guides of real choices, up to 256 coordinates: natural gradients from the start, exact for
       Gaussian posteriors, in units of the posterior itself, so that the scale of the data does not matter. They end
       when the standard errors of all means, in posterior sds, and of all log sds are below 0.02, or after 2000 steps.
+      Where Hessians at points miss a part of the curvature, as they do at kinks, it is fitted again by secants.
     - Structured, over all latent choices, which are real: the same with the precision of its blocks, whatever the
-      number of coordinates, where the Hessian of the model's log density has their structure; that is tried at a point.
+      number of coordinates, where the Hessian of the model's log density has their structure, which is tried at a
+      point, and misses nothing.
     - Laplace, Pathfinder, Boosted: their `init`, and nothing more.
     - Markov, of a model that is one chain and nothing else latent: forward-backward, which is exact.
     - Other joint guides (LowRank, Mixture, Flow, SemiImplicit): the same for a Gaussian first, whose moments become the

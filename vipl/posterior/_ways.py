@@ -163,7 +163,7 @@ def _is_whole(guide: ModelGuide) -> bool:
 def _gaussian(guide: ModelGuide, start: Start, key: PRNGKeyArray) -> Moments:
     u = guide.latents.join(guide.start(key, start))
     found = run_once("a Gaussian", _by_hessians, (guide,), (u, key))
-    if not is_traced(found) and not found.has_kinks:
+    if not is_traced(found) and not found.misses:
         return found  # and nothing more is compiled
     return run_once("a Gaussian by secants", _by_secants, (guide,), (found, u, key))
 
@@ -186,7 +186,7 @@ def _blocks(guide: Structured, start: Start, key: PRNGKeyArray) -> FoundBlocks |
     if not has_structure:
         return None
     found = run_once("blocks", Structured.fit, (guide,), (u, key))
-    return None if found.has_kinks else found
+    return None if found.misses else found
 
 
 def _natural(found: Moments | FoundBlocks, seconds: float) -> Report:
