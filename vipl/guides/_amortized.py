@@ -24,11 +24,11 @@ from vipl._types import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 from vipl.errors import ChoiceError, DistributionError, ProgramError, show_address, show_addresses, show_aval
 from vipl.gen import Program, Source, gen, sample, scaled
 from vipl.gen._choices import Address, nest
+from vipl.guides._coordinates import Coordinates, Discrete, Latent
 from vipl.guides._delta import Delta
 from vipl.guides._flow import Flow
 from vipl.guides._guide import ModelGuide, Start, check_scale, check_start, differences, shapes_by_path
 from vipl.guides._joint import JointGuide, Laplace, OfLatents
-from vipl.guides._latents import Coordinates, Discrete, Latent
 from vipl.guides._mean_field import MeanField
 from vipl.guides._pathfinder import Pathfinder
 from vipl.ir.partition import is_array

@@ -34,8 +34,8 @@ from jax.scipy.linalg import cho_solve, solve_triangular
 from numpyro.distributions import constraints
 
 from vipl._types import Array, Float, Int, PRNGKeyArray, PyTree
+from vipl.guides._coordinates import Latent
 from vipl.guides._gaussian import lower_triangular
-from vipl.guides._latents import Latent
 
 Layout = tuple[tuple[tuple[int, ...], tuple[bool, ...]], ...]
 """Of each choice the shape of its coordinates, and of each loop around it whether it is a `vmap`."""

@@ -18,8 +18,8 @@ from vipl.estimators import Enumerate, LeaveOneOut, Score
 from vipl.gen import Estimator, Program, sample
 from vipl.gen._choices import Address, nest
 from vipl.gen._sample import check_estimator
+from vipl.guides._coordinates import Discrete
 from vipl.guides._guide import ModelGuide
-from vipl.guides._latents import Discrete
 from vipl.guides._mean_field import FEW, by_address
 
 

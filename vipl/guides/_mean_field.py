@@ -19,8 +19,8 @@ from vipl.estimators import Enumerate, LeaveOneOut, Score
 from vipl.gen import Estimator, Program, sample
 from vipl.gen._choices import Address, flatten, nest
 from vipl.gen._sample import check_estimator
+from vipl.guides._coordinates import Discrete
 from vipl.guides._guide import ModelGuide
-from vipl.guides._latents import Discrete
 
 FEW = 256
 """The most joint values of a discrete choice that are enumerated."""
