@@ -152,6 +152,37 @@ def test_a_stochastic_volatility_series_against_a_long_run():
     assert np.abs((np.mean(draws["h"], 0) - mean) / sd).max() < 0.3
 
 
+@pytest.mark.parametrize(
+    "family",
+    [
+        guides.MeanField,
+        guides.FullRank,
+        guides.Structured,
+        lambda model, data: guides.BlockDiagonal(model, data, [["a"], ["x"]]),
+    ],
+    ids=["MeanField", "FullRank", "Structured", "BlockDiagonal"],
+)
+def test_draws_move_with_their_means(family, key):
+    """Along a path each draw has the slope 1 in its mean; by the score function it is random."""
+
+    @vipl.gen
+    def model():
+        sample("a", dist.Normal(0.0, 1.0))
+        lax.scan(lambda x, _: (sample("x", dist.Normal(0.0, 1.0)), None), 0.0, None, length=3)
+
+    guide = family(model(), {})
+    params = guide.init(key, start="zero")
+
+    @vipl.expectation
+    def total(shift):
+        moved = jax.tree_util.tree_map_with_path(lambda path, x: x + shift * ("loc" in str(path[-1])), params)
+        drawn = guide(moved).simulate().choices
+        return drawn["a"] + jnp.sum(drawn["x"])
+
+    slopes = jax.vmap(lambda key: total.value_and_grad(key, 0.0)[1])(jax.random.split(key, 10))
+    np.testing.assert_allclose(slopes, 4.0, rtol=1e-12)
+
+
 def test_discrete_choices_are_refused():
     @vipl.gen
     def mixed():

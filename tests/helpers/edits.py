@@ -989,6 +989,9 @@ EDITS: list[Edit] = [
          "guides/test_structured.py -k algebra"),
         ("neighbouring steps share a probe", "min(3, block", "min(2, block", "guides/test_structured.py -k algebra"),
         ("a density forgets its scales", "- log_det(self.factors) -", "-", "guides/test_structured.py -k algebra"),
+        ("draws are no functions of the parameters", 'reparametrized_params = ["loc"]',
+         'reparametrized_params = ["loc", "factors"]',
+         "guides/test_structured.py -k move_with_their_means"),
     ),
     *_in(
         "vipl/guides/_pathfinder.py",

@@ -383,7 +383,7 @@ class BlockGaussian(dist.Distribution):
     pytree_data_fields = ("loc", "factors")
     pytree_aux_fields = ("layout",)
     support = constraints.real_vector  # type: ignore[assignment]
-    reparametrized_params = ["loc", "factors"]
+    reparametrized_params = ["loc"]  # which NumPyro compares with arg_constraints; draws are smooth in factors, too
 
     def __init__(self, loc: Float[Array, " n"], factors: PyTree, layout: Layout, *, validate_args: bool | None = None):
         """Keeps the parameters."""
