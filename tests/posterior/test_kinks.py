@@ -9,7 +9,7 @@ from jax.scipy.stats import norm
 
 import vipl
 from vipl import guides, sample
-from vipl.guides._gaussian import _by_hessians, _by_secants, fit_gaussian
+from vipl.guides._gaussian import by_hessians, by_secants, fit_gaussian
 from vipl.guides._natural import pairs
 from vipl.testing import assert_unbiased
 
@@ -39,16 +39,16 @@ def of(estimated, key):
 
 def test_secants_have_the_curvature_of_kinks(key):
     exact, smooth = curvature_of_kinked()
-    assert_unbiased(lambda key: of(_by_secants, key).curvature, exact, key=key, resolution=0.01)
+    assert_unbiased(lambda key: of(by_secants, key).curvature, exact, key=key, resolution=0.01)
     with pytest.raises(AssertionError, match="z = "):
-        assert_unbiased(lambda key: of(_by_hessians, key).curvature, exact, key=key, resolution=0.01)
-    seen = lambda key: (of(_by_hessians, key).curvature, of(_by_hessians, key).missed)  # noqa: E731
+        assert_unbiased(lambda key: of(by_hessians, key).curvature, exact, key=key, resolution=0.01)
+    seen = lambda key: (of(by_hessians, key).curvature, of(by_hessians, key).missed)  # noqa: E731
     assert_unbiased(seen, (smooth, jnp.diagonal(exact - smooth)), key=key, resolution=0.01)
 
 
 def test_secants_of_a_gaussian_have_no_noise(key):
     precision = jnp.array([[2.0, 0.7], [0.7, 1.0]])
-    seen = _by_secants(lambda u: -u @ precision @ u / 2, LOC, FACTOR, pairs(key, 2, LOC.dtype), key)
+    seen = by_secants(lambda u: -u @ precision @ u / 2, LOC, FACTOR, pairs(key, 2, LOC.dtype), key)
     np.testing.assert_allclose(seen.curvature, FACTOR.T @ precision @ FACTOR, rtol=1e-12)
 
 

@@ -10,7 +10,7 @@ Reference: Talts et al. (2018), "Validating Bayesian inference algorithms with s
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, SupportsIndex
 
@@ -25,7 +25,7 @@ from vipl.gen import Program
 from vipl.gen._check_arguments import check_source
 from vipl.gen._choices import Address, check_address, flatten, nest
 from vipl.guides import FullRank, MeanField
-from vipl.guides._gaussian import Moments, fit_by_hessians, fit_gaussian
+from vipl.guides._gaussian import Look, by_hessians, by_secants, fit_by
 from vipl.ir.keys import as_key
 from vipl.posterior._draws import addresses_of
 from vipl.posterior._table import Table, label, number
@@ -156,7 +156,7 @@ def calibrate(
             fix=f"leave {show_addresses(both)} out of given",
         )
 
-    def one(key: PRNGKeyArray, fit: Callable[..., Moments]) -> tuple[list[Array], Array, Array]:
+    def one(key: PRNGKeyArray, look: Look) -> tuple[list[Array], Array, Array]:
         keys = jax.random.split(key, 3)
         drawn = flatten(program.generate(nest(outer), key=keys[0])[0].choices, program.name)
         family = guide(program, nest({a: x for a, x in drawn.items() if a in of_data or a in outer}))
@@ -164,16 +164,16 @@ def calibrate(
         if latents.discrete:
             raise _discrete(program, [x.address for x in latents.discrete])
         start = jnp.zeros(latents.size, latents.real[0].dtype)
-        found = fit(latents.density(), start, keys[1], diagonal=guide is MeanField, max_steps=400)
+        found = fit_by(look, latents.density(), start, keys[1], diagonal=guide is MeanField, max_steps=400)
         noise = jax.random.normal(keys[2], (num_draws, latents.size), start.dtype)
         draws = jax.vmap(lambda e: latents.constrain(latents.split(found.loc + found.factor @ e))[0])(noise)
         return [jnp.sum(draws[x.address] < drawn[x.address], 0) for x in latents.real], found.error, found.misses
 
     names = [x.address for x in guide(program, _zeros(program, of_data, outer)).latents.real]
     keys = jax.random.split(as_key(key), num_datasets)
-    ranks, errors, misses = jax.jit(jax.vmap(functools.partial(one, fit=fit_by_hessians)))(keys)
+    ranks, errors, misses = jax.jit(jax.vmap(functools.partial(one, look=by_hessians)))(keys)
     if misses.any():
-        ranks, errors, _ = jax.jit(jax.vmap(functools.partial(one, fit=fit_gaussian)))(keys)
+        ranks, errors, _ = jax.jit(jax.vmap(functools.partial(one, look=by_secants)))(keys)
     return Calibration(nest(dict(zip(names, ranks, strict=True))), num_draws, np.asarray(errors))
 
 

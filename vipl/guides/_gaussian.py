@@ -38,7 +38,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ import numpy as np
 from jax import lax
 
 from vipl import _jax
-from vipl._types import Array, Bool, Float, Int, PRNGKeyArray
+from vipl._types import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
 from vipl.guides._natural import PAIRS, RATES, SEARCH_STEPS, TOLERANCE, Progress
 
 _LEAST, _MOST = 0.04, 25.0  # of λ: S changes by no more than that in one step of the search
@@ -57,6 +57,9 @@ _MEMORY = 2**24
 _LEAST_SPLIT = 16
 """Coordinates from which a Hessian is computed in blocks."""
 _CHANGE = 0.7  # of log A: A changes by no more than that in one step of the average
+
+
+LogDensity = Callable[[Float[Array, " n"]], Float[Array, ""]]
 
 
 class Moments(NamedTuple):
@@ -100,83 +103,76 @@ class _State(NamedTuple):
     progress: Progress
 
 
-def fit_gaussian(
-    log_density: Callable[[Float[Array, " n"]], Float[Array, ""]],
+class Expected(NamedTuple):
+    """Means over the draws.
+
+    Attributes:
+      gradient: f[n], of log p.
+      curvature: f[n, n], Aᵀ E[-∇² log p] A.
+      missed: f[n], of the diagonal of that, what the gradients say more.
+    """
+
+    gradient: Array
+    curvature: Array
+    missed: Array
+
+
+Look = Callable[[Callable, Array, Array, Array, PRNGKeyArray], Expected]
+"""(log density, m, A, e, key) -> what the draws m + A e say."""
+
+
+def fit_gaussian(log_density: LogDensity, start: Float[Array, " n"], key: PRNGKeyArray, **options: Any) -> Moments:
+    """Fits a Gaussian to a log density, by secants where Hessians miss a part of the curvature; see `fit_by`."""
+    return refit(fit_by(by_hessians, log_density, start, key, **options), log_density, start, key, **options)
+
+
+def refit(
+    found: Moments, log_density: LogDensity, start: Float[Array, " n"], key: PRNGKeyArray, **options: Any
+) -> Moments:
+    """What Hessians have found; where these miss a part of the curvature, the Gaussian by secants. See `fit_by`."""
+    again = fit_by(by_secants, log_density, start, key, wanted=found.misses, **options)
+    return jax.tree.map(functools.partial(jnp.where, found.misses), again._replace(misses=True), found)
+
+
+def fit_by(
+    look: Look,
+    log_density: LogDensity,
     start: Float[Array, " n"],
     key: PRNGKeyArray,
     *,
+    wanted: Bool[ArrayLike, ""] = True,
     diagonal: bool = False,
     tolerance: float = TOLERANCE,
     max_steps: int = 2000,
 ) -> Moments:
-    """Fits a Gaussian to a log density; see the module.
+    """Fits a Gaussian to a log density by Hessians alone, or by secants alone; see the module.
 
     Args:
+      look: `by_hessians` or `by_secants`.
       log_density: differentiable almost everywhere, finite at the start.
       start: where to begin.
       key: PRNG key.
+      wanted: whether to take any step.
       diagonal: whether S is diagonal.
       tolerance: standard errors below which the average ends.
       max_steps: the most steps of the average.
     """
-    options = {"diagonal": diagonal, "tolerance": tolerance, "max_steps": max_steps}
-    return refit(fit_by_hessians(log_density, start, key, **options), log_density, start, key, **options)
-
-
-def fit_by_hessians(
-    log_density: Callable[[Float[Array, " n"]], Float[Array, ""]],
-    start: Float[Array, " n"],
-    key: PRNGKeyArray,
-    *,
-    diagonal: bool = False,
-    tolerance: float = TOLERANCE,
-    max_steps: int = 2000,
-) -> Moments:
-    """The Gaussian by Hessians at points, right where they do not miss a kink; see `fit_gaussian`."""
-    return _fitted(log_density, _by_hessians, start, key, jnp.asarray(True), diagonal, tolerance, max_steps)
-
-
-def refit(
-    found: Moments,
-    log_density: Callable[[Float[Array, " n"]], Float[Array, ""]],
-    start: Float[Array, " n"],
-    key: PRNGKeyArray,
-    *,
-    diagonal: bool = False,
-    tolerance: float = TOLERANCE,
-    max_steps: int = 2000,
-) -> Moments:
-    """What Hessians have found; where these miss kinks, the Gaussian by secants. See `fit_gaussian`."""
-    again = _fitted(log_density, _by_secants, start, key, found.misses, diagonal, tolerance, max_steps)
-    return jax.tree.map(functools.partial(jnp.where, found.misses), again._replace(misses=True), found)
-
-
-def _fitted(
-    log_density: Callable,
-    estimated: Callable[[Callable, Array, Array, Array, PRNGKeyArray], _Expected],
-    start: Array,
-    key: PRNGKeyArray,
-    wanted: Array,
-    diagonal: bool,
-    tolerance: float,
-    max_steps: int,
-) -> Moments:
     n, dtype = start.shape[0], start.dtype
 
     def goes_on(s: _State) -> Bool[Array, ""]:
-        return wanted & s.progress.goes_on(tolerance, max_steps)
+        return jnp.asarray(wanted) & s.progress.goes_on(tolerance, max_steps)
 
     def body(s: _State) -> _State:
         noise, own = s.progress.noise(key, n, dtype)
-        seen = estimated(log_density, s.loc, s.factor, noise, own)
+        seen = look(log_density, s.loc, s.factor, noise, own)
         step = _step(s.factor, seen, diagonal)
         return lax.switch(s.progress.phase, (_scaled, _searched, _averaged), s, step, seen, noise)
 
-    def _scaled(s: _State, step: _Step, seen: _Expected, noise: Array) -> _State:
+    def _scaled(s: _State, step: _Step, seen: Expected, noise: Array) -> _State:
         """A = diag(|H_ii|^(-1/2)), at the start."""
         return s._replace(factor=_diagonal_frame(seen.curvature), progress=s.progress.scaled())
 
-    def _searched(s: _State, step: _Step, seen: _Expected, noise: Array) -> _State:
+    def _searched(s: _State, step: _Step, seen: Expected, noise: Array) -> _State:
         here = _bound(log_density, s.loc, s.factor, noise)
         rates = jnp.asarray(RATES, dtype)
         locs, factors = jax.vmap(lambda rate: _moved(s.loc, s.factor, step, rate))(rates)
@@ -186,7 +182,7 @@ def _fitted(
         loc, factor = jax.tree.map(functools.partial(jnp.where, better), (locs[best], factors[best]), (s.loc, s.factor))
         return _State(loc, factor, step.inverse, s.progress.searched(here, bounds[best]))
 
-    def _averaged(s: _State, step: _Step, seen: _Expected, noise: Array) -> _State:
+    def _averaged(s: _State, step: _Step, seen: Expected, noise: Array) -> _State:
         rate = s.progress.rate()
         move = s.inverse @ seen.gradient
         size = jnp.sqrt(jnp.abs(seen.gradient @ move))
@@ -269,27 +265,14 @@ def _along(gradient: Callable[[Array], Array], u: Array, coordinates: np.ndarray
     return value, rows.reshape(turns * each, -1)[:n]
 
 
-class _Expected(NamedTuple):
-    """Means over the draws.
-
-    Attributes:
-      gradient: f[n], of log p.
-      curvature: f[n, n], Aᵀ E[-∇² log p] A.
-      missed: f[n], of the diagonal of that, what the gradients say more.
-    """
-
-    gradient: Array
-    curvature: Array
-    missed: Array
-
-
-def _by_hessians(log_density: Callable, loc: Array, factor: Array, noise: Array, key: PRNGKeyArray) -> _Expected:
+def by_hessians(log_density: Callable, loc: Array, factor: Array, noise: Array, key: PRNGKeyArray) -> Expected:
+    """Curvature by Hessians at the draws."""
     gradients, hessians = _derivatives(log_density, loc, factor, noise)
     curvature = -factor.T @ jnp.mean(hessians, 0) @ factor
     # Beside the gradients of a pair of draws stand the Hessians of the others, which are independent of it.
     others = (jnp.sum(hessians, 0) - hessians - jnp.roll(hessians, PAIRS, 0)) / (2 * PAIRS - 2)
     rest = gradients - jnp.einsum("dij,dj->di", others, noise @ factor.T)
-    return _Expected(jnp.mean(gradients, 0), curvature, -jnp.mean(noise * (rest @ factor), 0))
+    return Expected(jnp.mean(gradients, 0), curvature, -jnp.mean(noise * (rest @ factor), 0))
 
 
 def _derivatives(log_density: Callable, loc: Array, factor: Array, noise: Array) -> tuple[Array, Array]:
@@ -298,7 +281,8 @@ def _derivatives(log_density: Callable, loc: Array, factor: Array, noise: Array)
     return lax.map(lambda e: density.derivatives(loc + factor @ e), noise)
 
 
-def _by_secants(log_density: Callable, loc: Array, factor: Array, noise: Array, key: PRNGKeyArray) -> _Expected:
+def by_secants(log_density: Callable, loc: Array, factor: Array, noise: Array, key: PRNGKeyArray) -> Expected:
+    """Curvature by secants through the draws, one along each axis of the frame."""
     n = loc.shape[0]
 
     def slope(e: Array) -> Array:
@@ -315,7 +299,7 @@ def _by_secants(log_density: Callable, loc: Array, factor: Array, noise: Array, 
         return slope(e), lax.map(column, jnp.arange(n), batch_size=min(n, _COLUMNS))
 
     slopes, curvatures = lax.map(at, (noise, jax.random.split(key, noise.shape[0])))
-    return _Expected(jnp.mean(slopes, 0), jnp.mean(curvatures, 0), jnp.zeros_like(loc))
+    return Expected(jnp.mean(slopes, 0), jnp.mean(curvatures, 0), jnp.zeros_like(loc))
 
 
 class _Step(NamedTuple):
@@ -334,7 +318,7 @@ class _Step(NamedTuple):
     vectors: Array
 
 
-def _step(factor: Array, seen: _Expected, diagonal: bool) -> _Step:
+def _step(factor: Array, seen: Expected, diagonal: bool) -> _Step:
     values, vectors = jnp.linalg.eigh((seen.curvature + seen.curvature.T) / 2)
     sizes = jnp.maximum(jnp.abs(values), _LEAST)
     inverse = (factor @ (vectors / sizes[None])) @ (factor @ vectors).T

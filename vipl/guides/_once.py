@@ -100,6 +100,7 @@ def promotion() -> Iterator[None]:
         yield
 
 
+@promotion()
 def run_once(
     kind: str,
     fn: Callable[..., PyTree],
@@ -119,18 +120,6 @@ def run_once(
       static: what else the function depends on.
       roots: functions that it calls, which are read.
     """
-    with promotion():
-        return _run_once(kind, fn, things, args, static, roots)
-
-
-def _run_once(
-    kind: str,
-    fn: Callable[..., PyTree],
-    things: Sequence[Thing],
-    args: Sequence[PyTree],
-    static: Hashable,
-    roots: Sequence[object],
-) -> Any:
     taken = take_apart(things)
     if is_traced((args, taken and taken[1])):
         return fn(*things, *args)

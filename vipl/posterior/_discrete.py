@@ -30,7 +30,7 @@ from vipl.gen import Program
 from vipl.gen._choices import Choices, flatten, nest
 from vipl.guides import FullRank, MeanField
 from vipl.guides._combine import Combined
-from vipl.guides._gaussian import Moments, fit_by_hessians, fit_gaussian, lower_triangular
+from vipl.guides._gaussian import Look, by_hessians, by_secants, fit_by, lower_triangular
 from vipl.guides._guide import Start
 from vipl.guides._once import run_once
 from vipl.interpret.seed import seed
@@ -84,11 +84,11 @@ def framed(
     num_starts = NUM_STARTS if start is None else 0
     things = real, discrete, model, dict(data)
     try:
-        fn = functools.partial(_fit, num_starts=num_starts, fit=fit_by_hessians)
+        fn = functools.partial(_fit, num_starts=num_starts, look=by_hessians)
         found = run_once("a frame beside discrete choices", fn, things, (u, key), static=num_starts)
         if found.misses:
-            fn = functools.partial(_fit, num_starts=num_starts, fit=fit_gaussian)
-            found = run_once("a frame beside discrete choices, with kinks", fn, things, (u, key), static=num_starts)
+            fn = functools.partial(_fit, num_starts=num_starts, look=by_secants)
+            found = run_once("a frame by secants beside discrete choices", fn, things, (u, key), static=num_starts)
     except Exception:  # no second derivatives, say; what is wrong with the model itself is raised by the fit
         return None
     if not found.finite:
@@ -157,12 +157,12 @@ def _fit(
     key: PRNGKeyArray,
     *,
     num_starts: int,
-    fit: Callable[..., Moments],
+    look: Look,
 ) -> _Frame:
     density, logits_at = bound_at(real, discrete, model, data, key)
     if num_starts:
         u = _best(density, jnp.concatenate([u[None], _of_prior(real, model, key, num_starts)]))
-    found = fit(density, u, key, max_steps=MOST_STEPS)
+    found = fit_by(look, density, u, key, max_steps=MOST_STEPS)
     scale_tril, logits = lower_triangular(found.factor), logits_at(found.loc)
     numbers = [density(found.loc), found.loc, scale_tril, *logits]
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in numbers]))

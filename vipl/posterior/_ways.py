@@ -40,7 +40,7 @@ from vipl.guides import (
     Structured,
 )
 from vipl.guides._combine import parts_of
-from vipl.guides._gaussian import Moments, fit_by_hessians, lower_triangular, refit
+from vipl.guides._gaussian import Moments, by_hessians, fit_by, lower_triangular, refit
 from vipl.guides._guide import Start
 from vipl.guides._joint import CoordinatesGuide
 from vipl.guides._natural import TOLERANCE
@@ -169,7 +169,7 @@ def _gaussian(guide: ModelGuide, start: Start, key: PRNGKeyArray) -> Moments:
 
 
 def _by_hessians(guide: ModelGuide, u: Array, key: PRNGKeyArray) -> Moments:
-    return fit_by_hessians(guide.latents.density(), u, key, diagonal=isinstance(guide, MeanField))
+    return fit_by(by_hessians, guide.latents.density(), u, key, diagonal=isinstance(guide, MeanField))
 
 
 def _by_secants(guide: ModelGuide, found: Moments, u: Array, key: PRNGKeyArray) -> Moments:
