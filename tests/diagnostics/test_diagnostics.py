@@ -38,6 +38,20 @@ def test_a_family_that_is_too_narrow_is_seen(key):
     assert all(float(row[2]) > 1.1 for row in found.summary().rows)
 
 
+def test_densities_with_kinks_are_calibrated(key):
+    """Ranks have the variance 1/12, with a standard error of 0.005; by Hessians, ten times too wide, it is 0.01."""
+    rows = jnp.array([[1.0, 0.5], [-0.5, 1.0], [0.3, 0.3], [1.0, -1.0]]).repeat(5, 0)
+
+    @vipl.gen
+    def medians():
+        b = sample("b", dist.Normal(0.0, 1.0).expand([2]))
+        sample("y", dist.Laplace(rows @ b, 0.5))
+
+    found = vipl.diagnostics.calibrate(key, medians(), "y", num_datasets=200)
+    ranks = (np.asarray(found.ranks["b"]) + 0.5) / (found.num_draws + 1)
+    np.testing.assert_allclose(ranks.var(0), 1 / 12, atol=0.02)
+
+
 def test_p_values_are_those_of_the_chi_square_law():
     rng = np.random.default_rng(0)
     uniform = Calibration({"z": rng.integers(0, 100, (400, 500))}, 99, np.zeros(400))

@@ -928,6 +928,11 @@ EDITS: list[Edit] = [
          "posterior/test_kinks.py -k many_coordinates"),
     ),
     *_in(
+        "vipl/diagnostics/_calibrate.py",
+        ("kinks are left as Hessians see them", "look=by_secants", "look=by_hessians",
+         "diagnostics/test_diagnostics.py -k kinks"),
+    ),
+    *_in(
         "vipl/guides/_gaussian.py",
         ("an average is of logarithms", "errors = step.values - 1", "errors = jnp.log(jnp.maximum(step.values, 0.04))",
          "guides/test_guides.py -k banana"),
