@@ -6,6 +6,9 @@ import os
 
 # Test programs are compiled once and run for a fraction of a second: unoptimized code is the quicker choice.
 FLAGS = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
+FLAGS.append(
+    "--xla_cpu_parallel_codegen_split_count=1"
+)  # one module for each program: its parts cost more than they save
 if importlib.metadata.version("jax").startswith("0.10."):
     FLAGS.append("--xla_cpu_use_fusion_emitters=false")  # compiles in half the time; an unknown flag from 0.12 on
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
