@@ -514,7 +514,7 @@ class Reused(dist.Normal):
 
 
 ROOMS = [
-    {"_checks", "_jax", "_types", "errors", "distributions"},
+    {"_checks", "_jax", "_settings", "_types", "errors", "distributions"},
     {"ir"},
     {"passes", "analysis", "cache"},
     {"interpret"},

@@ -1594,6 +1594,105 @@ def sticking_the_landing_of_an_estimated_guide():
     expected(lambda: vipl.objectives.sticking_the_landing(target(), pair_guide(), {"y": 2.0}))
 
 
+def pair_model():
+    """A model with an estimated density, of a latent and a datum."""
+
+    @vipl.gen
+    def model():
+        x = sample("x", dist.Normal(0.0, 1.0))
+        sample("part", marginal(vipl.gen(lambda: sample("y", dist.Normal(x + sample("u", dist.Normal()), 1.0)))(), "y"))
+
+    return model()
+
+
+@vipl.gen
+def with_dropout():
+    """A model whose density is random."""
+    keep = jax.random.bernoulli(vipl.random_key("dropout"), 0.5)
+    sample("y", dist.Normal(keep * sample("x", dist.Normal(0.0, 1.0)), 1.0))
+
+
+@malformed
+def wake_theta_of_an_estimated_model():
+    data = {"part": {"y": 2.0}}
+    expected(lambda: vipl.objectives.wake_theta(pair_model(), normal(0.0), data, num_particles=2))
+
+
+@malformed
+def wake_theta_of_a_model_with_dropout():
+    expected(lambda: vipl.objectives.wake_theta(with_dropout(), normal(0.0), {"y": 2.0}, num_particles=2))
+
+
+@malformed
+def doubly_reparametrized_of_an_estimated_model():
+    data = {"part": {"y": 2.0}}
+    expected(lambda: vipl.objectives.doubly_reparametrized(pair_model(), normal(0.0), data, num_particles=2))
+
+
+@malformed
+def trajectory_balance_of_an_estimated_model():
+    expected(lambda: vipl.objectives.trajectory_balance(pair_model(), normal(0.0), {"part": {"y": 2.0}}, 0.0))
+
+
+@malformed
+def log_variance_of_an_estimated_model():
+    data = {"part": {"y": 2.0}}
+    expected(lambda: vipl.objectives.log_variance(pair_model(), normal(0.0), data, num_particles=2))
+
+
+@malformed
+def f_divergence_of_an_estimated_target():
+    objective("f_divergence", pair_guide(), normal(0.0), vipl.objectives.ChiSquared())
+
+
+@malformed
+def f_divergence_by_a_class():
+    objective("f_divergence", normal(0.0), normal(1.0), vipl.objectives.ForwardKL)
+
+
+@malformed
+def fisher_of_an_estimated_guide():
+    objective("fisher", normal(0.0), pair_guide())
+
+
+@malformed
+def fisher_of_integers():
+    flip = vipl.gen(lambda: sample("x", dist.Bernoulli(0.5)))
+    objective("fisher", flip(), flip())
+
+
+@malformed
+def mmd_of_other_choices():
+    objective("mmd", normal(0.0), target(), num_samples=3)
+
+
+@malformed
+def mmd_of_other_shapes():
+    wide = vipl.gen(lambda: sample("x", dist.Normal(jnp.zeros(2), 1.0)))
+    objective("mmd", normal(0.0), wide(), num_samples=3)
+
+
+@malformed
+def renyi_of_two_orders():
+    objective("renyi", target(), normal(0.0), {"y": 2.0}, jnp.array([0.5, 0.6]), num_particles=2)
+
+
+@malformed
+def renyi_of_a_traced_order():
+    fn = vipl.expectation(lambda a: vipl.objectives.renyi(target(), normal(0.0), {"y": 2.0}, a, num_particles=2))
+    fn.estimate(KEY, 0.5)
+
+
+@malformed
+def threshold_below_zero():
+    SMC(3, ess_threshold=-1.0)
+
+
+@malformed
+def threshold_that_is_no_number():
+    SMC(3, ess_threshold=float("nan"))
+
+
 @malformed
 def doubly_reparametrized_with_a_score():
     guide = vipl.gen(lambda: sample("x", dist.Normal(0.0, 1.0), Score()))
@@ -2004,6 +2103,39 @@ def a_start_where_the_density_of_some_choices_is_not_finite():
         sample("y", dist.Uniform(a, a + 1.0))
 
     vipl.guides.FullRank(vipl.gen(cut)(), {"y": 50.0}, addresses="a").init(KEY)
+
+
+@vipl.gen
+def slope(x):
+    """A model of the numbers x."""
+    sample("y", dist.Normal(sample("b", dist.Normal(0.0, 1.0)) * x, 1.0))
+
+
+@malformed
+def arguments_that_are_no_numbers():
+    vipl.infer(slope(jnp.array([0.0, jnp.nan, 1.0])), {"y": jnp.zeros(3)}, key=KEY)
+
+
+@malformed
+def data_of_infer_without_an_address():
+    vipl.infer(slope(jnp.zeros(3)), jnp.zeros(3), key=KEY)
+
+
+@malformed
+def a_guide_of_infer_without_a_choice():
+    vipl.infer(location(), SEEN, key=KEY, guide=full(addresses="m"))
+
+
+@malformed
+def a_mode_without_second_derivatives():
+    double = jax.custom_vjp(lambda x: 2 * x)
+    shape = jax.ShapeDtypeStruct((), jnp.float64)
+    double.defvjp(lambda x: (2 * x, None), lambda _, g: (jax.pure_callback(lambda g: 2 * np.asarray(g), shape, g),))
+
+    def callback():
+        sample("y", dist.Normal(double(sample("x", dist.Normal(0.0, 1.0))), 1.0))
+
+    vipl.infer(vipl.gen(callback)(), {"y": 1.0}, key=KEY, guide=vipl.guides.Laplace)
 
 
 @malformed

@@ -12,7 +12,7 @@ from jax import lax
 
 import vipl
 from vipl import MeasureValued, Reparam, Score, marginal, normalize, sample
-from vipl.inference import Enumeration, Importance
+from vipl.inference import SMC, Enumeration, Importance
 from vipl.testing import assert_unbiased
 
 KEY = jax.random.key(23)
@@ -444,3 +444,57 @@ def test_a_particle_of_weight_zero_is_not_looked_at():
         in_axes=(None, 0),
     )(1.0, jax.random.split(KEY, 5))
     np.testing.assert_allclose(estimates[1], -1.0, rtol=1e-12)
+
+
+@vipl.gen
+def may_be_impossible(logit):
+    """Steps of which the second outcome is possible for one value of the latent alone."""
+
+    def step(before, _):
+        z = sample("z", dist.Bernoulli(logits=logit * (1 - before)))
+        impossible = jnp.where(z == 1, 0.3, -jnp.inf)
+        sample("y", dist.Categorical(logits=jnp.stack([logit * z, impossible])))
+        return z, None
+
+    jax.lax.scan(step, 0, None, length=2)
+
+
+def _evidence(logit):
+    """p(y = 1, 1), by hand: z is 1 in both steps."""
+    first = jax.nn.sigmoid(logit) * jax.nn.softmax(jnp.stack([logit, 0.3]))[1]
+    return first * jax.nn.softmax(jnp.stack([logit, 0.3]))[1] * 0.5
+
+
+@pytest.mark.parametrize("algorithm", [Importance(1), Importance(2), SMC(2)], ids=str)
+def test_an_estimate_whose_weights_may_all_be_zero_has_its_derivative(algorithm):
+    """E[Z] = p(y) with its derivative, also where no particle has a weight; and so for the twin with 1.1 Z."""
+    data = {"y": jnp.ones(2, int)}
+
+    def estimate(scale):
+        def program(logit):
+            particles = normalize(may_be_impossible(logit), data, algorithm).particles()
+            return scale * jnp.exp(particles.log_normalizer)
+
+        return lambda key: vipl.expectation(program).value_and_grad(key, 0.7)
+
+    exact = jax.value_and_grad(_evidence)(0.7)
+    assert_unbiased(estimate(1.0), exact, key=KEY, resolution=0.005)
+    with pytest.raises(AssertionError, match="z = "):
+        assert_unbiased(estimate(1.1), exact, key=KEY, resolution=0.005)
+
+
+@pytest.mark.parametrize("algorithm", [Importance(2), SMC(2)], ids=str)
+def test_a_particle_whose_estimated_density_is_zero_is_not_looked_at(algorithm):
+    """Of three particles, some have data that are impossible in all inner particles: no number becomes NaN."""
+
+    @vipl.gen
+    def outer(logit):
+        shift = sample("shift", dist.Normal(0.0, 1.0))
+        sample("inner", marginal(may_be_impossible(logit + shift), "y", algorithm))
+
+    guess = vipl.gen(lambda: sample("shift", dist.Normal(0.0, 1.0)))
+    data = {"inner": {"y": jnp.ones(2, int)}}
+    bound = vipl.expectation(lambda x: vipl.objectives.iwelbo(outer(x), guess(), data, num_particles=3))
+    values, slopes = jax.vmap(lambda key: bound.value_and_grad(key, 0.7))(jax.random.split(KEY, 500))
+    assert 5 < np.sum(~np.isfinite(values)) < 480
+    assert np.all(np.isfinite(slopes[np.isfinite(values)]))

@@ -517,9 +517,15 @@ def test_a_fit_that_differs_far_out_alone_is_fine(key):
 
 
 @pytest.mark.parametrize(
-    "setting", [("jax_numpy_rank_promotion", "raise"), ("jax_numpy_dtype_promotion", "strict")], ids=lambda s: s[1]
+    "setting",
+    [
+        ("jax_numpy_rank_promotion", "raise"),
+        ("jax_numpy_dtype_promotion", "strict"),
+        ("jax_transfer_guard", "disallow"),
+    ],
+    ids=lambda s: s[1],
 )
-def test_settings_that_forbid_promotion_are_of_the_users_own_code(setting, key):
+def test_settings_that_forbid_promotion_and_transfers_are_of_the_users_own_code(setting, key):
     name, value = setting
     before = getattr(jax.config, name)
     x, y = jnp.ones(12), jnp.asarray(Y["y"], float)
@@ -535,6 +541,12 @@ def test_settings_that_forbid_promotion_are_of_the_users_own_code(setting, key):
         assert found.report is not None
         assert found.report.converged
         assert "k-hat" in str(found.summary())
+        assert found.predict(key, num_samples=3)["y"].shape == (3, 12)
+        assert found.improve(key, 50).sample(key, 7)["a"].shape == (7,)
+        assert vipl.diagnostics.calibrate(key, model(x), "y", num_datasets=4).ranks["a"].shape == (4,)
+        guide = vipl.guides.MeanField(model(x), {"y": y})
+        bound = vipl.expectation(lambda params: vipl.objectives.elbo(model(x), guide(params), {"y": y}))
+        vipl.fit(bound, guide.init(key), optax.adam(0.1), key=key, num_steps=3, progress=False)
     finally:
         jax.config.update(name, before)
 

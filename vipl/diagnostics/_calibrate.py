@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vipl._checks import whole_number
+from vipl._settings import with_own_settings
 from vipl._types import Array, PRNGKeyArray
 from vipl.errors import AddressError, ProgramError, show_addresses
 from vipl.gen import Program
@@ -97,6 +98,7 @@ class Calibration:
         return axes
 
 
+@with_own_settings
 def calibrate(
     key: PRNGKeyArray,
     program: Program,

@@ -32,7 +32,9 @@ import numpy as np
 import optax
 from tqdm.auto import tqdm
 
+from vipl import _settings
 from vipl._checks import check_known, whole_number
+from vipl._settings import with_own_settings
 from vipl._types import Array, ArrayLike, PRNGKeyArray, PyTree, Shaped
 from vipl.expectation import Expectation
 from vipl.fit._begin import (
@@ -130,6 +132,7 @@ _OUTSIDE = (
 )
 
 
+@with_own_settings
 def fit(
     objective: Expectation | Mapping[str, Expectation],
     params: PyTree,
@@ -486,7 +489,7 @@ class _Bar:
 def _warn(text: str) -> None:
     """Warns at the line that calls `vipl.fit`."""
     frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_code.co_filename == __file__:
+    while frame.f_back is not None and frame.f_code.co_filename in (__file__, _settings.__file__):
         frame, level = frame.f_back, level + 1
     warnings.warn(text, RuntimeWarning, stacklevel=level)
 

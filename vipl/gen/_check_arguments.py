@@ -159,7 +159,7 @@ def checked(fn: Callable | None = None, **least: int) -> Callable:
                 at = f"{name} in {user_frame()}"
                 given.arguments[role] = whole_number(value, role, at, least=least.get(role, 1))
             elif kind.startswith("Real"):
-                _check_real(value, role, name)
+                _check_real(value, role, name, scalar=kind == "Real")
             elif kind.startswith("Callable") and not callable(value):
                 raise not_a_function(value, role, name)
             elif kind == "Choices":
@@ -184,13 +184,43 @@ def check_range(value: Any, role: str, who: str, lies_in: Callable[[np.ndarray],
     )
 
 
-def _check_real(value: object, role: str, who: str) -> None:
-    if is_real(value) or (isinstance(value, (tuple, list)) and value and all(map(is_real, value))):
+def python_number(value: Any, role: str, who: str) -> float:
+    """A real number that is known when the program is staged; raises where it is not."""
+    if not isinstance(value, Tracer):
+        return float(np.asarray(value))
+    error = ProgramError(
+        f"the {role} of {who} is not known when the program is staged.",
+        at=user_frame(),
+        got=f"a traced {show_aval(value)}",
+        expected="a Python number",
+        fix=f"pass {role} as a Python float, and make the objective anew for another one",
+    )
+    error.needs_number = True
+    raise error
+
+
+def check_exact(source: Source, role: str, who: str, fix: str) -> None:
+    """Raises where a density is an estimate, which differs from one look to the next."""
+    if source.is_exact():
+        return
+    raise ProgramError(
+        f"the density of the {role} is estimated, and {who} needs its number.",
+        at=source.name,
+        got=f"{who} with an estimated {role}",
+        expected=f"a {role} with an exact density, without marginal(...) of an estimate and without random_key",
+        fix=fix,
+    )
+
+
+def _check_real(value: object, role: str, who: str, *, scalar: bool) -> None:
+    if is_real(value) and not (scalar and np.ndim(value)):  # type: ignore[arg-type]
+        return
+    if not scalar and isinstance(value, (tuple, list)) and all(map(is_real, value)):
         return
     raise ProgramError(
         f"the {role} of {who} is not a real number.",
         at=user_frame(),
         got=show_aval(value),
-        expected="a number, or an array of them",
+        expected="a number" if scalar else "a number, or an array of them",
         fix=f"pass {role} as a float",
     )

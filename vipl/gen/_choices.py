@@ -79,7 +79,7 @@ def flatten(choices: object, what: str) -> dict[Address, Any]:
             at=what,
             got=show_aval(choices),
             expected='nested dicts of arrays, such as {"x": 1.0, "layer": {"w": w}}',
-            fix="pass trace.choices, or a dict from address to value",
+            fix='write a dict from address to value, such as {"y": y}; or pass trace.choices',
         )
     out: dict[Address, Any] = {}
     for name, value in choices.items():

@@ -57,6 +57,10 @@ class Estimated(Source):
         """Where choices lie, by address, where that is known."""
         return {}
 
+    def _constraints(self) -> dict[Address, Callable[[], Any]]:
+        """Of choices whose support is known, what gives NumPyro's constraint, or None where it is not known yet."""
+        return {}
+
     def weigh(self, known: Choices, drawn: Choices) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """See `Source.weigh`."""
         log_w = self._weigh(merge(known, drawn))
@@ -104,7 +108,7 @@ class Estimated(Source):
         """Binds one composite, whose values are the choices, below `address`."""
         _, shapes = jax.make_jaxpr(lambda: self._draw()[0], return_shape=True)()
         flat = flatten(shapes, self.name)
-        finite, regions, is_exact = self._finite(), self._regions(), self.is_exact()
+        finite, regions, constraints, is_exact = self._finite(), self._regions(), self._constraints(), self.is_exact()
         sites = [
             Site(
                 address=(*address, *a),
@@ -117,6 +121,7 @@ class Estimated(Source):
                 where=where,
                 is_exact=is_exact,
                 finite=finite.get(a),
+                constraint=constraints.get(a),
             )
             for a, x in flat.items()
         ]

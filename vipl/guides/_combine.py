@@ -11,7 +11,7 @@ from vipl._types import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 from vipl.errors import AddressError, ProgramError, show_address, show_addresses
 from vipl.gen import GenerativeFunction, Program
 from vipl.gen._check_arguments import call_maker
-from vipl.gen._choices import Address, flatten, nest
+from vipl.gen._choices import Address, flatten, merge, nest
 from vipl.guides._guide import Guide, Start, check_start
 from vipl.guides._joint import FullRank
 from vipl.guides._markov import Markov
@@ -21,6 +21,8 @@ from vipl.ir.keys import key_or_first
 
 class Combined(Guide):
     """Several guides, or programs, over different choices, independent of each other; made by `combine`.
+
+    As the source of a `sample` it returns the choices of the parts that are guides.
 
     Attributes:
       parts: by name, a guide; or a generative function of its parameters.
@@ -36,6 +38,7 @@ class Combined(Guide):
         chains_last = sorted(self.parts, key=lambda name: isinstance(self.parts[name], Markov))
 
         def function(params: PyTree) -> Any:
+            drawn = []
             for name in chains_last:
                 part = self.parts[name]
                 program = (
@@ -43,7 +46,10 @@ class Combined(Guide):
                     if isinstance(part, Guide)
                     else call_maker(part, params[name], f"part {name!r}", "combine")
                 )
-                program.inline((), name)
+                value = program.inline((), name)
+                if isinstance(part, Guide):
+                    drawn.append(value)
+            return merge(*drawn)
 
         function.__name__ = function.__qualname__ = f"combine({', '.join(self.parts)})"
         self._gf = GenerativeFunction(function)

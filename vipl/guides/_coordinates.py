@@ -23,6 +23,7 @@ from vipl.errors import (
     ChoiceError,
     DistributionError,
     ProgramError,
+    SupportError,
     shortened,
     show_address,
     show_addresses,
@@ -159,6 +160,33 @@ def check_numbers(given: Mapping[Address, Array], found: Sequence[SiteInfo], rol
             )
 
 
+def check_inside(given: Mapping[Address, Array], found: Sequence[SiteInfo]) -> None:
+    """Raises where a datum lies outside fixed bounds of its site, as far as data are known: its density is zero.
+
+    Not where a site is not met by every run, counts by a weight, or may leave data out.
+    """
+    for info in found:
+        x, region = given.get(info.site.address), info.site.support
+        if x is None or region is None or isinstance(x, _jax.Tracer) or info.in_branch or info.site.scaled:
+            continue
+        x = np.asarray(x)
+        outside = np.zeros(x.shape, bool)
+        for bound, beyond in ((region.low, np.less), (region.high, np.greater)):
+            if bound is not None:
+                edge = bound.array()
+                outside |= beyond(x, edge.astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else edge)
+        if not outside.any() or _knows_missing(info):
+            continue
+        first = tuple(map(int, np.argwhere(outside)[0]))
+        raise SupportError(
+            "a datum lies outside the support of its site.",
+            at=info.site.at(),
+            got=f"{x[first]} at index {list(first)}, and {int(outside.sum())} of {x.size} numbers outside in all",
+            expected=str(region),
+            fix="look at these numbers; or take a distribution that can draw them",
+        )
+
+
 def _knows_missing(info: SiteInfo) -> bool:
     """Whether a site's density may leave data out, by a mask of its own; of `marginal` and `normalize` that is open."""
     if info.site.distribution is None:
@@ -205,9 +233,10 @@ def read_all(chosen: Sequence[SiteInfo], role: str) -> tuple[tuple[Latent, ...],
 def _read(info: SiteInfo, role: str) -> Latent | Discrete:
     """What a guide has to know of a latent site; raises where no guide can be made for it."""
     site = info.site
-    if site.distribution is None:
-        raise _unsupported(site, role, "a value of `marginal` or `normalize`", "a distribution of NumPyro at the site")
-    d = site.distribution.combine([jnp.zeros(a.shape, a.dtype) for a in info.distribution_avals])
+    d = distribution_of(site, [jnp.zeros(a.shape, a.dtype) for a in info.distribution_avals])
+    if d is None:
+        expected = "a distribution of NumPyro at the site, or a guide of vipl.guides whose supports are fixed"
+        raise _unsupported(site, role, "a value of a program whose density is computed as a whole", expected)
     shape = info.loop_shape + site.shape
     loops = tuple(loop.kind == "lane" for loop in info.loops)
     if not jnp.issubdtype(site.dtype, jnp.floating):
@@ -226,6 +255,14 @@ def _read(info: SiteInfo, role: str) -> Latent | Discrete:
     present = info.present
     passes = info.loop_shape if present is None else (int(present.sum()),)
     return Latent(site.address, shape, passes + tuple(coordinates), loops, site.dtype, site.at(), site.support, present)
+
+
+def distribution_of(site: Site, operands: Sequence[Array]) -> Any:
+    """A site's distribution; of a composite's value one that only has its support; None where that is not known."""
+    if site.distribution is not None:
+        return site.distribution.combine(operands[: site.num_distribution])
+    constraint = None if site.constraint is None else site.constraint()
+    return None if constraint is None else dist.ImproperUniform(constraint, (), site.shape)
 
 
 def _values_of(site: Site, d: Any, role: str) -> tuple[int, int]:

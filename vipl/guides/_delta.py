@@ -26,6 +26,9 @@ class Point(OfLatents):
 
     params: PyTree
 
+    def _constraints(self) -> dict[Address, Callable[[], Any]]:
+        return {}  # a point has no coordinates
+
     def _draw(self) -> tuple[dict[str, Any], Array]:
         u = {a[:-1]: x for a, x in flatten(self.params, f"the parameters of {self.name}").items()}
         return nest(self.latents.constrain(u)[0]), jnp.zeros(())

@@ -47,7 +47,7 @@ from jax import lax
 
 from vipl import _jax
 from vipl._types import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
-from vipl.guides._natural import PAIRS, RATES, SEARCH_STEPS, TOLERANCE, Progress
+from vipl.guides._natural import NO_HESSIAN, PAIRS, RATES, SEARCH_STEPS, TOLERANCE, Progress, hessian_product
 
 _LEAST, _MOST = 0.04, 25.0  # of λ: S changes by no more than that in one step of the search
 _COLUMNS = 16
@@ -260,14 +260,17 @@ def _along(gradient: Callable[[Array], Array], u: Array, coordinates: np.ndarray
     turns = math.ceil(n / max(_COLUMNS, _MEMORY // largest))
     each = math.ceil(n / turns)
     tangents = jnp.zeros((turns * each, u.shape[0]), u.dtype).at[np.arange(n), coordinates].set(1)
-    value, product = jax.linearize(gradient, u)
+    value, product = hessian_product(gradient, u)
     rows = lax.map(jax.vmap(product), tangents.reshape(turns, each, -1))
     return value, rows.reshape(turns * each, -1)[:n]
 
 
 def by_hessians(log_density: Callable, loc: Array, factor: Array, noise: Array, key: PRNGKeyArray) -> Expected:
-    """Curvature by Hessians at the draws."""
-    gradients, hessians = _derivatives(log_density, loc, factor, noise)
+    """Curvature by Hessians at the draws; by secants where there are none, as of a callback with a gradient."""
+    try:
+        gradients, hessians = _derivatives(log_density, loc, factor, noise)
+    except NO_HESSIAN:
+        return by_secants(log_density, loc, factor, noise, key)
     curvature = -factor.T @ jnp.mean(hessians, 0) @ factor
     # Beside the gradients of a pair of draws stand the Hessians of the others, which are independent of it.
     others = (jnp.sum(hessians, 0) - hessians - jnp.roll(hessians, PAIRS, 0)) / (2 * PAIRS - 2)

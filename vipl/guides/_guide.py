@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vipl._jax import Tracer, double_precision
+from vipl._settings import with_own_settings
 from vipl._types import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 from vipl.errors import ChoiceError, ProgramError, shortened, show_address, show_addresses, show_aval
 from vipl.gen import GenerativeFunction, Program
@@ -40,6 +41,10 @@ _START = 'pass values to begin with: init(key, start={"x": ...}); or mend the pr
 _DATA = (
     "compare the data with the support: what lies outside has density zero; if the support depends on choices, pass "
     'values to begin with: start={"x": ...}'
+)
+_ARGUMENTS = (
+    'leave these rows out; or make them a choice, sample("x", ...), and write program, data = '
+    "vipl.partly_observed(model, data), which has a posterior of what is missing"
 )
 _OTHERS = (
     "if {} can be impossible, alone or with the data, sum it out of the model: vipl.marginal(model, keep, "
@@ -91,6 +96,7 @@ class ModelGuide(Guide):
     is_point = False
     """Whether it has all its mass on one value, so that it has no density."""
 
+    @with_own_settings
     def __init__(self, model: Program, data: Mapping[str, Any], *, addresses: Any = None):
         """Reads addresses, shapes and supports by staging the model; draws nothing.
 
@@ -169,6 +175,7 @@ class ModelGuide(Guide):
         over = f"over {show_addresses(self.addresses)}, {self.latents.size} real coordinates"
         return f"{type(self).__name__} of {self.model.name} {over}"
 
+    @with_own_settings
     def init(
         self, key: PRNGKeyArray | None = None, *, start: Start = None, scale: Float[ArrayLike, ""] = 0.1
     ) -> PyTree:
@@ -289,6 +296,8 @@ class ModelGuide(Guide):
         if not jnp.isfinite(value):
             each = self.latents.log_densities(u)
             at, log_p = next(((at, x) for at, x in each.items() if not jnp.isfinite(x)), (repr(self), value))
+            if jnp.isnan(value) and (number := _num_nan(self.model)):
+                return at, f"log density {log_p}, and {number} NaN in the arguments of {self.model.name}", _ARGUMENTS
             if log_p == -jnp.inf and at in self.latents.observed_sites():
                 return at, f"log density {log_p} of its data", _DATA
             return at, f"log density {log_p}", _START
@@ -334,6 +343,12 @@ class ModelGuide(Guide):
             expected=", ".join(f"{p} {list(x)}" for p, x in wrong.items()),
             fix="begin with guide.init(key), and keep structure and shapes; another model or guide has others",
         )
+
+
+def _num_nan(program: Program) -> int:
+    """How many numbers of a program's arguments are NaN, as far as they are known."""
+    leaves = [x for x in jax.tree.leaves((program.args, program.kwargs)) if is_real(x) and not isinstance(x, Tracer)]
+    return sum(int(np.isnan(np.asarray(x, float)).sum()) for x in leaves)
 
 
 def _made_of(fixed: tuple[type, dict[str, Any], Program], data: dict[str, Any]) -> Any:

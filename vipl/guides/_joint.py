@@ -8,6 +8,7 @@ with T of `Latents`. The choices are drawn together: they are all given, or none
 from __future__ import annotations
 
 import abc
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, SupportsIndex
@@ -20,7 +21,7 @@ from vipl._checks import whole_number
 from vipl._jax import Tracer
 from vipl._types import Array, Float, PRNGKeyArray, PyTree
 from vipl.analysis.regions import Region
-from vipl.errors import ChoiceError, DistributionError, show_address, show_aval
+from vipl.errors import ChoiceError, DistributionError, ProgramError, show_address, show_aval
 from vipl.estimators import ImplicitReparam
 from vipl.gen import Estimated, Estimator, Program, Source, gen, sample
 from vipl.gen._choices import Address, nest
@@ -28,6 +29,7 @@ from vipl.gen._estimated import only
 from vipl.guides._gaussian import Mode, find_mode, lower_triangular
 from vipl.guides._guide import ModelGuide
 from vipl.guides._latents import Latents
+from vipl.guides._natural import NO_HESSIAN
 from vipl.guides._once import run_once
 
 
@@ -54,6 +56,11 @@ class OfLatents(Estimated):
 
     def _regions(self) -> dict[Address, Region]:
         return {x.address: x.region for x in self.latents.real}
+
+    def _constraints(self) -> dict[Address, Callable[[], Any]]:
+        if not self.is_exact():
+            return {}
+        return {x.address: functools.partial(self.latents.constraint, x.address) for x in self.latents.real}
 
     def _own(self, choices: dict[str, Any]) -> dict[Address, Array]:
         """Given choices by address; raises where they are not the guide's."""
@@ -278,7 +285,16 @@ class Laplace(FullRank):
 
 
 def _mode(guide: Laplace, start: Float[Array, " n"]) -> Mode:
-    return find_mode(guide.latents.density(), start)
+    try:
+        return find_mode(guide.latents.density(), start)
+    except NO_HESSIAN as err:
+        raise ProgramError(
+            "the joint density has no second derivatives.",
+            at=f"init of {guide!r}",
+            got="a function whose gradient JAX cannot differentiate, such as a callback",
+            expected="a model that is twice differentiable in its latent choices",
+            fix="use FullRank, MeanField or Pathfinder, which need gradients alone",
+        ) from err
 
 
 class LowRank(JointGuide):

@@ -40,8 +40,10 @@ from vipl.gen._without_choice import is_random_key, is_record, valued
 from vipl.guides._coordinates import (
     Coordinates,
     Latent,
+    check_inside,
     check_numbers,
     chosen_addresses,
+    distribution_of,
     read_all,
     without_datum,
 )
@@ -75,6 +77,7 @@ class Latents(Coordinates):
         Raises:
           AddressError: an address is not one of a latent choice.
           ChoiceError: a datum is NaN.
+          SupportError: a datum lies outside the support of its site.
           DistributionError: a latent site's support has no bijection, or its values are integers without an end; or a
             support depends on a latent choice that is not among `addresses`.
         """
@@ -84,6 +87,7 @@ class Latents(Coordinates):
         self.has_random_keys = any(is_random_key(info.site) for info in found)
         self._given = match(dict(given), self._found, program.name, complete=False)
         check_numbers(self._given, self._found, role)
+        check_inside(self._given, self._found)
         latent = without_datum(self._found, self._given, role, program.name)
         unique = {info.site.address: info for info in latent}
         chosen = chosen_addresses(addresses, unique, program.name, role)
@@ -184,6 +188,21 @@ class Latents(Coordinates):
 
     def bijections(self) -> dict[Address, Transform]:
         """T of each real choice by itself, for the whole array; of supports that are not computed."""
+        return {a: biject_to(constraint) for a, constraint in self._constraints().items()}
+
+    def constraint(self, address: Address) -> Any:
+        """The support of a real choice, the whole array; None where it is computed, or traced, or some passes make it.
+
+        As NumPyro writes it.
+        """
+        if self.computed or address in self._present or self.in_branch:
+            return None
+        with jax.ensure_compile_time_eval():
+            found = self._constraints()[address]
+        return None if any(isinstance(x, _jax.Tracer) for x in jax.tree.leaves(found)) else found
+
+    def _constraints(self) -> dict[Address, Any]:
+        """The supports of the real choices, as NumPyro writes them; where these are not computed."""
         zeros = {x.address: jnp.zeros(x.coordinates, x.dtype) for x in self.real}
         structures = {}
 
@@ -199,7 +218,7 @@ class Latents(Coordinates):
             latent = next((x for x in self.real if x.address == info.site.address), None)
             if latent is not None:
                 here = [_aligned(x, latent) for x in emits[info.path]]
-                out[latent.address] = biject_to(jax.tree.unflatten(structures[latent.address], here))
+                out[latent.address] = jax.tree.unflatten(structures[latent.address], here)
         return out
 
     def guided(
@@ -220,12 +239,17 @@ class Latents(Coordinates):
                 return Outcome(jnp.zeros(site.shape, site.dtype), {}, {})
             if site.address not in latent:
                 return Outcome(x, {}, {})
-            value = at_site(site.address, site.distribution.combine(operands[: site.num_distribution]), x)
+            value = at_site(site.address, distribution_of(site, operands), x)
             return Outcome(value, {}, {visit.path: value})
 
-        return self._by_address(
-            self._interpret(params, handle, lambda composite, operands, given, path: _taken(given)).emits
-        )
+        def compose(composite: Composite, operands: list[Any], given: list[Any], path: Path) -> Outcome:
+            values, emits = list(given), {}
+            for k, site in enumerate(composite.sites):
+                if site.address in latent:
+                    emits[*path, k] = values[k] = at_site(site.address, distribution_of(site, ()), given[k])
+            return Outcome(values, {}, emits)
+
+        return self._by_address(self._interpret(params, handle, compose).emits)
 
     # --- inside -------------------------------------------------------------------------------------------------
 
@@ -261,15 +285,17 @@ class Latents(Coordinates):
             seen = self._see(visit.site, operands, x, inverse=inverse, weigh=weigh)
             emitted = emit(seen)
             emits = {} if emitted is None or _has_no_choice(visit.site) else {visit.path: emitted}
-            totals = {"log_det": seen.log_det, "log_p": seen.log_p, "log_inside": seen.log_inside}
-            return Outcome(seen.value, totals, emits)
+            return Outcome(seen.value, seen.totals(), emits)
 
-        def compose(composite: Composite, operands: list[Any], given: list[Any], _: Path) -> Outcome:
-            if not weigh:
-                return _taken(given)
+        def compose(composite: Composite, operands: list[Any], given: list[Any], path: Path) -> Outcome:
             operands, weight = split_weight(composite.sites[0], operands)
-            (log_p,) = walk(composite.weigh, [*operands[composite.num_draw :], *given], plain)
-            return Outcome(given, {"log_p": log_p if weight is None else weight * log_p}, {})
+            seen = [self._placed(s, x, inverse, weight) for s, x in zip(composite.sites, given, strict=True)]
+            values = [s.value for s in seen]
+            if weigh:
+                (log_p,) = walk(composite.weigh, [*operands[composite.num_draw :], *values], plain)
+                seen[0] = seen[0]._replace(log_p=log_p if weight is None else weight * log_p)
+            emits = {(*path, k): x for k, x in enumerate(map(emit, seen)) if x is not None}
+            return Outcome(values, jax.tree.map(lambda *x: jnp.stack(x).sum(), *(s.totals() for s in seen)), emits)
 
         values = values if inverse else {a: self._spread(a, x) for a, x in values.items()}
         out = self._interpret(values, handle, compose, every_branch=every_branch)
@@ -291,16 +317,25 @@ class Latents(Coordinates):
         if _has_no_choice(site):
             log_p = site_log_prob(site, operands, jnp.zeros((0,)), check=False) if weigh and is_factor(site) else zero
             return _Seen(site, None, jnp.zeros(site.shape, site.dtype), None, zero, log_p, zero, None)
-        d = site.distribution.combine(operands[: site.num_distribution])
-        value, coordinates, log_det, log_inside = x, None, zero, zero
-        if site.address in self._real:
-            bijection = biject_to(d.support)
-            value, coordinates = (x, bijection.inv(x)) if inverse else (bijection(x), x)
-            log_det = jnp.sum(bijection.log_abs_det_jacobian(coordinates, value))
-            log_inside = jnp.sum(_log_inside(d, x)) if inverse else zero
-        log_p = site_log_prob(site, operands, value, check=coordinates is None) if weigh else zero
-        log_p = log_p if weight is None else weight * log_p
-        return _Seen(site, d, value, coordinates, log_det, log_p, log_inside, weight)
+        seen = self._placed(site, x, inverse, weight, operands)
+        if not weigh:
+            return seen
+        log_p = site_log_prob(site, operands, seen.value, check=seen.coordinates is None)
+        return seen._replace(log_p=log_p if weight is None else weight * log_p)
+
+    def _placed(
+        self, site: Site, x: Array, inverse: bool, weight: Array | None, operands: Sequence[Array] = ()
+    ) -> _Seen:
+        """A site's value and coordinates, of one of them; without its density."""
+        zero = jnp.zeros(())
+        if site.address not in self._real:
+            return _Seen(site, None, x, None, zero, zero, zero, weight)
+        d = distribution_of(site, operands)
+        bijection = biject_to(d.support)
+        value, coordinates = (x, bijection.inv(x)) if inverse else (bijection(x), x)
+        log_det = jnp.sum(bijection.log_abs_det_jacobian(coordinates, value))
+        log_inside = jnp.sum(_log_inside(d, x)) if inverse else zero
+        return _Seen(site, d, value, coordinates, log_det, zero, log_inside, weight)
 
     def _spread(self, address: Address, x: Array) -> Array:
         """What there is for each pass that makes a choice, for all passes of the loops around it."""
@@ -351,7 +386,7 @@ class _Seen(NamedTuple):
 
     Attributes:
       site: the site.
-      distribution: its distribution; None of a factor.
+      distribution: its distribution, of a composite's value one with its support; None of what is not a real choice.
       value: [...], the choice.
       coordinates: [...], T's inverse of it; None of what is given or discrete.
       log_det: f[], log |det dT/du| of the site.
@@ -368,6 +403,10 @@ class _Seen(NamedTuple):
     log_p: Array
     log_inside: Array
     weight: Array | None
+
+    def totals(self) -> dict[str, Array]:
+        """What is added up over the sites."""
+        return {"log_det": self.log_det, "log_p": self.log_p, "log_inside": self.log_inside}
 
 
 def _log_inside(d: Any, value: Array) -> Array:
@@ -388,11 +427,6 @@ def _known(v: Any, eqns: Sequence[Any], consts: Mapping[Any, Any]) -> np.ndarray
 
 def _bits(present: np.ndarray | None) -> Hashable:
     return None if present is None else (present.shape, present.tobytes())
-
-
-def _taken(values: list[Any]) -> Outcome:
-    """A composite whose values are data, and are not weighed."""
-    return Outcome(values, {}, {})
 
 
 def _has_no_choice(site: Site) -> bool:

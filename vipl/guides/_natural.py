@@ -7,6 +7,7 @@ the standard errors of all means, in units of their sd, and of all log sd are be
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +26,26 @@ MISSED = 0.1
 SEARCH_STEPS, LEAST_STEPS, STALLS = 200, 10, 3
 MOST_SKIPPED = 100
 """How many more steps of the average may be skipped than taken before it ends."""
+
+NO_HESSIAN = (TypeError, ValueError, NotImplementedError)
+"""What JAX raises where a gradient has no derivative."""
+
+
+def hessian_product(
+    gradient: Callable[[Float[Array, " n"]], Float[Array, " n"]], u: Float[Array, " n"]
+) -> tuple[Float[Array, " n"], Callable[[Float[Array, " n"]], Float[Array, " n"]]]:
+    """The gradient at u, and v -> H v.
+
+    In forward mode; in reverse mode, as H is symmetric, where a gradient has no forward mode: that of JAX's odeint, and
+    of every function whose `custom_vjp` calls another one.
+    """
+    try:
+        value, product = jax.linearize(gradient, u)
+        jax.eval_shape(jax.vmap(product), u[None])  # under `vmap` it says so
+        return value, product
+    except TypeError:  # any other one is raised once more
+        value, transposed = jax.vjp(gradient, u)
+        return value, lambda v: transposed(v)[0]
 
 
 def pairs(key: PRNGKeyArray, n: int, dtype: Any) -> Float[Array, "draws n"]:

@@ -10,14 +10,14 @@ is compiled once for all that are equal.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 
 from vipl._checks import is_traced
+from vipl._settings import with_own_settings
 from vipl._types import PyTree
 from vipl.cache.programs import compiled, parts_of
 from vipl.ir.partition import Skeleton, partition, python_integer
@@ -93,14 +93,7 @@ def can_make(shape: Shape, numbers: tuple[list[Any], list[Any]]) -> bool:
     return True
 
 
-@contextlib.contextmanager
-def promotion() -> Iterator[None]:
-    """Arithmetic that promotes ranks and types, whatever the settings of JAX; that of a model that runs inside, too."""
-    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        yield
-
-
-@promotion()
+@with_own_settings
 def run_once(
     kind: str,
     fn: Callable[..., PyTree],
@@ -110,7 +103,7 @@ def run_once(
     static: Hashable = None,
     roots: Sequence[object] = (),
 ) -> Any:
-    """`fn(*things, *args)`, compiled; its arithmetic promotes ranks and types, whatever the settings of JAX.
+    """`fn(*things, *args)`, compiled.
 
     Args:
       kind: of the computation.

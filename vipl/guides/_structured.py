@@ -30,7 +30,7 @@ from vipl.guides._blocks import (
     unit_precision,
 )
 from vipl.guides._joint import JointGuide
-from vipl.guides._natural import PAIRS, RATES, TOLERANCE, Progress
+from vipl.guides._natural import NO_HESSIAN, PAIRS, RATES, TOLERANCE, Progress, hessian_product
 
 _MOST_NUMBERS = 2**20
 """How many numbers of products with the Hessian are computed together."""
@@ -85,8 +85,14 @@ class Structured(JointGuide):
     def has_structure(self, u: Float[Array, " n"], key: PRNGKeyArray) -> Bool[Array, ""]:
         """Whether the Hessian of the model's log density near u is zero outside the guide's structure.
 
-        A product with the Hessian is compared with one of what is read of it.
+        A product with the Hessian is compared with one of what is read of it. Where there is none, nothing is.
         """
+        try:
+            return self._has_structure(u, key)
+        except NO_HESSIAN:
+            return jnp.asarray(False)
+
+    def _has_structure(self, u: Float[Array, " n"], key: PRNGKeyArray) -> Bool[Array, ""]:
         keys = jax.random.split(key, 3)
         near = u + 0.5 * jax.random.normal(keys[0], u.shape, u.dtype)
         none, block = jnp.zeros((1, *u.shape), u.dtype), blocks_of(self._layout)
@@ -94,7 +100,7 @@ class Structured(JointGuide):
         precision = jax.tree.map(lambda x: x[0], each)
         unit = 1 / jnp.sqrt(to_vector(block, _sizes(precision), u.shape[0]))  # in which the diagonal is one
         v = unit * jax.random.normal(keys[2], u.shape, u.dtype)
-        product = -unit * jax.jvp(jax.grad(self._log_density), (near,), (v,))[1]
+        product = -unit * hessian_product(jax.grad(self._log_density), near)[1](v)
         read = unit * _product(block, precision, v)
         return jnp.all(jnp.abs(product - read) <= jnp.sqrt(jnp.finfo(u.dtype).eps))
 
@@ -286,9 +292,9 @@ def _derivatives(
         d, key = x
         signs = jax.random.rademacher(key, (n,), loc.dtype)
         vectors = jnp.zeros((number, n), loc.dtype).at[probe, np.arange(n)].set(signs)
-        column = lambda v: jax.jvp(gradient, (loc + d,), (v,))  # noqa: E731
-        gradients, products = lax.map(column, vectors, batch_size=min(16, number))
-        return gradients[0], curvature(block, probe, products, signs)
+        here, product = hessian_product(gradient, loc + d)
+        products = lax.map(product, vectors, batch_size=min(16, number))
+        return here, curvature(block, probe, products, signs)
 
     draws = deviations.shape[0]
     each = deviations, jax.random.split(key, draws)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from vipl._types import Array, Float, Int, PyTree
+from vipl.distributions._sums import log_total
 from vipl.errors import ProgramError, show_addresses
 from vipl.gen import Estimator, sample
 from vipl.gen._choices import Choices, flatten
@@ -110,5 +111,5 @@ def weighted_sum(weights: Array, values: Array) -> Array:
 
 
 def log_mean_exp(log_weights: Array) -> Array:
-    """f[], log (1/K) Σ_i exp log_weights_i."""
-    return jax.nn.logsumexp(log_weights) - jnp.log(log_weights.shape[0])
+    """f[], log (1/K) Σ_i exp log_weights_i; -inf, without derivative, where all are zero."""
+    return log_total(log_weights) - jnp.log(log_weights.shape[0])

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jax import lax
 
@@ -104,7 +105,7 @@ class SMC(Algorithm):
             check_takes_known(self.proposal, "proposal", "SMC", ", with known.step and known.previous")
         if isinstance(self.resampling, (str, type)):
             raise self._refused("resampling", "vipl.inference.Multinomial()")
-        if not is_real(self.ess_threshold):
+        if not is_real(self.ess_threshold) or np.ndim(self.ess_threshold) or not 0 <= self.ess_threshold <= 1:
             raise self._refused("ess_threshold", "0.5")
 
     def _refused(self, name: str, example: str) -> ProgramError:

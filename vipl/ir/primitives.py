@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import jax
@@ -72,6 +72,7 @@ class Site:
       log_shape: the shape of that second value: (), the sum, or the batch shape.
       is_exact: whether its density is exact; only that of a value of a composite may be an estimate.
       finite: the values that one element of a composite's value can take; None: not known, or the source says it.
+      constraint: () -> NumPyro's constraint of a composite's value, or None; None: not known, or the source says it.
       scaled: whether the last operand is a weight, f[], that its log density counts with; of a composite, likewise.
       present: of a site in a branch, bool[*inner loops]: which passes of the loops around it meet it; None: not known.
     """
@@ -91,6 +92,7 @@ class Site:
     scaled: bool = False
     log_shape: tuple[int, ...] = ()
     present: Integers | None = None
+    constraint: Callable[[], Any] | None = field(default=None, compare=False)
 
     def at(self) -> str:
         """The site as messages write it."""

@@ -15,10 +15,10 @@ from jax import lax
 
 from vipl._types import Array, Float
 from vipl.analysis.stop_gradients import hold
-from vipl.errors import EstimatorError, ProgramError
+from vipl.errors import EstimatorError
 from vipl.estimators import ImplicitReparam, Reparam
 from vipl.gen import Source
-from vipl.gen._check_arguments import Real, check_range, checked
+from vipl.gen._check_arguments import Real, check_exact, check_range, checked, python_number
 from vipl.gen._choices import Addresses, Choices, merge
 from vipl.inference import Algorithm, Importance, Proposal
 from vipl.inference._algorithms import the_algorithm
@@ -248,8 +248,12 @@ def renyi(model: Source, guide: Source, data: Choices, alpha: Real, *, num_parti
       alpha: the order, a Python number.
       num_particles: K.
 
+    Raises:
+      ProgramError: alpha is not a number that is known when the program is staged.
+
     Reference: Li and Turner (2016), eq. (14).
     """
+    alpha = python_number(alpha, "alpha", "renyi")
     particles = normalize(model, data, Importance(num_particles, guide)).particles()
     if alpha == 1:
         return jnp.mean(particles.log_weights)
@@ -341,21 +345,9 @@ def _is_path(betas: np.ndarray) -> bool:
     return betas.ndim <= 1 and betas.size > 0 and steps[0] >= 0 and bool(np.all(steps[1:] > steps[:-1]))
 
 
-def exact_guide(guide: Source, who: str) -> None:
-    """Raises where the density of a guide is an estimate."""
-    if not guide.is_exact():
-        raise ProgramError(
-            "the density of the guide is estimated, and the objective has to evaluate it at what the guide drew.",
-            at=guide.name,
-            got=f"{who} with an estimated guide",
-            expected="a guide with an exact density",
-            fix="use elbo or iwelbo",
-        )
-
-
 def _pathwise_guide(guide: Source, who: str) -> None:
     """As far as is seen before estimators are replaced from outside."""
-    exact_guide(guide, who)
+    check_exact(guide, "guide", who, "use iwelbo")
     for info in list_sites(stage_program(lambda: guide.simulate().choices, (), {}).jaxpr):
         site = info.site
         estimator = site.estimator and site.estimator.combine(info.avals[site.num_distribution :])
@@ -389,7 +381,7 @@ def sticking_the_landing(model: Source, guide: Source, data: Choices) -> Float[A
 
     Reference: Roeder, Wu and Duvenaud (2017), algorithm 1.
     """
-    exact_guide(guide, "sticking_the_landing")
+    check_exact(guide, "guide", "sticking_the_landing", "use elbo")
     z = guide.simulate().choices
     log_q = hold(lambda z: guide.assess(z).log_prob, z)
     return model.assess(merge(z, data)).log_prob - log_q
@@ -405,14 +397,19 @@ def doubly_reparametrized(model: Source, guide: Source, data: Choices, *, num_pa
     derivatives. Its signal-to-noise ratio grows with K, where that of the plain gradient falls.
 
     Args:
-      model: over latents and data.
-      guide: over the latents.
+      model: over latents and data, with an exact density.
+      guide: over the latents, with an exact density.
       data: the observed choices.
       num_particles: K.
+
+    Raises:
+      ProgramError: a density is estimated.
+      EstimatorError: a site of the guide is not reparametrized.
 
     Reference: Tucker et al. (2019), eq. (8).
     """
     _pathwise_guide(guide, "doubly_reparametrized")
+    check_exact(model, "model", "doubly_reparametrized", "use iwelbo")
 
     def log_weights(z):
         log_q = hold(jax.vmap(lambda z: guide.assess(z).log_prob), z)

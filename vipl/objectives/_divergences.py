@@ -13,10 +13,11 @@ import numpy as np
 
 from vipl._types import Array, Float
 from vipl.analysis.stop_gradients import hold
+from vipl.errors import AddressError, ChoiceError, ProgramError, show_address, show_addresses, show_aval
 from vipl.gen import Source
-from vipl.gen._check_arguments import Real, check_range, checked
-from vipl.gen._choices import Choices, flatten, merge
-from vipl.objectives._bounds import exact_guide
+from vipl.gen._check_arguments import Real, check_exact, check_range, checked
+from vipl.gen._choices import Address, Choices, flatten, merge
+from vipl.ir.frames import user_frame
 from vipl.objectives._generators import Generator
 
 
@@ -64,8 +65,22 @@ def f_divergence(
       guide: q, over the same choices.
       generator: f, as one of these objects; or a function of the ratio, f[] -> f[].
 
+    Raises:
+      ProgramError: the density of one of them is estimated, as f of an estimate has another mean; or the generator is
+        a class.
+
     Reference: Csiszar (1967), eq. (1.1).
     """
+    if isinstance(generator, type):
+        raise ProgramError(
+            "the generator of f_divergence is a class.",
+            at=user_frame(),
+            got=f"the class {generator.__name__}",
+            expected="one of its objects",
+            fix=f"write {generator.__name__}()",
+        )
+    for role, source in (("target", target), ("guide", guide)):
+        check_exact(source, role, "f_divergence", "use forward_kl or reverse_kl, which an estimate makes bounds")
     log_ratio = _log_ratio(target, guide)
     return generator.of_log_ratio(log_ratio) if isinstance(generator, Generator) else generator(jnp.exp(log_ratio))
 
@@ -87,7 +102,8 @@ def trajectory_balance(model: Source, guide: Source, data: Choices, log_z: Real)
 
     Reference: Malkin et al. (2022), eq. (14); Malkin et al. (2023), proposition 1, for the gradient.
     """
-    exact_guide(guide, "trajectory_balance")
+    check_exact(guide, "guide", "trajectory_balance", "use elbo or iwelbo")
+    check_exact(model, "model", "trajectory_balance", "use elbo or iwelbo")
     z = hold(lambda: guide.simulate().choices)
     defect = log_z + guide.assess(z).log_prob - model.assess(merge(z, data)).log_prob
     return defect**2  # type: ignore[return-value]
@@ -110,7 +126,8 @@ def log_variance(model: Source, guide: Source, data: Choices, *, num_particles: 
 
     Reference: Richter et al. (2020), eq. (9) and proposition 1.
     """
-    exact_guide(guide, "log_variance")
+    check_exact(guide, "guide", "log_variance", "use elbo or iwelbo")
+    check_exact(model, "model", "log_variance", "use elbo or iwelbo")
     z = hold(lambda: jax.vmap(lambda: guide.simulate().choices, axis_size=num_particles)())
     log_w = jax.vmap(lambda z: model.assess(merge(z, data)).log_prob - guide.assess(z).log_prob)(z)
     return 0.5 * jnp.var(log_w, ddof=1)
@@ -124,11 +141,26 @@ def fisher(target: Source, guide: Source) -> Float[Array, ""]:
 
     Args:
       target: p, over the guide's choices (with data given: `vipl.gen` of a function that assesses a model).
-      guide: q, with an exact density.
+      guide: q, over float choices; both with an exact density.
+
+    Raises:
+      ProgramError: a density is estimated.
+      ChoiceError: a choice is not a float.
 
     Reference: Hyvarinen (2005), eq. (2); Yang et al. (2019) for variational inference.
     """
+    for role, source in (("target", target), ("guide", guide)):
+        check_exact(source, role, "fisher", "use forward_kl or reverse_kl")
     z = guide.simulate().choices
+    for address, x in flatten(z, guide.name).items():
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ChoiceError(
+                "the score of a density is asked for at a choice that is not a float.",
+                at=f"{show_address(address)} of {guide.name}",
+                got=f"fisher with {show_aval(x)}",
+                expected="float choices alone",
+                fix="use reverse_kl or f_divergence, or integrate the choice out: marginal(..., Enumeration())",
+            )
     score = jax.grad(lambda z: target.assess(z).log_prob - guide.assess(z).log_prob)(z)
     return sum(jnp.sum(s**2) for s in jax.tree.leaves(score))  # type: ignore[return-value]
 
@@ -149,17 +181,22 @@ def mmd(first: Source, second: Source, *, num_samples: int, bandwidth: Real = 1.
 
     Raises:
       ProgramError: the bandwidth is known, and not above 0.
+      AddressError: the two have not the same choices.
+      ChoiceError: a choice has not the same shape in both.
 
     Reference: Gretton et al. (2012), eq. (3); Zhao, Song and Ermon (2019), section 4.
     """
     check_range(bandwidth, "bandwidth", "mmd", lambda x: bool(np.all(x > 0)), "a number above 0")
 
     def draws(source):
-        choices = jax.vmap(lambda: source.simulate().choices, axis_size=num_samples)()
-        flat = flatten(choices, source.name)
+        return flatten(jax.vmap(lambda: source.simulate().choices, axis_size=num_samples)(), source.name)
+
+    def joined(flat):
         return jnp.concatenate([flat[a].reshape(num_samples, -1).astype(float) for a in sorted(flat)], axis=1)
 
-    x, y = draws(first), draws(second)
+    of_first, of_second = draws(first), draws(second)
+    _check_same(of_first, of_second, first.name, second.name)
+    x, y = joined(of_first), joined(of_second)
 
     def kernel(a, b):
         return jnp.exp(-jnp.sum((a[:, None] - b[None]) ** 2, axis=-1) / (2.0 * bandwidth**2))
@@ -168,6 +205,27 @@ def mmd(first: Source, second: Source, *, num_samples: int, bandwidth: Real = 1.
         return (jnp.sum(kernel(a, a)) - num_samples) / (num_samples * (num_samples - 1))
 
     return within(x) + within(y) - 2.0 * jnp.mean(kernel(x, y))
+
+
+def _check_same(one: dict[Address, Array], other: dict[Address, Array], name: str, other_name: str) -> None:
+    """Raises where draws of two programs are not at the same addresses, in the same shapes."""
+    if one.keys() != other.keys() or not one:
+        raise AddressError(
+            "mmd compares two programs that have not the same choices.",
+            at=f"mmd of {name} and {other_name}",
+            got=f"{show_addresses(one) or 'no choices'} and {show_addresses(other) or 'no choices'}",
+            expected="the same addresses in both",
+            fix=f"take a part of one of them: marginal({name}(...), addresses)",
+        )
+    for a, x in one.items():
+        if x.shape != other[a].shape:
+            raise ChoiceError(
+                "mmd compares choices of different shapes.",
+                at=f"{show_address(a)} of {name} and {other_name}",
+                got=f"{list(x.shape[1:])} and {list(other[a].shape[1:])}",
+                expected="the same shape in both",
+                fix="reshape one of them where it is sampled",
+            )
 
 
 def _log_ratio(target: Source, guide: Source) -> Float[Array, ""]:

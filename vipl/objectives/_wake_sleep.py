@@ -15,7 +15,7 @@ from vipl._types import Array, Float
 from vipl.analysis.stop_gradients import hold
 from vipl.errors import AddressError, shortened
 from vipl.gen import Source
-from vipl.gen._check_arguments import call_maker, checked, not_a_function
+from vipl.gen._check_arguments import call_maker, check_exact, checked, not_a_function
 from vipl.gen._choices import Addresses, Choices, check_address, flatten, merge, nest
 from vipl.inference import Importance
 from vipl.inference._marginal import normalize
@@ -32,13 +32,17 @@ def wake_theta(model: Source, guide: Source, data: Choices, *, num_particles: in
     Unbiased for the gradient of `iwelbo` in θ; biased for that of log p_θ(y), by O(1/K).
 
     Args:
-      model: over latents and data.
+      model: over latents and data, with an exact density.
       guide: over the latents.
       data: the observed choices.
       num_particles: K.
 
+    Raises:
+      ProgramError: the density of the model is estimated.
+
     Reference: Bornschein and Bengio (2015), eq. (8).
     """
+    check_exact(model, "model", "wake_theta", "use iwelbo with vipl.detach(guide), which has the same gradient")
     particles = hold(lambda: normalize(model, data, Importance(num_particles, guide)).particles())
     log_joint = jax.vmap(lambda z: model.assess(merge(z, data)).log_prob)(particles.choices)
     weighted = weighted_sum(jnp.exp(particles.log_probs), log_joint)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vipl._checks import is_traced, whole_number
+from vipl._settings import with_own_settings
 from vipl._types import Array, Float, Int, PRNGKeyArray, PyTree
 from vipl.errors import AddressError, ChoiceError, show_address, show_addresses, show_aval
 from vipl.gen import Program, Trace
@@ -44,6 +45,7 @@ def recorded_by(program: Program) -> list[Address]:
     return list(dict.fromkeys(info.site.address for info in program.staged()[1] if is_record(info.site)))
 
 
+@with_own_settings
 def predict(
     key: PRNGKeyArray, program: Program, num_samples: SupportsIndex = 1000, *, choices: Mapping[str, Any] | None = None
 ) -> Any:

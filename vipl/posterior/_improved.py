@@ -23,6 +23,7 @@ import numpy as np
 
 from vipl._checks import whole_number
 from vipl._jax import Tracer
+from vipl._settings import with_own_settings
 from vipl._types import Array, Float, PRNGKeyArray, PyTree
 from vipl.errors import ProgramError, shortened
 from vipl.gen._choices import Choices, flatten, nest
@@ -57,6 +58,7 @@ class Improved:
     spread: Float[Array, ""]
     impossible: int = 0
 
+    @with_own_settings
     def sample(self, key: PRNGKeyArray, num_samples: SupportsIndex = 1000) -> Choices:
         """Draws with replacement by the weights."""
         num_samples = whole_number(num_samples, "num_samples", "Improved")
@@ -64,6 +66,7 @@ class Improved:
         index = jax.random.categorical(as_key(key), log_weights, shape=(num_samples,))
         return nest({a: x[index] for a, x in flatten(self.choices, "draws").items()})
 
+    @with_own_settings
     def expectation(self, fn: Callable[[Choices], PyTree]) -> PyTree:
         """Σ_i w_i fn(z_i); of a condition its probability, of integers their mean."""
         check_function(fn, "expectation of weighted draws")

@@ -15,14 +15,16 @@ from typing import Any, SupportsIndex, overload
 import optax
 
 from vipl._checks import is_traced, whole_number
+from vipl._settings import with_own_settings
 from vipl._types import PRNGKeyArray
-from vipl.errors import ProgramError
+from vipl.errors import AddressError, ProgramError, show_addresses
 from vipl.gen import GenerativeFunction, Program
 from vipl.gen._check_arguments import check_source
+from vipl.gen._choices import flatten
+from vipl.gen._without_choice import valued
 from vipl.guides import FullRank, Guide, MeanField, combine
 from vipl.guides._combine import parts_of
 from vipl.guides._guide import Start
-from vipl.guides._once import promotion
 from vipl.ir.keys import as_key
 from vipl.posterior._files import Report
 from vipl.posterior._posterior import G, Posterior, check_fits
@@ -74,6 +76,7 @@ def infer(
 ) -> Posterior[Any]: ...
 
 
+@with_own_settings
 def infer(
     model: Program,
     data: Mapping[str, Any],
@@ -139,9 +142,11 @@ def infer(
     Raises:
       ProgramError: the model is not a program with its arguments; the guide is not one, or one of other data; inside a
         transformation of JAX, it would take stochastic gradients, or the guide is Structured or Boosted.
-      AddressError: the data have an address that the model does not have; the guide is over other choices.
+      AddressError: the data have an address that the model does not have; the guide is over other choices, or
+        not over all latent ones.
       DistributionError: no guide can be made for a latent choice.
       ChoiceError: a datum is NaN (see `vipl.partly_observed`); the density is not finite at the start.
+      SupportError: a datum lies outside the support of its site.
 
     Example:
       >>> import jax, jax.numpy as jnp, numpyro.distributions as dist, vipl
@@ -159,18 +164,18 @@ def infer(
     """
     check_source(model, "model", "infer", program=True)
     key, data = as_key(key), dict(data) if isinstance(data, Mapping) else data
+    flatten(data, "the data of infer")
     num_samples = whole_number(num_samples, "num_samples", "infer")
     most = None if num_steps is None else whole_number(num_steps, "num_steps", "infer")
     family = _the_guide(model, data, guide)
-    with promotion():
-        options = {"num_samples": num_samples, "progress": progress}
-        family, params, report = fit_family(family, model, data, key, start, optimizer, most, options)
+    options = {"num_samples": num_samples, "progress": progress}
+    family, params, report = fit_family(family, model, data, key, start, optimizer, most, options)
     if not is_traced(report.converged) and report.converged is not None and not report.converged:
         warnings.warn(
             f"vipl.infer of {model.name} did not meet its stopping rule in {report.steps} steps{_why(report)}; see "
             "posterior.summary() and posterior.plot_fit().",
             RuntimeWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     return Posterior(model, data, family, params, report)
 
@@ -205,7 +210,23 @@ def _the_guide(model: Program, data: Any, guide: Any) -> Guide:
             fix="fit it by vipl.fit and vipl.objectives.elbo, and write vipl.Posterior(model, data, guide, fit.params)",
         )
     check_fits(made, model, data, "infer", to_be_fitted=True)
+    _check_covers(made, model, data)
     return made
+
+
+def _check_covers(guide: Guide, model: Program, data: Any) -> None:
+    """Raises where a guide leaves latent choices out."""
+    without = [info.site.address for info in valued(model.unknown(data)) if info.site.address not in guide.addresses]
+    if without:
+        names = show_addresses(dict.fromkeys(without))
+        raise AddressError(
+            "the guide of infer leaves latent choices out.",
+            at=f"infer of {model.name}",
+            got=f"{guide!r}, without {names}",
+            expected=f"a guide of all latent choices of {model.name}",
+            fix=f"add a part that is over {names} to combine, or leave addresses out; or sum discrete ones out of the "
+            "model: vipl.marginal(model, keep, vipl.inference.Enumeration())",
+        )
 
 
 def _check_makes(guide: Any) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 
 from vipl._checks import check_known, is_traced, whole_number
 from vipl._jax import Tracer
+from vipl._settings import with_own_settings
 from vipl._types import Array, Float, Int, PRNGKeyArray, PyTree
 from vipl.cache.programs import compiled
 from vipl.errors import AddressError, ChoiceError, ProgramError, shortened, show_address, show_addresses, show_aval
@@ -144,6 +145,7 @@ class Posterior(Generic[G]):
 
     # --- draws --------------------------------------------------------------------------------------------------
 
+    @with_own_settings
     def sample(self, key: PRNGKeyArray, num_samples: SupportsIndex = 1000) -> Choices:
         """Draws of the latent choices, by address, with a leading axis of `num_samples`.
 
@@ -153,6 +155,7 @@ class Posterior(Generic[G]):
         """
         return self._named(self._drawn(key, num_samples)[0])
 
+    @with_own_settings
     def log_prob(self, choices: Choices, key: PRNGKeyArray | None = None) -> Float[Array, ""]:
         """The guide's log density, log q(choices); of a `SemiImplicit` guide an estimate, which needs a key.
 
@@ -165,6 +168,7 @@ class Posterior(Generic[G]):
         """
         return self.program.assess(choices, key=key).log_prob
 
+    @with_own_settings
     def predict(self, key: PRNGKeyArray, program: Program | None = None, num_samples: SupportsIndex = 1000) -> Choices:
         """Draws of a program whose latent choices are drawn from the posterior.
 
@@ -195,6 +199,7 @@ class Posterior(Generic[G]):
             )
         return predict(key_predict, program, num_samples, choices=drawn)
 
+    @with_own_settings
     def expectation(
         self, fn: Callable[[Choices], PyTree], key: PRNGKeyArray | None = None, num_samples: SupportsIndex = 10_000
     ) -> PyTree:
@@ -210,6 +215,7 @@ class Posterior(Generic[G]):
         each = functools.partial(values_of, fn)
         return jax.tree.map(mean_over_draws, in_chunks(num_samples, some, drawn))
 
+    @with_own_settings
     def log_likelihood(
         self,
         key: PRNGKeyArray | None = None,
@@ -264,6 +270,7 @@ class Posterior(Generic[G]):
                 fix=f"give {show_address(missing[0])} in data, or leave it out of the program",
             )
 
+    @with_own_settings
     def deterministics(self, key: PRNGKeyArray | None = None, num_samples: SupportsIndex = 1000) -> dict[str, Any]:
         """The values that the model records by `vipl.deterministic`, at the draws of `sample(key, num_samples)`.
 
@@ -290,6 +297,7 @@ class Posterior(Generic[G]):
         found = at_draws("records", records, self.model, data, key, values, _number(draws))
         return nest({a: found[a] for a in has})
 
+    @with_own_settings
     def improve(self, key: PRNGKeyArray, num_samples: SupportsIndex = 4000) -> Improved:
         """Draws that are weighted towards the exact posterior: Pareto-smoothed importance sampling.
 
@@ -312,6 +320,7 @@ class Posterior(Generic[G]):
         check_known((log_p, log_q), "Posterior.improve", _OUTSIDE)
         return improved(drawn, np.asarray(log_p) - np.asarray(log_q))
 
+    @with_own_settings
     def evidence(
         self,
         key: PRNGKeyArray | None = None,
@@ -422,6 +431,7 @@ class Posterior(Generic[G]):
 
     # --- what it says of itself ---------------------------------------------------------------------------------
 
+    @with_own_settings
     def summary(self, key: PRNGKeyArray | None = None, num_samples: SupportsIndex = 4000) -> Table:
         """Mean, deviation and quantiles of each latent number, and how far the fit can be trusted.
 
@@ -455,6 +465,7 @@ class Posterior(Generic[G]):
         end = "no stopping rule" if r.converged is None else "converged" if r.converged else "NOT converged"
         return (f"{r.method}, {r.steps} steps, {r.seconds:.1f} s, {end}{'; ' + r.note if r.note else ''}",)
 
+    @with_own_settings
     def to_arviz(
         self,
         key: PRNGKeyArray | None = None,
@@ -522,6 +533,7 @@ class Posterior(Generic[G]):
         dims, coords = dimensions(self.model, dims, coords or {})
         return tree_of(groups, constant, at, coords=coords, dims=dims)
 
+    @with_own_settings
     def plot_fit(self, ax: Any = None) -> Any:
         """Draws the estimates of the bound against the steps; returns matplotlib's axes."""
         import matplotlib.pyplot as plt
@@ -546,6 +558,7 @@ class Posterior(Generic[G]):
         ax.set_title(f"{self.model.name}: {self.report.method}")
         return ax
 
+    @with_own_settings
     def save(self, path: str | pathlib.Path) -> None:
         """Writes guide and parameters to a file of arrays (NumPy's npz, no pickle); `vipl.load` reads it.
 
@@ -629,6 +642,7 @@ def _in_order(choices: Choices, names: tuple[Address, ...]) -> list[Array]:
     return [flat[a] for a in names]
 
 
+@with_own_settings
 def load(path: str | pathlib.Path, program: Program, data: Choices) -> Posterior[Any]:
     """Reads a posterior that `Posterior.save` wrote.
 
