@@ -552,3 +552,53 @@ def test_draws_of_a_simplex_lie_inside_it(size, key):
             assert bool(jnp.all(jnp.isfinite(log_probs)))
             scaled = jax.vmap(lambda x, source=source: source.assess({"share": 1.01 * x}).log_prob)(draws["share"])
             assert bool(jnp.all(scaled == -jnp.inf))
+
+
+INSIDE = {
+    "ends of an interval": (dist.Uniform(0.0, 0.1), [0.0, 0.1]),
+    "ends of counts": (dist.Binomial(5, 0.3), [0, 5]),
+    "categories": (dist.Categorical(jnp.ones(3) / 3), [0, 2]),
+    "many zeros": (dist.ZeroInflatedPoisson(0.3, 2.0), [0, 7]),
+    "either of two": (
+        dist.MixtureGeneral(dist.Categorical(jnp.ones(2) / 2), [dist.Uniform(0.0, 1.0), dist.Uniform(4.0, 5.0)]),
+        [0.5, 4.5],
+    ),
+    "masked": (dist.Gamma(2.0, 1.0).expand([2]).mask(jnp.array([True, False])), [1.0, -7.0]),
+    "each its own": (dist.Uniform(jnp.array([0.0, 3.0]), jnp.array([1.0, 4.0])), [0.5, 3.5]),
+    "integers for reals": (dist.Normal(0.0, 1.0), [-3, 3]),
+}
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_data_at_the_ends_of_supports_are_data(name):
+    d, y = INSIDE[name]
+
+    @vipl.gen
+    def model():
+        sample("x", dist.Normal(0.0, 1.0))
+        sample("y", d.expand([2]) if d.batch_shape == () else d)
+
+    guides.MeanField(model(), {"y": jnp.asarray(y)})
+
+
+OUTSIDE = {
+    "ends of an interval": [0.05, 0.11],
+    "ends of counts": [2, 6],
+    "categories": [0, 3],
+    "many zeros": [-1, 7],
+    "either of two": [0.5, 5.5],
+    "each its own": [0.5, 0.5],
+}
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_data_outside_of_supports_are_refused_by_their_number(name):
+    d, wrong = INSIDE[name][0], OUTSIDE[name]
+
+    @vipl.gen
+    def model():
+        sample("x", dist.Normal(0.0, 1.0))
+        sample("y", d.expand([2]) if d.batch_shape == () else d)
+
+    with pytest.raises(vipl.errors.SupportError, match=r"at index \[[01]\], and 1 of 2 numbers"):
+        guides.MeanField(model(), {"y": jnp.asarray(wrong)})

@@ -54,6 +54,14 @@ def ask(posterior, n, key, new):
     posterior.summary(key, n)
 
 
+def test_data_sets_in_a_vmap_compile_few_programs(key):
+    """Not each equation by itself: 19 programs, and 128 before what is computed was one."""
+    fit = jax.vmap(lambda y: vipl.infer(line(X), {"y": y}, key=key).params)
+    params, number = compiled(lambda: fit(jnp.stack([1.0 + X, X])))
+    assert params["loc"].shape == (2, 2)
+    assert number < 40
+
+
 def test_nothing_is_compiled_twice(key):
     """For an equal call, other data, other arguments of the model, and another number of draws; answers are others."""
     first, several = compiled(lambda: vipl.infer(line(X), {"y": 1.0 + X}, key=key))

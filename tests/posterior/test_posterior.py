@@ -545,6 +545,7 @@ def test_settings_that_forbid_promotion_and_transfers_are_of_the_users_own_code(
         assert found.improve(key, 50).sample(key, 7)["a"].shape == (7,)
         assert vipl.diagnostics.calibrate(key, model(x), "y", num_datasets=4).ranks["a"].shape == (4,)
         guide = vipl.guides.MeanField(model(x), {"y": y})
+        assert guide(guide.init(key)).simulate(key).choices.keys() == {"a", "s"}
         bound = vipl.expectation(lambda params: vipl.objectives.elbo(model(x), guide(params), {"y": y}))
         vipl.fit(bound, guide.init(key), optax.adam(0.1), key=key, num_steps=3, progress=False)
     finally:

@@ -47,7 +47,7 @@ from jax import lax
 
 from vipl import _jax
 from vipl._types import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
-from vipl.guides._natural import NO_HESSIAN, PAIRS, RATES, SEARCH_STEPS, TOLERANCE, Progress, hessian_product
+from vipl.guides._natural import NO_HESSIAN, PAIRS, RATES, SEARCH_STEPS, TOLERANCE, Progress, hessian_products
 
 _LEAST, _MOST = 0.04, 25.0  # of λ: S changes by no more than that in one step of the search
 _COLUMNS = 16
@@ -260,8 +260,8 @@ def _along(gradient: Callable[[Array], Array], u: Array, coordinates: np.ndarray
     turns = math.ceil(n / max(_COLUMNS, _MEMORY // largest))
     each = math.ceil(n / turns)
     tangents = jnp.zeros((turns * each, u.shape[0]), u.dtype).at[np.arange(n), coordinates].set(1)
-    value, product = hessian_product(gradient, u)
-    rows = lax.map(jax.vmap(product), tangents.reshape(turns, each, -1))
+    in_turns = tangents.reshape(turns, each, -1)
+    value, rows = hessian_products(gradient, u, lambda product: lax.map(jax.vmap(product), in_turns))
     return value, rows.reshape(turns * each, -1)[:n]
 
 

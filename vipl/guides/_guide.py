@@ -330,6 +330,7 @@ class ModelGuide(Guide):
     def _by_path(self) -> dict[str, tuple[int, ...]]:
         return shapes_by_path(self._shapes())
 
+    @with_own_settings
     def _check_params(self, params: PyTree) -> None:
         """Raises where the parameters are not those of the family."""
         given = shapes_by_path(params)

@@ -191,9 +191,9 @@ class Latents(Coordinates):
         return {a: biject_to(constraint) for a, constraint in self._constraints().items()}
 
     def constraint(self, address: Address) -> Any:
-        """The support of a real choice, the whole array; None where it is computed, or traced, or some passes make it.
+        """NumPyro's constraint of a real choice, of the whole array.
 
-        As NumPyro writes it.
+        None where it depends on other choices, where its numbers are traced, or where not every pass makes the choice.
         """
         if self.computed or address in self._present or self.in_branch:
             return None
@@ -202,7 +202,7 @@ class Latents(Coordinates):
         return None if any(isinstance(x, _jax.Tracer) for x in jax.tree.leaves(found)) else found
 
     def _constraints(self) -> dict[Address, Any]:
-        """The supports of the real choices, as NumPyro writes them; where these are not computed."""
+        """NumPyro's constraint of each real choice, where none depends on other choices."""
         zeros = {x.address: jnp.zeros(x.coordinates, x.dtype) for x in self.real}
         structures = {}
 

@@ -31,21 +31,27 @@ NO_HESSIAN = (TypeError, ValueError, NotImplementedError)
 """What JAX raises where a gradient has no derivative."""
 
 
-def hessian_product(
-    gradient: Callable[[Float[Array, " n"]], Float[Array, " n"]], u: Float[Array, " n"]
-) -> tuple[Float[Array, " n"], Callable[[Float[Array, " n"]], Float[Array, " n"]]]:
-    """The gradient at u, and v -> H v.
+Product = Callable[[Float[Array, " n"]], Float[Array, " n"]]
+"""v -> H v."""
+
+
+def hessian_products(gradient: Product, u: Float[Array, " n"], mapped: Callable[[Product], Array]) -> Any:
+    """The gradient at u, and what `mapped` makes of products with the Hessian there.
 
     In forward mode; in reverse mode, as H is symmetric, where a gradient has no forward mode: that of JAX's odeint, and
     of every function whose `custom_vjp` calls another one.
+
+    Args:
+      gradient: u -> f[n].
+      u: f[n].
+      mapped: (v -> H v) -> the products; it maps its argument by `vmap`, which raises where there is no forward mode.
     """
     try:
         value, product = jax.linearize(gradient, u)
-        jax.eval_shape(jax.vmap(product), u[None])  # under `vmap` it says so
-        return value, product
+        return value, mapped(product)
     except TypeError:  # any other one is raised once more
         value, transposed = jax.vjp(gradient, u)
-        return value, lambda v: transposed(v)[0]
+        return value, mapped(lambda v: transposed(v)[0])
 
 
 def pairs(key: PRNGKeyArray, n: int, dtype: Any) -> Float[Array, "draws n"]:

@@ -115,7 +115,7 @@ def run_once(
     """
     taken = take_apart(things)
     if is_traced((args, taken and taken[1])):
-        return fn(*things, *args)
+        return jax.jit(lambda *args: fn(*things, *args))(*args)  # `vmap` alone would compile each equation by itself
     if taken is None:
         return compiled(kind, (*things, *roots), static, lambda *args: fn(*things, *args), args, seldom=True)
     shape, numbers = taken

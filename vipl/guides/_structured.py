@@ -30,7 +30,7 @@ from vipl.guides._blocks import (
     unit_precision,
 )
 from vipl.guides._joint import JointGuide
-from vipl.guides._natural import NO_HESSIAN, PAIRS, RATES, TOLERANCE, Progress, hessian_product
+from vipl.guides._natural import NO_HESSIAN, PAIRS, RATES, TOLERANCE, Progress, hessian_products
 
 _MOST_NUMBERS = 2**20
 """How many numbers of products with the Hessian are computed together."""
@@ -100,7 +100,8 @@ class Structured(JointGuide):
         precision = jax.tree.map(lambda x: x[0], each)
         unit = 1 / jnp.sqrt(to_vector(block, _sizes(precision), u.shape[0]))  # in which the diagonal is one
         v = unit * jax.random.normal(keys[2], u.shape, u.dtype)
-        product = -unit * hessian_product(jax.grad(self._log_density), near)[1](v)
+        gradient = jax.grad(self._log_density)
+        product = -unit * hessian_products(gradient, near, lambda product: jax.vmap(product)(v[None])[0])[1]
         read = unit * _product(block, precision, v)
         return jnp.all(jnp.abs(product - read) <= jnp.sqrt(jnp.finfo(u.dtype).eps))
 
@@ -292,8 +293,8 @@ def _derivatives(
         d, key = x
         signs = jax.random.rademacher(key, (n,), loc.dtype)
         vectors = jnp.zeros((number, n), loc.dtype).at[probe, np.arange(n)].set(signs)
-        here, product = hessian_product(gradient, loc + d)
-        products = lax.map(product, vectors, batch_size=min(16, number))
+        in_turns = functools.partial(lax.map, xs=vectors, batch_size=min(16, number))
+        here, products = hessian_products(gradient, loc + d, in_turns)
         return here, curvature(block, probe, products, signs)
 
     draws = deviations.shape[0]

@@ -43,7 +43,7 @@ from vipl.guides._combine import parts_of
 from vipl.guides._gaussian import Moments, by_hessians, fit_by, lower_triangular, refit
 from vipl.guides._guide import Start
 from vipl.guides._joint import CoordinatesGuide
-from vipl.guides._natural import NO_HESSIAN, TOLERANCE, hessian_product
+from vipl.guides._natural import NO_HESSIAN, TOLERANCE, hessian_products
 from vipl.guides._once import can_make, run_once, take_apart
 from vipl.guides._structured import FoundBlocks
 from vipl.inference._forward_backward import posterior_tables
@@ -141,8 +141,9 @@ def _newton_gain(guide: Delta, model: Program, data: Any, params: PyTree) -> Arr
     """What the bound of a point gains by a Newton step, or the best of smaller steps in its direction."""
     flat, unravel = ravel_pytree(params)
     bound = lambda x: seed(lambda: _bound(unravel(x), guide, model, data))(jax.random.key(0))  # noqa: E731
-    gradient, product = hessian_product(jax.grad(bound), flat)
-    curvature, axes = jnp.linalg.eigh(-jax.vmap(product)(jnp.eye(flat.shape[0], dtype=flat.dtype)))
+    each = jnp.eye(flat.shape[0], dtype=flat.dtype)
+    gradient, hessian = hessian_products(jax.grad(bound), flat, lambda product: jax.vmap(product)(each))
+    curvature, axes = jnp.linalg.eigh(-hessian)
     step = axes @ ((axes.T @ gradient) / jnp.maximum(jnp.abs(curvature), _FLAT))
     gains = jax.vmap(lambda size: bound(flat + size * step) - bound(flat))(2.0 ** -jnp.arange(17.0))
     return jnp.max(jnp.nan_to_num(gains, nan=0.0, neginf=0.0))
