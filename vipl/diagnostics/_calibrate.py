@@ -128,7 +128,7 @@ def calibrate(
       A `Calibration`.
 
     Raises:
-      ProgramError: the guide is another one.
+      ProgramError: the guide is another one; or the density of the program is random.
       AddressError: an observed address is not the program's.
       DistributionError: a latent choice is discrete, or has no guide.
 
@@ -165,6 +165,8 @@ def calibrate(
         latents = family.latents
         if latents.discrete:
             raise _discrete(program, [x.address for x in latents.discrete])
+        if latents.is_random:
+            raise _random(program)
         start = jnp.zeros(latents.size, latents.real[0].dtype)
         found = fit_by(look, latents.density(), start, keys[1], diagonal=guide is MeanField, max_steps=400)
         noise = jax.random.normal(keys[2], (num_draws, latents.size), start.dtype)
@@ -200,6 +202,16 @@ def _zeros(program: Program, of_data: list[Address], outer: dict[Address, Array]
     shapes = jax.eval_shape(lambda k: program.simulate(k).choices, jax.random.key(0))
     flat = flatten(shapes, program.name)
     return nest({a: jnp.zeros(flat[a].shape, flat[a].dtype) for a in of_data} | outer)
+
+
+def _random(program: Program) -> ProgramError:
+    return ProgramError(
+        "the density of the program is random: calibrate fits by natural gradients, which need a function.",
+        at=f"calibrate of {program.name}",
+        got="a random_key, or an estimated density",
+        expected="a program with an exact density",
+        fix="fit one dataset at a time by vipl.infer; or sum out exactly: vipl.inference.Enumeration(), say",
+    )
 
 
 def _discrete(program: Program, addresses: list[Address]) -> ProgramError:

@@ -49,6 +49,7 @@ from vipl.guides._coordinates import (
 )
 from vipl.guides._gaussian import Density
 from vipl.interpret.interpreter import Interpreter, Outcome, Visit, run
+from vipl.interpret.seed import seed
 from vipl.ir.composite import Composite
 from vipl.ir.dataflow import backward, evaluate, plain, read_arrays, walk
 from vipl.ir.primitives import Path, Site, split_weight
@@ -60,7 +61,8 @@ class Latents(Coordinates):
     Attributes:
       program: over latent and given choices.
       left_out: the addresses of the latent choices that were not asked for.
-      has_random_keys: whether the program has keys of its own, so that its density is random.
+      is_random: whether the density of the program is random: it has keys of its own, or a part of it is estimated.
+        What is asked of the density here is then at one and the same noise.
       in_place: whether a guide has to draw some choice where its site stands, in its loops and branches.
       computed: whether the parameters of a support depend on latent choices.
     """
@@ -84,7 +86,7 @@ class Latents(Coordinates):
         self.program = program
         self._staged, found = program.staged()
         self._found = valued(found)
-        self.has_random_keys = any(is_random_key(info.site) for info in found)
+        self.is_random = any(is_random_key(info.site) or not info.site.is_exact for info in found)
         self._given = match(dict(given), self._found, program.name, complete=False)
         check_numbers(self._given, self._found, role)
         check_inside(self._given, self._found)
@@ -112,7 +114,7 @@ class Latents(Coordinates):
         """All that is read of the sites but the supports: equal where a guide of one is a guide of the other."""
         real = tuple((*x[:4], str(x.dtype), _bits(x.present)) for x in self.real)
         discrete = tuple((*x[:2], str(x.dtype), *x[3:]) for x in self.discrete)
-        flags = self.in_branch, self.in_place, self.computed, self.has_random_keys
+        flags = self.in_branch, self.in_place, self.computed, self.is_random
         return real, discrete, self.left_out, flags
 
     # --- the map ------------------------------------------------------------------------------------------------
@@ -292,7 +294,7 @@ class Latents(Coordinates):
             seen = [self._placed(s, x, inverse, weight) for s, x in zip(composite.sites, given, strict=True)]
             values = [s.value for s in seen]
             if weigh:
-                (log_p,) = walk(composite.weigh, [*operands[composite.num_draw :], *values], plain)
+                log_p = _weighed(composite, [*operands[composite.num_draw :], *values])
                 seen[0] = seen[0]._replace(log_p=log_p if weight is None else weight * log_p)
             emits = {(*path, k): x for k, x in enumerate(map(emit, seen)) if x is not None}
             return Outcome(values, jax.tree.map(lambda *x: jnp.stack(x).sum(), *(s.totals() for s in seen)), emits)
@@ -407,6 +409,13 @@ class _Seen(NamedTuple):
     def totals(self) -> dict[str, Array]:
         """What is added up over the sites."""
         return {"log_det": self.log_det, "log_p": self.log_p, "log_inside": self.log_inside}
+
+
+def _weighed(composite: Composite, operands: list[Any]) -> Array:
+    """The log density of a composite's values; of one that is estimated, the estimate by one and the same noise."""
+    if all(site.is_exact for site in composite.sites):
+        return walk(composite.weigh, operands, plain)[0]
+    return seed(lambda *operands: walk(composite.weigh, list(operands), plain)[0])(jax.random.key(0), *operands)
 
 
 def _log_inside(d: Any, value: Array) -> Array:

@@ -159,7 +159,7 @@ def _has_gaussian(guide: Any) -> TypeGuard[ModelGuide]:
 def _is_whole(guide: ModelGuide) -> bool:
     """Whether the guide is over all latent choices, with one density of them."""
     latents = guide.latents
-    return not (latents.discrete or latents.left_out or latents.in_branch or latents.has_random_keys)
+    return not (latents.discrete or latents.left_out or latents.in_branch or latents.is_random)
 
 
 def _gaussian(guide: ModelGuide, start: Start, key: PRNGKeyArray) -> Moments:
