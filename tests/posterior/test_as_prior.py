@@ -130,7 +130,6 @@ def moving():
 REFUSED = {
     "a point": guides.Delta(line(X), {"y": Y}),
     "a support that moves": guides.FullRank(moving(), {"y": 0.0}),
-    "a density that is estimated": guides.SemiImplicit(line(X), {"y": Y}),
 }
 
 
@@ -167,3 +166,11 @@ def test_the_value_of_a_combination_is_its_choices(key):
     assert trace.choices["before"].keys() == {"w", "k"}
     updated = vipl.infer(after_it(), {"z": 1.0}, key=key)
     assert updated.sample(key, 5)["before"]["k"].shape == (5,)
+
+
+def test_a_posterior_with_an_estimated_density_is_a_prior_whose_density_is_random(key):
+    semi = guides.SemiImplicit(line(X), {"y": Y})
+    program = after(vipl.Posterior(line(X), {"y": Y}, semi, semi.init(key)))
+    guide = guides.FullRank(program(X[:3]), {"y": Y[:3]})
+    assert guide.latents.is_random
+    assert jnp.isfinite(guide.latents.log_density({("before", "w"): jnp.ones(2)}))

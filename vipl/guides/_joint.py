@@ -58,8 +58,6 @@ class OfLatents(Estimated):
         return {x.address: x.region for x in self.latents.real}
 
     def _constraints(self) -> dict[Address, Callable[[], Any]]:
-        if not self.is_exact():
-            return {}
         return {x.address: functools.partial(self.latents.constraint, x.address) for x in self.latents.real}
 
     def _own(self, choices: dict[str, Any]) -> dict[Address, Array]:
