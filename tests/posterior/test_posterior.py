@@ -1045,3 +1045,15 @@ def test_a_point_where_there_is_no_mode_has_not_converged(key):
     assert good.report is not None
     assert good.report.converged
     np.testing.assert_allclose([good.sample(key, 1)[a][0] for a in "ab"], exact()[0], atol=0.02)
+
+
+def test_a_guide_that_is_far_off_and_too_light_is_not_called_better_than_one_that_is_near():
+    """Weights with a Pareto tail of shape 0.6, at a small and at a large divergence: both are told to take care."""
+    at = (jnp.arange(4000) + 0.5) / 4000
+    light = smooth(np.asarray(jnp.log((1 - at) ** -0.6)))
+    assert 0.5 <= light.k_hat < light.limit
+    assert light.ess < 2000
+    for bound in (light.log_mean - 0.1, light.log_mean - 2.0):
+        said = Improved({}, light, jnp.asarray(bound), jnp.ones(())).verdict()
+        assert "deviations may still be too small" in said
+        assert ("by weights alone" in said) == (bound < light.log_mean - 1)

@@ -40,6 +40,12 @@ _COLUMNS = 4096
 """Latent numbers that are looked at together."""
 
 
+_LIGHT = (
+    "their standard deviations may still be too small, and means a few tenths of one off. Where that matters, try "
+    "vipl.guides.Flow or Mixture."
+)
+
+
 @dataclass(frozen=True)
 class Improved:
     """Weighted draws; made by `Posterior.improve`.
@@ -117,18 +123,18 @@ class Improved:
                 "Usable by weights alone: take draws from improve(key), or a guide that keeps to what is possible: a "
                 "program with the model's supports, or the model's discrete choices summed out by vipl.marginal."
             )
+        is_light = w.k_hat >= 0.5 and w.ess <= n / 2
         if self.divergence > _CLOSE:
             return (
                 f"Usable by weights alone: the guide's own draws are not the posterior's (KL {self.divergence:.2f} "
                 "nats). Take draws from improve(key); fit for more steps, or a more flexible guide."
-            )
+            ) + (f" Weights mend light tails in part: {_LIGHT}" if is_light else "")
         if w.k_hat < 0.5 and w.ess > n / 10 and self._is_near():
             return "Fine: the guide is close to the posterior."
-        if w.k_hat >= 0.5 and w.ess <= n / 2:
+        if is_light:
             return (
                 "Usable with care: the guide's tails are too light, and weights mend that in part. Take draws from "
-                "improve(key); their standard deviations may still be too small, and means a few tenths of one off. "
-                "Where that matters, try vipl.guides.Flow or Mixture."
+                f"improve(key); {_LIGHT}"
             )
         return "Usable: take draws from improve(key), or a more flexible guide, for tails and small effects."
 
