@@ -554,7 +554,7 @@ def test_draws_of_a_simplex_lie_inside_it(size, key):
             assert bool(jnp.all(scaled == -jnp.inf))
 
 
-INSIDE = {
+AT_THE_ENDS = {
     "ends of an interval": (dist.Uniform(0.0, 0.1), [0.0, 0.1]),
     "ends of counts": (dist.Binomial(5, 0.3), [0, 5]),
     "categories": (dist.Categorical(jnp.ones(3) / 3), [0, 2]),
@@ -569,9 +569,9 @@ INSIDE = {
 }
 
 
-@pytest.mark.parametrize("name", INSIDE)
+@pytest.mark.parametrize("name", AT_THE_ENDS)
 def test_data_at_the_ends_of_supports_are_data(name):
-    d, y = INSIDE[name]
+    d, y = AT_THE_ENDS[name]
 
     @vipl.gen
     def model():
@@ -581,7 +581,7 @@ def test_data_at_the_ends_of_supports_are_data(name):
     guides.MeanField(model(), {"y": jnp.asarray(y)})
 
 
-OUTSIDE = {
+BEYOND = {
     "ends of an interval": [0.05, 0.11],
     "ends of counts": [2, 6],
     "categories": [0, 3],
@@ -591,9 +591,9 @@ OUTSIDE = {
 }
 
 
-@pytest.mark.parametrize("name", OUTSIDE)
+@pytest.mark.parametrize("name", BEYOND)
 def test_data_outside_of_supports_are_refused_by_their_number(name):
-    d, wrong = INSIDE[name][0], OUTSIDE[name]
+    d, wrong = AT_THE_ENDS[name][0], BEYOND[name]
 
     @vipl.gen
     def model():
