@@ -15,6 +15,7 @@ passes that are present.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -197,11 +198,17 @@ class Latents(Coordinates):
 
         None where it depends on other choices, where its numbers are traced, or where not every pass makes the choice.
         """
-        if self.computed or address in self._present or self.in_branch:
-            return None
+        return self._known_constraints.get(address)
+
+    @functools.cached_property
+    def _known_constraints(self) -> dict[Address, Any]:
+        """See `constraint`. The program is read once, not at each trace of a program that has the choices."""
+        if self.computed or self.in_branch:
+            return {}
         with jax.ensure_compile_time_eval():
-            found = self._constraints()[address]
-        return None if any(isinstance(x, _jax.Tracer) for x in jax.tree.leaves(found)) else found
+            found = self._constraints()
+        traced = {a for a, c in found.items() if any(isinstance(x, _jax.Tracer) for x in jax.tree.leaves(c))}
+        return {a: c for a, c in found.items() if a not in traced and a not in self._present}
 
     def _constraints(self) -> dict[Address, Any]:
         """NumPyro's constraint of each real choice, where none depends on other choices."""
