@@ -539,6 +539,40 @@ def test_groups_that_are_looked_up_are_unbiased(name):
     assert_unbiased(lambda key: estimate(phi, key), jax.grad(exact)(phi), key=KEY, resolution=0.03)
 
 
+# Functions of an index that was counted from the end are no rows of the same function of it as it was.
+SIGNED = jnp.array([-1, 0, 2, -2, 1])
+FUNCTIONS = {
+    "remainder": (6, lambda g: g % 4),
+    "absolute": (4, jnp.abs),
+    "table": (5, lambda g: jnp.array([3, 1, 0, 2, 1]).at[g].get(mode="clip", wrap_negative_indices=False)),
+    "clipped": (4, lambda g: jnp.clip(g, 0, 3)),
+    "unsigned": (256, lambda g: g.astype(jnp.uint8).astype(int) % 4),
+}
+
+
+@pytest.mark.parametrize("name", ["enumerate", "score", "local"])
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_a_function_of_an_index_that_is_counted_from_the_end(function, name):
+    """It differs from that of the index as it is; the exact gradient is that of all joint values."""
+    phi = jnp.linspace(-0.5, 0.8, 4)
+    number, f = FUNCTIONS[function]
+    rows = jnp.array([1.0, 2.0, -1.0, 3.0, 0.5])
+
+    def cost(z):
+        counted = jnp.where(SIGNED < 0, SIGNED + number, SIGNED)
+        return jnp.sum((jax.ops.segment_sum(rows * z[f(counted)], f(SIGNED), 4) - jnp.arange(1.0, 5.0)) ** 2)
+
+    def exact(phi):
+        values = jnp.array(list(np.ndindex((2,) * 4))) * 1.0
+        return jnp.exp(dist.Bernoulli(logits=phi).log_prob(values).sum(1)) @ jax.vmap(cost)(values)
+
+    objective = vipl.expectation(
+        lambda phi: cost(sample("z", dist.Bernoulli(logits=phi).to_event(1), ESTIMATORS[name]) * 1.0)
+    )
+    estimate = jax.grad(lambda phi, key: objective.estimate(key, phi))
+    assert_unbiased(lambda key: estimate(phi, key), jax.grad(exact)(phi), key=KEY, resolution=0.25)
+
+
 def test_an_index_that_is_drawn_tells_nothing_apart():
     """Its rows may belong to any element; a sum by another index does not bring the elements back."""
 

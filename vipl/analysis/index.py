@@ -65,7 +65,8 @@ class Known(NamedTuple):
 
     Attributes:
       number: equal for variables that are computed alike.
-      raw: the number of what it is without the rule that a negative index counts from the end.
+      raw: the number of what it is, element by element in another shape or type, without the rule that a negative
+        index counts from the end. Where that is negative, the two differ.
       first: the first variable that is computed like it.
     """
 
@@ -101,8 +102,12 @@ def known_values(jaxpr: Jaxpr) -> dict[Var, Known]:
         for k, v in enumerate(eqn.outvars):
             what = (eqn.primitive.name, str(eqn.params), k)
             own = number(*what, *(x.number if isinstance(x, Known) else _literal(x) for x in operands))
-            raw = number(*what, *(x.raw if isinstance(x, Known) else _literal(x) for x in operands))
-            add(v, own, raw if counts_from_end is None else known[counts_from_end].raw)
+            raw = own
+            if counts_from_end is not None:
+                raw = known[counts_from_end].raw
+            elif _keeps_numbers(eqn) and isinstance(operands[0], Known):
+                raw = number(*what, operands[0].raw)
+            add(v, own, raw)
     return known
 
 
@@ -119,6 +124,14 @@ def _counts_from_end(eqn: Eqn, made_by: Callable[[Atom], Eqn | None]) -> Var | N
         return None
     is_less = less.primitive.name == "lt" and less.invars[0] is index and _is_zero(less.invars[1])
     return index if is_less and added.primitive.name == "add" and added.invars[0] is index else None
+
+
+def _keeps_numbers(eqn: Eqn) -> bool:
+    """Whether the elements are those of the operand, as far as an axis can have so many: negative ones are negative."""
+    if eqn.primitive.name == "convert_element_type":
+        dtype = eqn.outvars[0].aval.dtype
+        return jnp.issubdtype(dtype, jnp.signedinteger) and dtype.itemsize >= 4  # JAX's own, of an index
+    return eqn.primitive.name in ("broadcast_in_dim", "reshape", "squeeze", "expand_dims")
 
 
 def _is_zero(v: Atom) -> bool:
