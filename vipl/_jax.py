@@ -133,6 +133,11 @@ def new_variable(v: Var) -> Var:
     return _core.Var(v.aval)  # type: ignore[return-value]
 
 
+def with_value(literal: Any, value: Any) -> Literal:
+    """A literal of the same type with another value."""
+    return type(literal)(value, literal.aval)
+
+
 class ScanParts(NamedTuple):
     """What a `scan` equation holds: its body and how its operands are split."""
 

@@ -185,6 +185,24 @@ def test_a_relaxed_site_is_a_float_and_another_estimator_keeps_it_one():
         assert_unbiased(lambda key: other.value_and_grad(key, 0.3)[1], exact, key=KEY, resolution=0.02)  # noqa: B023
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("estimator", [StraightThrough(), ReinMax(), GumbelSoftmax(0.5)], ids=str)
+def test_a_relaxed_site_of_logits_of_another_width(estimator, dtype):
+    """The site is a float of the default width; the mean derivative is that of logits in double precision."""
+    kinds = {
+        "flip": lambda phi: dist.Bernoulli(logits=phi),
+        "one-hot": lambda phi: dist.Multinomial(1, logits=jnp.stack([phi, 0 * phi])),
+    }
+    for kind, law in kinds.items():
+        objective = vipl.expectation(lambda phi: jnp.sum(jnp.sin(sample("b", law(phi), estimator))))  # noqa: B023
+        means = []
+        for phi in (jnp.float64(0.25), dtype(0.25)):
+            value, derivative = jax.vmap(lambda k: objective.value_and_grad(k, phi))(jax.random.split(KEY, 4000))  # noqa: B023
+            assert (value.dtype, derivative.dtype) == (jnp.float64, phi.dtype)
+            means.append([np.mean(value), np.mean(derivative, dtype=np.float64)])
+        np.testing.assert_allclose(means[0], means[1], atol=0.03, err_msg=kind)
+
+
 def chain(estimator, length):
     """A chain of flips, each of a probability that depends on the last; a quadratic of their sum."""
 

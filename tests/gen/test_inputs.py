@@ -257,3 +257,29 @@ def test_large_integers_of_other_types():
 def test_integers_that_a_site_of_integers_cannot_hold_are_refused(large):
     with jax.enable_x64(False), pytest.raises(vipl.errors.ChoiceError, match="jax_enable_x64"):
         vipl.gen(lambda: sample("k", dist.Poisson(3.0)))().assess({"k": large})
+
+
+@pytest.mark.parametrize("family", [dist.Multinomial, dist.DirichletMultinomial])
+def test_counts_that_are_arrays_made_anew_in_each_trace(family):
+    """NumPyro keeps them in the structure of a distribution, where they are compared by content."""
+    votes = np.array([[2, 3, 1], [4, 0, 5]])
+
+    def program(rows):
+        @vipl.gen
+        def model():
+            law = {dist.Multinomial: jax.nn.softmax, dist.DirichletMultinomial: jnp.exp}[family]
+            p = law(sample("l", dist.Normal(jnp.zeros(3), 1.0).to_event(1)))
+            own = (rows.sum(-1), p) if family is dist.Multinomial else (p, rows.sum(-1))
+            sample("y", family(*own).to_event(1))
+
+        return model()
+
+    given = {"l": jnp.array([0.3, -0.2, 0.1])}
+    p = {dist.Multinomial: jax.nn.softmax, dist.DirichletMultinomial: jnp.exp}[family](given["l"])
+    for rows in (votes, votes.copy(), votes[::-1], votes.astype(np.int32)):
+        own = (rows.sum(-1), p) if family is dist.Multinomial else (p, rows.sum(-1))
+        wanted = family(*own).log_prob(rows).sum() + dist.Normal(0.0, 1.0).log_prob(given["l"]).sum()
+        np.testing.assert_allclose(
+            program(rows).assess(given | {"y": rows}).log_prob, wanted, rtol=1e-6
+        )  # NumPyro's is in single precision
+        assert program(rows).simulate(jax.random.key(0)).choices["y"].sum() == votes.sum()

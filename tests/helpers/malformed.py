@@ -3007,3 +3007,33 @@ def a_marginal_as_its_own_proposal():
 
     inner = vipl.marginal(pairs(), ("k", "x"), vipl.inference.Enumeration())
     vipl.marginal(inner, "x", vipl.inference.Importance(2)).assess({"x": 0.7}, key=KEY)
+
+
+@malformed
+def counts_of_a_multinomial_that_are_traced():
+    @vipl.gen
+    def votes(counts):
+        p = sample("p", dist.Dirichlet(jnp.ones(3)))
+        sample("y", dist.Multinomial(counts.sum(-1), p).to_event(1))
+
+    vipl.infer(votes(jnp.ones((4, 3), int)), {"y": jnp.ones((4, 3), int)}, key=KEY)
+
+
+@malformed
+def data_whose_address_has_a_capital():
+    vipl.infer(location(), {"Y": 1.0}, key=KEY)
+
+
+@malformed
+def data_of_objects():
+    vipl.infer(location(), {"y": np.array(1.0, object)}, key=KEY)
+
+
+@malformed
+def an_optimizer_of_infer_by_name():
+    vipl.infer(location(), SEEN, key=KEY, optimizer="adam")
+
+
+@malformed
+def a_temperature_of_zero():
+    expected(lambda m: sample("x", dist.Bernoulli(m), vipl.GumbelSoftmax(0.0)), 0.5)

@@ -625,7 +625,7 @@ def test_recorded_values_stand_beside_the_choices(key):
 
     guide = guides.FullRank(recording(), Y)
     found = vipl.Posterior(recording(), Y, guide, guide.init(key))
-    drawn, recorded = found.sample(key, 6), found.deterministics(key, 6)
+    drawn, recorded = found.sample(key, 6), found.deterministics(key, num_samples=6)
     assert list(recorded) == ["part", "mean", "lane"]
     np.testing.assert_allclose(recorded["part"]["twice"], 2 * drawn["a"], rtol=1e-12)
     np.testing.assert_allclose(recorded["mean"], drawn["a"][:, None] + drawn["part"]["b"][:, None] * X, rtol=1e-12)
@@ -640,7 +640,26 @@ def test_recorded_values_stand_beside_the_choices(key):
     less = found.to_arviz(key, num_samples=5, deterministics=False)
     assert list(less["posterior"].data_vars) == list(less["prior"].data_vars) == ["a", "part.b"]
     bare = vipl.Posterior(line(X), Y, guides.Delta(line(X), Y), guides.Delta(line(X), Y).init(key))
-    assert bare.deterministics(key, 3) == {}
+    assert bare.deterministics(key, num_samples=3) == {}
+
+
+def test_recorded_values_of_other_programs_are_those_of_their_predictions(key):
+    """What the posterior does not have is drawn, as by `predict` with the same key."""
+
+    @vipl.gen
+    def curve(x):
+        b = sample("b", dist.Normal(0.0, 1.0))
+        noise = sample("noise", dist.Normal(jnp.zeros(len(x)), 0.1))
+        mean = vipl.deterministic("mean", b * x + noise)
+        sample("y", dist.Normal(mean, 1.0))
+
+    guide = guides.FullRank(line(X), Y)
+    found = vipl.Posterior(line(X), Y, guide, guide.init(key))
+    new = curve(jnp.array([1.0, 5.0, 7.0]))
+    predicted, recorded = found.predict(key, new, 9), found.deterministics(key, new, 9)
+    slopes = (recorded["mean"] - predicted["noise"]) / jnp.array([1.0, 5.0, 7.0])
+    np.testing.assert_allclose(slopes, slopes[:, :1] * jnp.ones(3), rtol=1e-9)
+    np.testing.assert_allclose(slopes[:, 0], found.sample(jax.random.split(key)[0], 9)["b"], rtol=1e-9)
 
 
 def test_names_that_no_dimension_has_are_kept(key):
@@ -752,9 +771,11 @@ def test_files_of_other_posteriors_are_refused(posterior, tmp_path):
     np.testing.assert_array_equal(report.values, posterior.report.values)
     with pytest.raises(ProgramError, match="two_coins"):
         vipl.load(path, two_coins(0.0), {"y": 0.0})
-    pathlib.Path(path).write_bytes(b"nothing")
-    with pytest.raises(ProgramError, match="not a file of a posterior"):
-        vipl.load(path, line(X), Y)
+    whole = pathlib.Path(path).read_bytes()
+    for part in (b"nothing", b"", whole[:300], whole[:-100]):
+        pathlib.Path(path).write_bytes(part)
+        with pytest.raises(ProgramError, match="a part of a file, or one of another kind"):
+            vipl.load(path, line(X), Y)
     with pytest.raises(FileNotFoundError):
         vipl.load(tmp_path / "other", line(X), Y)
     guide = guides.MeanField(two_coins(0.0), {"y": 0.0}, discrete=vipl.Score())

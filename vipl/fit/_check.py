@@ -18,8 +18,8 @@ from vipl.fit._order import MOST_ROWS
 from vipl.ir.partition import canonical
 
 
-def _error(summary: str, got: str, expected: str, fix: str) -> ProgramError:
-    return ProgramError(summary, at="vipl.fit", got=got, expected=expected, fix=fix)
+def _error(summary: str, got: str, expected: str, fix: str, at: str = "vipl.fit") -> ProgramError:
+    return ProgramError(summary, at=at, got=got, expected=expected, fix=fix)
 
 
 def check_arguments(objective: object, optimizer: Any) -> None:
@@ -31,6 +31,11 @@ def check_arguments(objective: object, optimizer: Any) -> None:
             "what vipl.expectation returns",
             "decorate the function with @vipl.expectation",
         )
+    check_optimizer(optimizer)
+
+
+def check_optimizer(optimizer: Any, at: str = "vipl.fit") -> None:
+    """Raises where it is none of optax's."""
     name = type(optimizer).__name__
     if type(optimizer).__module__.startswith("numpyro"):
         raise _error(
@@ -38,6 +43,7 @@ def check_arguments(objective: object, optimizer: Any) -> None:
             f"numpyro.optim.{name}",
             "an optax optimizer",
             f"pass optax.{name.lower()}(step_size)" if hasattr(optax, name.lower()) else "pass e.g. optax.adam(1e-2)",
+            at,
         )
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")) or isinstance(optimizer, type):
         is_factory = callable(optimizer) and getattr(optimizer, "__name__", "") in vars(optax)
@@ -46,6 +52,7 @@ def check_arguments(objective: object, optimizer: Any) -> None:
             f"the function optax.{optimizer.__name__} itself" if is_factory else name,
             "an object with `init` and `update`",
             f"call it: optax.{optimizer.__name__}(1e-2)" if is_factory else "pass e.g. optax.adam(1e-2)",
+            at,
         )
 
 

@@ -143,10 +143,10 @@ def match(choices: Choices, found: Sequence[SiteInfo], program: str, *, complete
 
 
 def _unknown(
-    address: Address, value: object, given: Iterable[Address], by_address: Collection[Address], program: str
+    address: Address, value: object, given: Collection[Address], by_address: Collection[Address], program: str
 ) -> AddressError:
     drawn = _drawn(value)
-    nearest = _nearest(address, by_address)
+    nearest = _nearest(address, [a for a in by_address if a not in given])
     return AddressError(
         f"{'the guide samples' if drawn else 'the choices hold'} an address that {program} does not have.",
         at=drawn.at if drawn else f"the choices for {program}",
@@ -160,8 +160,8 @@ def _unknown(
 def _nearest(address: Address, known: Iterable[Address]) -> Address | None:
     import difflib
 
-    names = {"/".join(a): a for a in known}
-    close = difflib.get_close_matches("/".join(address), names, n=1, cutoff=0.5)
+    names = {"/".join(a).lower(): a for a in known}
+    close = difflib.get_close_matches("/".join(address).lower(), names, n=1, cutoff=0.5)
     return names[close[0]] if close else None
 
 
@@ -176,7 +176,9 @@ def _checked(value: object, info: SiteInfo) -> Array:
             at=site.at(),
             got=show_aval(value),
             expected=expected,
-            fix="pass a number, an array, or a list or a data frame of numbers",
+            fix="convert it: numpy.asarray(value, float)"
+            if isinstance(value, (np.ndarray, list, tuple))
+            else "pass a number, an array, or a list or a data frame of numbers",
         )
     array = array if isinstance(array, jax.Array) else jnp.asarray(array)
     if array.shape != shape:

@@ -137,6 +137,14 @@ def check_distribution(
             fix="install the library; or use another family, such as a truncated Normal",
         ) from error
     except (TypeError, ValueError) as error:
+        if isinstance(source, dist.Distribution) and "specify total_count_max" in str(error):
+            raise DistributionError(
+                "the counts of a multinomial are traced, and nothing says how large they are at most.",
+                at=at,
+                got=f"{type(innermost(source)).__name__} without total_count_max",
+                expected="counts that are known, as NumPy's are, or their largest",
+                fix="write total_count_max=20, say, beside the counts; or make the counts by NumPy outside the program",
+            ) from error
         has_integers = any(jnp.issubdtype(jnp.result_type(x), jnp.integer) for x in jax.tree.leaves(source))
         if not (has_integers and re.search("must (be|have) a float", str(error))):
             raise

@@ -27,7 +27,7 @@ def points_program(config: tuple[Skeleton, Skeleton, int, bool, bool, Any]) -> C
     source, estimator, num_distribution, makes_float, weighs, dtype = config
 
     def floating(x):
-        return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(float)
+        return x if jnp.issubdtype(x.dtype, jnp.complexfloating) else x.astype(dtype)
 
     def points(key, *operands):
         d = source.combine(operands[:num_distribution])

@@ -51,6 +51,15 @@ class Skeleton:
     static: tuple[tuple[bool, Hashable], ...]
     types: tuple[type, ...]
 
+    def __eq__(self, other: object) -> bool:
+        """Whether both are alike; arrays that NumPyro keeps in a structure, such as counts, are compared by content."""
+        if not isinstance(other, Skeleton) or (self.static, self.types) != (other.static, other.types):
+            return False
+        try:
+            return self.treedef == other.treedef
+        except ValueError:
+            return _alike(self.treedef, other.treedef)
+
     def combine(self, leaves: Iterable[object]) -> Any:
         """Puts the operands back."""
         operands = iter(leaves)
@@ -59,6 +68,19 @@ class Skeleton:
             for kept, value in self.static
         ]
         return jax.tree.unflatten(self.treedef, values)
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Whether two structures, or what nodes of them keep, are equal."""
+    if isinstance(a, jax.tree_util.PyTreeDef):
+        return _alike((a.node_data(), a.children()), (b.node_data(), b.children()))
+    if type(a) is type(b) and isinstance(a, (tuple, list)):
+        return len(a) == len(b) and all(map(_alike, a, b))
+    if isinstance(a, Tracer) or isinstance(b, Tracer):
+        return a is b
+    if isinstance(a, (np.ndarray, jax.Array)) or isinstance(b, (np.ndarray, jax.Array)):
+        return type(a) is type(b) and a.dtype == b.dtype and np.array_equal(np.asarray(a), np.asarray(b))
+    return a == b
 
 
 def not_arrays(tree: PyTree) -> list[object]:

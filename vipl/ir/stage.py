@@ -10,6 +10,7 @@ import jax
 from vipl._jax import ClosedJaxpr, by_site, wants_by_site
 from vipl._types import PyTree
 from vipl.errors import ProgramError
+from vipl.ir.constants import with_own_constants
 from vipl.ir.frames import user_frame
 from vipl.ir.inline import inline_jits
 from vipl.ir.partition import Skeleton, partition
@@ -67,11 +68,11 @@ def _staged(fn: Callable, args: tuple[object, ...], kwargs: Mapping[str, object]
         return leaves
 
     jaxpr = jax.make_jaxpr(flat)()
-    return Staged(inline_jits(jaxpr), box[0])
+    return Staged(inline_jits(with_own_constants(jaxpr)), box[0])
 
 
 def stage(fn: Callable, *args: PyTree) -> tuple[ClosedJaxpr, PyTree]:
     """Traces `fn(*args)` to a jaxpr of the flat arguments, without plain `jit`s, and the shapes of its result."""
     flat, treedef = jax.tree.flatten(args)
     jaxpr, shape = jax.make_jaxpr(lambda *flat: fn(*jax.tree.unflatten(treedef, flat)), return_shape=True)(*flat)
-    return inline_jits(jaxpr), shape
+    return inline_jits(with_own_constants(jaxpr)), shape

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pathlib
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -128,13 +129,15 @@ def read(path: str | pathlib.Path, program: Program, data: Choices) -> tuple[Any
     """See `vipl.load`: the guide, its parameters and how they were found."""
     at = f"vipl.load of {pathlib.Path(path).name}"
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         said = json.loads(arrays.pop("said").tobytes())
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
         if isinstance(error, FileNotFoundError):
             raise
-        raise _not_loaded(at, "not a file of a posterior", "a file that Posterior.save wrote") from None
+        found = "a part of a file, or one of another kind"
+        fix = "pass the path that Posterior.save was given; if the file is cut off, save again"
+        raise _not_loaded(at, found, "a file that Posterior.save wrote", fix) from None
     here = sorted(keyed(flatten(data, "the data")))
     if said["model"] != program.name or said["data"] != here:
         got = f"{said['model']} given {', '.join(said['data'])}"
@@ -265,11 +268,13 @@ def keyed(flat: Mapping[Address, Any]) -> dict[str, Any]:
     return {"/".join(a): x for a, x in flat.items()}
 
 
-def _not_loaded(at: str, got: str, expected: str) -> ProgramError:
+def _not_loaded(
+    at: str, got: str, expected: str, fix: str = "pass the model and the data that were fitted"
+) -> ProgramError:
     return ProgramError(
         "a file does not hold this posterior.",
         at=at,
         got=got,
         expected=expected,
-        fix="pass the model and the data that were fitted",
+        fix=fix,
     )

@@ -18,6 +18,7 @@ from vipl._checks import is_traced, whole_number
 from vipl._settings import with_own_settings
 from vipl._types import PRNGKeyArray
 from vipl.errors import AddressError, ProgramError, show_addresses
+from vipl.fit._check import check_optimizer
 from vipl.gen import GenerativeFunction, Program
 from vipl.gen._check_arguments import check_source
 from vipl.gen._choices import flatten
@@ -165,6 +166,8 @@ def infer(
     check_source(model, "model", "infer", program=True)
     key, data = as_key(key), dict(data) if isinstance(data, Mapping) else data
     flatten(data, "the data of infer")
+    if optimizer is not None:
+        check_optimizer(optimizer, "vipl.infer")
     num_samples = whole_number(num_samples, "num_samples", "infer")
     most = None if num_steps is None else whole_number(num_steps, "num_steps", "infer")
     family = _the_guide(model, data, guide)

@@ -184,6 +184,12 @@ class Posterior(Generic[G]):
           ChoiceError: a choice has another shape in the program than in the posterior.
           AddressError: the program has none of the posterior's addresses.
         """
+        return self._predict(key, program, num_samples)[1]
+
+    def _predict(
+        self, key: PRNGKeyArray, program: Program | None, num_samples: SupportsIndex
+    ) -> tuple[Choices, Choices]:
+        """Draws from the posterior, and what a program draws given them."""
         key_draw, key_predict = jax.random.split(as_key(key))
         program = self.model if program is None else program
         check_source(program, "program", "Posterior.predict", program=True)
@@ -197,7 +203,7 @@ class Posterior(Generic[G]):
                 expected=f"some of {show_addresses(flatten(drawn, 'draws'))}",
                 fix="pass the model with other arguments; for its prior, write vipl.predict(key, program)",
             )
-        return predict(key_predict, program, num_samples, choices=drawn)
+        return drawn, predict(key_predict, program, num_samples, choices=drawn)
 
     @with_own_settings
     def expectation(
@@ -271,30 +277,41 @@ class Posterior(Generic[G]):
             )
 
     @with_own_settings
-    def deterministics(self, key: PRNGKeyArray | None = None, num_samples: SupportsIndex = 1000) -> dict[str, Any]:
-        """The values that the model records by `vipl.deterministic`, at the draws of `sample(key, num_samples)`.
+    def deterministics(
+        self, key: PRNGKeyArray | None = None, program: Program | None = None, num_samples: SupportsIndex = 1000
+    ) -> dict[str, Any]:
+        """The values that a program records by `vipl.deterministic`, at draws from the posterior.
 
         Args:
           key: PRNG key.
+          program: the model with other arguments, such as `model(x_new)`, or any program, at what
+            `predict(key, program, num_samples)` draws. None: the model itself, at those of `sample(key, num_samples)`.
           num_samples: how many draws.
 
         Returns:
-          By address, nested as choices are, f[num_samples, ...]; an empty dict of a model that records nothing.
+          By address, nested as choices are, f[num_samples, ...]; an empty dict of a program that records nothing.
 
         Raises:
-          AddressError: a choice of the model is neither the guide's nor given.
+          AddressError: a choice of the model is neither the guide's nor given; or as `predict`.
         """
         the_key = key_or_first(key)
-        return self._recorded(jax.random.fold_in(the_key, 1), self.data, self.sample(the_key, num_samples))
+        if program is None:
+            draws, data, program = self.sample(the_key, num_samples), self.data, self.model
+        else:
+            drawn, new = self._predict(the_key, program, num_samples)
+            has = addresses_of(program)
+            given = {a: x for a, x in flatten(drawn, "draws").items() if a in has}
+            draws, data = nest(given | flatten(new, "draws")), {}
+        return self._recorded(jax.random.fold_in(the_key, 1), program, data, draws)
 
-    def _recorded(self, key: PRNGKeyArray, data: Choices, draws: Choices) -> dict[str, Any]:
-        """What the model records at draws of the choices that are no data."""
-        has = recorded_by(self.model)
+    def _recorded(self, key: PRNGKeyArray, program: Program, data: Choices, draws: Choices) -> dict[str, Any]:
+        """What a program records at draws of the choices that are no data."""
+        has = recorded_by(program)
         if not has:
             return {}
         values = flatten(draws, "draws")
-        self._check_whole(self.model, values | flatten(data, "the data"), "deterministics")
-        found = at_draws("records", records, self.model, data, key, values, _number(draws))
+        self._check_whole(program, values | flatten(data, "the data"), "deterministics")
+        found = at_draws("records", records, program, data, key, values, _number(draws))
         return nest({a: found[a] for a in has})
 
     @with_own_settings
@@ -509,8 +526,9 @@ class Posterior(Generic[G]):
         check_dims(dims, at)
         keys = jax.random.split(key_or_first(key), 4)
         drawn, log_p, log_q = self._draw(keys[0], num_samples)
+        recorded = self._recorded(keys[3], self.model, self.data, drawn) if deterministics else {}
         groups: dict[str, Choices] = {
-            "posterior": _beside(drawn, self._recorded(keys[3], self.data, drawn) if deterministics else {}),
+            "posterior": _beside(drawn, recorded),
             "posterior_predictive": predict(keys[1], self.model, num_samples, choices=drawn),
             "log_likelihood": self._log_likelihood(keys[3], self.model, self.data, drawn),
             "sample_stats": {"lp": log_p, "log_q": log_q},
@@ -522,7 +540,7 @@ class Posterior(Generic[G]):
         if prior:
             before = flatten(predict(keys[2], self.model, num_samples), "prior")
             latent = flatten(drawn, "draws")
-            recorded = self._recorded(keys[2], {}, nest(before)) if deterministics else {}
+            recorded = self._recorded(keys[2], self.model, {}, nest(before)) if deterministics else {}
             groups["prior"] = _beside(nest({a: x for a, x in before.items() if a in latent}), recorded)
             groups["prior_predictive"] = nest({a: x for a, x in before.items() if a not in latent})
         made = {False: made_at(self.model, self.data, drawn)}
