@@ -133,11 +133,6 @@ def new_variable(v: Var) -> Var:
     return _core.Var(v.aval)  # type: ignore[return-value]
 
 
-def with_value(literal: Any, value: Any) -> Literal:
-    """A literal of the same type with another value."""
-    return type(literal)(value, literal.aval)
-
-
 class ScanParts(NamedTuple):
     """What a `scan` equation holds: its body and how its operands are split."""
 
@@ -629,14 +624,15 @@ def bodies(eqn: Eqn) -> list[Jaxpr]:
 
 
 def map_bodies(eqn: Eqn, fn: Callable[[Jaxpr], Jaxpr]) -> Params:
-    """The parameters of an equation, with `fn` of each program in them."""
+    """The parameters of an equation, with `fn` of each program in them, which may stand in a tuple."""
+    return {name: _mapped(value, fn) for name, value in eqn.params.items()}
 
-    def mapped(value: object) -> object:
-        if isinstance(value, tuple) and any(map(is_jaxpr, value)):
-            return tuple(map(mapped, value))
-        return fn(value) if is_jaxpr(value) else value
 
-    return {name: mapped(value) for name, value in eqn.params.items()}
+def _mapped(value: Any, fn: Callable[[Jaxpr], Jaxpr]) -> Any:
+    if isinstance(value, tuple) and any(map(is_jaxpr, value)):
+        each = [_mapped(x, fn) for x in value]
+        return type(value)(*each) if hasattr(value, "_fields") else tuple(each)
+    return fn(value) if is_jaxpr(value) else value
 
 
 def is_ordered(effect: object) -> bool:

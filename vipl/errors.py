@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Self
 
 __all__ = [
     "AddressError",
@@ -51,11 +51,18 @@ class ViplError(Exception):
             f"{summary}\n  at:        {at}\n  got:       {got}\n  expected:  {expected}\n  fix:       {fix}"
         )
 
-    def located(self, at: str) -> ViplError:
+    def located(self, at: str) -> Self:
         """The same error at a place that was not known where it was raised."""
-        moved = type(self)(self.summary, at=at, got=self.got, expected=self.expected, fix=self.fix)
-        moved.needs_number, moved.needs_by_site = self.needs_number, self.needs_by_site
-        return moved
+        return self._with(at, self.fix)
+
+    def advised(self, fix: str) -> Self:
+        """The same error with other advice."""
+        return self._with(self.at, fix)
+
+    def _with(self, at: str, fix: str) -> Self:
+        other = type(self)(self.summary, at=at, got=self.got, expected=self.expected, fix=fix)
+        other.needs_number, other.needs_by_site = self.needs_number, self.needs_by_site
+        return other
 
     def __reduce__(self) -> tuple[Callable[[], ViplError], tuple[()], dict[str, bool]]:
         """For copies, and for other processes."""

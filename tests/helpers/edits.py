@@ -42,12 +42,31 @@ EDITS: list[Edit] = [
         "vipl/ir/partition.py",
         ("integers wrap", "return np.asarray(x, np.float64) if isinstance(x, np.ndarray) else float(x)", "return x",
          "gen/test_inputs.py -k 'large'"),
+        ("arrays in a structure are not compared", "return _alike(self.treedef, other.treedef)", "raise",
+         "gen/test_inputs.py -k 'counts_that'"),
         ("masks are not looked at", "        if np.ma.is_masked(x):\n            raise _masked(x)\n", "",
          f"{_PINNED} -k 'masked'"),
     ),
     *_in(
         "vipl/gen/_choices.py",
         ("integers wrap at a site", " and _in_range(array, site.dtype):", ":", "gen/test_inputs.py -k 'integers_that'"),
+    ),
+    *_in(
+        "vipl/ir/constants.py",
+        ("constants are those of the user", "(x, x.copy()))[1]", "(x, x))[1]",
+         "ir/test_constants.py -k 'change_in_place and read'"),
+        ("constants are copied each time", "return done.setdefault(id(x), (x, x.copy()))[1]", "return x.copy()",
+         "ir/test_constants.py -k 'copied_once'"),
+    ),
+    *_in(
+        "vipl/distributions/_stable.py",
+        ("counts are those of the user", "changes |= {name: x.copy() for", "changes |= {name: x for",
+         "ir/test_constants.py -k 'counts_in'"),
+    ),
+    *_in(
+        "vipl/gen/_points.py",
+        ("a relaxed draw keeps the width of its logits", "else x.astype(dtype)", "else x",
+         "estimators/test_estimators.py -k 'another_width and bfloat16'"),
     ),
     # --- posteriors ---------------------------------------------------------------------------------------------------
     *_in(
@@ -155,6 +174,8 @@ EDITS: list[Edit] = [
          "analysis/test_reach.py -k 'another and group'"),
         ("of two indices the first counts", ", list(d.start_index_map).index(a))", ", 0)",
          "analysis/test_reach.py -k 'columns and looked'"),
+        ("a function of an index as it was is that of the index", "elif _keeps_numbers(eqn) and isinstance(",
+         "elif isinstance(", "expectation/test_vector_sites.py -k 'counted_from and absolute and score'"),
         ("an index may be drawn", "if not integers or _jax.bodies(eqn) or not is_pure(eqn):",
          "if not integers or _jax.bodies(eqn):", "analysis/test_reach.py -k 'drawn and number'"),
     ),

@@ -3035,5 +3035,18 @@ def an_optimizer_of_infer_by_name():
 
 
 @malformed
-def a_temperature_of_zero():
-    expected(lambda m: sample("x", dist.Bernoulli(m), vipl.GumbelSoftmax(0.0)), 0.5)
+def a_relaxed_draw_for_a_site_of_integers():
+    model = vipl.gen(lambda: sample("b", dist.Bernoulli(0.3)))
+    guide = vipl.gen(lambda phi: sample("b", dist.Bernoulli(logits=phi), vipl.StraightThrough()))
+    expected(lambda phi: vipl.objectives.elbo(model(), guide(phi), {}), 0.5)
+
+
+@malformed
+def a_guide_itself_for_calibrate():
+    vipl.diagnostics.calibrate(KEY, location(), "y", guide=vipl.guides.MeanField(location(), SEEN))
+
+
+@malformed
+def a_log_likelihood_of_other_rows_without_data():
+    guide = vipl.guides.MeanField(location(), SEEN)
+    vipl.Posterior(location(), SEEN, guide, guide.init(KEY)).log_likelihood(KEY, location(5))

@@ -127,7 +127,7 @@ def _counts_from_end(eqn: Eqn, made_by: Callable[[Atom], Eqn | None]) -> Var | N
 
 
 def _keeps_numbers(eqn: Eqn) -> bool:
-    """Whether the elements are those of the operand, as far as an axis can have so many: negative ones are negative."""
+    """Whether the elements are those of the operand, which are less than 2^31 in size: an axis has no more."""
     if eqn.primitive.name == "convert_element_type":
         dtype = eqn.outvars[0].aval.dtype
         return jnp.issubdtype(dtype, jnp.signedinteger) and dtype.itemsize >= 4  # JAX's own, of an index

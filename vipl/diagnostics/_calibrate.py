@@ -141,7 +141,9 @@ def calibrate(
             at=f"calibrate of {program.name}",
             got=repr(guide),
             expected="vipl.guides.FullRank or vipl.guides.MeanField",
-            fix="leave guide out; fit others by vipl.infer, one dataset at a time",
+            fix=f"pass the class: guide=vipl.guides.{type(guide).__name__}"
+            if type(guide) in (FullRank, MeanField)
+            else "leave guide out; fit others by vipl.infer, one dataset at a time",
         )
     num_datasets = whole_number(num_datasets, "num_datasets", "calibrate", least=2)
     num_draws = whole_number(num_draws, "num_draws", "calibrate", least=_BINS - 1)

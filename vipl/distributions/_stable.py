@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from typing import TypeVar
 
+import numpy as np
 import numpyro.distributions as dist
 from numpyro.distributions.transforms import Transform
 
@@ -33,6 +34,9 @@ def stabilize(d: T) -> T:
     if not isinstance(d, dist.Distribution):
         return d
     changes = {name: new for name, part in vars(d).items() if (new := _stable_part(part)) is not part}
+    if arrays := {name: x for name, x in vars(d).items() if isinstance(x, np.ndarray)}:
+        structure = type(d).gather_pytree_aux_fields()  # counts there may change in place
+        changes |= {name: x.copy() for name, x in arrays.items() if name in structure}
     cls = _STABLE.get(type(d))
     if cls is None and not changes:
         return with_parameters(d)

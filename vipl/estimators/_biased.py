@@ -18,7 +18,6 @@ from vipl.errors import EstimatorError, show_aval
 from vipl.estimators._logits import bernoulli_logits
 from vipl.gen import Draw, Estimator, Law
 from vipl.gen._density import innermost
-from vipl.ir.frames import user_frame
 from vipl.ir.partition import is_real
 
 
@@ -44,32 +43,23 @@ class GumbelSoftmax(Biased):
 
     temperature: Float[ArrayLike, ""] = 1.0
 
-    def __post_init__(self):
-        """Checks a number that is known."""
-        if isinstance(self.temperature, (int, float, np.ndarray, np.generic)) and not np.all(self.temperature > 0):
-            raise _no_temperature(f"GumbelSoftmax in {user_frame()}", str(self.temperature))
-
     def points(self, law: Law, key: PRNGKeyArray) -> Draw:
         """The relaxed draw."""
         logits, binary = _logits(law, "GumbelSoftmax()")
         if not is_real(self.temperature):
-            raise _no_temperature("", show_aval(self.temperature))
+            raise EstimatorError(
+                "a temperature is not a number.",
+                at="",
+                got=show_aval(self.temperature),
+                expected="a positive number",
+                fix="write GumbelSoftmax(temperature=0.5)",
+            )
         if binary:
             return Draw(
                 jax.nn.sigmoid((logits + jax.random.logistic(key, logits.shape, logits.dtype)) / self.temperature)
             )
         gumbel = jax.random.gumbel(key, logits.shape, logits.dtype)
         return Draw(jax.nn.softmax((logits + gumbel) / self.temperature))
-
-
-def _no_temperature(at: str, got: str) -> EstimatorError:
-    return EstimatorError(
-        "a temperature is not a positive number.",
-        at=at,
-        got=got,
-        expected="a positive number",
-        fix="write GumbelSoftmax(temperature=0.5)",
-    )
 
 
 class StraightThrough(Biased):

@@ -177,7 +177,7 @@ def _checked(value: object, info: SiteInfo) -> Array:
             got=show_aval(value),
             expected=expected,
             fix="convert it: numpy.asarray(value, float)"
-            if isinstance(value, (np.ndarray, list, tuple))
+            if _holds_numbers(value)
             else "pass a number, an array, or a list or a data frame of numbers",
         )
     array = array if isinstance(array, jax.Array) else jnp.asarray(array)
@@ -194,8 +194,24 @@ def _checked(value: object, info: SiteInfo) -> Array:
         return array if array.dtype == site.dtype else array.astype(site.dtype)
     whole = _whole(array, site.dtype)
     if whole is None:
-        raise _of_wrong_kind(array, site, expected)
+        error = _of_wrong_kind(array, site, expected)
+        if _drawn(value) and jnp.issubdtype(array.dtype, jnp.floating):
+            error = error.advised(
+                "take a distribution over integers; a relaxation is named at this site, too, as in "
+                f'sample("{site.address[-1]}", ..., vipl.StraightThrough())'
+            )
+        raise error
     return whole
+
+
+def _holds_numbers(value: object) -> bool:
+    """Whether an array of objects is one of numbers."""
+    try:
+        if not isinstance(value, np.ndarray) or value.dtype != object:
+            return False
+        return bool(np.isfinite(value.astype(float)).all())
+    except (TypeError, ValueError):
+        return False
 
 
 def _of_wrong_kind(array: Array, site: Site, expected: str) -> ChoiceError:

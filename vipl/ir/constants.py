@@ -2,44 +2,50 @@
 
 JAX has one constant for each NumPy array, and returns it as long as a program that holds it lives, whatever the array
 holds by then. Where it needs no conversion the constant is the user's memory itself. Invariant: no program that lives
-on holds an array of the user's, or JAX's constant of one.
+on holds an array of the user's, or JAX's constant of one. Arrays without axes are left as they are: JAX writes them
+into equations, beside numbers of its own.
 """
 
 from __future__ import annotations
 
-import itertools
 from typing import TypeVar
 
 import numpy as np
 
 from vipl import _jax
-from vipl._jax import Atom, Eqn, Jaxpr
+from vipl._jax import Eqn, Jaxpr
 from vipl._types import Array
 
 J = TypeVar("J", bound=Jaxpr)
 
 
 def with_own_constants(jaxpr: J) -> J:
-    """The same program with copies of the NumPy arrays in it, also in its inner programs."""
+    """The same program with copies of the NumPy arrays in it and in its inner programs; one copy of each array."""
+    return _copied(jaxpr, {})
+
+
+def _copied(jaxpr: J, done: dict[int, tuple[object, Array | Jaxpr]]) -> J:
+    """A program; `done`: by identity, what was copied, kept so that no other has its number, and its copy."""
+    if id(jaxpr) in done:
+        return done[id(jaxpr)][1]  # type: ignore[return-value]
     constvars, consts, _, eqns, outvars = _jax.parts(jaxpr)
-    own = list(map(_copied, consts)), list(map(_of_equation, eqns)), list(map(_of_variable, outvars))
-    pairs = zip(itertools.chain(*own), itertools.chain(consts, eqns, outvars), strict=True)
-    return jaxpr if all(x is y for x, y in pairs) else _jax.with_parts(jaxpr, constvars, *own)
+    own = [_constant(x, done) for x in consts]
+    inside = [_equation(eqn, done) for eqn in eqns]
+    is_same = all(x is y for x, y in zip([*own, *inside], [*consts, *eqns], strict=True))
+    new = jaxpr if is_same else _jax.with_parts(jaxpr, constvars, own, inside, outvars)
+    done[id(jaxpr)] = jaxpr, new
+    return new
 
 
-def _copied(x: Array) -> Array:
-    return x.copy() if isinstance(x, np.ndarray) else x
+def _constant(x: Array, done: dict[int, tuple[object, Array | Jaxpr]]) -> Array:
+    if not isinstance(x, np.ndarray):
+        return x
+    return done.setdefault(id(x), (x, x.copy()))[1]  # type: ignore[return-value]
 
 
-def _of_variable(v: Atom) -> Atom:
-    return _jax.with_value(v, v.val.copy()) if isinstance(v, _jax.Literal) and isinstance(v.val, np.ndarray) else v
-
-
-def _of_equation(eqn: Eqn) -> Eqn:
-    operands = list(map(_of_variable, eqn.invars))
-    own = {id(body): with_own_constants(body) for body in _jax.bodies(eqn)}
-    is_same = all(id(body) == i for i, body in own.items())
-    if is_same and all(x is y for x, y in zip(operands, eqn.invars, strict=True)):
+def _equation(eqn: Eqn, done: dict[int, tuple[object, Array | Jaxpr]]) -> Eqn:
+    bodies = _jax.bodies(eqn)
+    if all(_copied(body, done) is body for body in bodies):
         return eqn
-    params = eqn.params if is_same else _jax.map_bodies(eqn, lambda body: own[id(body)])
-    return _jax.with_ends(eqn, operands, eqn.outvars, params)
+    params = _jax.map_bodies(eqn, lambda body: _copied(body, done))
+    return _jax.with_ends(eqn, eqn.invars, eqn.outvars, params)

@@ -132,7 +132,7 @@ def read(path: str | pathlib.Path, program: Program, data: Choices) -> tuple[Any
         with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         said = json.loads(arrays.pop("said").tobytes())
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, TypeError, OSError, EOFError, NotImplementedError, zipfile.BadZipFile) as error:
         if isinstance(error, FileNotFoundError):
             raise
         found = "a part of a file, or one of another kind"

@@ -28,7 +28,6 @@ from vipl._types import Array, Float, PRNGKeyArray, PyTree
 from vipl.errors import ProgramError, shortened
 from vipl.gen._choices import Choices, flatten, nest
 from vipl.ir.keys import as_key
-from vipl.passes.cse import cse
 from vipl.posterior._psis import Smoothed, smooth
 
 _CLOSE = 0.5
@@ -187,7 +186,7 @@ def check_function(fn: object, at: str) -> None:
 
 def values_of(fn: Callable[[Choices], PyTree], drawn: Choices) -> PyTree:
     """A function of each draw."""
-    return cse(jax.vmap(fn), drawn)  # staged: what is compiled and kept holds no array of the user's
+    return jax.vmap(fn)(drawn)
 
 
 def mean_over_draws(x: Array, weights: np.ndarray | None = None) -> Array:

@@ -31,6 +31,7 @@ from vipl.guides._combine import Combined, parts_of
 from vipl.guides._once import run_once
 from vipl.interpret.seed import seed
 from vipl.ir.keys import as_key, key_or_first
+from vipl.passes.cse import cse
 from vipl.posterior._arviz import check_dims, check_named, dims_by_name, tree_of, variables
 from vipl.posterior._draws import (
     addresses_of,
@@ -184,21 +185,21 @@ class Posterior(Generic[G]):
           ChoiceError: a choice has another shape in the program than in the posterior.
           AddressError: the program has none of the posterior's addresses.
         """
-        return self._predict(key, program, num_samples)[1]
+        return self._predict(key, program, num_samples, "predict")[1]
 
     def _predict(
-        self, key: PRNGKeyArray, program: Program | None, num_samples: SupportsIndex
+        self, key: PRNGKeyArray, program: Program | None, num_samples: SupportsIndex, who: str
     ) -> tuple[Choices, Choices]:
         """Draws from the posterior, and what a program draws given them."""
         key_draw, key_predict = jax.random.split(as_key(key))
         program = self.model if program is None else program
-        check_source(program, "program", "Posterior.predict", program=True)
+        check_source(program, "program", f"Posterior.{who}", program=True)
         drawn = self.sample(key_draw, num_samples)
         has = addresses_of(program)
         if not any(a in has for a in flatten(drawn, "draws")):
             raise AddressError(
                 "a program has none of the posterior's choices.",
-                at=f"predict of {self!r}",
+                at=f"{who} of {self!r}",
                 got=f"addresses {show_addresses(has)}",
                 expected=f"some of {show_addresses(flatten(drawn, 'draws'))}",
                 fix="pass the model with other arguments; for its prior, write vipl.predict(key, program)",
@@ -218,7 +219,7 @@ class Posterior(Generic[G]):
                 return values_of(fn, drawn)
             return compiled("values", (fn,), None, each, (drawn,), seldom=True)
 
-        each = functools.partial(values_of, fn)
+        each = functools.partial(cse, functools.partial(values_of, fn))  # what is compiled holds no array of the user's
         return jax.tree.map(mean_over_draws, in_chunks(num_samples, some, drawn))
 
     @with_own_settings
@@ -246,11 +247,17 @@ class Posterior(Generic[G]):
         Raises:
           AddressError: a choice of the program is neither the posterior's nor given.
         """
-        program, data = self.model if program is None else program, self.data if data is None else data
-        check_source(program, "program", "Posterior.log_likelihood", program=True)
+        the_program, the_data = self.model if program is None else program, self.data if data is None else data
+        check_source(the_program, "program", "Posterior.log_likelihood", program=True)
         the_key = key_or_first(key)
         draws = self.sample(the_key, num_samples)
-        return self._log_likelihood(jax.random.fold_in(the_key, 1), program, data, draws)
+        try:
+            return self._log_likelihood(jax.random.fold_in(the_key, 1), the_program, the_data, draws)
+        except ChoiceError as error:
+            of_data = any(error.at.startswith(show_address(a)) for a in flatten(self.data, "the data"))
+            if program is None or data is not None or not of_data:
+                raise
+            raise error.advised("pass what is observed there: log_likelihood(key, program, data)") from None
 
     def _log_likelihood(self, key: PRNGKeyArray, program: Program, data: Choices, draws: Choices) -> Choices:
         """The log densities of data at given draws."""
@@ -298,7 +305,7 @@ class Posterior(Generic[G]):
         if program is None:
             draws, data, program = self.sample(the_key, num_samples), self.data, self.model
         else:
-            drawn, new = self._predict(the_key, program, num_samples)
+            drawn, new = self._predict(the_key, program, num_samples, "deterministics")
             has = addresses_of(program)
             given = {a: x for a, x in flatten(drawn, "draws").items() if a in has}
             draws, data = nest(given | flatten(new, "draws")), {}
