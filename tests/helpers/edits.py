@@ -53,9 +53,9 @@ EDITS: list[Edit] = [
     ),
     *_in(
         "vipl/ir/constants.py",
-        ("constants are those of the user", "(x, x.copy()))[1]", "(x, x))[1]",
+        ("constants are those of the user", "done[id(x)] = x, x.copy()", "done[id(x)] = x, x",
          "ir/test_constants.py -k 'change_in_place and read'"),
-        ("constants are copied each time", "return done.setdefault(id(x), (x, x.copy()))[1]", "return x.copy()",
+        ("constants are copied each time", "    if id(x) not in done:\n", "    if True:\n",
          "ir/test_constants.py -k 'copied_once'"),
     ),
     *_in(

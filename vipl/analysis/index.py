@@ -131,7 +131,7 @@ def _keeps_numbers(eqn: Eqn) -> bool:
     if eqn.primitive.name == "convert_element_type":
         dtype = eqn.outvars[0].aval.dtype
         return jnp.issubdtype(dtype, jnp.signedinteger) and dtype.itemsize >= 4  # JAX's own, of an index
-    return eqn.primitive.name in ("broadcast_in_dim", "reshape", "squeeze", "expand_dims")
+    return eqn.primitive.name in ("broadcast_in_dim", "reshape", "squeeze")
 
 
 def _is_zero(v: Atom) -> bool:

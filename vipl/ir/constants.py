@@ -40,7 +40,9 @@ def _copied(jaxpr: J, done: dict[int, tuple[object, Array | Jaxpr]]) -> J:
 def _constant(x: Array, done: dict[int, tuple[object, Array | Jaxpr]]) -> Array:
     if not isinstance(x, np.ndarray):
         return x
-    return done.setdefault(id(x), (x, x.copy()))[1]  # type: ignore[return-value]
+    if id(x) not in done:
+        done[id(x)] = x, x.copy()
+    return done[id(x)][1]  # type: ignore[return-value]
 
 
 def _equation(eqn: Eqn, done: dict[int, tuple[object, Array | Jaxpr]]) -> Eqn:
